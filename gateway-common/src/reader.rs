@@ -1,0 +1,38 @@
+//! Bounds-checked reads from a packet. The XDP program implements [`Reader`] over raw packet memory, tests and the
+//! fuzzer over a slice, and the parser is generic over it, so that one parser is what all of them run.
+
+/// Reads big-endian integers at byte offsets from the start of a frame.
+///
+/// Every read answers `None` when a byte of it lies outside of the frame.
+pub trait Reader {
+    /// The byte at `offset`.
+    fn byte(&self, offset: usize) -> Option<u8>;
+    /// Two bytes in network order.
+    fn be16(&self, offset: usize) -> Option<u16>;
+    /// Four bytes in network order.
+    fn be32(&self, offset: usize) -> Option<u32>;
+    /// Eight bytes in network order.
+    fn be64(&self, offset: usize) -> Option<u64>;
+}
+
+impl Reader for [u8] {
+    fn byte(&self, offset: usize) -> Option<u8> {
+        self.get(offset).copied()
+    }
+
+    fn be16(&self, offset: usize) -> Option<u16> {
+        array(self, offset).map(u16::from_be_bytes)
+    }
+
+    fn be32(&self, offset: usize) -> Option<u32> {
+        array(self, offset).map(u32::from_be_bytes)
+    }
+
+    fn be64(&self, offset: usize) -> Option<u64> {
+        array(self, offset).map(u64::from_be_bytes)
+    }
+}
+
+fn array<const N: usize>(frame: &[u8], offset: usize) -> Option<[u8; N]> {
+    frame.get(offset..offset.checked_add(N)?)?.try_into().ok()
+}

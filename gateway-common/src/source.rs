@@ -1,0 +1,131 @@
+//! Where a packet comes from, as numbers in host order, and the keys that are made of it.
+
+use core::net::IpAddr;
+
+/// A source address as the packet carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An IPv4 address, in host byte order.
+    V4(u32),
+    /// An IPv6 address.
+    V6(V6),
+}
+
+/// An IPv6 address as two words in host byte order: the kernel has no 128-bit registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V6 {
+    /// The first 64 bits, the network part of most addresses.
+    pub high: u64,
+    /// The last 64 bits.
+    pub low: u64,
+}
+
+impl V6 {
+    /// Keeps the first `length` bits (at most 128) and clears the rest.
+    #[inline(always)]
+    pub const fn masked(self, length: u32) -> Self {
+        if length <= 64 {
+            Self { high: self.high & mask64(length), low: 0 }
+        } else {
+            Self { high: self.high, low: self.low & mask64(length - 64) }
+        }
+    }
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::V4(v4.to_bits()),
+            IpAddr::V6(v6) => {
+                let bits = v6.to_bits();
+                Self::V6(V6 { high: (bits >> 64) as u64, low: bits as u64 })
+            }
+        }
+    }
+}
+
+impl From<Source> for IpAddr {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::V4(bits) => Self::V4(bits.into()),
+            Source::V6(V6 { high, low }) => {
+                Self::V6((u128::from(high) << 64 | u128::from(low)).into())
+            }
+        }
+    }
+}
+
+/// The first `length` bits set, for `length` of 0 to 32; anything longer counts as 32.
+#[inline(always)]
+pub const fn mask32(length: u32) -> u32 {
+    // A shift by the full width is undefined in the kernel's instruction set.
+    if length == 0 {
+        0
+    } else if length >= 32 {
+        u32::MAX
+    } else {
+        u32::MAX << (32 - length)
+    }
+}
+
+/// The first `length` bits set, for `length` of 0 to 64; anything longer counts as 64.
+#[inline(always)]
+pub const fn mask64(length: u32) -> u64 {
+    if length == 0 {
+        0
+    } else if length >= 64 {
+        u64::MAX
+    } else {
+        u64::MAX << (64 - length)
+    }
+}
+
+/// Who owns a bucket: one IPv4 address, or one IPv6 /64, the least that a subscriber is given (RFC 6177).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceKey {
+    /// The address or the network part, in host byte order.
+    pub bits: u64,
+    /// 4 or 6, so that no IPv4 address shares a bucket with an IPv6 network.
+    pub family: u64,
+}
+
+impl SourceKey {
+    /// The key of the bucket that `source` is charged to.
+    #[inline(always)]
+    pub const fn of(source: Source) -> Self {
+        match source {
+            Source::V4(address) => Self { bits: address as u64, family: 4 },
+            Source::V6(V6 { high, .. }) => Self { bits: high, family: 6 },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn masks_at_the_edges() {
+        assert_eq!(mask32(0), 0);
+        assert_eq!(mask32(1), 0x8000_0000);
+        assert_eq!(mask32(32), u32::MAX);
+        assert_eq!(mask64(0), 0);
+        assert_eq!(mask64(64), u64::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn v6_masking_agrees_with_plain_arithmetic(bits: u128, length in 0u32..=128) {
+            let mask = if length == 0 { 0 } else { u128::MAX << (128 - length) };
+            let masked = V6 { high: (bits >> 64) as u64, low: bits as u64 }.masked(length);
+            prop_assert_eq!(u128::from(masked.high) << 64 | u128::from(masked.low), bits & mask);
+        }
+
+        #[test]
+        fn an_address_survives_the_way_there_and_back(address: IpAddr) {
+            prop_assert_eq!(IpAddr::from(Source::from(address)), address);
+        }
+    }
+}

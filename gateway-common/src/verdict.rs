@@ -1,0 +1,97 @@
+//! What was done with a packet, and why.
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on to the network stack.
+    Pass,
+    /// It ends here.
+    Drop,
+}
+
+/// Why it was done. The number is the index of the counter, so a reason never changes its number within an ABI version.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Not IPv4 or IPv6 (ARP among them).
+    NotIp = 0,
+    /// The source address could not be read.
+    Unparsed = 1,
+    /// IPv6 neighbour discovery, without which the link is dead.
+    Neighbour = 2,
+    /// No rule, and no bucket that applies.
+    NoRule = 3,
+    /// An `allow` rule.
+    Allow = 4,
+    /// Admitted by the packet bucket.
+    WithinLimit = 5,
+    /// A `deny` rule.
+    Deny = 6,
+    /// Over the packet bucket.
+    Limit = 7,
+    /// A `reset` rule. Reserved: nothing answers with RST yet.
+    Reset = 8,
+    /// A first fragment or a packet too short for its TCP flags.
+    Malformed = 9,
+    /// The bucket word was lost to other CPUs too often in a row.
+    Contended = 10,
+}
+
+impl Reason {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 11] = [
+        Self::NotIp,
+        Self::Unparsed,
+        Self::Neighbour,
+        Self::NoRule,
+        Self::Allow,
+        Self::WithinLimit,
+        Self::Deny,
+        Self::Limit,
+        Self::Reset,
+        Self::Malformed,
+        Self::Contended,
+    ];
+
+    /// What a packet with this reason meets.
+    #[inline(always)]
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Self::Deny | Self::Limit | Self::Reset | Self::Malformed | Self::Contended => {
+                Verdict::Drop
+            }
+            Self::NotIp
+            | Self::Unparsed
+            | Self::Neighbour
+            | Self::NoRule
+            | Self::Allow
+            | Self::WithinLimit => Verdict::Pass,
+        }
+    }
+
+    /// The name in metrics, listings and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotIp => "not_ip",
+            Self::Unparsed => "unparsed",
+            Self::Neighbour => "neighbour",
+            Self::NoRule => "no_rule",
+            Self::Allow => "allow",
+            Self::WithinLimit => "within_limit",
+            Self::Deny => "deny",
+            Self::Limit => "limit",
+            Self::Reset => "reset",
+            Self::Malformed => "malformed",
+            Self::Contended => "contended",
+        }
+    }
+}
+
+#[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, which would refuse it")]
+const _: () = {
+    let mut index = 0;
+    while index < Reason::ALL.len() {
+        assert!(Reason::ALL[index] as usize == index);
+        index += 1;
+    }
+};
