@@ -1,0 +1,53 @@
+//! Request ids: 128 random bits as 32 hexadecimal digits, the form of a W3C trace id.
+
+use std::cell::Cell;
+use std::hash::{BuildHasher as _, RandomState};
+
+/// The id of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestId([u8; 32]);
+
+impl RequestId {
+    /// A new id. Unique, not secret: ids end up in logs and answers, so nothing may rely on their being unguessable.
+    pub fn generate() -> Self {
+        let bits = u128::from(next()) << 64 | u128::from(next());
+        let mut digits = [b'0'; 32];
+        for (index, digit) in digits.iter_mut().enumerate() {
+            let nibble = (bits >> (124 - 4 * index)) as u8 & 0xf;
+            *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+        }
+        Self(digits)
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// Splitmix64 from a seed of the operating system, one state a thread: no lock and no system call a request.
+fn next() -> u64 {
+    thread_local! {
+        static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(0));
+    }
+    STATE.with(|state| {
+        let seed = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        state.set(seed);
+        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_hexadecimal_and_differ() {
+        let ids: std::collections::HashSet<_> =
+            (0..1000).map(|_| RequestId::generate().as_str().to_owned()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())));
+    }
+}

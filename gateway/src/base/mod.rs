@@ -1,0 +1,8 @@
+//! What everything else is said in: addresses, prefixes, time, ids.
+//!
+//! Rank 0: imports nothing of this crate.
+
+pub mod address;
+pub mod id;
+pub mod prefix;
+pub mod time;

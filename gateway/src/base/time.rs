@@ -1,0 +1,109 @@
+//! Clocks. Everything that decides by time takes it from here, so that tests decide what time it is.
+
+use std::time::{Duration, Instant, SystemTime};
+
+/// Nanoseconds of CLOCK_BOOTTIME, the clock of the kernel's rules: it counts while the host sleeps, and a step of the
+/// wall clock does not touch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BootTime(pub u64);
+
+/// Milliseconds since the epoch in UTC, what the store holds: it means the same after a reboot.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct UtcMillis(pub u64);
+
+/// The same moment on both clocks, which is what turns one into the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// On the clock of the kernel.
+    pub boot: BootTime,
+    /// On the clock of the store.
+    pub utc: UtcMillis,
+}
+
+impl Now {
+    /// Reads both clocks.
+    pub fn read() -> Self {
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let seconds = u64::try_from(boot.tv_sec).unwrap_or(0);
+        let nanoseconds = u64::try_from(boot.tv_nsec).unwrap_or(0);
+        Self { boot: BootTime(seconds * 1_000_000_000 + nanoseconds), utc: utc() }
+    }
+
+    /// The kernel's time of a moment of the store. A moment from before the boot is the boot.
+    pub fn boot_of(self, utc: UtcMillis) -> BootTime {
+        if utc >= self.utc {
+            let ahead = (utc.0 - self.utc.0).saturating_mul(1_000_000);
+            BootTime(self.boot.0.saturating_add(ahead))
+        } else {
+            BootTime(self.boot.0.saturating_sub((self.utc.0 - utc.0).saturating_mul(1_000_000)))
+        }
+    }
+
+    /// The store's time of a moment of the kernel.
+    pub fn utc_of(self, boot: BootTime) -> UtcMillis {
+        if boot >= self.boot {
+            UtcMillis(self.utc.0.saturating_add((boot.0 - self.boot.0) / 1_000_000))
+        } else {
+            UtcMillis(self.utc.0.saturating_sub((self.boot.0 - boot.0) / 1_000_000))
+        }
+    }
+}
+
+impl UtcMillis {
+    /// This moment and `duration` more.
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long until this moment, seen from `now`; zero when it has passed.
+    pub fn since(self, now: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(now.0))
+    }
+
+    /// As RFC 3339 in UTC, to the second.
+    pub fn display(self) -> String {
+        let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(self.0));
+        time.map_or_else(
+            || "never".to_owned(),
+            |time| humantime::format_rfc3339_seconds(time).to_string(),
+        )
+    }
+}
+
+/// The wall clock in UTC.
+#[expect(clippy::disallowed_methods, reason = "this is where the wall clock is read")]
+pub fn utc() -> UtcMillis {
+    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UtcMillis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The monotonic clock of this process, for timeouts.
+#[expect(clippy::disallowed_methods, reason = "this is where the monotonic clock is read")]
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_clocks_agree_there_and_back() {
+        let now = Now { boot: BootTime(50_000_000_000), utc: UtcMillis(1_800_000_000_000) };
+        let later = now.utc.after(Duration::from_secs(60));
+        assert_eq!(now.boot_of(later), BootTime(110_000_000_000));
+        assert_eq!(now.utc_of(now.boot_of(later)), later);
+        assert_eq!(now.boot_of(UtcMillis(0)), BootTime(0), "before the boot is the boot");
+    }
+
+    #[test]
+    fn a_step_of_the_wall_clock_changes_no_expiry_in_the_kernel() {
+        let before = Now { boot: BootTime(1_000_000_000), utc: UtcMillis(10_000) };
+        let until = before.boot_of(before.utc.after(Duration::from_secs(5)));
+        let stepped = Now { boot: BootTime(2_000_000_000), utc: UtcMillis(9_000_000) };
+        assert_eq!(until.0 - stepped.boot.0, 4_000_000_000);
+    }
+}

@@ -1,0 +1,8 @@
+//! An API gateway with two doors and one policy: an XDP program decides about packets, a proxy about requests, and what
+//! the proxy learns the kernel enforces.
+//!
+//! Modules are ranked and import only lower ranks; ARCHITECTURE.md has the table and `cargo xtask tidy` checks it.
+
+pub mod base;
+pub mod config;
+pub mod rules;
