@@ -1,6 +1,270 @@
-//! The only place where objects are wired: start, reload, signals, shutdown.
+//! The only place where objects are wired: start, commands, reload, signals, shutdown.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use crate::admin::api::{Answer, Command, Done, Refusal, Request, Status};
+use crate::admin::server;
+use crate::base::time::{Now, instant};
+use crate::config::{self, Config, Endpoint, OnExit};
+use crate::listen;
+use crate::request::Snapshot;
+use crate::upstream::echo::Echo;
 
 pub mod policy;
 pub mod privileges;
 pub mod protect;
+mod reload;
+mod start;
 pub mod views;
+
+use policy::Policy;
+use privileges::Target;
+
+/// How often expiries are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two looks at the host's addresses and connections.
+const PROTECT_EVERY_TICKS: u64 = 5;
+
+/// Why the gateway does not run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The configuration has errors.
+    #[error("{0}")]
+    Configuration(config::Errors),
+    /// Something that the configuration asks for cannot be had.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl RunError {
+    fn failed(error: impl ToString) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Starts a gateway, shows how it stands, and serves until it is told to end. Answers what is left in the kernel.
+pub fn run(path: Option<&Path>, announce: impl FnOnce(&Status)) -> Result<Ended, RunError> {
+    let started = start::start(path)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(RunError::failed)?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let (control, admin) = started.open()?;
+        announce(&control.status().map_err(|refusal| RunError::Failed(refusal.error))?);
+        control.serve(admin).await
+    })
+}
+
+/// How a gateway ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing is left in the kernel.
+    Detached,
+    /// The programs go on enforcing.
+    Enforcing(Vec<String>),
+}
+
+/// A running gateway.
+struct Control {
+    /// `None`: the embedded default.
+    path: Option<PathBuf>,
+    config: Arc<Config>,
+    policy: Policy,
+    door: listen::Door,
+    shared: listen::Shared,
+    echo: Option<SocketAddr>,
+    target: Target,
+    capabilities: Vec<&'static str>,
+    kernel_note: Option<String>,
+    started: Instant,
+}
+
+struct Signals {
+    reload: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            reload: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Control {
+    async fn serve(mut self, admin: UnixListener) -> Result<Ended, RunError> {
+        let mut signals = Signals::new().map_err(RunError::failed)?;
+        let (commands, mut inbox) = mpsc::channel(server::QUEUE_COMMANDS);
+        let admin = tokio::task::spawn_local(server::serve(admin, commands));
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut count = 0u64;
+        loop {
+            tokio::select! {
+                Some(command) = inbox.recv() => self.command(command),
+                _ = ticks.tick() => {
+                    count += 1;
+                    self.tick(count.is_multiple_of(PROTECT_EVERY_TICKS));
+                }
+                _ = signals.reload.recv() => match self.reload() {
+                    Ok(_) => tracing::info!("configuration reloaded"),
+                    Err(refusal) => tracing::error!(
+                        error = refusal.error,
+                        "configuration not reloaded, the old one serves on"
+                    ),
+                },
+                () = signals.end() => break,
+            }
+        }
+        admin.abort();
+        self.end(&mut signals).await
+    }
+
+    /// Lets requests finish, then leaves the kernel as the configuration says. A second signal does not wait.
+    async fn end(self, signals: &mut Signals) -> Result<Ended, RunError> {
+        let Self { config, policy, door, .. } = self;
+        tracing::info!("ending: no new connections, requests in flight finish");
+        door.drain().map_err(RunError::failed)?;
+        tokio::select! {
+            joined = tokio::task::spawn_blocking(|| door.join()) => {
+                joined.map_err(RunError::failed)?.map_err(RunError::failed)?;
+            }
+            () = signals.end() => tracing::warn!("requests in flight were cut off"),
+        }
+        if let Err(error) = std::fs::remove_file(&config.admin.socket) {
+            tracing::debug!(%error, "the admin socket stays; the next start replaces it");
+        }
+        match policy.door {
+            None => Ok(Ended::Detached),
+            Some(door) if config.kernel.on_exit == OnExit::Detach => {
+                door.detach().map_err(RunError::failed)?;
+                Ok(Ended::Detached)
+            }
+            Some(_) => Ok(Ended::Enforcing(config.kernel.interfaces.clone())),
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let Command { request, uid, reply } = command;
+        let answer = self.answer(&request);
+        let changes = !matches!(request, Request::Status | Request::List(_) | Request::Why(_));
+        if changes {
+            let error = answer.as_ref().err().map(|refusal| refusal.error.as_str());
+            tracing::info!(target: "audit", uid, request = ?request, error, "command");
+        }
+        // Whoever asked may have gone; what was done stays done.
+        drop(reply.send(answer));
+    }
+
+    fn answer(&mut self, request: &Request) -> Result<Answer, Refusal> {
+        let now = Now::read();
+        match request {
+            Request::Status => Ok(Answer::Status(Box::new(self.status()?))),
+            Request::List(action) => {
+                Ok(Answer::Rules { rules: views::list(&self.policy, *action)? })
+            }
+            Request::Why(address) => {
+                Ok(Answer::Why(Box::new(views::why(&self.policy, *address, now)?)))
+            }
+            Request::Add(add) => {
+                // Whoever connected to a management port a moment ago must not lock themselves out.
+                self.protect(now);
+                self.policy.add(add, now).map(Answer::Done)
+            }
+            Request::Remove(remove) => self.policy.remove(remove).map(Answer::Done),
+            Request::Reload => self.reload().map(Answer::Done),
+            Request::Detach => self.detach().map(Answer::Done),
+        }
+    }
+
+    fn tick(&mut self, protect: bool) {
+        let now = Now::read();
+        match self.policy.expire(now) {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "rules ended"),
+            Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
+        }
+        if protect {
+            self.protect(now);
+        }
+    }
+
+    fn protect(&mut self, now: Now) {
+        let protected = protect::collect(&self.config, self.echo);
+        match self.policy.refresh(protected, now) {
+            Ok(true) => tracing::info!("protected addresses changed"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "protected addresses could not be updated"),
+        }
+    }
+
+    fn detach(&mut self) -> Result<Done, Refusal> {
+        let Some(door) = self.policy.door.take() else {
+            return Err(Refusal::failed("the kernel door is not open"));
+        };
+        let interfaces = door.detach().map_err(Refusal::failed)?;
+        self.kernel_note = Some("detached on request; `gateway reload` opens it again".to_owned());
+        Ok(Done {
+            done: interfaces.iter().map(|interface| format!("{interface}: detached")).collect(),
+            notes: vec!["user space goes on enforcing; `gateway reload` attaches again".to_owned()],
+        })
+    }
+
+    fn status(&self) -> Result<Status, Refusal> {
+        let proxy = serde_json::to_value(self.shared.counters.totals()).map_err(Refusal::failed)?;
+        let kernel = views::kernel(&self.policy, self.kernel_note.clone());
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: instant().duration_since(self.started).as_secs(),
+            config: self
+                .path
+                .as_ref()
+                .map_or_else(|| "embedded default".to_owned(), |path| path.display().to_string()),
+            user: self.target.name.clone(),
+            capabilities: self.capabilities.iter().map(|name| (*name).to_owned()).collect(),
+            listen: self.door.addresses().iter().map(ToString::to_string).collect(),
+            workers: self.config.workers,
+            kernel: kernel.map_err(Refusal::failed)?,
+            rules: views::counts(&self.policy),
+            proxy,
+        })
+    }
+}
+
+fn uses_echo(config: &Config) -> bool {
+    config.upstreams.iter().any(|upstream| upstream.endpoints.contains(&Endpoint::Echo))
+}
+
+fn addresses(config: &Config) -> Vec<SocketAddr> {
+    config.listen.iter().map(|listener| listener.address).collect()
+}
+
+fn read(path: Option<&Path>) -> Result<Config, config::Errors> {
+    path.map_or_else(config::embedded, config::read)
+}
+
+fn snapshot(config: &Arc<Config>, echo: Option<SocketAddr>) -> Arc<Snapshot> {
+    Arc::new(Snapshot::new(Arc::clone(config), echo))
+}

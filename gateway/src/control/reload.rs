@@ -1,0 +1,79 @@
+//! Reload: whole or not at all. What can fail is done first; what was done is undone when a later step fails.
+
+use std::sync::Arc;
+
+use super::start::open_door;
+use super::{Control, addresses, protect, read, snapshot, uses_echo};
+use crate::admin::api::{Done, Refusal};
+use crate::base::time::Now;
+use crate::config::Config;
+use crate::listen::sockets::Sockets;
+use crate::upstream::echo::Echo;
+
+impl Control {
+    /// Reads the configuration again and puts it in force.
+    pub(super) fn reload(&mut self) -> Result<Done, Refusal> {
+        let config = read(self.path.as_deref()).map_err(|errors| {
+            Refusal::failed(format!("{errors}\nnothing was changed, the old one serves on"))
+        })?;
+        let config = Arc::new(config);
+        self.check_fixed(&config)?;
+        let (old, new) = (addresses(&self.config), addresses(&config));
+        let added: Vec<_> = new.iter().filter(|address| !old.contains(address)).copied().collect();
+        let sockets = Sockets::bind(&added, config.workers).map_err(Refusal::failed)?;
+        if uses_echo(&config) && self.echo.is_none() {
+            let echo = Echo::bind().map_err(Refusal::failed)?;
+            self.echo = Some(echo.address());
+            echo.spawn().map_err(Refusal::failed)?;
+        }
+        self.reload_kernel(&config)?;
+        self.policy.publish();
+        self.shared.snapshot.store(snapshot(&config, self.echo));
+        self.config = config;
+        self.door.listen(new, sockets).map_err(Refusal::failed)?;
+        let held_back = self.policy.compiled().held_back.values().map(ToString::to_string);
+        Ok(Done { done: vec!["configuration reloaded".to_owned()], notes: held_back.collect() })
+    }
+
+    /// Refuses what only a restart can change.
+    fn check_fixed(&self, new: &Config) -> Result<(), Refusal> {
+        let old = &self.config;
+        let fixed = [
+            ("workers", old.workers != new.workers),
+            ("user", old.user != new.user),
+            ("state.dir", old.state != new.state),
+            ("admin.socket", old.admin != new.admin),
+            ("kernel.pins", old.kernel.pins != new.kernel.pins),
+        ];
+        match fixed.iter().find(|(_, changed)| *changed) {
+            Some((key, _)) => Err(Refusal::failed(format!(
+                "{key} cannot change while the gateway runs: restart it; nothing was changed"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts rules and kernel settings in force, or leaves the old ones.
+    fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
+        let was_open = self.policy.door.is_some();
+        let now = Now::read();
+        let before = self.policy.door.take();
+        self.policy.configure(config, protect::collect(config, self.echo), now);
+        let opened = open_door(&mut self.policy, config, &self.target);
+        let wanted = config.kernel.attach != crate::config::Attach::Off
+            && !config.kernel.interfaces.is_empty();
+        let error = match opened {
+            Ok(note) if !was_open || self.policy.door.is_some() || !wanted => {
+                self.kernel_note = note;
+                return Ok(());
+            }
+            Ok(note) => note.unwrap_or_default(),
+            Err(error) => error.to_string(),
+        };
+        self.policy.configure(&self.config, protect::collect(&self.config, self.echo), now);
+        if open_door(&mut self.policy, &self.config, &self.target).is_err() {
+            self.policy.door = before;
+        }
+        Err(Refusal::failed(format!("{error}; nothing was changed, the old one serves on")))
+    }
+}

@@ -1,0 +1,156 @@
+//! From a configuration to a running gateway, in the one order that works: whatever needs privileges first, then their
+//! end, then threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Uid;
+use tokio::net::UnixListener;
+
+use super::policy::Policy;
+use super::privileges::{self, Target};
+use super::{Control, RunError, addresses, protect, read, snapshot, uses_echo};
+use crate::admin::server;
+use crate::base::time::{Now, instant};
+use crate::config::{Attach, Config};
+use crate::kernel::pins::Pins;
+use crate::kernel::{Door, DoorError, Opened};
+use crate::listen::sockets::Sockets;
+use crate::listen::{self, Shared};
+use crate::observe::Registry;
+use crate::store::Store;
+use crate::upstream::echo::Echo;
+
+/// Everything that needed privileges, before any thread exists.
+pub(super) struct Started {
+    path: Option<PathBuf>,
+    config: Arc<Config>,
+    policy: Policy,
+    sockets: Sockets,
+    admin: std::os::unix::net::UnixListener,
+    echo: Option<Echo>,
+    target: Target,
+    capabilities: Vec<&'static str>,
+    kernel_note: Option<String>,
+}
+
+/// Binds, opens, loads and attaches, then drops privileges.
+pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
+    let config = Arc::new(read(path).map_err(RunError::Configuration)?);
+    let path = path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    raise_descriptor_limit();
+    let sockets =
+        Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
+    let admin = server::bind(&config.admin.socket).map_err(RunError::failed)?;
+    let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
+    let store = Store::open(&config.state.dir).map_err(RunError::failed)?;
+    let protected = protect::collect(&config, echo.as_ref().map(Echo::address));
+    let mut policy =
+        Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
+    let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
+    let kernel_note = open_door(&mut policy, &config, &target)?;
+    policy.publish();
+    if Uid::effective().is_root() {
+        give_away(&policy, &config, &target)?;
+    }
+    let capabilities =
+        privileges::drop_to(&target, policy.door.is_some()).map_err(RunError::failed)?;
+    Ok(Started { path, config, policy, sockets, admin, echo, target, capabilities, kernel_note })
+}
+
+impl Started {
+    /// Starts the threads. Runs inside of the runtime of `control`.
+    pub(super) fn open(self) -> Result<(Control, UnixListener), RunError> {
+        let Self { path, config, policy, sockets, admin, echo, target, capabilities, kernel_note } =
+            self;
+        let address = echo.as_ref().map(Echo::address);
+        if let Some(echo) = echo {
+            echo.spawn().map_err(RunError::failed)?;
+        }
+        let shared = Shared {
+            snapshot: Arc::new(ArcSwap::new(snapshot(&config, address))),
+            rules: policy.classifier(),
+            counters: Registry::new(config.workers),
+        };
+        let door = listen::Door::open(sockets, &shared).map_err(RunError::failed)?;
+        let admin = UnixListener::from_std(admin).map_err(RunError::failed)?;
+        let control = Control {
+            path,
+            config,
+            policy,
+            door,
+            shared,
+            echo: address,
+            target,
+            capabilities,
+            kernel_note,
+            started: instant(),
+        };
+        Ok((control, admin))
+    }
+}
+
+/// Opens the kernel door as far as the configuration and the host allow. The answer says why it is shut, or why it is
+/// not as good as it could be.
+pub(super) fn open_door(
+    policy: &mut Policy,
+    config: &Config,
+    target: &Target,
+) -> Result<Option<String>, RunError> {
+    let kernel = &config.kernel;
+    if kernel.attach == Attach::Off || kernel.interfaces.is_empty() {
+        let why = if kernel.attach == Attach::Off {
+            "kernel.attach is off"
+        } else {
+            "kernel.interfaces names none"
+        };
+        let left = Pins::at(&kernel.pins);
+        if left.exist() {
+            left.remove_all().map_err(RunError::failed)?;
+        }
+        return Ok(Some(format!("{why}; user space enforces alone")));
+    }
+    match Door::open(config, policy.compiled(), target.uid) {
+        Ok(Opened { door, attached, removed }) => {
+            for folder in removed {
+                tracing::info!(folder, "pins of another version removed");
+            }
+            policy.door = Some(door);
+            let fallbacks = attached.into_iter().filter_map(|attached| {
+                let reason = attached.fallback?;
+                Some(format!("{} has no native mode: {reason}", attached.interface))
+            });
+            let fallbacks: Vec<String> = fallbacks.collect();
+            Ok((!fallbacks.is_empty()).then(|| fallbacks.join("; ")))
+        }
+        Err(error) if kernel.attach == Attach::Auto && error.is_lack_of_support() => {
+            Ok(Some(format!("user space enforces alone: {error}")))
+        }
+        Err(error @ DoorError::Privileges(_)) => Err(RunError::Failed(format!(
+            "kernel.attach asks for the kernel door: {error}; or set kernel.attach: auto"
+        ))),
+        Err(error) => Err(RunError::failed(error)),
+    }
+}
+
+/// Hands what root made to the user that the daemon becomes.
+fn give_away(policy: &Policy, config: &Config, target: &Target) -> Result<(), RunError> {
+    let Target { uid, gid, .. } = *target;
+    policy.store().give_to(uid, gid).map_err(RunError::failed)?;
+    server::give_to(&config.admin.socket, uid, gid).map_err(RunError::failed)?;
+    if let Some(door) = &policy.door {
+        door.give_to(uid, gid).map_err(RunError::failed)?;
+    }
+    Ok(())
+}
+
+/// A proxy needs two descriptors a request; the usual soft limit of 1024 is for other programs.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
