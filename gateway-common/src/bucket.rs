@@ -21,10 +21,20 @@ impl Bucket {
 
     /// A bucket of `rate` per second (1 to [`Self::MAX_RATE`]) that admits `burst` (at least 1) at once.
     pub const fn per_second(rate: u64, burst: u64) -> Option<Self> {
-        if rate == 0 || rate > Self::MAX_RATE || burst == 0 {
+        Self::per(1, rate, burst)
+    }
+
+    /// A bucket of `rate` in every `seconds` that admits `burst` (at least 1) at once.
+    pub const fn per(seconds: u64, rate: u64, burst: u64) -> Option<Self> {
+        let (Some(most), Some(period_ns)) =
+            (Self::MAX_RATE.checked_mul(seconds), seconds.checked_mul(1_000_000_000))
+        else {
+            return None;
+        };
+        if rate == 0 || rate > most || burst == 0 {
             return None;
         }
-        let interval_ns = (1_000_000_000 + rate / 2) / rate;
+        let interval_ns = period_ns.saturating_add(rate / 2) / rate;
         match interval_ns.checked_mul(burst) {
             Some(depth_ns) => Some(Self { interval_ns, depth_ns }),
             None => None,
@@ -100,6 +110,14 @@ mod tests {
         let refused = tight.take(word, 1);
         assert!(!refused.admitted);
         assert!(tight.take(refused.word, 1 + 100_000_000).admitted, "one new interval later");
+    }
+
+    #[test]
+    fn a_rate_per_minute_or_hour_keeps_its_interval() {
+        assert_eq!(Bucket::per(60, 100, 1).unwrap().interval_ns, 600_000_000);
+        assert_eq!(Bucket::per(3600, 1, 2).unwrap().depth_ns, 7_200_000_000_000);
+        assert_eq!(Bucket::per(60, Bucket::MAX_RATE * 60 + 1, 1), None);
+        assert_eq!(Bucket::per(u64::MAX, 1, 1), None);
     }
 
     #[test]

@@ -5,8 +5,15 @@
 
 pub mod admin;
 pub mod base;
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod http;
 pub mod kernel;
+pub mod listen;
+pub mod observe;
+pub mod request;
+pub mod route;
 pub mod rules;
 pub mod store;
+pub mod upstream;

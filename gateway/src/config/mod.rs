@@ -4,13 +4,177 @@
 //! errors are found in one run, each with its file, line, column, the offending text and a suggestion. What is in a
 //! [`Config`] has been checked: names resolve, prefixes have no host bits, at least one thing is listened on.
 
+mod at;
+mod bounds;
+mod de;
+mod diagnostic;
+mod kernel;
+mod listen;
+mod paths;
+mod pattern;
+mod raw;
+mod routes;
+mod tree;
+mod upstreams;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway_common::bucket::Bucket;
 use http::Method;
 use ipnet::IpNet;
+
+pub use self::diagnostic::{Diagnostic, Errors, Place};
+pub use self::paths::{Paths, default_paths};
+
+use self::at::At;
+use self::diagnostic::{Problem, Span, explain};
+use self::raw::Raw;
+
+/// The configuration of a gateway that was given none.
+const EMBEDDED: &str = include_str!("default.yaml");
+
+/// Threads; more than any host has CPUs.
+const WORKERS_MAX: u64 = 1024;
+
+/// Reads a file.
+pub fn read(path: &Path) -> Result<Config, Errors> {
+    let file = path.display().to_string();
+    let mut bytes = Vec::new();
+    // One byte more than is accepted, so that `parse` says that it is too long.
+    let limit = tree::FILE_BYTES_MAX as u64 + 1;
+    let read = File::open(path).and_then(|opened| opened.take(limit).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        return Err(Errors(vec![Diagnostic {
+            message: format!("the configuration cannot be read: {error}"),
+            help: Some(format!("check that {file} exists and that this user may read it")),
+            place: None,
+            file,
+        }]));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => parse(&file, &text),
+        Err(error) => Err(not_text(&file, &error)),
+    }
+}
+
+/// Reads a text; `file` is what it is called in messages.
+pub fn parse(file: &str, text: &str) -> Result<Config, Errors> {
+    let mut problems = Vec::new();
+    let mut tree = match tree::read(text, &mut problems) {
+        Ok(tree) => tree,
+        Err(problem) => {
+            problems.push(problem);
+            return Err(explain(file, text, problems));
+        }
+    };
+    let Some(raw) = de::read::<Raw>(&mut tree, &mut problems) else {
+        return Err(explain(file, text, problems));
+    };
+    let problems = RefCell::new(problems);
+    let config = meant(&raw, At::root(&tree, &problems));
+    let problems = problems.into_inner();
+    if problems.is_empty() { Ok(config) } else { Err(explain(file, text, problems)) }
+}
+
+/// What a gateway does that was given no file.
+pub fn embedded() -> Result<Config, Errors> {
+    parse("the embedded configuration", EMBEDDED)
+}
+
+/// The sections as meant. What could not be read is reported, and stands in the result only until it is thrown away.
+fn meant(raw: &Raw, at: At<'_>) -> Config {
+    let defaults = default_paths();
+    let path = |text: &Option<String>, default, at| match text {
+        Some(text) => value::absolute_path(text, at).unwrap_or_default(),
+        None => default,
+    };
+    let listen = listen::listeners(&raw.listen, at.key("listen"));
+    let trusted_proxies = kernel::somebody(
+        &raw.trusted_proxies,
+        at.key("trusted_proxies"),
+        "lets anybody forge the address that a request comes from",
+        "name the addresses of your load balancers",
+    );
+    let trusted_proxies: Vec<IpNet> = trusted_proxies.into_iter().map(|(net, _)| net).collect();
+    let upstreams = upstreams::upstreams(&raw.upstreams, &listen, at.key("upstreams"));
+    let protected = protected(&listen, &trusted_proxies, &upstreams);
+    Config {
+        kernel: kernel::kernel(&raw.kernel, protected, at.key("kernel")),
+        routes: routes::routes(&raw.routes, &upstreams, at.key("routes")),
+        workers: match raw.workers {
+            Some(workers) => {
+                value::count(workers, 1..=WORKERS_MAX, at.key("workers")).unwrap_or_default()
+            }
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        },
+        user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
+        state: State { dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")) },
+        admin: Admin {
+            socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
+        },
+        bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
+        listen,
+        trusted_proxies,
+        upstreams,
+    }
+}
+
+/// What the file itself says must never be blocked, besides `kernel.never_block`.
+fn protected(
+    listen: &[Listener],
+    trusted_proxies: &[IpNet],
+    upstreams: &[Upstream],
+) -> Vec<(IpNet, String)> {
+    let proxies = trusted_proxies.iter().map(|net| (*net, "in `trusted_proxies`".to_owned()));
+    let own = listen
+        .iter()
+        .filter(|listener| !listener.address.ip().is_unspecified())
+        .map(|listener| (listener.address.ip().into(), "the gateway's own".to_owned()));
+    let endpoints = upstreams.iter().flat_map(|upstream| {
+        upstream.endpoints.iter().filter_map(|endpoint| match endpoint {
+            Endpoint::Address(address) => {
+                let what = format!("an endpoint of the upstream `{}`", upstream.name);
+                Some((address.ip().into(), what))
+            }
+            Endpoint::Echo => None,
+        })
+    });
+    proxies.chain(own).chain(endpoints).collect()
+}
+
+fn user_name(text: &str, at: At<'_>) -> bool {
+    let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let good = rest && first && text.len() <= 32;
+    if !good {
+        at.error_with_help(
+            format!("`{}` is no name of a user", tree::shorten(text)),
+            "write the name of a system user, such as gateway",
+        );
+    }
+    good
+}
+
+fn not_text(file: &str, error: &std::string::FromUtf8Error) -> Errors {
+    let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+    let valid = String::from_utf8_lossy(valid);
+    let line = valid.split('\n').count();
+    let column = valid.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
+    // The text ends where the bad byte stands; a space gives the place something to point at.
+    let text = format!("{valid} ");
+    let problem = Problem::new(Span { line, column, width: 1 }, "this byte is no UTF-8")
+        .help("save the file as UTF-8");
+    explain(file, &text, vec![problem])
+}
 
 /// A whole configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,9 +372,11 @@ pub struct Route {
 /// `/api/users/{id}` or `/static/{rest*}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPattern {
-    /// The segments between slashes.
+    /// The segments between slashes. A path that ends in `/` has an empty literal at its end, so `/` alone is one
+    /// empty literal.
     pub segments: Vec<Segment>,
-    /// Whether anything may follow (`{name*}`), and under which name.
+    /// Whether anything may follow (`{name*}`), and under which name. `/static/{rest*}` takes `/static/` and all below,
+    /// not `/static`.
     pub rest: Option<String>,
 }
 

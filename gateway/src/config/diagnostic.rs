@@ -1,0 +1,183 @@
+//! What is wrong with a file: where, what, and what to do about it. For people in the compiler's style, for programs
+//! as one JSON object a line. Decides nothing.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Characters of a long line that are shown around the offending text.
+const EXCERPT_CHARS: usize = 100;
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diagnostic {
+    /// The file, as it was named by whoever gave it.
+    pub file: String,
+    /// Where in the file; `None` when it could not be read at all.
+    #[serde(flatten)]
+    pub place: Option<Place>,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+}
+
+/// A place in a file and what stands there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// Characters that are meant.
+    pub width: usize,
+    /// The line, tabs and control characters as spaces.
+    pub text: String,
+}
+
+impl Place {
+    /// A place in `text`. What lies outside of it is moved to its nearest end.
+    pub(super) fn new(text: &str, span: Span) -> Self {
+        let lines = text.lines().count().max(1);
+        let line = span.line.clamp(1, lines);
+        let text = text.lines().nth(line - 1).unwrap_or_default();
+        // A byte order mark has no width of its own.
+        let text = text.trim_start_matches('\u{feff}');
+        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let length = text.chars().count();
+        let column = span.column.clamp(1, length + 1);
+        let width = span.width.clamp(1, (length + 1 - column).max(1));
+        Self { line, column, width, text }
+    }
+
+    /// The part of the line to show, and the column of the offending text in it, from 0.
+    fn excerpt(&self) -> (String, usize) {
+        let column = self.column - 1;
+        if self.text.chars().count() <= EXCERPT_CHARS {
+            return (self.text.clone(), column);
+        }
+        let skipped = column.saturating_sub(EXCERPT_CHARS / 3);
+        let shown = self.text.chars().skip(skipped).take(EXCERPT_CHARS).collect();
+        (shown, column - skipped)
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "error: {}", self.message)?;
+        let Some(place) = &self.place else {
+            write!(formatter, "  --> {}", self.file)?;
+            return self.help.iter().try_for_each(|help| write!(formatter, "\n   = help: {help}"));
+        };
+        let margin = place.line.to_string().len();
+        let (text, column) = place.excerpt();
+        let width = place.width.min(EXCERPT_CHARS);
+        writeln!(formatter, "{:margin$}--> {}:{}:{}", "", self.file, place.line, place.column)?;
+        writeln!(formatter, "{:margin$} |", "")?;
+        writeln!(formatter, "{} | {}", place.line, text.trim_end())?;
+        write!(formatter, "{:margin$} | {:column$}{:^<width$}", "", "", "")?;
+        self.help.iter().try_for_each(|help| write!(formatter, "\n{:margin$} = help: {help}", ""))
+    }
+}
+
+/// Everything that is wrong with a configuration, in the order of the file. At least one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errors(pub(super) Vec<Diagnostic>);
+
+impl Errors {
+    /// One after the other.
+    pub fn iter(&self) -> std::slice::Iter<'_, Diagnostic> {
+        self.0.iter()
+    }
+
+    /// One JSON object a line.
+    pub fn json_lines(&self) -> String {
+        let lines = self.0.iter().filter_map(|diagnostic| serde_json::to_string(diagnostic).ok());
+        lines.flat_map(|line| [line, "\n".to_owned()]).collect()
+    }
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|diagnostic| write!(formatter, "{diagnostic}\n\n"))?;
+        match self.0.len() {
+            1 => write!(formatter, "1 error; nothing of the file is applied"),
+            count => write!(formatter, "{count} errors; nothing of the file is applied"),
+        }
+    }
+}
+
+impl std::error::Error for Errors {}
+
+/// A place as the parser counts: line and column from 1, on one line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Span {
+    pub(super) line: usize,
+    pub(super) column: usize,
+    pub(super) width: usize,
+}
+
+/// A diagnostic before it has seen the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) span: Span,
+    pub(super) message: String,
+    pub(super) help: Option<String>,
+}
+
+impl Problem {
+    pub(super) fn new(span: Span, message: impl Into<String>) -> Self {
+        Self { span, message: message.into(), help: None }
+    }
+
+    pub(super) fn help(self, help: impl Into<String>) -> Self {
+        Self { help: Some(help.into()), ..self }
+    }
+}
+
+/// Problems as diagnostics, each once, in the order of the file.
+pub(super) fn explain(file: &str, text: &str, mut problems: Vec<Problem>) -> Errors {
+    problems.sort_by(|one, other| (one.span, &one.message).cmp(&(other.span, &other.message)));
+    problems.dedup();
+    let diagnostics = problems.into_iter().map(|problem| Diagnostic {
+        file: file.to_owned(),
+        place: Some(Place::new(text, problem.span)),
+        message: problem.message,
+        help: problem.help,
+    });
+    Errors(diagnostics.collect())
+}
+
+/// The one of `known` that `typed` was probably meant to be.
+pub(super) fn did_you_mean<'a>(
+    typed: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let typed = typed.to_lowercase();
+    // Long texts are no typing mistakes, and comparing them costs the square of their length.
+    if typed.len() > 64 {
+        return None;
+    }
+    let allowed = typed.chars().count().div_ceil(3);
+    known
+        .into_iter()
+        .map(|name| (strsim::osa_distance(&typed, &name.to_lowercase()), name))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// The help for a name that does not exist: what was probably meant, or what there is.
+pub(super) fn suggestion<'a>(
+    typed: &str,
+    known: impl IntoIterator<Item = &'a str> + Clone,
+) -> Option<String> {
+    /// Beyond this a list helps nobody.
+    const SHOWN: usize = 24;
+    if let Some(name) = did_you_mean(typed, known.clone()) {
+        return Some(format!("did you mean `{name}`?"));
+    }
+    let names: Vec<_> = known.into_iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    (!names.is_empty()).then(|| format!("known here: {}", names.join(", ")))
+}

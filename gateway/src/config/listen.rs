@@ -1,0 +1,50 @@
+//! `listen`: where clients connect.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::Listener;
+use super::at::At;
+use super::raw::RawListener;
+use super::value::socket_address;
+
+pub(super) fn listeners(raw: &[RawListener], at: At<'_>) -> Vec<Listener> {
+    if raw.is_empty() {
+        at.on_key().error_with_help(
+            "the gateway listens nowhere",
+            "add a listener, such as: listen: [{address: 127.0.0.1:8080}]",
+        );
+    }
+    let mut found: Vec<(Listener, usize)> = Vec::new();
+    for (index, listener) in raw.iter().enumerate() {
+        let at = at.item(index).key("address");
+        let Some(address) = socket_address(&listener.address, at) else { continue };
+        let other = found.iter().find(|(other, _)| conflict(other.address, address));
+        match other {
+            Some((other, line)) => at.error_with_help(
+                format!("`{address}` is taken by the listener {}", other.address),
+                format!("the other is in line {line}: remove one or choose another port"),
+            ),
+            None => found.push((Listener { address }, at.line())),
+        }
+    }
+    found.into_iter().map(|(listener, _)| listener).collect()
+}
+
+/// Whether a connection to one could as well be for the other.
+fn conflict(one: SocketAddr, other: SocketAddr) -> bool {
+    let same_family = one.is_ipv4() == other.is_ipv4();
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (one.ip() == other.ip() || (same_family && any))
+}
+
+/// Whether a connection to `address` from this host ends at one of the listeners, as far as the file tells.
+pub(super) fn is_own(listeners: &[Listener], address: SocketAddr) -> bool {
+    let local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    listeners.iter().any(|listener| {
+        let own = listener.address;
+        let here = own.ip() == address.ip()
+            || (own.ip().is_unspecified() && local(address.ip()))
+            || (address.ip().is_unspecified() && own.ip().is_loopback());
+        own.port() == address.port() && here
+    })
+}

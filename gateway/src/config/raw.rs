@@ -1,0 +1,356 @@
+//! The configuration as typed: plain types, one per section, with the defaults that a reader of the file may rely on.
+//! Texts are not understood here; that is for the section files beside this one.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// A whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Raw {
+    /// Where clients connect. At least one.
+    pub(super) listen: Vec<RawListener>,
+    /// Worker threads. Default: one per CPU that the process may use.
+    pub(super) workers: Option<u64>,
+    /// The user that the daemon becomes. Default: `gateway`, else `nobody`.
+    pub(super) user: Option<String>,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub(super) trusted_proxies: Vec<String>,
+    pub(super) state: RawState,
+    pub(super) admin: RawAdmin,
+    pub(super) kernel: RawKernel,
+    pub(super) bounds: RawBounds,
+    pub(super) upstreams: Named<RawUpstream>,
+    pub(super) routes: Vec<RawRoute>,
+}
+
+/// One listening address.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawListener {
+    /// `ip:port`.
+    pub(super) address: String,
+}
+
+/// Where state is kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawState {
+    /// Default: `/var/lib/gateway` for root.
+    pub(super) dir: Option<String>,
+}
+
+/// The administrative interface.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawAdmin {
+    /// Default: `/run/gateway/admin.sock` for root.
+    pub(super) socket: Option<String>,
+}
+
+/// The kernel door.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawKernel {
+    /// Interfaces to attach to; none: user space enforces alone.
+    pub(super) interfaces: Vec<String>,
+    pub(super) attach: RawAttach,
+    pub(super) on_exit: RawOnExit,
+    /// Folder in a BPF file system.
+    pub(super) pins: String,
+    /// Count what would be dropped and drop nothing.
+    pub(super) dry_run: bool,
+    pub(super) allow: Vec<String>,
+    pub(super) deny: Vec<String>,
+    pub(super) never_block: Vec<String>,
+    /// TCP ports whose established peers are never blocked.
+    pub(super) management_ports: Vec<u16>,
+    pub(super) protected_ports: RawProtectedPorts,
+    /// The profile of sources without a rule. Default: no bucket for them.
+    pub(super) default_profile: Option<String>,
+    pub(super) profiles: Named<RawProfile>,
+    pub(super) limits: Vec<RawLimit>,
+    /// Rules of one address family that the kernel's tables hold.
+    pub(super) max_rules: u64,
+    /// Sources whose buckets the kernel remembers.
+    pub(super) max_sources: u64,
+}
+
+impl Default for RawKernel {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            attach: RawAttach::Auto,
+            on_exit: RawOnExit::Keep,
+            pins: "/sys/fs/bpf/gateway".to_owned(),
+            dry_run: false,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            never_block: Vec::new(),
+            management_ports: vec![22],
+            protected_ports: RawProtectedPorts::Listeners,
+            default_profile: None,
+            profiles: Named(Vec::new()),
+            limits: Vec::new(),
+            max_rules: gateway_common::layout::RULES_DEFAULT.into(),
+            max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
+        }
+    }
+}
+
+/// Which XDP mode to ask for.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawAttach {
+    Auto,
+    Native,
+    Generic,
+    Off,
+}
+
+/// What an orderly end does with the programs in the kernel.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawOnExit {
+    Keep,
+    Detach,
+}
+
+/// `listeners`, or a list of ports.
+#[derive(Debug)]
+pub(super) enum RawProtectedPorts {
+    Listeners,
+    Ports(Vec<u16>),
+}
+
+/// A named bucket.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawProfile {
+    /// A rate such as `20000/s burst 40000`, or `unlimited`.
+    pub(super) packets: String,
+}
+
+/// A source with a profile of its own.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLimit {
+    pub(super) source: String,
+    pub(super) profile: String,
+}
+
+/// What a client may make the gateway hold or wait for.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawBounds {
+    /// Client connections in all workers together.
+    pub(super) connections: u64,
+    /// Header fields of a request.
+    pub(super) header_count: u64,
+    /// Size of a request's head, and of an answer's.
+    pub(super) head_bytes: String,
+    /// Size of a request's body.
+    pub(super) body_bytes: String,
+    /// Time for a request's head to arrive.
+    pub(super) head_timeout: String,
+    /// Time between two pieces of a body.
+    pub(super) idle_timeout: String,
+    /// Time that a connection may wait for its next request.
+    pub(super) keep_alive_timeout: String,
+    /// Time that requests in flight have when the gateway ends.
+    pub(super) drain_timeout: String,
+}
+
+impl Default for RawBounds {
+    fn default() -> Self {
+        Self {
+            connections: 65_536,
+            header_count: 100,
+            head_bytes: "64KiB".to_owned(),
+            body_bytes: "10MiB".to_owned(),
+            head_timeout: "10s".to_owned(),
+            idle_timeout: "60s".to_owned(),
+            keep_alive_timeout: "75s".to_owned(),
+            drain_timeout: "30s".to_owned(),
+        }
+    }
+}
+
+/// A service.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawUpstream {
+    /// At least one.
+    pub(super) endpoints: Vec<RawEndpoint>,
+    #[serde(default)]
+    pub(super) timeout: RawTimeout,
+    /// Idle connections kept to one endpoint by one worker.
+    #[serde(default = "idle_connections")]
+    pub(super) idle_connections: u64,
+}
+
+fn idle_connections() -> u64 {
+    64
+}
+
+/// `ip:port` or `echo`, alone or as `{address: ...}`.
+#[derive(Debug)]
+pub(super) enum RawEndpoint {
+    Text(String),
+    Section(RawEndpointSection),
+}
+
+/// An endpoint with more to say than its address.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEndpointSection {
+    pub(super) address: String,
+}
+
+/// How long an upstream may take.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawTimeout {
+    /// To connect to an endpoint.
+    pub(super) connect: String,
+    /// From the last byte of the request to the head of the answer.
+    pub(super) response: String,
+    /// How long an idle connection is kept.
+    pub(super) idle: String,
+}
+
+impl Default for RawTimeout {
+    fn default() -> Self {
+        Self { connect: "1s".to_owned(), response: "10s".to_owned(), idle: "60s".to_owned() }
+    }
+}
+
+/// Which requests go where.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRoute {
+    /// Default: made from the pattern.
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    #[serde(rename = "match")]
+    pub(super) pattern: RawMatch,
+    /// Name of an upstream.
+    pub(super) upstream: String,
+}
+
+/// Which requests.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawMatch {
+    /// Default: any.
+    #[serde(default)]
+    pub(super) host: Option<String>,
+    pub(super) path: String,
+    /// Default: any.
+    #[serde(default)]
+    pub(super) methods: Vec<String>,
+}
+
+/// A mapping from names, in the order of the file.
+#[derive(Debug)]
+pub(super) struct Named<T>(pub(super) Vec<(String, T)>);
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Names<T> {
+            type Value = Named<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("names, each with a section")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
+                let mut named = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    named.push(entry);
+                }
+                Ok(Named(named))
+            }
+        }
+
+        deserializer.deserialize_map(Names(PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawProtectedPorts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Ports;
+
+        impl<'de> Visitor<'de> for Ports {
+            type Value = RawProtectedPorts;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("`listeners` or a list of ports")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                match text {
+                    "listeners" => Ok(RawProtectedPorts::Listeners),
+                    _ => Err(E::invalid_type(Unexpected::Str(text), &self)),
+                }
+            }
+
+            /// A mistake that has been reported.
+            fn visit_none<E>(self) -> Result<Self::Value, E> {
+                Ok(RawProtectedPorts::Listeners)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut ports = Vec::new();
+                while let Some(port) = list.next_element()? {
+                    ports.push(port);
+                }
+                Ok(RawProtectedPorts::Ports(ports))
+            }
+        }
+
+        deserializer.deserialize_any(Ports)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawEndpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Endpoint;
+
+        impl<'de> Visitor<'de> for Endpoint {
+            type Value = RawEndpoint;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("`ip:port`, `echo` or a section with `address`")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(RawEndpoint::Text(text.to_owned()))
+            }
+
+            /// A mistake that has been reported.
+            fn visit_none<E>(self) -> Result<Self::Value, E> {
+                Ok(RawEndpoint::Text(String::new()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                RawEndpointSection::deserialize(MapAccessDeserializer::new(map))
+                    .map(RawEndpoint::Section)
+            }
+        }
+
+        deserializer.deserialize_any(Endpoint)
+    }
+}

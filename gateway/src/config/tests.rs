@@ -1,0 +1,287 @@
+//! The whole way from a text to a configuration or to its mistakes.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A file that is wrong in every way at once.
+const BAD: &str = include_str!("tests/bad.yaml");
+/// What is said about it.
+const BAD_RENDERED: &str = include_str!("tests/bad.txt");
+
+/// The least that is a configuration, with `more` at its end.
+fn with(more: &str) -> Result<Config, Errors> {
+    parse("gateway.yaml", &format!("listen: [{{address: 127.0.0.1:8080}}]\n{more}"))
+}
+
+/// What is wrong with a text, and what of it is pointed at.
+fn wrong(more: &str) -> Vec<(String, String)> {
+    let errors = with(more).expect_err(more);
+    let places = errors.iter().map(|error| {
+        let place = error.place.as_ref().unwrap();
+        let pointed = place.text.chars().skip(place.column - 1).take(place.width).collect();
+        (error.message.clone(), pointed)
+    });
+    places.collect()
+}
+
+/// That a text has exactly this mistake, and what of it is pointed at.
+#[track_caller]
+fn only(more: &str, message: &str, pointed: &str) {
+    assert_eq!(wrong(more), [(message.to_owned(), pointed.to_owned())], "{more}");
+}
+
+#[test]
+fn the_embedded_configuration_is_valid() {
+    let config = embedded().unwrap();
+    assert_eq!(config.listen[0].address, "127.0.0.1:8080".parse().unwrap());
+    assert_eq!(config.kernel.interfaces, ["lo"]);
+    assert_eq!(config.kernel.on_exit, OnExit::Detach);
+    assert_eq!(config.upstreams[0].endpoints, [Endpoint::Echo]);
+    assert_eq!(config.routes[0].name, "/{rest*}");
+}
+
+#[test]
+fn everything_has_its_documented_default() {
+    let config = with("upstreams: {users: {endpoints: [10.0.0.1:80]}}").unwrap();
+    let seconds = Duration::from_secs;
+    assert_eq!(
+        config.bounds,
+        Bounds {
+            connections: 65_536,
+            header_count: 100,
+            head_bytes: 65_536,
+            body_bytes: 10 << 20,
+            head_timeout: seconds(10),
+            idle_timeout: seconds(60),
+            keep_alive_timeout: seconds(75),
+            drain_timeout: seconds(30),
+        }
+    );
+    let kernel = &config.kernel;
+    assert_eq!((kernel.attach, kernel.on_exit), (Attach::Auto, OnExit::Keep));
+    assert_eq!((kernel.max_rules, kernel.max_sources), (65_536, 262_144));
+    assert_eq!(kernel.management_ports, [22]);
+    assert_eq!(kernel.protected_ports, ProtectedPorts::Listeners);
+    assert_eq!(kernel.pins, Path::new("/sys/fs/bpf/gateway"));
+    assert!(kernel.interfaces.is_empty() && !kernel.dry_run && kernel.default_profile.is_none());
+    let users = &config.upstreams[0];
+    assert_eq!((users.connect_timeout, users.response_timeout), (seconds(1), seconds(10)));
+    assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 64));
+    assert_eq!(config.state.dir, default_paths().state_dir);
+    assert_eq!(config.admin.socket, default_paths().admin_socket);
+    assert!(config.workers >= 1 && config.routes.is_empty() && config.user.is_none());
+}
+
+#[test]
+fn every_mistake_of_a_file_is_shown_at_once() {
+    let errors = parse("bad.yaml", BAD).unwrap_err();
+    let rendered = format!("{errors}\n");
+    assert_eq!(rendered, BAD_RENDERED, "what is said now:\n{rendered}");
+}
+
+#[test]
+fn programs_get_one_object_a_line() {
+    let errors = with("workers: 0\nlisted: 1").unwrap_err();
+    assert_eq!(
+        errors.json_lines(),
+        "{\"file\":\"gateway.yaml\",\"line\":2,\"column\":10,\"width\":1,\"text\":\"workers: 0\",\
+         \"message\":\"0 is out of bounds\",\"help\":\"write 1 to 1024\"}\n\
+         {\"file\":\"gateway.yaml\",\"line\":3,\"column\":1,\"width\":6,\"text\":\"listed: 1\",\
+         \"message\":\"unknown key `listed`\",\"help\":\"did you mean `listen`?\"}\n"
+    );
+}
+
+#[test]
+fn the_text_itself() {
+    only("a: [", "this is no YAML: unclosed bracket '['", "[");
+    only("a: !!str b", "the tag `!!str` means nothing here", "b");
+    only("---\na: 1", "a second document starts here", "---");
+    only("? [a]\n: b", "a key must be plain text", "[");
+    only("workers: 2\nworkers: 3", "`workers` is given twice", "workers");
+    only("kernel: {dry_run: yes}", "expected true or false, found `yes`", "yes");
+    only("state: {dir: }", "expected text, found nothing", "dir");
+    only("user: true", "expected text (quote it if you mean the word), found `true`", "true");
+    only("upstreams: [a]", "expected a section with keys, found a list", "[");
+    only(
+        "kernel: {protected_ports: all}",
+        "expected `listeners` or a list of ports, found `all`",
+        "all",
+    );
+    let deep = format!("a: {}", "[".repeat(300));
+    assert!(wrong(&deep)[0].0.contains("nested deeper than 32 levels"));
+    let empty = parse("gateway.yaml", "").unwrap_err();
+    assert_eq!(empty.iter().next().unwrap().message, "the gateway listens nowhere");
+    assert!(with("kernel:\n  # interfaces: [eth0]\nuser: ~\nbounds:").is_ok());
+}
+
+#[test]
+fn aliases_are_read_and_bounded() {
+    let config = with(
+        "upstreams:\n  a: {endpoints: [10.0.0.1:1], timeout: &t {connect: 2s}}\n  \
+         b: {endpoints: [10.0.0.2:1], timeout: *t}",
+    );
+    assert_eq!(config.unwrap().upstreams[1].connect_timeout, Duration::from_secs(2));
+    let mut bomb = String::from("x0: &x0 [a, a, a, a, a, a, a, a, a, a]\n");
+    for level in 1..25 {
+        let inside = format!("*x{}", level - 1);
+        bomb.push_str(&format!("x{level}: &x{level} [{}]\n", vec![inside; 10].join(", ")));
+    }
+    assert!(wrong(&bomb)[0].0.contains("with its aliases takes more than"));
+    assert!(wrong("a: &a [*a]")[0].0.contains("inside of what it refers to"));
+}
+
+#[test]
+fn lists_of_sources() {
+    let kernel = |keys: &str| format!("kernel: {{{keys}}}");
+    only(&kernel("allow: [0.0.0.0/0]"), "`0.0.0.0/0` lets everybody past every limit", "0.0.0.0/0");
+    only(&kernel("never_block: ['::/0']"), "`::/0` leaves nobody to block", "'::/0'");
+    only(&kernel("deny: [192.0.2.1, 192.0.2.1/32]"), "`192.0.2.1` is given twice", "192.0.2.1/32");
+    only(
+        &kernel("allow: [192.0.2.0/24], deny: [192.0.2.0/24]"),
+        "`192.0.2.0/24` is in `allow` and in `deny`",
+        "192.0.2.0/24",
+    );
+    only(
+        &kernel("never_block: [192.0.2.0/24], deny: [192.0.2.1]"),
+        "`192.0.2.1` cannot be denied: it lies in 192.0.2.0/24, which is in `never_block`",
+        "192.0.2.1",
+    );
+    only(
+        "upstreams: {a: {endpoints: [10.0.0.9:80]}}\nkernel: {deny: [10.0.0.9]}",
+        "`10.0.0.9` cannot be denied: it is an endpoint of the upstream `a`",
+        "10.0.0.9",
+    );
+    only(
+        &kernel("deny: [192.0.2.1, 192.0.2.2], max_rules: 1"),
+        "2 IPv4 rules do not fit into a table of 1",
+        "1",
+    );
+    only(&kernel("max_rules: 16777217"), "16777217 is out of bounds", "16777217");
+    assert!(with("trusted_proxies: [10.1.0.0/16]\nkernel: {deny: [10.0.0.0/8]}").is_ok());
+}
+
+#[test]
+fn profiles_and_rates() {
+    let config = with(
+        "kernel:\n  default_profile: public\n  profiles:\n    public: {packets: 20000/s burst 40000}\n    \
+         office: {packets: unlimited}\n    slow: {packets: 100/min}\n  \
+         limits: [{source: 198.51.100.0/24, profile: office}]",
+    );
+    let kernel = config.unwrap().kernel;
+    assert_eq!(kernel.default_profile, Some(0));
+    assert_eq!(Some(kernel.profiles[0].packets), Bucket::per_second(20_000, 40_000));
+    assert!(kernel.profiles[1].packets.is_unlimited());
+    assert_eq!(Some(kernel.profiles[2].packets), Bucket::per(60, 100, 1));
+    assert_eq!(kernel.limits[0].profile, 1);
+    let profile = |rate: &str| format!("kernel: {{profiles: {{p: {{packets: {rate}}}}}}}");
+    for rate in ["5", "5/d", "/s", "5/s burst", "5/s 7", "-5/s", "5/s burst 7 8"] {
+        only(&profile(rate), &format!("`{rate}` is no rate"), rate);
+    }
+    for rate in ["0/s", "99999999/s", "5/s burst 0", "1/h burst 99999999999"] {
+        only(&profile(rate), &format!("the rate `{rate}` cannot be kept"), rate);
+    }
+    only(
+        "kernel: {limits: [{source: 192.0.2.1, profile: none}]}",
+        "there is no profile `none`",
+        "none",
+    );
+}
+
+#[test]
+fn listeners_and_endpoints() {
+    let listen = |address: &str| {
+        let text = format!("listen: [{{address: '{address}'}}]");
+        parse("a", &text).map_err(|errors| errors.iter().next().unwrap().message.clone())
+    };
+    assert!(listen("[::1]:80").is_ok());
+    assert_eq!(listen("8080").unwrap_err(), "`8080` is only a port");
+    assert_eq!(listen("127.0.0.1").unwrap_err(), "`127.0.0.1` has no port");
+    assert_eq!(listen("::1").unwrap_err(), "`::1` has no port");
+    assert!(listen("127.0.0.1:0").unwrap_err().starts_with("port 0"));
+    for own in ["127.0.0.1:8080", "0.0.0.0:8080"] {
+        let text = format!("upstreams: {{a: {{endpoints: ['{own}']}}}}");
+        assert!(wrong(&text)[0].0.contains("where the gateway itself listens"), "{own}");
+    }
+    let text = "upstreams: {a: {endpoints: [10.0.0.1:1, {address: 10.0.0.1:1}]}}";
+    only(text, "`10.0.0.1:1` is given twice in upstream `a`", "10.0.0.1:1");
+}
+
+#[test]
+fn routes_and_patterns() {
+    let routes = |list: &str| format!("upstreams: {{u: {{endpoints: [echo]}}}}\nroutes:\n{list}");
+    let route = |keys: &str| routes(&format!("  - {{match: {{{keys}}}, upstream: u}}"));
+    let config =
+        with(&route("host: API.Example.com., path: '/a/{id}/{rest*}', methods: [GET, PURGE]"));
+    let route_read = config.unwrap().routes.remove(0);
+    assert_eq!(route_read.name, "GET,PURGE api.example.com/a/{id}/{rest*}");
+    assert_eq!(route_read.path.rest.as_deref(), Some("rest"));
+    for path in
+        ["", "a", "/a//b", "/{a}b", "/{}", "/{a*}/b", "/{a}/{a}", "/../a", "/%2E%2e", "/a b"]
+    {
+        assert_eq!(wrong(&route(&format!("path: '{path}'"))).len(), 1, "{path}");
+    }
+    for host in ["*.example.com", "http://a", "a:80", "a..b", "", "[::g]"] {
+        assert_eq!(wrong(&route(&format!("path: /, host: '{host}'"))).len(), 1, "{host}");
+    }
+    for method in ["get", "GTE", "CONNECT", "''"] {
+        assert_eq!(wrong(&route(&format!("path: /, methods: [{method}]"))).len(), 1, "{method}");
+    }
+    let two = |one: &str, other: &str| {
+        with(&routes(&format!(
+            "  - {{match: {{path: '/{{a}}'{one}}}, upstream: u}}\n  \
+             - {{match: {{path: '/{{b}}'{other}}}, upstream: u}}"
+        )))
+    };
+    assert!(two("", "").is_err() && two("", ", methods: [GET]").is_err());
+    assert!(two(", methods: [GET, PUT]", ", methods: [GET]").is_err());
+    assert!(two(", methods: [GET]", "").is_ok() && two(", host: a", "").is_ok());
+    assert!(two(", methods: [GET]", ", methods: [GET, PUT]").is_ok());
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = read(&folder.path().join("none.yaml")).unwrap_err();
+    assert!(missing.to_string().contains("cannot be read: No such file"));
+    let path = folder.path().join("bytes.yaml");
+    std::fs::write(&path, b"user: a\nuser: \xff\n").unwrap();
+    let errors = read(&path).unwrap_err();
+    let place = errors.iter().next().unwrap().place.clone().unwrap();
+    assert_eq!((place.line, place.column), (2, 7));
+}
+
+fn examine(text: &str) -> Result<(), TestCaseError> {
+    let Err(errors) = parse("any.yaml", text) else { return Ok(()) };
+    prop_assert!(errors.iter().count() > 0);
+    let lines = text.lines().count().max(1);
+    for error in errors.iter() {
+        let place = error.place.as_ref().unwrap();
+        prop_assert!((1..=lines).contains(&place.line), "{error}");
+        prop_assert!((1..=place.text.chars().count() + 1).contains(&place.column), "{error}");
+    }
+    prop_assert!(!errors.to_string().is_empty());
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic_and_every_error_has_its_place(text in "\\PC{0,80}") {
+        examine(&text)?;
+    }
+
+    #[test]
+    fn no_shape_makes_it_panic(text in "([a-c:{}\\[\\],&*!'\"|>?# \\-\n\t\u{e9}]|listen|routes){0,60}") {
+        examine(&text)?;
+    }
+
+    /// A file full of mistakes, cut and patched: the interesting neighbourhood.
+    #[test]
+    fn no_damage_makes_it_panic(
+        from in 0..BAD.len(), length in 0usize..80, patch in "[a-z0-9:{}\\[\\], \n]{0,8}",
+    ) {
+        let mut text = BAD.to_owned();
+        text.replace_range(from..(from + length).min(BAD.len()), &patch);
+        examine(&text)?;
+    }
+}

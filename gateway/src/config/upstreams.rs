@@ -1,0 +1,93 @@
+//! `upstreams`: the services behind the gateway. Refuses an endpoint that is the gateway itself.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::at::At;
+use super::listen::is_own;
+use super::raw::{Named, RawEndpoint, RawUpstream};
+use super::value::{count, duration, name, socket_address};
+use super::{Endpoint, Listener, Upstream};
+
+/// Every upstream, also one with mistakes, so that routes refer to what the file has.
+pub(super) fn upstreams(
+    raw: &Named<RawUpstream>,
+    listeners: &[Listener],
+    at: At<'_>,
+) -> Vec<Upstream> {
+    let entries = raw.0.iter().enumerate();
+    entries.map(|(index, (name, raw))| upstream(name, raw, listeners, at.entry(index))).collect()
+}
+
+fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_>) -> Upstream {
+    name(own_name, "an upstream", at.on_key());
+    let timeout = at.key("timeout");
+    let time = |text: &str, key| duration(text, timeout.key(key)).unwrap_or(Duration::ZERO);
+    let idle_connections = count(raw.idle_connections, 0..=65_536, at.key("idle_connections"));
+    Upstream {
+        name: own_name.to_owned(),
+        endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
+        connect_timeout: time(&raw.timeout.connect, "connect"),
+        response_timeout: time(&raw.timeout.response, "response"),
+        idle_connections: idle_connections.unwrap_or_default(),
+        idle_timeout: time(&raw.timeout.idle, "idle"),
+    }
+}
+
+fn endpoints(
+    upstream: &str,
+    raw: &[RawEndpoint],
+    listeners: &[Listener],
+    at: At<'_>,
+) -> Vec<Endpoint> {
+    if raw.is_empty() {
+        at.on_key().error_with_help(
+            format!("upstream `{upstream}` has no endpoint"),
+            "add one, such as: endpoints: [10.0.0.11:8080]",
+        );
+    }
+    let mut found = Vec::new();
+    for (index, endpoint) in raw.iter().enumerate() {
+        let at = at.item(index);
+        let (text, at) = match endpoint {
+            RawEndpoint::Text(text) => (text, at),
+            RawEndpoint::Section(section) => (&section.address, at.key("address")),
+        };
+        let endpoint = if text == "echo" {
+            Endpoint::Echo
+        } else {
+            match address(text, listeners, at) {
+                Some(address) => Endpoint::Address(address),
+                None => continue,
+            }
+        };
+        if found.contains(&endpoint) {
+            at.error_with_help(
+                format!("`{text}` is given twice in upstream `{upstream}`"),
+                "remove one of the two",
+            );
+        } else {
+            found.push(endpoint);
+        }
+    }
+    found
+}
+
+fn address(text: &str, listeners: &[Listener], at: At<'_>) -> Option<SocketAddr> {
+    let address = socket_address(text, at)?;
+    if is_own(listeners, address) {
+        at.error_with_help(
+            format!("`{address}` is where the gateway itself listens: requests would go round"),
+            "write the address of the service, or `echo` for the built-in one",
+        );
+        return None;
+    }
+    if address.ip().is_unspecified() || address.ip().is_multicast() {
+        at.error_with_help(
+            format!("`{address}` is the address of no single host"),
+            "write the address of the service, such as 127.0.0.1:3000",
+        );
+        return None;
+    }
+    Some(address)
+}
