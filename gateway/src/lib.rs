@@ -5,4 +5,10 @@
 
 pub mod base;
 pub mod config;
+pub mod http;
+pub mod listen;
+pub mod observe;
+pub mod request;
+pub mod route;
 pub mod rules;
+pub mod upstream;
