@@ -3,6 +3,7 @@
 //! Rank 0: imports nothing of this crate.
 
 pub mod address;
+pub mod error;
 pub mod id;
 pub mod prefix;
 pub mod time;

@@ -1,0 +1,189 @@
+//! The error of the request path: what went wrong, whose fault it is, whether trying again may help.
+//!
+//! It knows nothing of HTTP statuses (`http::problem` maps it) and carries no text that a client must not read.
+
+use std::fmt;
+
+/// Whose fault an error is. An upstream's or the gateway's fault never counts against a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The client sent what it must not, or too slowly.
+    Client,
+    /// The service behind did not answer as it should.
+    Upstream,
+    /// The gateway itself lacks something.
+    Gateway,
+}
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request contradicts the protocol.
+    BadRequest,
+    /// A rule denies the client's address.
+    Denied,
+    /// No route fits.
+    NoRoute,
+    /// The route has other methods.
+    MethodNotAllowed,
+    /// A method that the gateway does not speak.
+    NotImplemented,
+    /// The request's body did not arrive in time.
+    RequestTimeout,
+    /// The request's body broke off.
+    RequestBroken,
+    /// The request's body is larger than the bound.
+    BodyTooLarge,
+    /// No endpoint could be connected to.
+    UpstreamConnect,
+    /// An endpoint did not connect, take the request or answer in time.
+    UpstreamTimeout,
+    /// The endpoint closed the connection before its answer was whole.
+    UpstreamReset,
+    /// The endpoint's answer is not HTTP.
+    UpstreamProtocol,
+    /// The gateway has no descriptor, port or memory left for the request.
+    Overloaded,
+}
+
+impl Kind {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 13] = [
+        Self::BadRequest,
+        Self::Denied,
+        Self::NoRoute,
+        Self::MethodNotAllowed,
+        Self::NotImplemented,
+        Self::RequestTimeout,
+        Self::RequestBroken,
+        Self::BodyTooLarge,
+        Self::UpstreamConnect,
+        Self::UpstreamTimeout,
+        Self::UpstreamReset,
+        Self::UpstreamProtocol,
+        Self::Overloaded,
+    ];
+
+    /// Its name in metrics and status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::Denied => "denied",
+            Self::NoRoute => "no_route",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::NotImplemented => "not_implemented",
+            Self::RequestTimeout => "request_timeout",
+            Self::RequestBroken => "request_broken",
+            Self::BodyTooLarge => "body_too_large",
+            Self::UpstreamConnect => "upstream_connect",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamReset => "upstream_reset",
+            Self::UpstreamProtocol => "upstream_protocol",
+            Self::Overloaded => "overloaded",
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn blame(self) -> Blame {
+        match self {
+            Self::BadRequest
+            | Self::Denied
+            | Self::NoRoute
+            | Self::MethodNotAllowed
+            | Self::NotImplemented
+            | Self::RequestTimeout
+            | Self::RequestBroken
+            | Self::BodyTooLarge => Blame::Client,
+            Self::UpstreamConnect
+            | Self::UpstreamTimeout
+            | Self::UpstreamReset
+            | Self::UpstreamProtocol => Blame::Upstream,
+            Self::Overloaded => Blame::Gateway,
+        }
+    }
+
+    /// Whether nothing reached a service, so that the same request may be sent once more without harm.
+    pub fn retryable(self) -> bool {
+        matches!(self, Self::UpstreamConnect | Self::Overloaded)
+    }
+}
+
+/// Why a request was not answered by the service that it was meant for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    kind: Kind,
+    detail: &'static str,
+    allow: Option<String>,
+}
+
+impl Error {
+    /// An error with a sentence for the client: what was wrong and what to do.
+    pub fn new(kind: Kind, detail: &'static str) -> Self {
+        Self { kind, detail, allow: None }
+    }
+
+    /// The route has other methods: `allow` lists them as in the header of that name.
+    pub fn method_not_allowed(allow: String) -> Self {
+        Self { allow: Some(allow), ..Kind::MethodNotAllowed.into() }
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The sentence for the client.
+    pub fn detail(&self) -> &'static str {
+        self.detail
+    }
+
+    /// The methods of the route, if that is what was wrong.
+    pub fn allow(&self) -> Option<&str> {
+        self.allow.as_deref()
+    }
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        Self::new(
+            kind,
+            match kind {
+                Kind::BadRequest => "the request contradicts HTTP",
+                Kind::Denied => "requests from this address are not accepted",
+                Kind::NoRoute => "no route matches this host and path",
+                Kind::MethodNotAllowed => "this method is not offered here; see the header Allow",
+                Kind::NotImplemented => "this method is not supported",
+                Kind::RequestTimeout => "the request body did not arrive in time",
+                Kind::RequestBroken => "the request body broke off",
+                Kind::BodyTooLarge => "the request body is larger than accepted here",
+                Kind::UpstreamConnect => "the service cannot be reached",
+                Kind::UpstreamTimeout => "the service did not answer in time",
+                Kind::UpstreamReset => "the service closed the connection before it had answered",
+                Kind::UpstreamProtocol => "the service gave an answer that is not valid HTTP",
+                Kind::Overloaded => "too much is going on at the moment; try again",
+            },
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.detail)
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_names_are_unique() {
+        for (number, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number, "{kind:?}");
+        }
+        let names: std::collections::HashSet<_> = Kind::ALL.map(Kind::name).into();
+        assert_eq!(names.len(), Kind::ALL.len());
+    }
+}

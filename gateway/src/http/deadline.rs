@@ -1,0 +1,228 @@
+//! How long a connection may stay as it is.
+//!
+//! A client connection has at most one request at a time, and whatever it waits for, it waits for one thing. So one
+//! deadline and one timer a connection serve every wait, where a timer a wait would cost several a request: whoever
+//! knows what is waited for next moves the deadline, and the connection's task looks at it when its timer fires.
+//!
+//! ```text
+//!            first byte          head read           body sent           head of the answer
+//!   Idle ───────────────▶ Head ───────────▶ Upload ───────────▶ Answer ───────────▶ Download
+//!    ▲                                                                                 │
+//!    └──────────────────────────────── end of the answer ──────────────────────────────┘
+//! ```
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::base::error::{Error, Kind};
+use crate::config::Bounds;
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The first byte of a request.
+    Idle,
+    /// The rest of its head.
+    Head,
+    /// Its body, or the upstream that takes it.
+    Upload,
+    /// A connection to the upstream, or the head of its answer.
+    Answer,
+    /// The body of the answer, or the client that takes it.
+    Download,
+}
+
+/// The deadline of one client connection.
+#[derive(Debug)]
+pub struct Deadline {
+    at: Cell<Instant>,
+    phase: Cell<Phase>,
+    passed: Cell<bool>,
+    /// Whether the last one to be asked for a piece of the request's body was the client.
+    client_is_asked: Cell<bool>,
+    /// The end of the connection that a body found out about and only the request can answer.
+    fault: Cell<Option<Kind>>,
+    response_timeout: Cell<Duration>,
+    head_timeout: Duration,
+    idle_timeout: Duration,
+    keep_alive_timeout: Duration,
+}
+
+impl Deadline {
+    /// The deadline of a connection that has just been accepted: its first head is due.
+    pub fn new(bounds: &Bounds) -> Self {
+        Self {
+            at: Cell::new(Instant::now() + bounds.head_timeout),
+            phase: Cell::new(Phase::Head),
+            passed: Cell::new(false),
+            client_is_asked: Cell::new(false),
+            fault: Cell::new(None),
+            response_timeout: Cell::new(Duration::ZERO),
+            head_timeout: bounds.head_timeout,
+            idle_timeout: bounds.idle_timeout,
+            keep_alive_timeout: bounds.keep_alive_timeout,
+        }
+    }
+
+    /// When it is.
+    pub fn at(&self) -> Instant {
+        self.at.get()
+    }
+
+    /// What is waited for.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Whether it has passed and nobody has moved it since.
+    pub fn has_passed(&self) -> bool {
+        self.passed.get()
+    }
+
+    /// Called when the timer fires: whether the deadline is over rather than moved.
+    pub fn check(&self) -> bool {
+        self.passed.set(Instant::now() >= self.at.get());
+        self.passed.get()
+    }
+
+    /// The client sent bytes or took some.
+    pub fn client_moved(&self) {
+        match self.phase.get() {
+            Phase::Idle => self.enter(Phase::Head, self.head_timeout),
+            // A head has one deadline as a whole: a byte now and then must not prolong it.
+            Phase::Head | Phase::Answer => {}
+            Phase::Upload | Phase::Download => self.piece(),
+        }
+    }
+
+    /// A connection to an endpoint is made.
+    pub fn connect(&self, connect_timeout: Duration) {
+        self.enter(Phase::Answer, connect_timeout);
+    }
+
+    /// A request is sent; `response_timeout` begins with its last byte.
+    pub fn send(&self, has_body: bool, response_timeout: Duration) {
+        self.client_is_asked.set(false);
+        if has_body {
+            self.response_timeout.set(response_timeout);
+            self.enter(Phase::Upload, self.idle_timeout);
+        } else {
+            self.enter(Phase::Answer, response_timeout);
+        }
+    }
+
+    /// The client is asked for the next piece of the request's body.
+    pub fn ask_client(&self) {
+        self.client_is_asked.set(true);
+    }
+
+    /// A piece of a body went through.
+    pub fn piece(&self) {
+        self.client_is_asked.set(false);
+        if matches!(self.phase.get(), Phase::Upload | Phase::Download) {
+            self.enter(self.phase.get(), self.idle_timeout);
+        }
+    }
+
+    /// The last piece of the request's body went through.
+    pub fn uploaded(&self) {
+        if self.phase.get() == Phase::Upload {
+            self.enter(Phase::Answer, self.response_timeout.get());
+        }
+    }
+
+    /// The head of the answer is there.
+    pub fn answered(&self) {
+        self.enter(Phase::Download, self.idle_timeout);
+    }
+
+    /// The answer is at its end.
+    pub fn ended(&self) {
+        self.enter(Phase::Idle, self.keep_alive_timeout);
+    }
+
+    /// A body found out why the request cannot go on.
+    pub fn fail(&self, kind: Kind) {
+        self.fault.set(Some(kind));
+    }
+
+    /// What a body found out, once.
+    pub fn take_fault(&self) -> Option<Error> {
+        self.fault.take().map(Error::from)
+    }
+
+    /// The error of having waited in vain.
+    pub fn error(&self) -> Error {
+        if self.phase.get() == Phase::Upload && self.client_is_asked.get() {
+            Kind::RequestTimeout.into()
+        } else {
+            Kind::UpstreamTimeout.into()
+        }
+    }
+
+    fn enter(&self, phase: Phase, wait: Duration) {
+        self.phase.set(phase);
+        self.passed.set(false);
+        self.at.set(Instant::now() + wait);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn bounds() -> Bounds {
+        Bounds {
+            connections: 1,
+            header_count: 1,
+            head_bytes: 8192,
+            body_bytes: 1,
+            head_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(2),
+            keep_alive_timeout: Duration::from_secs(3),
+            drain_timeout: Duration::ZERO,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_prolong_a_body_and_never_a_head() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        tokio::time::advance(Duration::from_millis(900)).await;
+        deadline.client_moved();
+        assert_eq!(deadline.at(), start + Duration::from_secs(1));
+        deadline.send(true, Duration::from_secs(9));
+        deadline.client_moved();
+        assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(2));
+        deadline.uploaded();
+        assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(9));
+        deadline.answered();
+        deadline.ended();
+        assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(3));
+        deadline.client_moved();
+        assert_eq!(deadline.phase(), Phase::Head);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn blame_is_on_the_side_that_was_asked() {
+        let deadline = Deadline::new(&bounds());
+        deadline.send(true, Duration::from_secs(9));
+        assert_eq!(deadline.error().kind(), Kind::UpstreamTimeout);
+        deadline.ask_client();
+        assert_eq!(deadline.error().kind(), Kind::RequestTimeout);
+        deadline.piece();
+        assert_eq!(deadline.error().kind(), Kind::UpstreamTimeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moved_deadline_has_not_passed() {
+        let deadline = Deadline::new(&bounds());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(deadline.check());
+        deadline.answered();
+        assert!(!deadline.has_passed());
+        assert!(!deadline.check());
+    }
+}

@@ -1,0 +1,8 @@
+//! What HTTP asks of anything that stands in the middle: header fields that are for one hop only, who the client is,
+//! how long anybody may be waited for, and the one mapping from errors to answers.
+
+pub mod body;
+pub mod deadline;
+pub mod forwarded;
+pub mod headers;
+pub mod problem;

@@ -1,0 +1,102 @@
+//! The one place where an error becomes an answer: a problem document (RFC 9457) that says what the client needs and
+//! nothing about what is behind the gateway.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::base::error::{Error, Kind};
+use crate::http::headers;
+
+/// The document, with its members in the order of the standard.
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: &'static str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    request_id: &'a str,
+}
+
+/// The answer to a request that ended in `error`. `reusable` is whether the connection can take another request:
+/// not when part of this one is still to come.
+pub fn response(error: &Error, request_id: &str, reusable: bool) -> Response<Bytes> {
+    let status = status(error.kind());
+    let problem = Problem {
+        r#type: "about:blank",
+        title: status.canonical_reason().unwrap_or_default(),
+        status: status.as_u16(),
+        detail: error.detail(),
+        request_id,
+    };
+    let mut response = Response::new(serde_json::to_vec(&problem).unwrap_or_default().into());
+    *response.status_mut() = status;
+    let fields = response.headers_mut();
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if let Some(allow) = error.allow() {
+        fields.insert(ALLOW, headers::value(allow));
+    }
+    if error.kind() == Kind::Overloaded {
+        fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if !reusable {
+        fields.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn status(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::BadRequest | Kind::RequestBroken => StatusCode::BAD_REQUEST,
+        Kind::Denied => StatusCode::FORBIDDEN,
+        Kind::NoRoute => StatusCode::NOT_FOUND,
+        Kind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Kind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+        Kind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+        Kind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Kind::UpstreamConnect | Kind::UpstreamReset | Kind::UpstreamProtocol => {
+            StatusCode::BAD_GATEWAY
+        }
+        Kind::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::error::Blame;
+
+    #[test]
+    fn the_document_is_small_and_says_what_to_do() {
+        let response = response(&Kind::NoRoute.into(), "7f", true);
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        assert!(!response.headers().contains_key(CONNECTION));
+        assert_eq!(
+            str::from_utf8(response.body()).unwrap(),
+            r#"{"type":"about:blank","title":"Not Found","status":404,"#.to_owned()
+                + r#""detail":"no route matches this host and path","request_id":"7f"}"#
+        );
+    }
+
+    #[test]
+    fn the_class_of_the_status_follows_the_blame() {
+        for kind in Kind::ALL {
+            let status = status(kind);
+            // A method that nobody here speaks is the one exception of the standard.
+            let client = status.is_client_error() || kind == Kind::NotImplemented;
+            assert_eq!(client, kind.blame() == Blame::Client, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn headers_that_belong_to_the_status() {
+        let refused = Error::method_not_allowed("GET, HEAD".to_owned());
+        assert_eq!(response(&refused, "", true).headers()[ALLOW], "GET, HEAD");
+        let overloaded = response(&Kind::Overloaded.into(), "", false);
+        assert_eq!(overloaded.headers()[RETRY_AFTER], "1");
+        assert_eq!(overloaded.headers()[CONNECTION], "close");
+    }
+}

@@ -1,0 +1,104 @@
+//! The door: sockets, the threads that accept from them, and the end of it all.
+//!
+//! One thread a worker with one runtime, its own sockets, its own connections to services. What the workers share is
+//! read only or counted apart; none waits for another.
+
+mod connection;
+pub mod sockets;
+mod stream;
+mod worker;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread;
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use crate::observe::Registry;
+use crate::request::{Rules, Snapshot};
+use sockets::Sockets;
+use worker::{Order, Worker};
+
+/// What the workers share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The configuration in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The rules in force.
+    pub rules: Rules,
+    /// What is counted, a block for each worker.
+    pub counters: Registry,
+}
+
+/// The door while it is open.
+#[derive(Debug)]
+pub struct Door {
+    workers: Vec<Handle>,
+    addresses: Vec<SocketAddr>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    orders: mpsc::Sender<Order>,
+    thread: thread::JoinHandle<io::Result<()>>,
+}
+
+/// Orders that a worker has not got round to. It takes them at once.
+const MAX_ORDERS: usize = 8;
+
+impl Door {
+    /// Starts one worker for each block of counters.
+    pub fn open(sockets: Sockets, shared: &Shared) -> io::Result<Self> {
+        let addresses = sockets.addresses();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let mut workers = Vec::new();
+        let blocks = shared.counters.blocks();
+        for (number, (counters, sockets)) in blocks.iter().zip(sockets.by_worker()).enumerate() {
+            let (orders, inbox) = mpsc::channel(MAX_ORDERS);
+            let (shared, counters) = (shared.clone(), Arc::clone(counters));
+            let connections = Arc::clone(&connections);
+            let thread = thread::Builder::new().name(format!("worker-{number}"));
+            let thread = thread
+                .spawn(move || Worker::new(&shared, counters, connections).run(sockets, inbox))?;
+            workers.push(Handle { orders, thread });
+        }
+        Ok(Self { workers, addresses })
+    }
+
+    /// The addresses that are listened on.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Listens on exactly `addresses` from now on: on those in `new` and on those kept. Connections stay.
+    pub fn listen(&mut self, addresses: Vec<SocketAddr>, new: Sockets) -> io::Result<()> {
+        for (worker, sockets) in self.workers.iter().zip(new.by_worker()) {
+            worker.order(Order::Listen { addresses: addresses.clone(), sockets })?;
+        }
+        self.addresses = addresses;
+        Ok(())
+    }
+
+    /// Stops listening and lets the requests in flight finish, for at most `bounds.drain_timeout`.
+    pub fn drain(&self) -> io::Result<()> {
+        self.workers.iter().try_for_each(|worker| worker.order(Order::Drain))
+    }
+
+    /// Waits until the last worker has ended, which is after [`Door::drain`].
+    pub fn join(self) -> io::Result<()> {
+        for worker in self.workers {
+            let panicked = |_| io::Error::other("a worker panicked");
+            worker.thread.join().map_err(panicked)??;
+        }
+        Ok(())
+    }
+}
+
+impl Handle {
+    fn order(&self, order: Order) -> io::Result<()> {
+        self.orders.try_send(order).map_err(|_| io::Error::other("a worker takes no orders"))
+    }
+}

@@ -1,0 +1,229 @@
+//! One worker: accepts, keeps its connections within their bounds, takes orders, drains.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::base::address::PeerAddr;
+use crate::listen::{Shared, connection};
+use crate::observe::{Counters, Refusal};
+use crate::request;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Listen on exactly these addresses; the sockets are for those that are new.
+    Listen { addresses: Vec<SocketAddr>, sockets: Vec<Socket> },
+    /// Stop listening, finish what is in flight, end.
+    Drain,
+}
+
+/// A listening socket and its address.
+pub(super) type Socket = (SocketAddr, std::net::TcpListener);
+
+/// How often idle connections to services are looked through.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// How long to wait when no descriptor is left: a busy loop would take the time from those who could free one.
+const EXHAUSTED: Duration = Duration::from_millis(20);
+
+/// One worker, on its own thread.
+pub(super) struct Worker {
+    requests: Rc<request::Worker>,
+    /// Open in all workers.
+    connections: Arc<AtomicUsize>,
+    open: RefCell<Open>,
+    draining: Cell<bool>,
+    none_left: Notify,
+}
+
+/// The connections of this worker: a waker for each, to tell it that the worker drains.
+#[derive(Default)]
+struct Open {
+    next: u64,
+    wakers: HashMap<u64, Waker>,
+}
+
+struct Listening {
+    listener: Rc<TcpListener>,
+    accepting: JoinHandle<()>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: &Shared,
+        counters: Arc<Counters>,
+        connections: Arc<AtomicUsize>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            requests: Rc::new(request::Worker::new(&shared.snapshot, &shared.rules, counters)),
+            connections,
+            open: RefCell::default(),
+            draining: Cell::new(false),
+            none_left: Notify::new(),
+        })
+    }
+
+    /// Serves until it is told to drain and has.
+    pub(super) fn run(
+        self: Rc<Self>,
+        sockets: Vec<Socket>,
+        orders: mpsc::Receiver<Order>,
+    ) -> io::Result<()> {
+        let mut runtime = Builder::new_current_thread();
+        let runtime = runtime.enable_io().enable_time().build_local(LocalOptions::default())?;
+        runtime.block_on(self.serve(sockets, orders))
+    }
+
+    async fn serve(
+        self: Rc<Self>,
+        sockets: Vec<Socket>,
+        mut orders: mpsc::Receiver<Order>,
+    ) -> io::Result<()> {
+        let mut listening = HashMap::new();
+        self.listen(sockets, &mut listening)?;
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Order::Listen { addresses, sockets }) => {
+                        listening.extract_if(|address, _| !addresses.contains(address))
+                            .for_each(|(_, gone)| self.close(&gone));
+                        self.listen(sockets, &mut listening)?;
+                    }
+                    Some(Order::Drain) | None => break,
+                },
+                _ = sweep.tick() => self.requests.sweep(),
+            }
+        }
+        listening.drain().for_each(|(_, gone)| self.close(&gone));
+        self.drain().await;
+        Ok(())
+    }
+
+    fn listen(
+        self: &Rc<Self>,
+        sockets: Vec<Socket>,
+        listening: &mut HashMap<SocketAddr, Listening>,
+    ) -> io::Result<()> {
+        for (address, socket) in sockets {
+            let listener = Rc::new(TcpListener::from_std(socket)?);
+            let accepting = spawn_local(Rc::clone(self).accept(Rc::clone(&listener)));
+            listening.insert(address, Listening { listener, accepting });
+        }
+        Ok(())
+    }
+
+    /// Ends listening on a socket. Connections that the kernel has completed are accepted before, because closing the
+    /// socket would reset them.
+    fn close(self: &Rc<Self>, gone: &Listening) {
+        gone.accepting.abort();
+        let mut context = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Ok((stream, peer))) = gone.listener.poll_accept(&mut context) {
+            self.accepted(stream, peer);
+        }
+    }
+
+    async fn accept(self: Rc<Self>, listener: Rc<TcpListener>) {
+        loop {
+            match poll_fn(|context| listener.poll_accept(context)).await {
+                Ok((stream, peer)) => self.accepted(stream, peer),
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(_) => sleep(EXHAUSTED).await,
+            }
+        }
+    }
+
+    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let counters = &self.requests.counters;
+        counters.connections_accepted.add(1);
+        let config = self.requests.config();
+        let peer = PeerAddr::of_socket(peer);
+        let connection = request::Connection::new(&self.requests, peer, &config.bounds);
+        if !connection.admits_peer() {
+            return counters.refused(Refusal::Denied);
+        }
+        let slot = Slot::take(self);
+        if slot.taken_before >= config.bounds.connections {
+            return counters.refused(Refusal::TooMany);
+        }
+        let http = connection::builder(&config.bounds);
+        spawn_local(connection::serve(slot, http, connection, stream));
+    }
+
+    /// Lets what is in flight finish, for as long as it may.
+    async fn drain(&self) {
+        self.draining.set(true);
+        for waker in self.open.borrow().wakers.values() {
+            waker.wake_by_ref();
+        }
+        let limit = self.requests.config().bounds.drain_timeout;
+        // What is not done by then is dropped with the runtime.
+        timeout(limit, self.none_left()).await.ok();
+    }
+
+    async fn none_left(&self) {
+        while self.requests.counters.connections_open.value() > 0 {
+            self.none_left.notified().await;
+        }
+    }
+}
+
+/// A connection that broke before it was accepted says nothing about the next one.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// One connection among all that may be open.
+pub(super) struct Slot {
+    worker: Rc<Worker>,
+    number: u64,
+    taken_before: usize,
+}
+
+impl Slot {
+    fn take(worker: &Rc<Worker>) -> Self {
+        worker.requests.counters.connections_open.add(1);
+        let taken_before = worker.connections.fetch_add(1, Ordering::Relaxed);
+        let mut open = worker.open.borrow_mut();
+        open.next += 1;
+        Self { worker: Rc::clone(worker), number: open.next, taken_before }
+    }
+
+    /// Has `waker` woken when the worker begins to drain.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.worker.open.borrow_mut().wakers.insert(self.number, waker.clone());
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.worker.draining.get()
+    }
+
+    pub(super) fn counters(&self) -> &Arc<Counters> {
+        &self.worker.requests.counters
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.worker.connections.fetch_sub(1, Ordering::Relaxed);
+        self.worker.requests.counters.connections_open.subtract_one();
+        self.worker.open.borrow_mut().wakers.remove(&self.number);
+        self.worker.none_left.notify_one();
+    }
+}

@@ -1,0 +1,241 @@
+//! Counts what happens to connections and requests: one block a worker, merged when somebody looks.
+//!
+//! A block has one writer and shares no cache line with another, so that counting costs a plain store. Reading never
+//! stops a worker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+use crate::base::error::Kind;
+
+/// Why a connection was closed before any request was read from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A rule denies the peer.
+    Denied,
+    /// `bounds.connections` was reached.
+    TooMany,
+}
+
+impl Refusal {
+    const ALL: [Self; 2] = [Self::Denied, Self::TooMany];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::TooMany => "too_many",
+        }
+    }
+}
+
+/// One number with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `amount`. Only the owning worker may: it is no atomic addition, which would cost a locked instruction.
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Takes one back, under the same condition.
+    pub fn subtract_one(&self) {
+        self.add(u64::MAX);
+    }
+
+    /// The number.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one worker counts. Two cache lines apart from every other block, because CPUs fetch lines in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Counters {
+    /// Connections accepted from the kernel, those refused after that included.
+    pub connections_accepted: Counter,
+    /// Connections that are open.
+    pub connections_open: Counter,
+    refused: [Counter; Refusal::ALL.len()],
+    /// Connections closed because a request's head was not HTTP or beyond a bound.
+    pub heads_malformed: Counter,
+    /// Connections closed because a request's head did not arrive in time.
+    pub heads_timed_out: Counter,
+    /// Connections closed because a reader was too slow for an answer's body.
+    pub readers_timed_out: Counter,
+    /// Requests that are being answered.
+    pub requests_active: Counter,
+    statuses: [Counter; 5],
+    /// Requests whose client left before the head of an answer.
+    pub requests_abandoned: Counter,
+    /// Answers that broke off midway, from either side. They are among the statuses too.
+    pub answers_broken: Counter,
+    errors: [Counter; Kind::ALL.len()],
+    /// Connections opened to endpoints.
+    pub upstream_connections_opened: Counter,
+    /// Requests that found a connection in the pool.
+    pub upstream_connections_reused: Counter,
+    /// Bytes read from clients.
+    pub bytes_received: Counter,
+    /// Bytes written to clients.
+    pub bytes_sent: Counter,
+}
+
+impl Counters {
+    /// A connection was refused.
+    pub fn refused(&self, reason: Refusal) {
+        if let Some(counter) = self.refused.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A request ended in this error.
+    pub fn failed(&self, kind: Kind) {
+        if let Some(counter) = self.errors.get(kind as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A request got an answer with this status.
+    pub fn answered(&self, status: u16) {
+        if let Some(counter) = self.statuses.get(usize::from(status / 100).wrapping_sub(1)) {
+            counter.add(1);
+        }
+    }
+}
+
+/// The blocks of all workers.
+#[derive(Clone, Debug)]
+pub struct Registry(Arc<[Arc<Counters>]>);
+
+impl Registry {
+    /// Blocks for so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| Arc::default()).collect())
+    }
+
+    /// The blocks, one a worker.
+    pub fn blocks(&self) -> &[Arc<Counters>] {
+        &self.0
+    }
+
+    /// Everything added up.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut sum = Snapshot::default();
+        for block in self.0.iter() {
+            sum.add(block);
+        }
+        sum
+    }
+}
+
+/// What all workers counted since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// Connections from clients.
+    pub connections: Connections,
+    /// Requests.
+    pub requests: Requests,
+    /// Connections to endpoints.
+    pub upstream: Upstream,
+    /// Bytes read from clients.
+    pub bytes_received: u64,
+    /// Bytes written to clients.
+    pub bytes_sent: u64,
+}
+
+/// Connections from clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Connections {
+    /// Accepted from the kernel, those refused after that included.
+    pub accepted: u64,
+    /// Open now.
+    pub open: u64,
+    /// Closed before any request was read, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Closed because a request's head was not HTTP or beyond a bound.
+    pub heads_malformed: u64,
+    /// Closed because a request's head did not arrive in time.
+    pub heads_timed_out: u64,
+    /// Closed because a reader was too slow.
+    pub readers_timed_out: u64,
+}
+
+/// Requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Requests {
+    /// Being answered now.
+    pub active: u64,
+    /// Answered, by class of status.
+    pub answered: BTreeMap<&'static str, u64>,
+    /// The client left before the head of an answer.
+    pub abandoned: u64,
+    /// Answers that broke off midway.
+    pub broken: u64,
+    /// Answered by the gateway itself because of an error, by kind.
+    pub errors: BTreeMap<&'static str, u64>,
+}
+
+/// Connections to endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Upstream {
+    /// Opened.
+    pub opened: u64,
+    /// Found in the pool instead.
+    pub reused: u64,
+}
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl Snapshot {
+    fn add(&mut self, block: &Counters) {
+        let connections = &mut self.connections;
+        connections.accepted += block.connections_accepted.value();
+        connections.open += block.connections_open.value();
+        connections.heads_malformed += block.heads_malformed.value();
+        connections.heads_timed_out += block.heads_timed_out.value();
+        connections.readers_timed_out += block.readers_timed_out.value();
+        for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {
+            *connections.refused.entry(reason.name()).or_default() += counter.value();
+        }
+        self.requests.active += block.requests_active.value();
+        self.requests.abandoned += block.requests_abandoned.value();
+        self.requests.broken += block.answers_broken.value();
+        for (class, counter) in CLASSES.into_iter().zip(&block.statuses) {
+            *self.requests.answered.entry(class).or_default() += counter.value();
+        }
+        for (kind, counter) in Kind::ALL.into_iter().zip(&block.errors) {
+            *self.requests.errors.entry(kind.name()).or_default() += counter.value();
+        }
+        self.upstream.opened += block.upstream_connections_opened.value();
+        self.upstream.reused += block.upstream_connections_reused.value();
+        self.bytes_received += block.bytes_received.value();
+        self.bytes_sent += block.bytes_sent.value();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_add_up() {
+        let registry = Registry::new(2);
+        for block in registry.blocks() {
+            block.answered(204);
+            block.failed(Kind::Denied);
+            block.refused(Refusal::TooMany);
+            block.connections_open.add(2);
+            block.connections_open.subtract_one();
+        }
+        let snapshot = registry.snapshot();
+        assert_eq!(snapshot.requests.answered["2xx"], 2);
+        assert_eq!(snapshot.requests.errors["denied"], 2);
+        assert_eq!(snapshot.connections.refused["too_many"], 2);
+        assert_eq!(snapshot.connections.open, 2);
+    }
+}

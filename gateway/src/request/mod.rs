@@ -1,0 +1,170 @@
+//! Requests: what they are decided by, and the ordered page of their life ([`serve`]).
+
+pub mod account;
+mod prepare;
+pub mod serve;
+mod target;
+
+use std::cell::{Cell, Ref, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache};
+
+use crate::base::address::PeerAddr;
+use crate::base::time::Now;
+use crate::config::{Bounds, Config};
+use crate::http::deadline::Deadline;
+use crate::observe::Counters;
+use crate::route;
+use crate::rules::classify::Classifier;
+use crate::upstream::{self, Upstream};
+use gateway_common::rule::Action;
+
+/// A configuration, compiled. It never changes; a new one takes its place.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// What it was compiled from.
+    pub config: Arc<Config>,
+    routes: route::Table,
+    upstreams: Vec<Upstream>,
+}
+
+impl Snapshot {
+    /// Compiles `config`; `echo` is where the built-in service is served, if it is.
+    pub fn new(config: Arc<Config>, echo: Option<SocketAddr>) -> Self {
+        let upstreams = config.upstreams.iter();
+        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, echo));
+        Self { routes: route::Table::new(&config.routes), upstreams: upstreams.collect(), config }
+    }
+}
+
+/// The rules that user space decides by. They change more often than the configuration, so they are swapped apart.
+pub type Rules = Arc<ArcSwap<Classifier>>;
+
+/// What the requests of one worker share. Nothing here is waited for: it belongs to the worker's thread.
+#[derive(Debug)]
+pub struct Worker {
+    snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    current: RefCell<Rc<Current>>,
+    rules: RefCell<Followed>,
+    client: upstream::Client,
+    /// What this worker counts.
+    pub counters: Arc<Counters>,
+}
+
+/// A snapshot and what a worker remembers as long as it holds. Counting its holders is not shared between workers.
+#[derive(Debug)]
+struct Current {
+    snapshot: Arc<Snapshot>,
+    /// Which endpoint is next, by upstream.
+    turns: Vec<Cell<usize>>,
+}
+
+/// The rules as they are, and how often they have changed.
+#[derive(Debug)]
+struct Followed {
+    cache: Cache<Rules, Arc<Classifier>>,
+    held: Arc<Classifier>,
+    changes: u64,
+}
+
+impl Current {
+    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
+        let turns = snapshot.upstreams.iter().map(|_| Cell::new(0)).collect();
+        Rc::new(Self { snapshot, turns })
+    }
+}
+
+impl Worker {
+    /// A worker that follows `snapshot` and `rules`.
+    pub fn new(snapshot: &Arc<ArcSwap<Snapshot>>, rules: &Rules, counters: Arc<Counters>) -> Self {
+        let mut cache = Cache::new(Arc::clone(snapshot));
+        let current = Arc::clone(cache.load());
+        Self {
+            client: upstream::Client::new(Arc::clone(&counters)),
+            snapshot: RefCell::new(cache),
+            current: RefCell::new(Current::new(current)),
+            rules: RefCell::new(Followed {
+                cache: Cache::new(Arc::clone(rules)),
+                held: rules.load_full(),
+                changes: 1,
+            }),
+            counters,
+        }
+    }
+
+    /// The configuration as it is now.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.current().snapshot.config)
+    }
+
+    /// Whether a rule keeps `address` out. A profile limits packets, not requests.
+    pub fn denies(&self, address: IpAddr) -> bool {
+        let rules = &self.rules().held;
+        !rules.is_empty()
+            && matches!(rules.action(address, Now::read().boot), Some(Action::Deny | Action::Reset))
+    }
+
+    fn rules(&self) -> Ref<'_, Followed> {
+        let mut followed = self.rules.borrow_mut();
+        let Followed { cache, held, changes } = &mut *followed;
+        let rules = cache.load();
+        if !Arc::ptr_eq(rules, held) {
+            *held = Arc::clone(rules);
+            *changes += 1;
+        }
+        drop(followed);
+        self.rules.borrow()
+    }
+
+    /// Drops idle connections to endpoints that are of no more use.
+    pub fn sweep(&self) {
+        self.client.sweep();
+    }
+
+    fn current(&self) -> Rc<Current> {
+        let mut cache = self.snapshot.borrow_mut();
+        let snapshot = cache.load();
+        let mut current = self.current.borrow_mut();
+        if !Arc::ptr_eq(snapshot, &current.snapshot) {
+            *current = Current::new(Arc::clone(snapshot));
+        }
+        Rc::clone(&current)
+    }
+}
+
+/// One connection of a client.
+#[derive(Debug)]
+pub struct Connection {
+    worker: Rc<Worker>,
+    /// The other end of its socket.
+    peer: PeerAddr,
+    /// The state of the rules that let the peer in.
+    admitted: Cell<u64>,
+    /// How long it may stay as it is.
+    pub deadline: Rc<Deadline>,
+}
+
+impl Connection {
+    /// The connection of `peer`, which the rules have yet to let in.
+    pub fn new(worker: &Rc<Worker>, peer: PeerAddr, bounds: &Bounds) -> Rc<Self> {
+        let deadline = Rc::new(Deadline::new(bounds));
+        Rc::new(Self { worker: Rc::clone(worker), peer, admitted: Cell::new(0), deadline })
+    }
+
+    /// Whether no rule keeps the peer out. It is asked once for each state of the rules, so that a rule that is made
+    /// while a connection is open ends it also where no kernel door does.
+    pub fn admits_peer(&self) -> bool {
+        let changes = self.worker.rules().changes;
+        if self.admitted.get() == changes {
+            return true;
+        }
+        let admitted = !self.worker.denies(self.peer.ip());
+        if admitted {
+            self.admitted.set(changes);
+        }
+        admitted
+    }
+}

@@ -1,0 +1,110 @@
+//! What the header fields of a request become on their way to a service, and those of its answer on the way back.
+
+use http::header::{Entry, FORWARDED, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{Request, Response, Version};
+use http_body::Body as _;
+
+use crate::base::address::PeerAddr;
+use crate::base::id::RequestId;
+use crate::http::body::RequestBody;
+use crate::http::headers::{
+    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, remove_forged,
+    remove_hop_by_hop, value,
+};
+
+/// The id of a request: a new one, or the one that a trusted proxy has given it.
+pub(super) fn request_id(headers: &HeaderMap, peer_is_trusted: bool) -> HeaderValue {
+    match headers.get(X_REQUEST_ID) {
+        Some(id) if peer_is_trusted && is_request_id(id.as_bytes()) => id.clone(),
+        _ => value(RequestId::generate().as_str()),
+    }
+}
+
+/// What may stand in a log, a header and a JSON document without being taken for anything else.
+fn is_request_id(id: &[u8]) -> bool {
+    (1..=128).contains(&id.len())
+        && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+}
+
+/// The request as the service gets it.
+pub(super) fn request(
+    mut head: Parts,
+    body: RequestBody,
+    id: HeaderValue,
+    peer: PeerAddr,
+    peer_is_trusted: bool,
+) -> Request<RequestBody> {
+    let headers = &mut head.headers;
+    remove_hop_by_hop(headers);
+    remove_forged(headers, peer_is_trusted);
+    headers.insert(X_REQUEST_ID, id);
+    append_peer(headers, peer);
+    if !headers.contains_key(FORWARDED) {
+        let host = headers.get(HOST).cloned();
+        if let (Some(host), Entry::Vacant(entry)) = (host, headers.entry(X_FORWARDED_HOST)) {
+            entry.insert(host);
+        }
+    }
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    if !body.is_end_stream() && body.size_hint().exact().is_none() {
+        // hyper would send a GET without the body that it has.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    head.version = Version::HTTP_11;
+    Request::from_parts(head, body)
+}
+
+/// The answer as the client gets it.
+pub(super) fn response<B>(mut response: Response<B>, id: HeaderValue) -> Response<B> {
+    remove_hop_by_hop(response.headers_mut());
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    *response.version_mut() = Version::HTTP_11;
+    response
+}
+
+/// One line with everybody that the request came through: a service that reads only the first line misses nobody.
+fn append_peer(headers: &mut HeaderMap, peer: PeerAddr) {
+    use std::fmt::Write as _;
+    let mut line = String::with_capacity(64);
+    for value in headers.get_all(X_FORWARDED_FOR) {
+        line.push_str(value.to_str().unwrap_or("unknown"));
+        line.push_str(", ");
+    }
+    // Writing to a string cannot fail.
+    write!(line, "{peer}").ok();
+    headers.insert(
+        X_FORWARDED_FOR,
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(line))
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_taken_from_a_trusted_proxy_only() {
+        let mut headers = HeaderMap::new();
+        headers.insert(X_REQUEST_ID, HeaderValue::from_static("a-1_b.2"));
+        assert_eq!(request_id(&headers, true), "a-1_b.2");
+        assert_ne!(request_id(&headers, false), "a-1_b.2");
+        for bad in ["", "a b", "a\"b", &"a".repeat(129)] {
+            headers.insert(X_REQUEST_ID, HeaderValue::from_str(bad).unwrap());
+            assert_eq!(request_id(&headers, true).len(), 32, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_peer_is_appended_to_whom_the_request_came_through() {
+        let peer = PeerAddr::of_socket("10.0.0.2:1".parse().unwrap());
+        let mut headers = HeaderMap::new();
+        append_peer(&mut headers, peer);
+        assert_eq!(headers[X_FORWARDED_FOR], "10.0.0.2");
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("192.0.2.1"));
+        append_peer(&mut headers, peer);
+        assert_eq!(headers.get_all(X_FORWARDED_FOR).iter().count(), 1);
+        assert_eq!(headers[X_FORWARDED_FOR], "10.0.0.2, 192.0.2.1, 10.0.0.2");
+    }
+}

@@ -1,0 +1,98 @@
+//! The life of a request, in order.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::base::address::ClientAddr;
+use crate::base::error::{Error, Kind};
+use crate::http::body::RequestBody;
+use crate::http::{forwarded, problem};
+use crate::request::account::{Account, Answer, ResponseBody};
+use crate::request::{Connection, Current, prepare, target};
+use crate::route::{Refused, Routed};
+
+/// Answers one request. Whatever goes wrong becomes an answer, and every answer is accounted for.
+pub async fn serve(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let account = Account::open(Rc::clone(&connection));
+    let current = connection.worker.current();
+    let trusted = &current.snapshot.config.trusted_proxies;
+    let exchange = Exchange {
+        connection: &connection,
+        current: &current,
+        peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
+    };
+    let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
+    let has_body = !request.body().is_end_stream();
+    let answer = match exchange.answer(request, id.clone()).await {
+        Ok(response) => prepare::response(response, id),
+        Err(error) => {
+            account.failed(&error);
+            let problem = problem::response(&error, id.to_str().unwrap_or_default(), !has_body);
+            prepare::response(problem.map(Answer::Gateway), id)
+        }
+    };
+    Ok(account.answer(answer))
+}
+
+struct Exchange<'a> {
+    connection: &'a Rc<Connection>,
+    current: &'a Rc<Current>,
+    peer_is_trusted: bool,
+}
+
+impl Exchange<'_> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        id: HeaderValue,
+    ) -> Result<Response<Answer>, Error> {
+        let Connection { worker, peer, deadline, .. } = &**self.connection;
+        let Current { snapshot, turns } = &**self.current;
+        let (mut head, body) = request.into_parts();
+
+        target::normalise(&mut head)?;
+        let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
+        self.rules(client)?;
+        let routed = self.route(&head)?;
+        let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, deadline)?;
+        let request = prepare::request(head, body, id, *peer, self.peer_is_trusted);
+
+        let upstream = routed.upstream();
+        let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));
+        let (upstream, turn) = upstream.ok_or(Kind::NoRoute)?;
+        let response = worker.client.send(upstream, turn, request, deadline).await?;
+        Ok(response.map(Answer::Upstream))
+    }
+
+    fn route(&self, head: &Parts) -> Result<Routed, Error> {
+        let routes = &self.current.snapshot.routes;
+        routes.find(&head.method, target::host(head), head.uri.path()).map_err(|refused| {
+            match refused {
+                Refused::NotFound => Kind::NoRoute.into(),
+                Refused::MethodNotAllowed { allow, .. } => {
+                    let allow: Vec<_> = allow.iter().map(http::Method::as_str).collect();
+                    Error::method_not_allowed(allow.join(", "))
+                }
+                Refused::BadPath => {
+                    Error::new(Kind::BadRequest, "the path can be read in two ways")
+                }
+            }
+        })
+    }
+    fn rules(&self, client: ClientAddr) -> Result<(), Error> {
+        let Connection { worker, peer, .. } = &**self.connection;
+        let forwarded = client.ip() != peer.ip();
+        if !self.connection.admits_peer() || forwarded && worker.denies(client.ip()) {
+            return Err(Kind::Denied.into());
+        }
+        Ok(())
+    }
+}

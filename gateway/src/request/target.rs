@@ -1,0 +1,126 @@
+//! What a request is for: one host and one path, the same for the route, the rules and the service. Where the request
+//! leaves room for two readings it is refused.
+
+use http::header::{HOST, HeaderValue};
+use http::request::Parts;
+use http::uri::{PathAndQuery, Uri};
+use http::{Method, Version};
+
+use crate::base::error::{Error, Kind};
+
+/// Leaves the target in origin form and exactly one `Host`, or says what is wrong with them.
+pub(super) fn normalise(head: &mut Parts) -> Result<(), Error> {
+    if head.method == Method::CONNECT {
+        return Err(Error::new(Kind::NotImplemented, "tunnels (CONNECT) are not supported"));
+    }
+    check_host(head)?;
+    if head.uri.authority().is_some() {
+        from_absolute_form(head)?;
+    }
+    Ok(())
+}
+
+/// The host without its port.
+pub(super) fn host(head: &Parts) -> Option<&str> {
+    let host = head.headers.get(HOST)?.to_str().ok()?;
+    let host = match host.rsplit_once(':') {
+        // The colons of an IPv6 address stand between brackets.
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    (!host.is_empty()).then_some(host)
+}
+
+fn check_host(head: &mut Parts) -> Result<(), Error> {
+    let bad = |detail| Err(Error::new(Kind::BadRequest, detail));
+    let mut hosts = head.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if host.as_bytes().iter().all(|byte| may_be_in_host(*byte)) => Ok(()),
+        (Some(_), None) => bad("the header Host is no host"),
+        (Some(_), Some(_)) => bad("the header Host is there more than once"),
+        // HTTP/1.0 did without; the service is asked by HTTP/1.1, which has an empty one for that.
+        (None, _) if head.version == Version::HTTP_10 => {
+            head.headers.insert(HOST, HeaderValue::from_static(""));
+            Ok(())
+        }
+        (None, _) => bad("the header Host is missing"),
+    }
+}
+
+/// Unreserved characters and delimiters of a name, brackets and colons of an address; no user, path or query.
+fn may_be_in_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
+}
+
+/// `GET http://host/path`, as a client says it to a proxy.
+fn from_absolute_form(head: &mut Parts) -> Result<(), Error> {
+    let authority = head.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+    let host = head.headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+    if !authority.as_bytes().eq_ignore_ascii_case(host) {
+        let detail = "the request target and the header Host name different hosts";
+        return Err(Error::new(Kind::BadRequest, detail));
+    }
+    let scheme = head.uri.scheme_str().unwrap_or_default();
+    if scheme != "http" {
+        return Err(Error::new(Kind::BadRequest, "the request target has another scheme"));
+    }
+    let path = head.uri.path_and_query().cloned();
+    head.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn head(target: &str, hosts: &[&str]) -> Parts {
+        let mut request = Request::get(target);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn normalised(target: &str, hosts: &[&str]) -> Result<String, &'static str> {
+        let mut head = head(target, hosts);
+        normalise(&mut head).map_err(|error| error.detail())?;
+        Ok(format!("{} {}", host(&head).unwrap_or("-"), head.uri))
+    }
+
+    #[test]
+    fn one_host_and_a_path_are_left() {
+        assert_eq!(normalised("/a?b", &["h:80"]).unwrap(), "h /a?b");
+        assert_eq!(normalised("/", &["[::1]:80"]).unwrap(), "[::1] /");
+        assert_eq!(normalised("/", &["[::1]"]).unwrap(), "[::1] /");
+        assert_eq!(normalised("/", &[""]).unwrap(), "- /");
+        assert_eq!(normalised("http://H/a?b", &["h"]).unwrap(), "h /a?b");
+        assert_eq!(normalised("http://h", &["h"]).unwrap(), "h /");
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_refused() {
+        for (target, hosts) in [
+            ("/", &[] as &[&str]),
+            ("/", &["a", "a"]),
+            ("/", &["a@b"]),
+            ("/", &["a/b"]),
+            ("/", &["a b"]),
+            ("http://a/", &["b"]),
+            ("http://u@a/", &["a"]),
+            ("http://a:80/", &["a"]),
+            ("https://a/", &["a"]),
+            ("a:80", &["a:80"]),
+        ] {
+            assert!(normalised(target, hosts).is_err(), "{target} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn http_1_0_needs_no_host() {
+        let mut head = head("/", &[]);
+        head.version = Version::HTTP_10;
+        assert!(normalise(&mut head).is_ok());
+        assert_eq!(head.headers[HOST], "");
+    }
+}

@@ -1,0 +1,72 @@
+//! Idle connections to endpoints. Each worker has its own pool, so that nobody waits for a lock; it is keyed by
+//! address, so that it outlives any configuration.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
+
+use tokio::time::Instant;
+
+use crate::upstream::Keep;
+use crate::upstream::connection::Connection;
+
+/// The idle connections of one worker.
+#[derive(Debug, Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Box<Connection>,
+    until: Instant,
+}
+
+/// Where a connection goes when it is done.
+#[derive(Debug)]
+pub struct Home {
+    /// The pool that it came from.
+    pub pool: Rc<Pool>,
+    /// What becomes of it there.
+    pub keep: Keep,
+}
+
+impl Pool {
+    /// An idle connection to `endpoint`, the one used last first: the others may then expire. Those that the endpoint
+    /// has closed are dropped on the way.
+    pub async fn take(&self, endpoint: SocketAddr) -> Option<Box<Connection>> {
+        poll_fn(|context| {
+            loop {
+                let popped = self.idle.borrow_mut().get_mut(&endpoint).and_then(Vec::pop);
+                let Some(mut idle) = popped else { return Poll::Ready(None) };
+                if !idle.connection.is_stale(context) {
+                    return Poll::Ready(Some(idle.connection));
+                }
+            }
+        })
+        .await
+    }
+
+    /// Drops what has expired or was closed.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.idle.borrow_mut().retain(|_, idle| {
+            idle.retain_mut(|idle| idle.until > now && !idle.connection.is_stale_now());
+            !idle.is_empty()
+        });
+    }
+}
+
+impl Home {
+    /// Takes back a connection whose answer was read to its end.
+    pub fn give_back(&self, connection: Box<Connection>) {
+        let mut idle = self.pool.idle.borrow_mut();
+        let idle = idle.entry(connection.endpoint()).or_default();
+        if idle.len() < self.keep.connections {
+            idle.push(Idle { connection, until: Instant::now() + self.keep.time });
+        }
+    }
+}
