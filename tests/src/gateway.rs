@@ -72,7 +72,8 @@ impl std::fmt::Display for Outcome {
 #[derive(Debug)]
 pub struct Gateway<'n> {
     folder: PathBuf,
-    binary: PathBuf,
+    /// Where it is not the one that was built beside the test.
+    binary: Option<PathBuf>,
     namespace: Option<&'n Namespace>,
     unprivileged: bool,
     embedded: bool,
@@ -103,6 +104,12 @@ impl<'n> Gateway<'n> {
         let mut gateway = Self::prepare(namespace, true)?;
         gateway.embedded = true;
         Ok(gateway)
+    }
+
+    /// Runs this binary instead of the one that was built beside the test.
+    pub fn with_binary(mut self, binary: PathBuf) -> Self {
+        self.binary = Some(binary);
+        self
     }
 
     /// Writes the configuration, state, admin socket and pins added.
@@ -189,7 +196,7 @@ impl<'n> Gateway<'n> {
 
     /// Runs a command of the gateway beside the daemon and returns its answer.
     pub fn cli(&self, arguments: &[&str]) -> Result<Outcome> {
-        let mut command = self.command(arguments);
+        let mut command = self.command(arguments)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = self.launch(&mut command)?;
         let pid = Pid::from_raw(child.id().try_into()?);
@@ -223,7 +230,7 @@ impl<'n> Gateway<'n> {
         fs::create_dir(&folder).with_context(|| format!("cannot make {folder:?}"))?;
         let mut gateway = Self {
             folder: folder.clone(),
-            binary: built()?,
+            binary: None,
             namespace,
             unprivileged,
             embedded: false,
@@ -235,8 +242,8 @@ impl<'n> Gateway<'n> {
         if gateway.demoted() {
             // The folder of the build may be closed to others.
             let binary = folder.join("gateway");
-            fs::copy(&gateway.binary, &binary)?;
-            gateway.binary = binary;
+            fs::copy(built()?, &binary)?;
+            gateway.binary = Some(binary);
             for path in [folder.clone(), folder.join("state")] {
                 chown(path, Some(NOBODY), Some(NOBODY))?;
             }
@@ -248,8 +255,8 @@ impl<'n> Gateway<'n> {
         self.unprivileged && nix::unistd::geteuid().is_root()
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(self.binary.clone().map_or_else(built, Ok)?);
         command.args(arguments).current_dir("/").env_remove("GATEWAY_CONFIG");
         if self.embedded {
             command.env("XDG_RUNTIME_DIR", &self.folder).env("XDG_STATE_HOME", &self.folder);
@@ -259,20 +266,20 @@ impl<'n> Gateway<'n> {
         if self.demoted() {
             command.uid(NOBODY).gid(NOBODY);
         }
-        command
+        Ok(command)
     }
 
     fn launch(&self, command: &mut Command) -> Result<Child> {
         match self.namespace {
             Some(namespace) => namespace.spawn(command),
-            None => command.spawn().with_context(|| format!("cannot start {:?}", self.binary)),
+            None => command.spawn().context("cannot start the gateway"),
         }
     }
 
     fn spawn(&mut self) -> Result {
         ensure!(self.child.is_none(), "the gateway runs already");
         let log = File::options().create(true).append(true).open(self.folder.join("log"))?;
-        let mut command = self.command(&["run"]);
+        let mut command = self.command(&["run"])?;
         // A group of its own: Ctrl-C is for the test, which ends the daemon itself.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(self.launch(&mut command)?);

@@ -19,7 +19,7 @@ use anyhow::bail;
 /// What every test and helper here returns.
 pub type Result<T = ()> = anyhow::Result<T>;
 
-/// Fails where kernel tests cannot run: they never pass without having run.
+/// Fails where kernel tests and the lab cannot run: they never pass without having run.
 pub fn require_root() -> Result {
     if !nix::unistd::geteuid().is_root() {
         bail!(
@@ -34,7 +34,7 @@ pub fn require_root() -> Result {
         .unwrap_or(0);
     for (bit, name) in [(12, "CAP_NET_ADMIN"), (13, "CAP_NET_RAW"), (21, "CAP_SYS_ADMIN")] {
         if effective & (1 << bit) == 0 {
-            bail!("a kernel test needs {name}, which this root lacks; give it to the container");
+            bail!("this needs {name}, which this root lacks; give it to the container");
         }
     }
     Ok(())
