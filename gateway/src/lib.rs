@@ -3,6 +3,10 @@
 //!
 //! Modules are ranked and import only lower ranks; ARCHITECTURE.md has the table and `cargo xtask tidy` checks it.
 
+pub mod admin;
 pub mod base;
 pub mod config;
+pub mod control;
+pub mod kernel;
 pub mod rules;
+pub mod store;

@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::ensure;
 use harness::gateway::{Gateway, packets_by_reason};
 use harness::origin::Origin;
 use harness::topology::Topology;
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Map, Value, json};
 
+use crate::process;
 use load::{Flood, Requests, Window};
 
 const PORT: u16 = 8080;
@@ -27,8 +27,9 @@ const FLOOD_SOURCES: &str = "198.18.0.0/24";
 /// Reasons for which the kernel drops.
 const DROPS: [&str; 5] = ["deny", "limit", "reset", "malformed", "contended"];
 
+/// Arguments of `cargo xtask lab`.
 #[derive(clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct Args {
     /// Seconds of each phase
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
@@ -41,18 +42,18 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     harness::require_root()?;
     crate::test::provide("ip", "iproute2", true)?;
-    let binary = build(&crate::root()?)?;
+    let binary = build(root)?;
     let interrupted = watch_signals()?;
     let hosts = Topology::new()?;
     let lab = Lab {
         hosts: &hosts,
         binary,
-        seconds: arguments.seconds,
-        flood: arguments.flood,
-        output: Output::new(arguments.json || !std::io::stdout().is_terminal()),
+        seconds: args.seconds,
+        flood: args.flood,
+        output: Output::new(args.json || !std::io::stdout().is_terminal()),
         interrupted,
     };
     lab.run()
@@ -60,11 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Builds what users run.
 fn build(root: &Path) -> anyhow::Result<PathBuf> {
-    let status = crate::cargo()
-        .args(["build", "--release", "--locked", "--package", "gateway"])
-        .current_dir(root)
-        .status()?;
-    ensure!(status.success(), "the gateway does not build");
+    process::run(crate::cargo(root).args(["build", "--release", "--locked", "-p", "gateway"]))?;
     Ok(crate::target(root).join("release/gateway"))
 }
 

@@ -1,51 +1,48 @@
-//! `cargo xtask <verb>`: what developers and CI run, one file a verb. It owns no part of the product.
+//! Developer verbs: `cargo xtask <verb>`, one file each. They own no part of the product.
 
+mod ebpf;
+mod fuzz;
 mod lab;
+mod process;
+mod rust_src;
 mod test;
 mod tidy;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::Command;
 
-use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
+/// Developer verbs of the gateway.
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Developer verbs", disable_help_subcommand = true)]
-struct Arguments {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Subcommand)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Verb {
-    /// Run every test; as root also the kernel tests
-    Test(test::Arguments),
-    /// Check import edges, budgets, links and paths
+    /// Build the XDP object and write it, with the hashes of its sources, to gateway-ebpf/prebuilt.
+    Ebpf(ebpf::Args),
+    /// Build every fuzz target and run each for a few seconds.
+    Fuzz(fuzz::Args),
+    /// Show both doors at work, second by second, in a lab of four hosts (root).
+    Lab(lab::Args),
+    /// Run every test; as root also the kernel tests.
+    Test(test::Args),
+    /// Check import edges, budgets, links and paths.
     Tidy,
-    /// Show both doors at work in a lab of four hosts (root)
-    Lab(lab::Arguments),
 }
 
-fn main() -> ExitCode {
-    let done = match Arguments::parse().verb {
-        Verb::Test(arguments) => test::run(&arguments),
-        Verb::Tidy => tidy::run(),
-        Verb::Lab(arguments) => lab::run(&arguments),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+fn main() -> anyhow::Result<()> {
+    let root = root();
+    match Verb::parse() {
+        Verb::Ebpf(args) => ebpf::run(&root, &args),
+        Verb::Fuzz(args) => fuzz::run(&root, &args),
+        Verb::Lab(args) => lab::run(&root, &args),
+        Verb::Test(args) => test::run(&root, &args),
+        Verb::Tidy => tidy::run(&root),
     }
 }
 
-/// The root of the workspace.
-fn root() -> anyhow::Result<PathBuf> {
-    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    Ok(manifest.parent().context("xtask has no parent folder")?.to_path_buf())
+fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_path_buf()
 }
 
 /// Where cargo builds.
@@ -53,11 +50,9 @@ fn target(root: &Path) -> PathBuf {
     root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// Cargo, as it runs this.
-fn cargo() -> std::process::Command {
-    let mut command =
-        std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Set for xtask by the cargo that runs it; they would follow the binaries that it builds.
-    command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_PKG_NAME");
+/// The cargo that runs this.
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
     command
 }

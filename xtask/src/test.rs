@@ -8,13 +8,16 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
+use crate::process;
+
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
 const TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("curl", "curl")];
 
+/// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct Args {
     /// Only tests whose names contain this
     filter: Option<String>,
 }
@@ -27,19 +30,14 @@ struct Tally {
     skipped: usize,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let root = crate::root()?;
+pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let is_root = nix::unistd::geteuid().is_root();
     for (program, package) in TOOLS {
         provide(program, package, is_root)?;
     }
-    let build = crate::cargo()
-        .args(["build", "--locked", "--package", "gateway"])
-        .current_dir(&root)
-        .status()?;
-    ensure!(build.success(), "the gateway does not build");
+    process::run(crate::cargo(root).args(["build", "--locked", "-p", "gateway"]))?;
 
-    let tests = integration_tests(&root)?;
+    let tests = integration_tests(root)?;
     let (kernel, plain): (Vec<_>, Vec<_>) =
         tests.into_iter().partition(|name| name.starts_with(KERNEL));
     let mut runs: Vec<Vec<String>> = vec![
@@ -51,13 +49,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let mut total = Tally::default();
     for run in runs {
-        let tally = cargo_test(&root, &run, arguments.filter.as_deref())?;
+        let tally = cargo_test(root, &run, args.filter.as_deref())?;
         total.passed += tally.passed;
         total.failed += tally.failed;
         total.skipped += tally.skipped;
     }
     if !is_root && !kernel.is_empty() {
-        let count = count(&root, &kernel, arguments.filter.as_deref())?;
+        let count = count(root, &kernel, args.filter.as_deref())?;
         eprintln!(
             "\nSKIPPED: {count} kernel tests ({}) did not run. They need root for namespaces and \
              XDP: run `cargo xtask test` as root.\n",
@@ -87,12 +85,9 @@ pub(crate) fn provide(program: &str, package: &str, is_root: bool) -> anyhow::Re
     }
     eprintln!("installing {package} for {program}");
     for arguments in [&["update", "-q"][..], &["install", "-q", "-y", package]] {
-        let status = Command::new("apt-get")
-            .args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .status()
-            .with_context(|| format!("cannot run apt-get; install {package} for {program}"))?;
-        ensure!(status.success(), "apt-get failed; install {package} for {program}");
+        let mut apt = Command::new("apt-get");
+        process::run(apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+            .with_context(|| format!("install {package} for {program}"))?;
     }
     ensure!(found(program), "{program} is still missing after installing {package}");
     Ok(())
@@ -105,13 +100,14 @@ fn found(program: &str) -> bool {
 
 /// The names of all integration tests of the workspace.
 fn integration_tests(root: &Path) -> anyhow::Result<Vec<String>> {
-    let output = crate::cargo()
-        .args(["metadata", "--locked", "--no-deps", "--format-version", "1"])
-        .current_dir(root)
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "cargo metadata failed");
-    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let metadata = process::output(crate::cargo(root).args([
+        "metadata",
+        "--locked",
+        "--no-deps",
+        "--format-version",
+        "1",
+    ]))?;
+    let metadata: Value = serde_json::from_str(&metadata)?;
     let list = |value: &Value, key: &str| -> Vec<Value> {
         value.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
     };
@@ -129,12 +125,11 @@ fn selected(names: &[String]) -> impl Iterator<Item = String> {
 }
 
 fn test_command(root: &Path, selection: &[String]) -> Command {
-    let mut command = crate::cargo();
+    let mut command = crate::cargo(root);
     // The whole workspace in every run, so that features unify alike and nothing is compiled twice.
     command
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
         .args(selection)
-        .current_dir(root)
         .env("GATEWAY_BIN", crate::target(root).join("debug/gateway"));
     command
 }
@@ -165,13 +160,9 @@ fn cargo_test(root: &Path, selection: &[String], filter: Option<&str>) -> anyhow
 /// How many tests a run would have.
 fn count(root: &Path, names: &[String], filter: Option<&str>) -> anyhow::Result<usize> {
     let selection: Vec<String> = selected(names).collect();
-    let output = test_command(root, &selection)
-        .args(["--", "--list", "--format", "terse"])
-        .args(filter)
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "the kernel tests do not build");
-    let listing = String::from_utf8_lossy(&output.stdout);
+    let listing = process::output(
+        test_command(root, &selection).args(["--", "--list", "--format", "terse"]).args(filter),
+    )?;
     Ok(listing.lines().filter(|line| line.ends_with(": test")).count())
 }
 

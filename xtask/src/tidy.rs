@@ -27,14 +27,13 @@ impl fmt::Display for Finding {
 const MARKS: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
 const PLACES: [&str; 3] = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
 
-pub(crate) fn run() -> anyhow::Result<()> {
-    let root = crate::root()?;
+pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let mut findings = Vec::new();
-    let files = files(&root)?;
+    let files = files(root)?;
     for file in &files {
         let bytes =
             std::fs::read(root.join(file)).with_context(|| format!("cannot read {file}"))?;
-        findings.extend(check(&root, file, &bytes));
+        findings.extend(check(root, file, &bytes));
     }
     for finding in &findings {
         println!("{finding}");

@@ -1,0 +1,246 @@
+//! What is asked over the admin socket and what is answered, the same types on both sides.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::base::time::UtcMillis;
+use crate::kernel::netlink::Mode;
+
+/// One command on its way to `control`.
+#[derive(Debug)]
+pub struct Command {
+    /// What is asked.
+    pub request: Request,
+    /// The numeric user who asks.
+    pub uid: u32,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Answer, Refusal>>,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// How things stand.
+    Status,
+    /// The rules, or those of one action.
+    List(Option<ListAction>),
+    /// Make rules.
+    Add(Add),
+    /// Take rules back.
+    Remove(Remove),
+    /// Explain what happens to an address.
+    Why(IpAddr),
+    /// Read the configuration again.
+    Reload,
+    /// Take the programs out of the kernel.
+    Detach,
+}
+
+/// The two lists that people keep by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListAction {
+    /// Let in, past every bucket.
+    Allow,
+    /// Dropped.
+    Deny,
+}
+
+/// New rules, all or none of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Add {
+    /// What they do.
+    pub action: ListAction,
+    /// Prefixes as people write them.
+    pub prefixes: Vec<String>,
+    /// How long they hold, in milliseconds; for ever without it.
+    pub for_ms: Option<u64>,
+    /// Why, for whoever asks later.
+    #[serde(default)]
+    pub reason: String,
+    /// Deny protected addresses too.
+    #[serde(default)]
+    pub force: bool,
+    /// Deny very large prefixes too.
+    #[serde(default)]
+    pub yes: bool,
+}
+
+/// Rules to take back, all or none of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remove {
+    /// Of which list.
+    pub action: ListAction,
+    /// Prefixes as people write them.
+    pub prefixes: Vec<String>,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Why`].
+    Why(Box<Why>),
+    /// To [`Request::List`].
+    Rules {
+        /// The rules.
+        rules: Vec<RuleView>,
+    },
+    /// To everything that changes something.
+    Done(Done),
+}
+
+/// What was done, and what whoever asked should know about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// A line for each thing that was done.
+    pub done: Vec<String>,
+    /// A line for each thing to know.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// In words, with the way out.
+    pub error: String,
+    /// Whether the request itself was wrong, as opposed to its not being possible.
+    #[serde(default)]
+    pub usage: bool,
+}
+
+impl Refusal {
+    /// The command was right and could not be carried out.
+    pub fn failed(error: impl ToString) -> Self {
+        Self { error: error.to_string(), usage: false }
+    }
+
+    /// The command itself was wrong.
+    pub fn usage(error: impl ToString) -> Self {
+        Self { error: error.to_string(), usage: true }
+    }
+}
+
+/// How things stand.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the binary.
+    pub version: String,
+    /// Of the daemon.
+    pub pid: u32,
+    /// Since it started.
+    pub uptime_seconds: u64,
+    /// Path of the configuration, or `embedded default`.
+    pub config: String,
+    /// User that the daemon runs as.
+    pub user: String,
+    /// Capabilities that it kept.
+    pub capabilities: Vec<String>,
+    /// Addresses that it listens on.
+    pub listen: Vec<String>,
+    /// Worker threads.
+    pub workers: usize,
+    /// The kernel door.
+    pub kernel: KernelStatus,
+    /// Rules by action, and what was held back.
+    pub rules: RuleCounts,
+    /// What the proxy did, as its counters have it.
+    pub proxy: serde_json::Value,
+}
+
+/// The kernel door.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// Whether rules are enforced in the kernel.
+    pub enforcing: bool,
+    /// Why not, or why not as well as it could.
+    pub note: Option<String>,
+    /// Whether drops are only counted.
+    pub dry_run: bool,
+    /// Each interface with the mode that the kernel reports.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Packets by reason since the maps were made.
+    pub counters: Vec<CounterView>,
+}
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// As the kernel reports it; none when nothing runs there.
+    pub mode: Option<Mode>,
+}
+
+/// One counter of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterView {
+    /// Name of the reason.
+    pub reason: String,
+    /// `pass` or `drop`.
+    pub verdict: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+    /// Packets that would have been dropped were it not a dry run.
+    pub dry_run_packets: u64,
+}
+
+/// Rules by action.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleCounts {
+    /// Made by somebody to let in.
+    pub allow: usize,
+    /// Made by somebody to drop.
+    pub deny: usize,
+    /// With a profile of their own.
+    pub limit: usize,
+    /// Addresses that must never be blocked.
+    pub protected: usize,
+    /// Not enforced, because they lie inside protected addresses.
+    pub held_back: usize,
+}
+
+/// A rule as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleView {
+    /// Whose packets.
+    pub prefix: String,
+    /// What is done with them.
+    pub action: String,
+    /// Who made it.
+    pub origin: String,
+    /// Why.
+    pub reason: String,
+    /// When it was made.
+    pub created: UtcMillis,
+    /// When it ends.
+    pub until: Option<UtcMillis>,
+    /// Where it is enforced at this moment: `kernel`, `user space`, `both` or `nowhere`.
+    pub enforced: String,
+    /// Why it is enforced nowhere, or only after another one ends.
+    pub note: Option<String>,
+    /// Packets that it decided about in the kernel.
+    pub packets: u64,
+}
+
+/// What happens to an address, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Why {
+    /// The address.
+    pub address: IpAddr,
+    /// In one sentence.
+    pub verdict: String,
+    /// The rule that decides.
+    pub rule: Option<RuleView>,
+    /// Other rules that cover the address, most specific first.
+    pub others: Vec<RuleView>,
+}

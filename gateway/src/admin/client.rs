@@ -1,0 +1,114 @@
+//! The client of the admin socket, for the command line.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request as HttpRequest, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use super::api::{Answer, ListAction, Refusal, Request};
+
+const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
+const ANSWER_MAX_WAIT: Duration = Duration::from_secs(120);
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no gateway answers at {0}: start one with `gateway run`, or name its configuration with --config"
+    )]
+    NotRunning(String),
+    /// The socket is not for this user.
+    #[error("{0} belongs to another user: run this as root or as the gateway's own user")]
+    NotAllowed(String),
+    /// The gateway said no.
+    #[error("{}", .0.error)]
+    Refused(Refusal),
+    /// Anything else.
+    #[error("{path}: {reason}")]
+    Broken {
+        /// The socket.
+        path: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// Asks the gateway at `socket` and waits for its answer.
+pub fn ask(socket: &Path, request: &Request) -> Result<Answer, ClientError> {
+    let path = socket.display().to_string();
+    let broken = |reason: String| ClientError::Broken { path: path.clone(), reason };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| broken(error.to_string()))?;
+    runtime.block_on(async {
+        let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(path.clone())
+            }
+            io::ErrorKind::PermissionDenied => ClientError::NotAllowed(path.clone()),
+            _ => broken(error.to_string()),
+        })?;
+        match tokio::time::timeout(ANSWER_MAX_WAIT, exchange(stream, request)).await {
+            Ok(Ok(Ok(answer))) => Ok(answer),
+            Ok(Ok(Err(refusal))) => Err(ClientError::Refused(refusal)),
+            Ok(Err(error)) => Err(broken(error.to_string())),
+            Err(_) => Err(broken("no answer within two minutes".to_owned())),
+        }
+    })
+}
+
+type Outcome = Result<Result<Answer, Refusal>, Box<dyn std::error::Error + Send + Sync>>;
+
+async fn exchange(stream: UnixStream, request: &Request) -> Outcome {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let connection = async {
+        drop(connection.await);
+        std::future::pending::<()>().await;
+    };
+    let answer = async {
+        let response = sender.send_request(write(request)?).await?;
+        let refused = !response.status().is_success();
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await?.to_bytes();
+        if refused {
+            return Ok(Err(serde_json::from_slice(&body)?));
+        }
+        Ok(Ok(serde_json::from_slice(&body)?))
+    };
+    tokio::select! {
+        answer = answer => answer,
+        () = connection => Err("the connection broke".into()),
+    }
+}
+
+fn write(
+    request: &Request,
+) -> Result<HttpRequest<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
+    let (method, path, body) = match request {
+        Request::Status => (Method::GET, "/v1/status".to_owned(), Vec::new()),
+        Request::List(None) => (Method::GET, "/v1/rules".to_owned(), Vec::new()),
+        Request::List(Some(ListAction::Allow)) => {
+            (Method::GET, "/v1/rules?action=allow".to_owned(), Vec::new())
+        }
+        Request::List(Some(ListAction::Deny)) => {
+            (Method::GET, "/v1/rules?action=deny".to_owned(), Vec::new())
+        }
+        Request::Add(add) => (Method::POST, "/v1/rules".to_owned(), serde_json::to_vec(add)?),
+        Request::Remove(remove) => {
+            (Method::DELETE, "/v1/rules".to_owned(), serde_json::to_vec(remove)?)
+        }
+        Request::Why(address) => (Method::GET, format!("/v1/why/{address}"), Vec::new()),
+        Request::Reload => (Method::POST, "/v1/reload".to_owned(), Vec::new()),
+        Request::Detach => (Method::POST, "/v1/kernel/detach".to_owned(), Vec::new()),
+    };
+    let request = HttpRequest::builder().method(method).uri(path).header(header::HOST, "gateway");
+    Ok(request.body(Full::new(Bytes::from(body)))?)
+}

@@ -1,0 +1,180 @@
+//! The server: from bytes on the socket to a [`Command`], and back.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request as HttpRequest, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use nix::sys::stat::{Mode, umask};
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::api::{Answer, Command, ListAction, Refusal, Request};
+
+/// Commands that may wait for `control`.
+pub const QUEUE_COMMANDS: usize = 16;
+const CONNECTIONS_MAX: usize = 32;
+const BODY_MAX_BYTES: usize = 16 * 1024 * 1024;
+const CONNECTION_MAX: Duration = Duration::from_secs(60);
+
+/// Why the socket cannot be listened on.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// Somebody answers there.
+    #[error(
+        "another gateway answers at {0}: end it first, or give this one an admin.socket of its own"
+    )]
+    InUse(String),
+    /// Anything else.
+    #[error("admin.socket {path}: {source}")]
+    Io {
+        /// The socket.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Binds the socket with mode 0600. A socket that nobody answers at is left over from a killed gateway and replaced.
+pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, SocketError> {
+    let failed = |source| SocketError::Io { path: path.display().to_string(), source };
+    if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
+    }
+    if path.exists() {
+        if StdUnixStream::connect(path).is_ok() {
+            return Err(SocketError::InUse(path.display().to_string()));
+        }
+        fs::remove_file(path).map_err(failed)?;
+    }
+    // Between bind and chmod the socket would be open to everybody.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = std::os::unix::net::UnixListener::bind(path);
+    umask(before);
+    let listener = bound.map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Hands the socket to the user that the daemon becomes.
+pub fn give_to(path: &Path, user: u32, group: u32) -> Result<(), SocketError> {
+    chown(path, Some(user), Some(group))
+        .map_err(|source| SocketError::Io { path: path.display().to_string(), source })
+}
+
+/// Serves until the channel to `control` closes.
+pub async fn serve(listener: UnixListener, commands: mpsc::Sender<Command>) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let commands = commands.clone();
+        tokio::task::spawn_local(async move {
+            let _slot = slot;
+            // A connection that outlives its time is somebody else's mistake; there is nobody to tell.
+            drop(tokio::time::timeout(CONNECTION_MAX, connection(stream, commands)).await);
+        });
+    }
+}
+
+async fn connection(stream: UnixStream, commands: mpsc::Sender<Command>) {
+    let Ok(credentials) = stream.peer_cred() else { return };
+    let uid = credentials.uid();
+    let service = service_fn(move |request| {
+        let commands = commands.clone();
+        async move { Ok::<_, Infallible>(answer(request, uid, &commands).await) }
+    });
+    // How a local client's connection breaks concerns nobody but that client.
+    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+}
+
+async fn answer(
+    request: HttpRequest<Incoming>,
+    uid: u32,
+    commands: &mpsc::Sender<Command>,
+) -> Response<Full<Bytes>> {
+    let request = match read(request).await {
+        Ok(request) => request,
+        Err((status, refusal)) => return json(status, &refusal),
+    };
+    match ask(request, uid, commands).await {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(refusal) if refusal.usage => json(StatusCode::BAD_REQUEST, &refusal),
+        Err(refusal) => json(StatusCode::CONFLICT, &refusal),
+    }
+}
+
+async fn ask(
+    request: Request,
+    uid: u32,
+    commands: &mpsc::Sender<Command>,
+) -> Result<Answer, Refusal> {
+    let (reply, answer) = oneshot::channel();
+    let ending = || Refusal::failed("the gateway is ending");
+    commands.send(Command { request, uid, reply }).await.map_err(|_| ending())?;
+    answer.await.map_err(|_| ending())?
+}
+
+/// The command that a request stands for.
+async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Refusal)> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_owned();
+    let action = match head.uri.query() {
+        None => Ok(None),
+        Some("action=allow") => Ok(Some(ListAction::Allow)),
+        Some("action=deny") => Ok(Some(ListAction::Deny)),
+        Some(other) => Err(Refusal::usage(format!("unknown query `{other}`: action=allow|deny"))),
+    };
+    let usage = |refusal| (StatusCode::BAD_REQUEST, refusal);
+    match (head.method, path.as_str()) {
+        (Method::GET, "/v1/status") => Ok(Request::Status),
+        (Method::GET, "/v1/rules") => action.map(Request::List).map_err(usage),
+        (Method::POST, "/v1/rules") => body_of(body).await.map(Request::Add),
+        (Method::DELETE, "/v1/rules") => body_of(body).await.map(Request::Remove),
+        (Method::POST, "/v1/reload") => Ok(Request::Reload),
+        (Method::POST, "/v1/kernel/detach") => Ok(Request::Detach),
+        (Method::GET, path) if path.starts_with("/v1/why/") => {
+            let address = path.trim_start_matches("/v1/why/");
+            address.parse().map(Request::Why).map_err(|_| {
+                usage(Refusal::usage(format!("`{address}` is no address: write 192.0.2.1")))
+            })
+        }
+        (_, path) => {
+            let error = format!("there is no {path} here with this method");
+            Err((StatusCode::NOT_FOUND, Refusal::usage(error)))
+        }
+    }
+}
+
+async fn body_of<T: serde::de::DeserializeOwned>(
+    body: Incoming,
+) -> Result<T, (StatusCode, Refusal)> {
+    let read = Limited::new(body, BODY_MAX_BYTES).collect().await;
+    let bytes =
+        read.map_err(|error| (StatusCode::PAYLOAD_TOO_LARGE, Refusal::usage(error)))?.to_bytes();
+    serde_json::from_slice(&bytes).map_err(|error| (StatusCode::BAD_REQUEST, Refusal::usage(error)))
+}
+
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+}

@@ -1,0 +1,31 @@
+//! `gateway kernel detach`: ends all enforcement in the kernel, with or without a running gateway.
+
+use super::output::Output;
+use super::place::Place;
+use super::{Failure, unexpected};
+use crate::admin::api::{Answer, Done, Request};
+use crate::admin::client::{self, ClientError};
+use crate::kernel::pins::Pins;
+
+pub(super) fn detach(place: &Place, output: &Output) -> Result<(), Failure> {
+    match client::ask(&place.socket()?, &Request::Detach) {
+        Ok(Answer::Done(done)) => Ok(output.done(&done)?),
+        Ok(_) => Err(unexpected()),
+        Err(ClientError::NotRunning(_)) => offline(place, output),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn offline(place: &Place, output: &Output) -> Result<(), Failure> {
+    let path = place.pins()?;
+    let pins = Pins::at(&path);
+    if !pins.exist() {
+        let done = vec![format!("nothing is pinned at {}", path.display())];
+        return Ok(output.done(&Done { done, notes: Vec::new() })?);
+    }
+    let interfaces = pins.remove_all().map_err(|error| Failure::Failed(error.to_string()))?;
+    let mut done: Vec<String> =
+        interfaces.iter().map(|interface| format!("{interface}: detached")).collect();
+    done.push(format!("{} removed", path.display()));
+    Ok(output.done(&Done { done, notes: vec!["no gateway was running".to_owned()] })?)
+}

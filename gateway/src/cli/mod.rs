@@ -1,0 +1,191 @@
+//! The command line: one file per command.
+//!
+//! Listings are tables on a terminal and JSON lines in a pipe or with `--json`. Exit status: 0 done, 1 refused or failed,
+//! 2 bad usage or bad configuration.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::admin::api::{Answer, ListAction, Request};
+use crate::admin::client::{self, ClientError};
+
+mod check;
+mod kernel;
+mod list;
+mod output;
+mod place;
+mod reload;
+mod run;
+mod status;
+mod why;
+
+use output::Output;
+use place::Place;
+
+/// An API gateway with two doors: XDP for packets, a proxy for requests.
+#[derive(Debug, Parser)]
+#[command(name = "gateway", version, arg_required_else_help = true)]
+struct Cli {
+    /// Configuration of the gateway that is meant [default: /etc/gateway/gateway.yaml if it is
+    /// there, else the embedded one]
+    #[arg(long, global = true, env = "GATEWAY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Admin socket of the gateway that is meant [default: what the configuration says]
+    #[arg(long, global = true, env = "GATEWAY_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// JSON lines instead of tables; in a pipe they are the default
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve; without a file the embedded default on 127.0.0.1:8080
+    Run {
+        /// Configuration file
+        file: Option<PathBuf>,
+    },
+    /// Check a configuration file and say everything that is wrong with it
+    Check {
+        /// Configuration file
+        file: PathBuf,
+    },
+    /// How the running gateway stands
+    Status,
+    /// Let the running gateway read its configuration again, whole or not at all
+    Reload,
+    /// Sources whose packets are dropped
+    #[command(subcommand)]
+    Deny(ListVerb),
+    /// Sources that are always let in
+    #[command(subcommand)]
+    Allow(ListVerb),
+    /// Which rule decides about an address, whose it is, since when, until when, and what it met
+    Why {
+        /// IPv4 or IPv6 address
+        address: IpAddr,
+    },
+    /// The programs in the kernel
+    #[command(subcommand)]
+    Kernel(KernelVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum ListVerb {
+    /// Add prefixes: all of them or none
+    Add(AddArgs),
+    /// Remove prefixes: all of them or none
+    Remove {
+        /// Addresses or prefixes
+        #[arg(required = true)]
+        prefixes: Vec<String>,
+    },
+    /// Show the list
+    List,
+}
+
+#[derive(Debug, Args)]
+struct AddArgs {
+    /// Addresses or prefixes: 192.0.2.1, 192.0.2.0/24, 2001:db8::/32
+    #[arg(required = true)]
+    prefixes: Vec<String>,
+    /// How long it holds, as 30s, 10m, 1h, 7d [default: for ever]
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<std::time::Duration>,
+    /// Why, for whoever asks later
+    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+    reason: String,
+    /// Deny addresses that must never be blocked, too
+    #[arg(long)]
+    force: bool,
+    /// Yes, that many addresses are meant
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum KernelVerb {
+    /// Take the programs off every interface and remove all their pins, with or without a running
+    /// gateway
+    Detach,
+}
+
+/// What went wrong, by exit status.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Refused or failed.
+    #[error("{0}")]
+    Failed(String),
+    /// Bad usage or configuration.
+    #[error("{0}")]
+    Usage(String),
+    /// The message was printed already.
+    #[error("bad configuration")]
+    Configuration,
+    /// Whoever read the output has gone.
+    #[error("output: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match &error {
+            ClientError::Refused(refusal) if refusal.usage => Self::Usage(error.to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.json);
+    match dispatch(cli, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            if !matches!(failure, Failure::Configuration) {
+                output.error(&failure.to_string());
+            }
+            match failure {
+                Failure::Failed(_) | Failure::Output(_) => ExitCode::from(1),
+                Failure::Usage(_) | Failure::Configuration => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
+    let place = Place { config: cli.config, socket: cli.socket };
+    match cli.verb {
+        Verb::Run { file } => run::run(file.or(place.config), output),
+        Verb::Check { file } => check::run(&file, output),
+        Verb::Status => status::run(&place, output),
+        Verb::Reload => reload::run(&place, output),
+        Verb::Deny(verb) => list::run(&place, ListAction::Deny, verb, output),
+        Verb::Allow(verb) => list::run(&place, ListAction::Allow, verb, output),
+        Verb::Why { address } => why::run(&place, address, output),
+        Verb::Kernel(KernelVerb::Detach) => kernel::detach(&place, output),
+    }
+}
+
+/// Asks the running gateway.
+fn ask(place: &Place, request: &Request) -> Result<Answer, Failure> {
+    Ok(client::ask(&place.socket()?, request)?)
+}
+
+/// The answer was not one to what was asked: the daemon is of another version.
+fn unexpected() -> Failure {
+    Failure::Failed(
+        "the gateway answered something else than was asked: its version differs from this one's"
+            .to_owned(),
+    )
+}

@@ -1,0 +1,77 @@
+//! `gateway status`: how the running gateway stands.
+
+use std::time::Duration;
+
+use super::output::Output;
+use super::place::Place;
+use super::{Failure, ask, unexpected};
+use crate::admin::api::{Answer, KernelStatus, Request, Status};
+
+pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
+    let Answer::Status(status) = ask(place, &Request::Status)? else { return Err(unexpected()) };
+    if output.is_json() {
+        return Ok(output.object(&status)?);
+    }
+    let Status { version, pid, config, user, workers, rules, .. } = &*status;
+    let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
+    let capabilities = match status.capabilities.as_slice() {
+        [] => "no capabilities".to_owned(),
+        some => some.join(" "),
+    };
+    output.line(&format!("gateway {version}, process {pid}, up {uptime}"))?;
+    output.line(&format!("  configuration  {config}"))?;
+    output.line(&format!("  user           {user}, {capabilities}"))?;
+    output.line(&format!("  listening      {} ({workers} workers)", status.listen.join(", ")))?;
+    output.line(&format!("  kernel door    {}", door(&status.kernel)))?;
+    output.line(&format!(
+        "  rules          {} deny, {} allow, {} limit, {} protected, {} held back",
+        rules.deny, rules.allow, rules.limit, rules.protected, rules.held_back
+    ))?;
+    let row = |counter: &crate::admin::api::CounterView| {
+        let (reason, verdict) = (counter.reason.clone(), counter.verdict.clone());
+        let numbers = [counter.packets, counter.bytes, counter.dry_run_packets];
+        [reason, verdict].into_iter().chain(numbers.map(|number| number.to_string())).collect()
+    };
+    if !status.kernel.counters.is_empty() {
+        output.line("")?;
+        let header = ["reason", "verdict", "packets", "bytes", "dry run"];
+        output.table(&header, status.kernel.counters.iter().map(row).collect())?;
+    }
+    output.line("")?;
+    proxy(&status.proxy, "", output)
+}
+
+fn door(kernel: &KernelStatus) -> String {
+    let interfaces: Vec<String> = kernel
+        .interfaces
+        .iter()
+        .map(|interface| {
+            let mode = interface.mode.map_or("not attached", |mode| mode.name());
+            format!("{}: {mode}", interface.name)
+        })
+        .collect();
+    let mut text = if kernel.enforcing { "open".to_owned() } else { "shut".to_owned() };
+    for part in interfaces.into_iter().chain(kernel.note.clone()) {
+        text.push_str(", ");
+        text.push_str(&part);
+    }
+    if kernel.dry_run {
+        text.push_str(", dry run: nothing is dropped");
+    }
+    text
+}
+
+/// The proxy's counters, a line each, zeros left out.
+fn proxy(value: &serde_json::Value, name: &str, output: &Output) -> Result<(), Failure> {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (key, field) in fields {
+                let name = if name.is_empty() { key.clone() } else { format!("{name} {key}") };
+                proxy(field, &name, output)?;
+            }
+            Ok(())
+        }
+        serde_json::Value::Number(number) if number.as_u64() == Some(0) => Ok(()),
+        other => Ok(output.line(&format!("{name}: {other}"))?),
+    }
+}

@@ -1,0 +1,76 @@
+//! Collects the addresses that must never be blocked, from the configuration and from the host as it is now.
+
+use std::net::SocketAddr;
+
+use gateway_common::rule::{Action, Origin};
+
+use crate::base::time::UtcMillis;
+use crate::config::{Config, Endpoint};
+use crate::rules::protected::{Protected, established_peers, own_addresses, resolvers};
+use crate::rules::{Rule, Until};
+
+/// Every protected prefix with its reasons. `echo` is where the built-in service listens.
+pub fn collect(config: &Config, echo: Option<SocketAddr>) -> Protected {
+    let mut protected = Protected::default();
+    for (interface, address) in own_addresses() {
+        protected.add_address(address, &format!("own address on {interface}"));
+    }
+    for address in resolvers() {
+        protected.add_address(address, "resolver");
+    }
+    for prefix in &config.trusted_proxies {
+        protected.add(*prefix, "trusted proxy");
+    }
+    for prefix in &config.kernel.never_block {
+        protected.add(*prefix, "never_block");
+    }
+    for upstream in &config.upstreams {
+        for endpoint in &upstream.endpoints {
+            let address = match endpoint {
+                Endpoint::Address(address) => Some(*address),
+                Endpoint::Echo => echo,
+            };
+            if let Some(address) = address {
+                protected.add_address(address.ip(), &format!("upstream {}", upstream.name));
+            }
+        }
+    }
+    for address in established_peers(&config.kernel.management_ports) {
+        protected.add_address(address, "connected to a management port");
+    }
+    protected
+}
+
+/// The rules that the protected addresses are.
+pub fn rules(protected: &Protected, now: UtcMillis) -> impl Iterator<Item = Rule> {
+    protected.iter().map(move |(prefix, reason)| Rule {
+        prefix: *prefix,
+        action: Action::Allow,
+        origin: Origin::Protected,
+        profile: 0,
+        reason: reason.to_owned(),
+        created: now,
+        until: Until::NEVER,
+    })
+}
+
+/// The rules that the configuration makes.
+pub fn configured(config: &Config, now: UtcMillis) -> Vec<Rule> {
+    let rule = |prefix, action, profile, key: &str| Rule {
+        prefix,
+        action,
+        origin: Origin::Configuration,
+        profile,
+        reason: format!("kernel.{key}"),
+        created: now,
+        until: Until::NEVER,
+    };
+    let kernel = &config.kernel;
+    let allow = kernel.allow.iter().map(|prefix| rule(*prefix, Action::Allow, 0, "allow"));
+    let deny = kernel.deny.iter().map(|prefix| rule(*prefix, Action::Deny, 0, "deny"));
+    let limits = kernel.limits.iter().map(|limit| {
+        let profile = crate::kernel::profile_index(limit.profile);
+        rule(limit.source, Action::Limit, profile, "limits")
+    });
+    allow.chain(deny).chain(limits).collect()
+}

@@ -1,0 +1,196 @@
+//! The kernel door: enforces the rules by XDP. Never sees a request.
+//!
+//! [`Door::open`] loads the program, fills its maps and only then attaches it. What it does outlives the process; an
+//! opened door only writes the maps and reads what the kernel reports.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use gateway_common::bucket::Bucket;
+use gateway_common::layout::{Hits, Settings};
+use gateway_common::rule::Entry;
+use ipnet::IpNet;
+use thiserror::Error;
+
+use crate::base::time::BootTime;
+use crate::config::{self, ProtectedPorts};
+
+pub mod attach;
+pub mod guard;
+pub mod netlink;
+pub mod object;
+pub mod pins;
+pub mod support;
+pub mod tables;
+
+use attach::{AttachError, Attached};
+use guard::Compiled;
+use object::{Capacity, LoadError};
+use pins::{Pins, PinsError};
+use tables::{Count, Tables, TablesError};
+
+/// Why the kernel door is shut.
+#[derive(Debug, Error)]
+pub enum DoorError {
+    /// The process may not open it.
+    #[error("{} missing: start the gateway as root, or as a service with these capabilities", .0.join(" and "))]
+    Privileges(Vec<&'static str>),
+    /// The pins.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// The program.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// An interface.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The maps.
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+}
+
+impl DoorError {
+    /// Whether the host cannot have a kernel door, so that user space may enforce alone. Anything else is a mistake that
+    /// somebody has to correct.
+    pub fn is_lack_of_support(&self) -> bool {
+        matches!(self, Self::Privileges(_) | Self::Load(_))
+            || matches!(self, Self::Pins(PinsError::NoFileSystem { .. }))
+    }
+}
+
+/// The open kernel door.
+pub struct Door {
+    pins: Pins,
+    tables: Tables,
+    interfaces: Vec<String>,
+}
+
+/// What opening the door came to.
+pub struct Opened {
+    /// The door.
+    pub door: Door,
+    /// Each interface and its mode.
+    pub attached: Vec<Attached>,
+    /// Pin folders of other ABI versions that were cleared away.
+    pub removed: Vec<String>,
+}
+
+impl Door {
+    /// Loads the program, fills the maps and attaches it to every interface of the configuration. A program that is
+    /// attached already is replaced in one step. `owner` is the user whose pins are taken over besides root's.
+    pub fn open(
+        config: &config::Config,
+        compiled: &Compiled,
+        owner: u32,
+    ) -> Result<Opened, DoorError> {
+        let kernel = &config.kernel;
+        let missing = support::missing();
+        if !missing.is_empty() {
+            return Err(DoorError::Privileges(missing));
+        }
+        let pins = Pins::at(&kernel.pins);
+        pins.prepare(owner)?;
+        for interface in &kernel.interfaces {
+            attach::check(interface, &pins)?;
+        }
+        let settings = settings(kernel);
+        let capacity = Capacity { rules: kernel.max_rules, sources: kernel.max_sources };
+        let mut loaded = object::load(&pins, settings, capacity)?;
+        let path = |name: &str| match loaded.replaced.iter().any(|replaced| *replaced == name) {
+            true => pins.next(name),
+            false => pins.map(name),
+        };
+        let mut tables = Tables::open(path)?;
+        tables.write_profiles(&profiles(kernel))?;
+        tables.write_ports(&protected_ports(config))?;
+        tables.apply(compiled)?;
+        let mut attached = Vec::new();
+        for interface in &kernel.interfaces {
+            attached.push(attach::attach(loaded.program()?, interface, kernel.attach, &pins)?);
+        }
+        loaded.settle(&pins)?;
+        for interface in pins.linked() {
+            if !kernel.interfaces.contains(&interface) {
+                pins.remove(&pins.link(&interface))?;
+            }
+        }
+        let removed = pins.remove_stale()?;
+        let interfaces = kernel.interfaces.clone();
+        Ok(Opened { door: Self { pins, tables, interfaces }, attached, removed })
+    }
+
+    /// Makes the kernel enforce exactly these rules.
+    pub fn apply(&mut self, compiled: &Compiled) -> Result<(), TablesError> {
+        self.tables.apply(compiled)
+    }
+
+    /// The counters, summed over CPUs.
+    pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
+        self.tables.counters()
+    }
+
+    /// What each interface runs at this moment, as the kernel reports it: `None` where nothing does.
+    pub fn running(&self) -> Vec<(String, Option<netlink::Mode>)> {
+        let mode = |interface: &String| {
+            let running = attach::running(interface).ok().flatten();
+            (interface.clone(), running.map(|running| running.mode))
+        };
+        self.interfaces.iter().map(mode).collect()
+    }
+
+    /// The rule that the kernel applies to `address`, and what it has met.
+    pub fn find(
+        &self,
+        address: IpAddr,
+        now: BootTime,
+    ) -> Result<Option<(IpNet, Entry, Hits)>, TablesError> {
+        let Some((prefix, entry)) = self.tables.find(address, now)? else { return Ok(None) };
+        Ok(Some((prefix, entry, self.tables.hits(&entry)?)))
+    }
+
+    /// What the kernel holds for a prefix, with what its first rule has met.
+    pub fn held(&self, prefix: &IpNet) -> Result<Option<(Entry, Hits)>, TablesError> {
+        let Some(rules) = self.tables.rules(prefix)? else { return Ok(None) };
+        Ok(Some((rules.first, self.tables.hits(&rules.first)?)))
+    }
+
+    /// Hands the pins to the user that the daemon becomes.
+    pub fn give_to(&self, user: u32, group: u32) -> Result<(), PinsError> {
+        self.pins.give_to(user, group)
+    }
+
+    /// Ends all enforcement in the kernel and removes every pin. Answers the interfaces.
+    pub fn detach(self) -> Result<Vec<String>, PinsError> {
+        self.pins.remove_all()
+    }
+}
+
+/// The program's constants. Rules are always looked at, for the protected addresses are rules.
+fn settings(kernel: &config::Kernel) -> Settings {
+    let limited = kernel.default_profile.is_some() || !kernel.limits.is_empty();
+    Settings {
+        rules: 1,
+        buckets: u32::from(limited),
+        dry_run: u32::from(kernel.dry_run),
+        reserved: 0,
+    }
+}
+
+/// The profiles as the kernel's table has them: the default one first, then all in the order of the configuration.
+fn profiles(kernel: &config::Kernel) -> Vec<Bucket> {
+    let default = kernel.default_profile.and_then(|index| kernel.profiles.get(index));
+    let default = default.map_or(Bucket::UNLIMITED, |profile| profile.packets);
+    std::iter::once(default).chain(kernel.profiles.iter().map(|profile| profile.packets)).collect()
+}
+
+/// The place of a profile of the configuration in the kernel's table.
+pub fn profile_index(profile: usize) -> u16 {
+    u16::try_from(profile + 1).unwrap_or(0)
+}
+
+fn protected_ports(config: &config::Config) -> BTreeSet<u16> {
+    match &config.kernel.protected_ports {
+        ProtectedPorts::Listeners => config.listen.iter().map(|on| on.address.port()).collect(),
+        ProtectedPorts::Ports(ports) => ports.iter().copied().collect(),
+    }
+}

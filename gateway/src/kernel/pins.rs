@@ -1,0 +1,219 @@
+//! Where programs, maps and links are pinned, so that enforcement outlives the process.
+//!
+//! ```text
+//! /sys/fs/bpf/gateway/          0700, refused when somebody else owns it
+//!     links/eth0                one link an interface; it keeps the program attached
+//!     abi-1/program             the program
+//!     abi-1/RULES_V4 …          the maps, which a program of another ABI version must not touch
+//! ```
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use gateway_common::layout::ABI;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use thiserror::Error;
+
+/// Why the pins cannot be used.
+#[derive(Debug, Error)]
+pub enum PinsError {
+    /// No BPF file system, and none could be mounted.
+    #[error("no BPF file system at {path}: `mount -t bpf bpf {path}` as root makes one ({source})")]
+    NoFileSystem {
+        /// Where it was looked for.
+        path: String,
+        /// Why mounting it failed.
+        source: io::Error,
+    },
+    /// Somebody else made the folder.
+    #[error(
+        "{path} belongs to user {owner}, neither root nor the gateway's own: remove it if it is not in use"
+    )]
+    ForeignOwner {
+        /// The folder.
+        path: String,
+        /// The numeric user.
+        owner: u32,
+    },
+    /// Anything else.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The folder of pins.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The folder at `root`, as it is.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Makes the folder ready: a BPF file system below it, mode 0700, owned by root or by the user `owner`.
+    pub fn prepare(&self, owner: u32) -> Result<(), PinsError> {
+        self.mount()?;
+        for folder in [self.root.clone(), self.maps(), self.links()] {
+            let created = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+            created.map_err(|source| error(&folder, source))?;
+        }
+        let metadata = fs::metadata(&self.root).map_err(|source| error(&self.root, source))?;
+        if metadata.uid() != 0 && metadata.uid() != owner {
+            let path = self.root.display().to_string();
+            return Err(PinsError::ForeignOwner { path, owner: metadata.uid() });
+        }
+        Ok(())
+    }
+
+    /// Hands the folder and all in it to a user.
+    pub fn give_to(&self, user: u32, group: u32) -> Result<(), PinsError> {
+        let mut paths = vec![self.root.clone(), self.maps(), self.links()];
+        for folder in [self.maps(), self.links()] {
+            paths.extend(entries(&folder));
+        }
+        for path in paths {
+            chown(&path, Some(user), Some(group)).map_err(|source| error(&path, source))?;
+        }
+        Ok(())
+    }
+
+    /// The folder of this ABI version.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join(format!("abi-{ABI}"))
+    }
+
+    /// The pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// The pin of a map or the program that is about to take over from the one without `-next`.
+    pub fn next(&self, name: &str) -> PathBuf {
+        self.maps().join(format!("{name}-next"))
+    }
+
+    /// The pin of the link of an interface. The BPF file system allows no dots in names, interfaces do.
+    pub fn link(&self, interface: &str) -> PathBuf {
+        self.links().join(interface.replace('%', "%25").replace('.', "%2e"))
+    }
+
+    /// The interfaces that have a link.
+    pub fn linked(&self) -> Vec<String> {
+        let decode = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?;
+            Some(name.replace("%2e", ".").replace("%25", "%"))
+        };
+        entries(&self.links()).into_iter().filter_map(decode).collect()
+    }
+
+    /// Lets `name-next` take the place of `name`.
+    pub fn promote(&self, name: &str) -> Result<(), PinsError> {
+        let next = self.next(name);
+        fs::rename(&next, self.map(name)).map_err(|source| error(&next, source))
+    }
+
+    /// Removes a pin if it is there.
+    pub fn remove(&self, path: &Path) -> Result<(), PinsError> {
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error(path, source)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the folders of other ABI versions, once no link runs their programs, and names them.
+    pub fn remove_stale(&self) -> Result<Vec<String>, PinsError> {
+        let mut removed = Vec::new();
+        for folder in self.versions() {
+            if folder != self.maps() {
+                remove_folder(&folder)?;
+                removed.push(folder.display().to_string());
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes everything: links first, so that no program is left without its maps' pins. Answers the interfaces that
+    /// had a link.
+    pub fn remove_all(&self) -> Result<Vec<String>, PinsError> {
+        let linked = self.linked();
+        remove_folder(&self.links())?;
+        for folder in self.versions() {
+            remove_folder(&folder)?;
+        }
+        match fs::remove_dir(&self.root) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(error(&self.root, source))
+            }
+            _ => Ok(linked),
+        }
+    }
+
+    /// Whether there is anything.
+    pub fn exist(&self) -> bool {
+        self.root.exists()
+    }
+
+    /// The folders of all ABI versions. Whatever else lies beside them is not ours to touch.
+    fn versions(&self) -> impl Iterator<Item = PathBuf> {
+        let ours = |folder: &PathBuf| {
+            folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("abi-"))
+        };
+        entries(&self.root).into_iter().filter(ours)
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Sees to it that the folder lies on a BPF file system, mounting one where it usually is.
+    fn mount(&self) -> Result<(), PinsError> {
+        const USUAL: &str = "/sys/fs/bpf";
+        let existing = self.root.ancestors().find(|folder| folder.exists());
+        let is_bpf =
+            |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
+        if existing.is_some_and(is_bpf) {
+            return Ok(());
+        }
+        let path = if self.root.starts_with(USUAL) {
+            USUAL.to_owned()
+        } else {
+            self.root.parent().unwrap_or(&self.root).display().to_string()
+        };
+        let mounted = if self.root.starts_with(USUAL) {
+            mount(Some("bpf"), USUAL, Some("bpf"), MsFlags::empty(), None::<&str>)
+                .map_err(io::Error::from)
+        } else {
+            Err(io::Error::new(io::ErrorKind::Unsupported, "only /sys/fs/bpf is mounted unasked"))
+        };
+        mounted.map_err(|source| PinsError::NoFileSystem { path, source })
+    }
+}
+
+fn remove_folder(folder: &Path) -> Result<(), PinsError> {
+    if folder.is_dir() {
+        for path in entries(folder) {
+            fs::remove_file(&path).map_err(|source| error(&path, source))?;
+        }
+        return fs::remove_dir(folder).map_err(|source| error(folder, source));
+    }
+    Ok(())
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
+fn error(path: &Path, source: io::Error) -> PinsError {
+    PinsError::Io { path: path.display().to_string(), source }
+}

@@ -1,0 +1,268 @@
+//! The embedded store: what was acknowledged to somebody survives `kill -9`, a restart and a reboot.
+//!
+//! One file, one table: a rule by prefix and origin, as JSON. Every change is one transaction that is on the disk before
+//! it returns. Times are UTC; the kernel's own time is kept beside them and believed within the same boot, so that a
+//! step of the wall clock changes no live expiry.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use gateway_common::rule::{Action, Origin};
+use ipnet::IpNet;
+use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::base::time::{BootTime, Now, UtcMillis};
+use crate::rules::{Rule, Until};
+
+const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
+const FILE: &str = "gateway.redb";
+
+/// Why the store could not be read or written.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// Another process has it.
+    #[error(
+        "{path} is in use by another gateway: end that one, or give this one a state.dir of its own"
+    )]
+    InUse {
+        /// The file.
+        path: String,
+    },
+    /// The directory or file cannot be used.
+    #[error("{path}: {source}; state.dir must be a directory that the gateway may write to")]
+    Io {
+        /// The file or directory.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not a store, or is broken.
+    #[error("{path}: {source}; move it away to start with an empty one")]
+    Database {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: Box<redb::Error>,
+    },
+    /// An entry makes no sense.
+    #[error("{path}: the entry {key} cannot be read ({reason}); it was written by another version")]
+    Entry {
+        /// The file.
+        path: String,
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The open store. The file is locked against a second one.
+pub struct Store {
+    database: Database,
+    path: PathBuf,
+    boot: String,
+}
+
+/// A rule as it is kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    action: String,
+    reason: String,
+    created: UtcMillis,
+    until: Option<UtcMillis>,
+    /// The boot in which `until_boot` means anything.
+    boot: String,
+    until_boot: BootNanos,
+}
+
+type BootNanos = u64;
+
+impl Store {
+    /// Opens the store in a directory, making both if they are not there.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let created = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        created.map_err(|source| io_error(directory, source))?;
+        let path = directory.join(FILE);
+        let database = Database::create(&path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => {
+                StoreError::InUse { path: path.display().to_string() }
+            }
+            DatabaseError::Storage(redb::StorageError::Io(source))
+                if source.kind() != io::ErrorKind::InvalidData =>
+            {
+                io_error(&path, source)
+            }
+            other => database_error(&path, other),
+        })?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Ok(Self { database, path, boot: boot.trim().to_owned() })
+    }
+
+    /// Every rule that has not ended.
+    pub fn rules(&self, now: Now) -> Result<Vec<Rule>, StoreError> {
+        let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
+        let table = match transaction.open_table(RULES) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(self.failed(error)),
+        };
+        let mut rules = Vec::new();
+        for entry in table.iter().map_err(|error| self.failed(error))? {
+            let (key, value) = entry.map_err(|error| self.failed(error))?;
+            let rule = self.read(key.value(), value.value(), now)?;
+            if !rule.is_over(now.boot) {
+                rules.push(rule);
+            }
+        }
+        Ok(rules)
+    }
+
+    /// Applies changes in one transaction: on the disk when this returns, or not at all.
+    pub fn change(&self, put: &[Rule], remove: &[(IpNet, Origin)]) -> Result<(), StoreError> {
+        let transaction = self.database.begin_write().map_err(|error| self.failed(error))?;
+        {
+            let mut table = transaction.open_table(RULES).map_err(|error| self.failed(error))?;
+            for (prefix, origin) in remove {
+                let key = key(prefix, *origin);
+                table.remove(key.as_str()).map_err(|error| self.failed(error))?;
+            }
+            for rule in put {
+                let key = key(&rule.prefix, rule.origin);
+                let value = serde_json::to_vec(&self.stored(rule))
+                    .map_err(|error| self.bad_entry(&key, error.to_string()))?;
+                table.insert(key.as_str(), value.as_slice()).map_err(|error| self.failed(error))?;
+            }
+        }
+        transaction.commit().map_err(|error| self.failed(error))
+    }
+
+    /// Hands the directory and the file to the user that the daemon becomes.
+    pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
+        let paths = [self.path.parent().unwrap_or(&self.path), &self.path];
+        for path in paths {
+            chown(path, Some(user), Some(group)).map_err(|source| io_error(path, source))?;
+        }
+        Ok(())
+    }
+
+    fn stored(&self, rule: &Rule) -> Stored {
+        Stored {
+            action: rule.action.name().to_owned(),
+            reason: rule.reason.clone(),
+            created: rule.created,
+            until: rule.until.utc,
+            boot: self.boot.clone(),
+            until_boot: rule.until.boot.0,
+        }
+    }
+
+    fn read(&self, key: &str, value: &[u8], now: Now) -> Result<Rule, StoreError> {
+        let bad = |reason: &str| self.bad_entry(key, reason.to_owned());
+        let stored: Stored =
+            serde_json::from_slice(value).map_err(|error| bad(&error.to_string()))?;
+        let (prefix, origin) = key.split_once(' ').ok_or_else(|| bad("its key has no origin"))?;
+        let prefix = prefix.parse().map_err(|_| bad("its key has no prefix"))?;
+        let origin = Origin::ALL.into_iter().find(|known| known.name() == origin);
+        let action = [Action::Allow, Action::Deny].into_iter().find(|a| a.name() == stored.action);
+        let until = match stored.until {
+            None => Until::NEVER,
+            Some(_) if stored.boot == self.boot => {
+                Until { boot: BootTime(stored.until_boot), utc: stored.until }
+            }
+            Some(utc) => Until { boot: now.boot_of(utc), utc: Some(utc) },
+        };
+        Ok(Rule {
+            prefix,
+            action: action.ok_or_else(|| bad("its action is unknown"))?,
+            origin: origin.ok_or_else(|| bad("its origin is unknown"))?,
+            profile: 0,
+            reason: stored.reason,
+            created: stored.created,
+            until,
+        })
+    }
+
+    fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
+        database_error(&self.path, error)
+    }
+
+    fn bad_entry(&self, key: &str, reason: String) -> StoreError {
+        StoreError::Entry { path: self.path.display().to_string(), key: key.to_owned(), reason }
+    }
+}
+
+fn key(prefix: &IpNet, origin: Origin) -> String {
+    format!("{prefix} {}", origin.name())
+}
+
+fn io_error(path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { path: path.display().to_string(), source }
+}
+
+fn database_error(path: &Path, source: impl Into<redb::Error>) -> StoreError {
+    StoreError::Database { path: path.display().to_string(), source: Box::new(source.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const NOW: Now = Now { boot: BootTime(9_000_000_000), utc: UtcMillis(1_800_000_000_000) };
+
+    fn rule(prefix: &str, seconds: Option<u64>) -> Rule {
+        Rule {
+            prefix: prefix.parse().unwrap(),
+            action: Action::Deny,
+            origin: Origin::Operator,
+            profile: 0,
+            reason: "scans".to_owned(),
+            created: NOW.utc,
+            until: Until::after(NOW, seconds.map(Duration::from_secs)),
+        }
+    }
+
+    #[test]
+    fn what_was_put_is_there_after_opening_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let rules = [rule("192.0.2.1/32", None), rule("2001:db8::/32", Some(60))];
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.rules(NOW).unwrap(), []);
+        store.change(&rules, &[]).unwrap();
+        drop(store);
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.rules(NOW).unwrap(), rules);
+        store.change(&[], &[(rules[0].prefix, Origin::Operator)]).unwrap();
+        assert_eq!(store.rules(NOW).unwrap(), rules[1..]);
+    }
+
+    #[test]
+    fn a_clock_step_within_one_boot_changes_no_expiry_and_a_reboot_goes_by_the_wall_clock() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        store.change(&[rule("192.0.2.1/32", Some(60))], &[]).unwrap();
+        let stepped = Now { boot: BootTime(10_000_000_000), utc: UtcMillis(NOW.utc.0 + 3_600_000) };
+        assert_eq!(store.rules(stepped).unwrap()[0].until.boot, BootTime(69_000_000_000));
+        store.boot = "another boot".to_owned();
+        assert_eq!(store.rules(stepped).unwrap(), [], "an hour later by the only clock left");
+        let early = Now { boot: BootTime(1_000_000_000), utc: UtcMillis(NOW.utc.0 + 30_000) };
+        assert_eq!(store.rules(early).unwrap()[0].until.boot, BootTime(31_000_000_000));
+    }
+
+    #[test]
+    fn a_second_gateway_and_a_broken_file_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let second = Store::open(folder.path()).err().unwrap();
+        assert!(second.to_string().contains("in use by another gateway"), "{second}");
+        drop(store);
+        fs::write(folder.path().join(FILE), "not a database, but long enough to be looked at")
+            .unwrap();
+        let broken = Store::open(folder.path()).err().unwrap();
+        assert!(broken.to_string().contains("move it away"), "{broken}");
+    }
+}
