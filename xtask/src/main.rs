@@ -1,11 +1,15 @@
-//! Developer verbs: `cargo xtask <verb>`, one file each.
+//! Developer verbs: `cargo xtask <verb>`, one file each. They own no part of the product.
 
 mod ebpf;
 mod fuzz;
+mod lab;
 mod process;
 mod rust_src;
+mod test;
+mod tidy;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::Parser;
 
@@ -17,6 +21,12 @@ enum Verb {
     Ebpf(ebpf::Args),
     /// Build every fuzz target and run each for a few seconds.
     Fuzz(fuzz::Args),
+    /// Show both doors at work, second by second, in a lab of four hosts (root).
+    Lab(lab::Args),
+    /// Run every test; as root also the kernel tests.
+    Test(test::Args),
+    /// Check import edges, budgets, links and paths.
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -24,10 +34,25 @@ fn main() -> anyhow::Result<()> {
     match Verb::parse() {
         Verb::Ebpf(args) => ebpf::run(&root, &args),
         Verb::Fuzz(args) => fuzz::run(&root, &args),
+        Verb::Lab(args) => lab::run(&root, &args),
+        Verb::Test(args) => test::run(&root, &args),
+        Verb::Tidy => tidy::run(&root),
     }
 }
 
 fn root() -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask).to_path_buf()
+}
+
+/// Where cargo builds.
+fn target(root: &Path) -> PathBuf {
+    root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// The cargo that runs this.
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
 }

@@ -1,0 +1,138 @@
+//! Four hosts: client, attacker and upstream, each joined to the gateway by a veth pair with both address families.
+//!
+//! ```text
+//!   client   10.0.1.2 fd00:1::2 ── to_client   ┐
+//!   attacker 10.0.2.2 fd00:2::2 ── to_attacker ├ gateway 10.0.N.1 fd00:N::1
+//!   upstream 10.0.3.2 fd00:3::2 ── to_upstream ┘
+//! ```
+//!
+//! The attacker's link also carries 198.18.0.0/15 and fd00:bad::/32, so that it can send from many sources.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::Result;
+use crate::namespace::Namespace;
+
+/// A host beside the gateway, and its link.
+#[derive(Debug)]
+pub struct Host {
+    /// The host itself. Its end of the link is `eth0`.
+    pub namespace: Namespace,
+    /// The gateway's end of the link.
+    pub gateway_interface: &'static str,
+    number: u8,
+}
+
+impl Host {
+    /// Its IPv4 address.
+    pub fn v4(&self) -> IpAddr {
+        Ipv4Addr::new(10, 0, self.number, 2).into()
+    }
+
+    /// Another IPv4 address on its link.
+    pub fn v4_at(&self, host: u8) -> IpAddr {
+        Ipv4Addr::new(10, 0, self.number, host).into()
+    }
+
+    /// Its IPv6 address.
+    pub fn v6(&self) -> IpAddr {
+        Ipv6Addr::new(0xfd00, self.number.into(), 0, 0, 0, 0, 0, 2).into()
+    }
+
+    /// The gateway's IPv4 address on this link.
+    pub fn gateway_v4(&self) -> IpAddr {
+        Ipv4Addr::new(10, 0, self.number, 1).into()
+    }
+
+    /// The gateway's IPv6 address on this link.
+    pub fn gateway_v6(&self) -> IpAddr {
+        Ipv6Addr::new(0xfd00, self.number.into(), 0, 0, 0, 0, 0, 1).into()
+    }
+
+    /// The gateway's address on this link, of the family of `address`.
+    pub fn gateway_for(&self, address: IpAddr) -> IpAddr {
+        if address.is_ipv4() { self.gateway_v4() } else { self.gateway_v6() }
+    }
+
+    /// The hardware address of its `eth0`.
+    pub fn mac(&self) -> [u8; 6] {
+        [2, 0, 0, 0, self.number, 2]
+    }
+
+    /// The hardware address of the gateway's end.
+    pub fn gateway_mac(&self) -> [u8; 6] {
+        [2, 0, 0, 0, self.number, 1]
+    }
+
+    /// Gives the host another address on its link, to connect from.
+    pub fn add_v4(&self, host: u8) -> Result<IpAddr> {
+        let address = self.v4_at(host);
+        self.namespace.ip(&format!("address add {address}/24 dev eth0"))?;
+        Ok(address)
+    }
+
+    fn join(gateway: &Namespace, role: &str, interface: &'static str, number: u8) -> Result<Self> {
+        let host = Self { namespace: Namespace::new(role)?, gateway_interface: interface, number };
+        let (outer, inner) = (mac_text(host.mac()), mac_text(host.gateway_mac()));
+        gateway.ip(&format!(
+            "link add {interface} address {inner} type veth \
+             peer name eth0 address {outer} netns {peer}\n\
+             address add {v4}/24 dev {interface}\n\
+             address add {v6}/64 dev {interface} nodad\n\
+             link set {interface} up",
+            peer = host.namespace.name(),
+            v4 = host.gateway_v4(),
+            v6 = host.gateway_v6(),
+        ))?;
+        host.namespace.ip(&format!(
+            "address add {v4}/24 dev eth0\n\
+             address add {v6}/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via {gateway_v4}\n\
+             route add ::/0 via {gateway_v6}",
+            v4 = host.v4(),
+            v6 = host.v6(),
+            gateway_v4 = host.gateway_v4(),
+            gateway_v6 = host.gateway_v6(),
+        ))?;
+        Ok(host)
+    }
+}
+
+/// The four hosts.
+#[derive(Debug)]
+pub struct Topology {
+    /// Where the gateway runs.
+    pub gateway: Namespace,
+    /// Sends ordinary requests.
+    pub client: Host,
+    /// Sends what it likes.
+    pub attacker: Host,
+    /// Serves.
+    pub upstream: Host,
+}
+
+impl Topology {
+    /// Builds them.
+    pub fn new() -> Result<Self> {
+        let gateway = Namespace::new("gateway")?;
+        let client = Host::join(&gateway, "client", "to_client", 1)?;
+        let attacker = Host::join(&gateway, "attacker", "to_attacker", 2)?;
+        let upstream = Host::join(&gateway, "upstream", "to_upstream", 3)?;
+        gateway.ip(&format!(
+            "route add 198.18.0.0/15 via {}\nroute add fd00:bad::/32 via {}",
+            attacker.v4(),
+            attacker.v6()
+        ))?;
+        Ok(Self { gateway, client, attacker, upstream })
+    }
+
+    /// The interfaces that face the outside: where the gateway attaches.
+    pub fn outward(&self) -> [&'static str; 2] {
+        [self.client.gateway_interface, self.attacker.gateway_interface]
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
