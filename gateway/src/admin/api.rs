@@ -1,5 +1,6 @@
 //! What is asked over the admin socket and what is answered, the same types on both sides.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -116,6 +117,35 @@ pub struct Refusal {
     pub usage: bool,
 }
 
+impl fmt::Display for Request {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |action: ListAction| match action {
+            ListAction::Allow => "allow",
+            ListAction::Deny => "deny",
+        };
+        match self {
+            Self::Status => formatter.write_str("status"),
+            Self::List(action) => write!(formatter, "{} list", action.map_or("rules", name)),
+            Self::Add(add) => {
+                write!(formatter, "{} add {}", name(add.action), add.prefixes.join(" "))?;
+                if let Some(milliseconds) = add.for_ms {
+                    write!(formatter, " --for {milliseconds}ms")?;
+                }
+                if add.force {
+                    formatter.write_str(" --force")?;
+                }
+                write!(formatter, " --reason {:?}", add.reason)
+            }
+            Self::Remove(remove) => {
+                write!(formatter, "{} remove {}", name(remove.action), remove.prefixes.join(" "))
+            }
+            Self::Why(address) => write!(formatter, "why {address}"),
+            Self::Reload => formatter.write_str("reload"),
+            Self::Detach => formatter.write_str("kernel detach"),
+        }
+    }
+}
+
 impl Refusal {
     /// The command was right and could not be carried out.
     pub fn failed(error: impl ToString) -> Self {
@@ -221,9 +251,9 @@ pub struct RuleView {
     /// Why.
     pub reason: String,
     /// When it was made.
-    pub created: UtcMillis,
+    pub created_utc_ms: UtcMillis,
     /// When it ends.
-    pub until: Option<UtcMillis>,
+    pub until_utc_ms: Option<UtcMillis>,
     /// Where it is enforced at this moment: `kernel`, `user space`, `both` or `nowhere`.
     pub enforced: String,
     /// Why it is enforced nowhere, or only after another one ends.

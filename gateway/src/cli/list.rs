@@ -57,7 +57,7 @@ pub(super) fn row(rule: &RuleView) -> Vec<String> {
         rule.prefix.clone(),
         rule.action.clone(),
         rule.origin.clone(),
-        rule.until.map_or_else(|| "for ever".to_owned(), |until| until.display()),
+        rule.until_utc_ms.map_or_else(|| "for ever".to_owned(), |until| until.display()),
         rule.enforced.clone(),
         rule.packets.to_string(),
         reason,

@@ -15,13 +15,14 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
     }
     output.line(&format!("{}: {}", why.address, why.verdict))?;
     if let Some(rule) = &why.rule {
-        let until = rule.until.map_or_else(|| "for ever".to_owned(), |until| until.display());
+        let until =
+            rule.until_utc_ms.map_or_else(|| "for ever".to_owned(), |until| until.display());
         let reason = if rule.reason.is_empty() { "none given" } else { &rule.reason };
         let facts = [
             ("rule", format!("{} {}", rule.action, rule.prefix)),
             ("made by", rule.origin.clone()),
             ("reason", reason.to_owned()),
-            ("since", rule.created.display()),
+            ("since", rule.created_utc_ms.display()),
             ("until", until),
             ("enforced", rule.enforced.clone()),
             ("packets", rule.packets.to_string()),

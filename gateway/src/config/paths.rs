@@ -1,6 +1,7 @@
 //! Where things are kept when the file does not say so. Looks at who runs the process, at nothing on disk.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 /// The paths of state and socket by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,11 +13,14 @@ pub struct Paths {
 }
 
 /// For root the system's folders, for everybody else those of the XDG base directory specification, so that a gateway
-/// without privileges starts too.
+/// without privileges starts too. The process that started as root goes by root's after it has become somebody else.
 pub fn default_paths() -> Paths {
-    let user = rustix::process::geteuid();
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    paths(user.is_root(), user.as_raw(), variable)
+    static PATHS: LazyLock<Paths> = LazyLock::new(|| {
+        let user = rustix::process::geteuid();
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        paths(user.is_root(), user.as_raw(), variable)
+    });
+    PATHS.clone()
 }
 
 fn paths(root: bool, user: u32, variable: impl Fn(&str) -> Option<PathBuf>) -> Paths {
@@ -28,12 +32,11 @@ fn paths(root: bool, user: u32, variable: impl Fn(&str) -> Option<PathBuf>) -> P
     }
     // The specification: a relative path there is invalid and to be ignored.
     let folder = |name| variable(name).filter(|path| path.is_absolute());
-    let fallback = PathBuf::from(format!("/tmp/gateway-{user}"));
     let state_dir = folder("XDG_STATE_HOME")
         .or_else(|| folder("HOME").map(|home| home.join(".local/state")))
-        .map_or_else(|| fallback.join("state"), |state| state.join("gateway"));
+        .map_or_else(|| format!("/tmp/gateway-{user}").into(), |state| state.join("gateway"));
     let admin_socket = folder("XDG_RUNTIME_DIR")
-        .map_or_else(|| fallback.clone(), |runtime| runtime.join("gateway"))
+        .map_or_else(|| state_dir.clone(), |runtime| runtime.join("gateway"))
         .join("admin.sock");
     Paths { state_dir, admin_socket }
 }
@@ -62,7 +65,7 @@ mod tests {
         );
         assert_eq!(
             of(false, &[("XDG_STATE_HOME", "relative"), ("XDG_RUNTIME_DIR", "")]),
-            pair("/tmp/gateway-1000/state", "/tmp/gateway-1000/admin.sock")
+            pair("/tmp/gateway-1000", "/tmp/gateway-1000/admin.sock")
         );
     }
 }

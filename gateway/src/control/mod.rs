@@ -177,7 +177,7 @@ impl Control {
         let changes = !matches!(request, Request::Status | Request::List(_) | Request::Why(_));
         if changes {
             let error = answer.as_ref().err().map(|refusal| refusal.error.as_str());
-            tracing::info!(target: "audit", uid, request = ?request, error, "command");
+            tracing::info!(target: "audit", uid, command = %request, refused = error, "command");
         }
         // Whoever asked may have gone; what was done stays done.
         drop(reply.send(answer));

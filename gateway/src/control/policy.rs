@@ -209,13 +209,13 @@ impl Policy {
         let action = action_of(add.action);
         let least = if prefix.addr().is_ipv4() { LARGE_V4_BITS } else { LARGE_V6_BITS };
         if prefix.prefix_len() < least && !add.yes {
-            let share = match prefix.prefix_len() {
-                0 => "every".to_owned(),
-                length => format!("1 in {} of all", 1u64 << length),
-            };
             let family = if prefix.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+            let share = match prefix.prefix_len() {
+                0 => format!("all of {family}"),
+                length => format!("1/{} of all {family} addresses", 1u64 << length),
+            };
             return Err(Refusal::failed(format!(
-                "{prefix} is {share} {family} addresses: add --yes if that is meant"
+                "{prefix} is {share}: add --yes if that is meant"
             )));
         }
         let mut origin = Origin::Operator;

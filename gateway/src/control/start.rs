@@ -119,7 +119,7 @@ pub(super) fn open_door(
             policy.door = Some(door);
             let fallbacks = attached.into_iter().filter_map(|attached| {
                 let reason = attached.fallback?;
-                Some(format!("{} has no native mode: {reason}", attached.interface))
+                Some(format!("{} not in native mode because {reason}", attached.interface))
             });
             let fallbacks: Vec<String> = fallbacks.collect();
             Ok((!fallbacks.is_empty()).then(|| fallbacks.join("; ")))

@@ -18,8 +18,7 @@ pub struct SafeToBlock(());
 /// Why a rule may not be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
-    "{} lies inside {protected}, which must never be blocked: \
-     take it out of the configuration first, or insist with --force",
+    "{} must never be blocked, for it is in {protected}: insist with --force if it is to be, all the same",
     display(prefix)
 )]
 pub struct Refused {
