@@ -1,1 +1,1 @@
-//! x
+//! What the black-box tests share.
