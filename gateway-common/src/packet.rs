@@ -11,8 +11,8 @@ use crate::source::{Source, V6};
 
 /// Tags that are looked through: a customer tag within a service tag (IEEE 802.1ad).
 pub const VLAN_TAGS_MAX: usize = 2;
-/// IPv6 extension headers that are looked through. RFC 8200 names six and lets one of them occur twice.
-pub const EXTENSION_HEADERS_MAX: usize = 8;
+/// IPv6 extension headers that are looked through: the order of RFC 8200 has six before the one that is encrypted.
+pub const EXTENSION_HEADERS_MAX: usize = 6;
 
 /// What a frame turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +168,7 @@ fn ipv6_transport<R: Reader + ?Sized>(
     const SHIM6: u8 = 140;
 
     let (mut header, mut at) = (first_header, first_at);
-    for _ in 0..EXTENSION_HEADERS_MAX {
+    for _ in 0..=EXTENSION_HEADERS_MAX {
         let length = match header {
             HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION | MOBILITY | HOST_IDENTITY
             | SHIM6 => {

@@ -23,7 +23,7 @@ pub enum Reason {
     NoRule = 3,
     /// An `allow` rule.
     Allow = 4,
-    /// Admitted by the packet bucket.
+    /// Admitted by the packet bucket, or by a `limit` rule where no bucket applies.
     WithinLimit = 5,
     /// A `deny` rule.
     Deny = 6,

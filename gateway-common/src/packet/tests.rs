@@ -182,7 +182,7 @@ fn extension_headers_are_walked_to_a_bound() {
         payload.extend(TCP_HEADER);
         parse(&v6_with(if count == 0 { 6 } else { 60 }, &payload)[..])
     };
-    for count in 0..EXTENSION_HEADERS_MAX {
+    for count in 0..=EXTENSION_HEADERS_MAX {
         assert_eq!(chain(count), ip(v6_source(), SYN_443), "{count} headers");
     }
     assert_eq!(chain(EXTENSION_HEADERS_MAX + 1), ip(v6_source(), Transport::Other));
