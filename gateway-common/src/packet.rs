@@ -3,6 +3,8 @@
 //! Once the source address is read it decides, whatever follows it: one extension header too many, a later fragment or
 //! a truncated transport header is no way around a rule. Reads of the transport header end where the IP packet ends, so
 //! Ethernet padding is never taken for ports or flags.
+//!
+//! Reads stand one after the other and not in tuples: the verifier follows the first form, not what becomes of the second.
 
 use crate::reader::Reader;
 use crate::source::{Source, V6};
@@ -101,11 +103,10 @@ fn ipv4<R: Reader + ?Sized>(frame: &R, start: usize) -> Frame {
 #[inline(always)]
 fn ipv4_transport<R: Reader + ?Sized>(frame: &R, start: usize) -> Transport {
     const FRAGMENT_OFFSET: u16 = 0x1fff;
-    let (Some(first), Some(length), Some(fragment), Some(protocol)) =
-        (frame.byte(start), frame.be16(start + 2), frame.be16(start + 6), frame.byte(start + 9))
-    else {
-        return Transport::Other;
-    };
+    let Some(first) = frame.byte(start) else { return Transport::Other };
+    let Some(length) = frame.be16(start + 2) else { return Transport::Other };
+    let Some(fragment) = frame.be16(start + 6) else { return Transport::Other };
+    let Some(protocol) = frame.byte(start + 9) else { return Transport::Other };
     let header_length = usize::from(first & 0x0f) * 4;
     if header_length < 20 || first >> 4 != 4 || fragment & FRAGMENT_OFFSET != 0 {
         return Transport::Other;
@@ -116,17 +117,16 @@ fn ipv4_transport<R: Reader + ?Sized>(frame: &R, start: usize) -> Transport {
 
 #[inline(always)]
 fn ipv6<R: Reader + ?Sized>(frame: &R, start: usize) -> Frame {
-    let (Some(high), Some(low)) = (frame.be64(start + 8), frame.be64(start + 16)) else {
-        return Frame::Unparsed;
-    };
+    let Some(high) = frame.be64(start + 8) else { return Frame::Unparsed };
+    let Some(low) = frame.be64(start + 16) else { return Frame::Unparsed };
     let source = Source::V6(V6 { high, low });
-    let (Some(version), Some(length), Some(next), Some(hop_limit)) =
-        (frame.byte(start), frame.be16(start + 4), frame.byte(start + 6), frame.byte(start + 7))
-    else {
-        return Frame::Ip(Packet { source, transport: Transport::Other });
-    };
+    let unknown = Frame::Ip(Packet { source, transport: Transport::Other });
+    let Some(version) = frame.byte(start) else { return unknown };
+    let Some(length) = frame.be16(start + 4) else { return unknown };
+    let Some(next) = frame.byte(start + 6) else { return unknown };
+    let Some(hop_limit) = frame.byte(start + 7) else { return unknown };
     if version >> 4 != 6 {
-        return Frame::Ip(Packet { source, transport: Transport::Other });
+        return unknown;
     }
     let at = start + 40;
     let end = packet_end(length, at + usize::from(length));
@@ -148,7 +148,7 @@ fn is_neighbour_discovery<R: Reader + ?Sized>(
     if hop_limit != 255 || at + 2 > end {
         return false;
     }
-    matches!((frame.byte(at), frame.byte(at + 1)), (Some(133..=137), Some(0)))
+    matches!(frame.byte(at), Some(133..=137)) && frame.byte(at + 1) == Some(0)
 }
 
 #[inline(always)]
@@ -208,10 +208,9 @@ fn transport<R: Reader + ?Sized>(frame: &R, protocol: u8, at: usize, end: usize)
             if at + 14 > end {
                 return Transport::Malformed;
             }
-            match (frame.be16(at + 2), frame.byte(at + 13)) {
-                (Some(port), Some(flags)) => Transport::Tcp { port, flags },
-                _ => Transport::Malformed,
-            }
+            let Some(port) = frame.be16(at + 2) else { return Transport::Malformed };
+            let Some(flags) = frame.byte(at + 13) else { return Transport::Malformed };
+            Transport::Tcp { port, flags }
         }
         UDP => {
             if at + 4 > end {

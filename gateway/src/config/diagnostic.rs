@@ -86,7 +86,12 @@ pub struct Errors {
 }
 
 impl Errors {
-    /// One after the other.
+    /// How many mistakes the file has, also those that are not shown.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// One after the other, the first hundred.
     pub fn iter(&self) -> std::slice::Iter<'_, Diagnostic> {
         self.shown.iter()
     }

@@ -1,0 +1,28 @@
+//! No frame makes the parser panic, and cutting one off changes nothing about a source that was read.
+#![no_main]
+
+use gateway_common::packet::{Frame, Packet, Transport, parse};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|frame: &[u8]| {
+    let whole = parse(frame);
+    for length in 0..frame.len().min(256) {
+        match (whole, parse(&frame[..length])) {
+            (Frame::Ip(whole), Frame::Ip(cut)) => {
+                assert_eq!(cut.source, whole.source, "cut at {length}");
+                if cut.transport != whole.transport {
+                    assert!(is_less(cut), "cut at {length}: {cut:?} of {whole:?}");
+                }
+            }
+            (_, Frame::Unparsed) => {}
+            // Where the type of the message is cut off, only the source is left.
+            (Frame::Neighbour, Frame::Ip(cut)) => assert!(is_less(cut), "cut at {length}: {cut:?}"),
+            (whole, cut) => assert_eq!(cut, whole, "cut at {length}"),
+        }
+    }
+});
+
+/// What is left of a transport header that was cut off.
+fn is_less(packet: Packet) -> bool {
+    matches!(packet.transport, Transport::Other | Transport::Malformed)
+}

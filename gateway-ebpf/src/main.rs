@@ -1,0 +1,60 @@
+//! The XDP program. This page is the life of a packet; each step is a module.
+//!
+//! It owns the verdict about a packet, decided by its source. It keeps no state about a connection, answers nothing,
+//! and lets pass what it does not understand.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "the target's atomics exist as intrinsics only")]
+
+mod account;
+mod admit;
+mod classify;
+mod clock;
+mod kernel;
+mod maps;
+mod memory;
+
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use gateway_common::packet::{Frame, Packet, Transport, parse};
+use gateway_common::rule::Action;
+use gateway_common::source::SourceKey;
+use gateway_common::verdict::Reason;
+
+use crate::account::account;
+use crate::admit::admit;
+use crate::classify::{Ruling, classify};
+use crate::clock::Clock;
+use crate::memory::Memory;
+
+/// Runs for every frame of the interfaces that it is attached to. `frags`: also where frames are larger than a page.
+#[xdp(frags)]
+fn gateway(ctx: XdpContext) -> u32 {
+    let reason = decide(&ctx);
+    account(&ctx, reason)
+}
+
+#[inline(always)]
+fn decide(ctx: &XdpContext) -> Reason {
+    let packet = match parse(&Memory::of(ctx)) {
+        Frame::NotIp => return Reason::NotIp,
+        Frame::Unparsed => return Reason::Unparsed,
+        Frame::Neighbour => return Reason::Neighbour,
+        Frame::Ip(packet) => packet,
+    };
+    let Packet { source, transport } = packet;
+    let bucket = SourceKey::of(source);
+    let mut clock = Clock::unread();
+    let Ruling { action, profile } = classify(source, &mut clock);
+    match action {
+        Some(Action::Deny) => Reason::Deny,
+        Some(Action::Reset) => Reason::Reset,
+        _ if transport == Transport::Malformed => Reason::Malformed,
+        Some(Action::Allow) => Reason::Allow,
+        Some(Action::Limit) => {
+            admit(&bucket, transport, profile, &mut clock).unwrap_or(Reason::WithinLimit)
+        }
+        None => admit(&bucket, transport, profile, &mut clock).unwrap_or(Reason::NoRule),
+    }
+}

@@ -1,0 +1,55 @@
+//! A frame in packet memory, read at offsets.
+//!
+//! It owns the bounds check before each read, in the one form that the verifier follows: `start + offset + length > end`.
+//! It refuses whatever does not lie in the frame's first buffer, which holds every header that is looked at.
+#![expect(unsafe_code, reason = "packet memory is raw addresses")]
+
+use aya_ebpf::programs::XdpContext;
+use gateway_common::reader::Reader;
+
+/// The first buffer of a frame.
+pub(crate) struct Memory {
+    start: usize,
+    end: usize,
+}
+
+impl Memory {
+    #[inline(always)]
+    pub(crate) fn of(ctx: &XdpContext) -> Self {
+        Self { start: ctx.data(), end: ctx.data_end() }
+    }
+
+    /// `T` is one of the integers below: any bytes are a value of it.
+    #[inline(always)]
+    fn read<T>(&self, offset: usize) -> Option<T> {
+        if self.start + offset + size_of::<T>() > self.end {
+            return None;
+        }
+        let address = (self.start + offset) as *const T;
+        // SAFETY: the kernel keeps start..end readable while the program runs, the check above put the whole of `T`
+        // inside of it (the verifier proves both again at load), and an integer has no invalid bytes.
+        Some(unsafe { address.read_unaligned() })
+    }
+}
+
+impl Reader for Memory {
+    #[inline(always)]
+    fn byte(&self, offset: usize) -> Option<u8> {
+        self.read(offset)
+    }
+
+    #[inline(always)]
+    fn be16(&self, offset: usize) -> Option<u16> {
+        self.read(offset).map(u16::from_be)
+    }
+
+    #[inline(always)]
+    fn be32(&self, offset: usize) -> Option<u32> {
+        self.read(offset).map(u32::from_be)
+    }
+
+    #[inline(always)]
+    fn be64(&self, offset: usize) -> Option<u64> {
+        self.read(offset).map(u64::from_be)
+    }
+}
