@@ -7,6 +7,8 @@ use serde::Serialize;
 
 /// Characters of a long line that are shown around the offending text.
 const EXCERPT_CHARS: usize = 100;
+/// Mistakes that are explained; the others are counted.
+const SHOWN_MAX: usize = 100;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,34 +34,28 @@ pub struct Place {
     pub column: usize,
     /// Characters that are meant.
     pub width: usize,
-    /// The line, tabs and control characters as spaces.
+    /// The line, or what of a long one stands around the column; tabs and control characters as spaces.
     pub text: String,
+    /// Characters of the line before `text`.
+    #[serde(skip)]
+    skipped: usize,
 }
 
 impl Place {
-    /// A place in `text`. What lies outside of it is moved to its nearest end.
-    pub(super) fn new(text: &str, span: Span) -> Self {
-        let lines = text.lines().count().max(1);
-        let line = span.line.clamp(1, lines);
-        let text = text.lines().nth(line - 1).unwrap_or_default();
+    /// A place in a text of these lines. What lies outside of it is moved to its nearest end.
+    fn new(lines: &[&str], span: Span) -> Self {
+        let line = span.line.clamp(1, lines.len().max(1));
+        let text = lines.get(line - 1).copied().unwrap_or_default();
         // A byte order mark has no width of its own.
-        let text = text.trim_start_matches('\u{feff}');
-        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text = text.trim_start_matches('\u{feff}').trim_end();
         let length = text.chars().count();
         let column = span.column.clamp(1, length + 1);
         let width = span.width.clamp(1, (length + 1 - column).max(1));
-        Self { line, column, width, text }
-    }
-
-    /// The part of the line to show, and the column of the offending text in it, from 0.
-    fn excerpt(&self) -> (String, usize) {
-        let column = self.column - 1;
-        if self.text.chars().count() <= EXCERPT_CHARS {
-            return (self.text.clone(), column);
-        }
-        let skipped = column.saturating_sub(EXCERPT_CHARS / 3);
-        let shown = self.text.chars().skip(skipped).take(EXCERPT_CHARS).collect();
-        (shown, column - skipped)
+        let skipped =
+            if length > EXCERPT_CHARS { column.saturating_sub(EXCERPT_CHARS / 3) } else { 0 };
+        let clean = |c: char| if c.is_control() { ' ' } else { c };
+        let text = text.chars().skip(skipped).take(EXCERPT_CHARS).map(clean).collect();
+        Self { line, column, width, text, skipped }
     }
 }
 
@@ -71,11 +67,11 @@ impl fmt::Display for Diagnostic {
             return self.help.iter().try_for_each(|help| write!(formatter, "\n   = help: {help}"));
         };
         let margin = place.line.to_string().len();
-        let (text, column) = place.excerpt();
-        let width = place.width.min(EXCERPT_CHARS);
+        let column = place.column - 1 - place.skipped;
+        let width = place.width.min((EXCERPT_CHARS - column).max(1));
         writeln!(formatter, "{:margin$}--> {}:{}:{}", "", self.file, place.line, place.column)?;
         writeln!(formatter, "{:margin$} |", "")?;
-        writeln!(formatter, "{} | {}", place.line, text.trim_end())?;
+        writeln!(formatter, "{} | {}", place.line, place.text)?;
         write!(formatter, "{:margin$} | {:column$}{:^<width$}", "", "", "")?;
         self.help.iter().try_for_each(|help| write!(formatter, "\n{:margin$} = help: {help}", ""))
     }
@@ -83,28 +79,47 @@ impl fmt::Display for Diagnostic {
 
 /// Everything that is wrong with a configuration, in the order of the file. At least one thing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Errors(pub(super) Vec<Diagnostic>);
+pub struct Errors {
+    shown: Vec<Diagnostic>,
+    /// Mistakes that were found, also those beyond [`SHOWN_MAX`].
+    count: usize,
+}
 
 impl Errors {
-    /// One after the other.
+    /// How many mistakes the file has, also those that are not shown.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// One after the other, the first hundred.
     pub fn iter(&self) -> std::slice::Iter<'_, Diagnostic> {
-        self.0.iter()
+        self.shown.iter()
     }
 
     /// One JSON object a line.
     pub fn json_lines(&self) -> String {
-        let lines = self.0.iter().filter_map(|diagnostic| serde_json::to_string(diagnostic).ok());
+        let lines = self.iter().filter_map(|diagnostic| serde_json::to_string(diagnostic).ok());
         lines.flat_map(|line| [line, "\n".to_owned()]).collect()
+    }
+}
+
+impl From<Diagnostic> for Errors {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self { shown: vec![diagnostic], count: 1 }
     }
 }
 
 impl fmt::Display for Errors {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|diagnostic| write!(formatter, "{diagnostic}\n\n"))?;
-        match self.0.len() {
-            1 => write!(formatter, "1 error; nothing of the file is applied"),
-            count => write!(formatter, "{count} errors; nothing of the file is applied"),
+        self.iter().try_for_each(|diagnostic| write!(formatter, "{diagnostic}\n\n"))?;
+        match (self.count, self.shown.len()) {
+            (1, _) => write!(formatter, "1 error")?,
+            (count, shown) if count > shown => {
+                write!(formatter, "{count} errors, the first {shown} are shown")?;
+            }
+            (count, _) => write!(formatter, "{count} errors")?,
         }
+        write!(formatter, "; nothing of the file is applied")
     }
 }
 
@@ -140,13 +155,15 @@ impl Problem {
 pub(super) fn explain(file: &str, text: &str, mut problems: Vec<Problem>) -> Errors {
     problems.sort_by(|one, other| (one.span, &one.message).cmp(&(other.span, &other.message)));
     problems.dedup();
-    let diagnostics = problems.into_iter().map(|problem| Diagnostic {
+    let count = problems.len();
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = problems.into_iter().take(SHOWN_MAX).map(|problem| Diagnostic {
         file: file.to_owned(),
-        place: Some(Place::new(text, problem.span)),
+        place: Some(Place::new(&lines, problem.span)),
         message: problem.message,
         help: problem.help,
     });
-    Errors(diagnostics.collect())
+    Errors { shown: shown.collect(), count }
 }
 
 /// The one of `known` that `typed` was probably meant to be.

@@ -53,12 +53,12 @@ pub fn read(path: &Path) -> Result<Config, Errors> {
     let limit = tree::FILE_BYTES_MAX as u64 + 1;
     let read = File::open(path).and_then(|opened| opened.take(limit).read_to_end(&mut bytes));
     if let Err(error) = read {
-        return Err(Errors(vec![Diagnostic {
+        return Err(Errors::from(Diagnostic {
             message: format!("the configuration cannot be read: {error}"),
             help: Some(format!("check that {file} exists and that this user may read it")),
             place: None,
             file,
-        }]));
+        }));
     }
     match String::from_utf8(bytes) {
         Ok(text) => parse(&file, &text),
@@ -169,8 +169,8 @@ fn not_text(file: &str, error: &std::string::FromUtf8Error) -> Errors {
     let valid = String::from_utf8_lossy(valid);
     let line = valid.split('\n').count();
     let column = valid.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
-    // The text ends where the bad byte stands; a space gives the place something to point at.
-    let text = format!("{valid} ");
+    // The bad byte itself cannot be shown.
+    let text = format!("{valid}\u{fffd}");
     let problem = Problem::new(Span { line, column, width: 1 }, "this byte is no UTF-8")
         .help("save the file as UTF-8");
     explain(file, &text, vec![problem])

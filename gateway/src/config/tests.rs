@@ -42,6 +42,22 @@ fn the_embedded_configuration_is_valid() {
 }
 
 #[test]
+fn every_example_is_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut read_so_far = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let config = read(&path).unwrap_or_else(|errors| panic!("{errors}"));
+            assert!(!config.routes.is_empty(), "{}", path.display());
+            read_so_far.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    read_so_far.sort();
+    assert_eq!(read_so_far, ["behind-a-load-balancer.yaml", "public-api.yaml", "quickstart.yaml"]);
+}
+
+#[test]
 fn everything_has_its_documented_default() {
     let config = with("upstreams: {users: {endpoints: [10.0.0.1:80]}}").unwrap();
     let seconds = Duration::from_secs;
@@ -240,6 +256,18 @@ fn routes_and_patterns() {
 }
 
 #[test]
+fn a_flood_of_mistakes_on_one_line_stays_readable() {
+    let errors = with(&format!("kernel: {{deny: [{}]}}", "nonsense, ".repeat(20_000))).unwrap_err();
+    assert_eq!(errors.iter().count(), 100);
+    let text = errors.to_string();
+    assert!(
+        text.ends_with("20000 errors, the first 100 are shown; nothing of the file is applied")
+    );
+    assert!(text.lines().all(|line| line.len() < 130));
+    assert!(text.contains("^^^^^^^^\n"));
+}
+
+#[test]
 fn files_that_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let missing = read(&folder.path().join("none.yaml")).unwrap_err();
@@ -258,7 +286,8 @@ fn examine(text: &str) -> Result<(), TestCaseError> {
     for error in errors.iter() {
         let place = error.place.as_ref().unwrap();
         prop_assert!((1..=lines).contains(&place.line), "{error}");
-        prop_assert!((1..=place.text.chars().count() + 1).contains(&place.column), "{error}");
+        let line = text.lines().nth(place.line - 1).unwrap_or_default();
+        prop_assert!((1..=line.chars().count() + 1).contains(&place.column), "{error}");
     }
     prop_assert!(!errors.to_string().is_empty());
     Ok(())
