@@ -378,17 +378,24 @@ fn a_problem_has_no_body_for_head() {
 
 #[test]
 fn a_connection_that_the_origin_closed_while_idle_costs_nobody_an_error() {
-    let origin = Origin::start(|_, connection| {
+    let closed = Arc::<AtomicUsize>::default();
+    let count = closed.clone();
+    let origin = Origin::start(move |_, connection| {
+        connection.request();
         connection.request();
         connection.send(OK);
+        connection.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        count.fetch_add(1, Ordering::SeqCst);
     });
     let gateway = Gateway::before(&origin);
     let mut client = gateway.connect();
     for number in 1..=5 {
-        client.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi");
+        // The body looks like a head to the origin, which thus reads all of it.
+        client.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n\r\n\r\n");
         assert_status(&client.answer(), 200);
-        assert_eq!(origin.connections(), number);
+        eventually(|| closed.load(Ordering::SeqCst) == number);
     }
+    assert_eq!(origin.connections(), 5);
 }
 
 #[test]
