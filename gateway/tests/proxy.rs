@@ -642,8 +642,8 @@ fn two_lengths_never_reach_the_service() {
     // One answer, and the rest of the connection is nobody's request.
     assert_eq!(client.rest().matches("HTTP/1.1 ").count(), 1);
     let heads = origin.heads();
-    assert_eq!(heads.len(), 1, "{heads:?}");
     assert!(header(&heads[0], "content-length").is_none(), "{heads:?}");
+    assert!(!heads.concat().contains("smuggled"), "{heads:?}");
     let different = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n";
     assert_status(&gateway.ask(different), 400);
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::output::Output;
 use super::Failure;
+use super::output::Output;
 use crate::config;
 
 pub(super) fn run(file: &Path, output: &Output) -> Result<(), Failure> {

@@ -38,7 +38,7 @@ impl Output {
     /// A table under a heading.
     pub(super) fn table(&self, header: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
+        table.load_style(presets::NOTHING);
         table.set_header(header.iter().map(|title| title.to_uppercase()));
         table.add_rows(rows);
         table.column_iter_mut().for_each(|column| {

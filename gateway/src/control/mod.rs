@@ -18,7 +18,6 @@ use crate::base::time::{Now, instant};
 use crate::config::{self, Config, Endpoint, OnExit};
 use crate::listen;
 use crate::request::Snapshot;
-use crate::upstream::echo::Echo;
 
 pub mod policy;
 pub mod privileges;
@@ -95,6 +94,12 @@ struct Signals {
     interrupt: Signal,
 }
 
+#[derive(PartialEq, Eq)]
+enum Order {
+    Reload,
+    End,
+}
+
 impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
@@ -104,11 +109,16 @@ impl Signals {
         })
     }
 
-    async fn end(&mut self) {
+    async fn next(&mut self) -> Order {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.reload.recv() => Order::Reload,
+            _ = self.terminate.recv() => Order::End,
+            _ = self.interrupt.recv() => Order::End,
         }
+    }
+
+    async fn end(&mut self) {
+        while self.next().await != Order::End {}
     }
 }
 
@@ -127,14 +137,10 @@ impl Control {
                     count += 1;
                     self.tick(count.is_multiple_of(PROTECT_EVERY_TICKS));
                 }
-                _ = signals.reload.recv() => match self.reload() {
-                    Ok(_) => tracing::info!("configuration reloaded"),
-                    Err(refusal) => tracing::error!(
-                        error = refusal.error,
-                        "configuration not reloaded, the old one serves on"
-                    ),
+                order = signals.next() => match order {
+                    Order::Reload => self.reload_by_signal(),
+                    Order::End => break,
                 },
-                () = signals.end() => break,
             }
         }
         admin.abort();
@@ -198,6 +204,13 @@ impl Control {
         }
     }
 
+    fn reload_by_signal(&mut self) {
+        match self.reload() {
+            Ok(_) => tracing::info!("configuration reloaded"),
+            Err(refusal) => tracing::error!(error = refusal.error, "configuration not reloaded"),
+        }
+    }
+
     fn tick(&mut self, protect: bool) {
         let now = Now::read();
         match self.policy.expire(now) {
@@ -232,7 +245,8 @@ impl Control {
     }
 
     fn status(&self) -> Result<Status, Refusal> {
-        let proxy = serde_json::to_value(self.shared.counters.totals()).map_err(Refusal::failed)?;
+        let proxy =
+            serde_json::to_value(self.shared.counters.snapshot()).map_err(Refusal::failed)?;
         let kernel = views::kernel(&self.policy, self.kernel_note.clone());
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

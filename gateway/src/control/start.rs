@@ -41,8 +41,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     let config = Arc::new(read(path).map_err(RunError::Configuration)?);
     let path = path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
     raise_descriptor_limit();
-    let sockets =
-        Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
+    let sockets = Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
     let admin = server::bind(&config.admin.socket).map_err(RunError::failed)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
     let store = Store::open(&config.state.dir).map_err(RunError::failed)?;

@@ -87,11 +87,21 @@ impl Deadline {
         self.passed.get()
     }
 
-    /// The client sent bytes or took some.
-    pub fn client_moved(&self) {
+    /// The client sent bytes.
+    pub fn client_sent(&self) {
         match self.phase.get() {
             Phase::Idle => self.enter(Phase::Head, self.head_timeout),
             // A head has one deadline as a whole: a byte now and then must not prolong it.
+            Phase::Head | Phase::Answer => {}
+            Phase::Upload | Phase::Download => self.piece(),
+        }
+    }
+
+    /// The client took bytes.
+    pub fn client_took(&self) {
+        match self.phase.get() {
+            // The end of an answer is written after its body has ended.
+            Phase::Idle => self.ended(),
             Phase::Head | Phase::Answer => {}
             Phase::Upload | Phase::Download => self.piece(),
         }
@@ -191,17 +201,18 @@ pub(crate) mod tests {
         let deadline = Deadline::new(&bounds());
         let start = Instant::now();
         tokio::time::advance(Duration::from_millis(900)).await;
-        deadline.client_moved();
+        deadline.client_sent();
         assert_eq!(deadline.at(), start + Duration::from_secs(1));
         deadline.send(true, Duration::from_secs(9));
-        deadline.client_moved();
+        deadline.client_sent();
         assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(2));
         deadline.uploaded();
         assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(9));
         deadline.answered();
         deadline.ended();
+        deadline.client_took();
         assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(3));
-        deadline.client_moved();
+        deadline.client_sent();
         assert_eq!(deadline.phase(), Phase::Head);
     }
 

@@ -186,7 +186,8 @@ mod tests {
         ];
         let mut headers = map(&fields);
         remove_forged(&mut headers, false);
-        assert_eq!(names(&headers), ["x-forward", "from"]);
+        assert_eq!(headers.len(), 2);
+        assert!(headers.contains_key("x-forward") && headers.contains_key("from"));
         let mut headers = map(&fields);
         remove_forged(&mut headers, true);
         assert!(headers.contains_key("x-forwarded-for") && headers.contains_key("forwarded"));

@@ -21,19 +21,20 @@ struct Problem<'a> {
 
 /// The answer to a request that ended in `error`. `reusable` is whether the connection can take another request:
 /// not when part of this one is still to come.
-pub fn response(error: &Error, request_id: &str, reusable: bool) -> Response<Bytes> {
+pub fn response(error: &Error, request_id: HeaderValue, reusable: bool) -> Response<Bytes> {
     let status = status(error.kind());
     let problem = Problem {
         r#type: "about:blank",
         title: status.canonical_reason().unwrap_or_default(),
         status: status.as_u16(),
         detail: error.detail(),
-        request_id,
+        request_id: request_id.to_str().unwrap_or_default(),
     };
     let mut response = Response::new(serde_json::to_vec(&problem).unwrap_or_default().into());
     *response.status_mut() = status;
     let fields = response.headers_mut();
     fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    fields.insert(headers::X_REQUEST_ID, request_id);
     if let Some(allow) = error.allow() {
         fields.insert(ALLOW, headers::value(allow));
     }
@@ -70,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_document_is_small_and_says_what_to_do() {
-        let response = response(&Kind::NoRoute.into(), "7f", true);
+        let response = response(&Kind::NoRoute.into(), headers::value("7f"), true);
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
         assert!(!response.headers().contains_key(CONNECTION));
@@ -94,8 +95,8 @@ mod tests {
     #[test]
     fn headers_that_belong_to_the_status() {
         let refused = Error::method_not_allowed("GET, HEAD".to_owned());
-        assert_eq!(response(&refused, "", true).headers()[ALLOW], "GET, HEAD");
-        let overloaded = response(&Kind::Overloaded.into(), "", false);
+        assert_eq!(response(&refused, headers::value(""), true).headers()[ALLOW], "GET, HEAD");
+        let overloaded = response(&Kind::Overloaded.into(), headers::value(""), false);
         assert_eq!(overloaded.headers()[RETRY_AFTER], "1");
         assert_eq!(overloaded.headers()[CONNECTION], "close");
     }

@@ -24,7 +24,7 @@ impl Stream {
     fn wrote(&self, result: io::Result<usize>) -> Poll<io::Result<usize>> {
         if let Ok(bytes) = result {
             self.counters.bytes_sent.add(bytes as u64);
-            self.deadline.client_moved();
+            self.deadline.client_took();
         }
         Poll::Ready(result)
     }
@@ -42,7 +42,7 @@ impl AsyncRead for Stream {
         // The end of the stream is no sign of life.
         if bytes > 0 {
             self.counters.bytes_received.add(bytes as u64);
-            self.deadline.client_moved();
+            self.deadline.client_sent();
         }
         Poll::Ready(Ok(()))
     }

@@ -35,8 +35,8 @@ pub async fn serve(
         Ok(response) => prepare::response(response, id),
         Err(error) => {
             account.failed(&error);
-            let problem = problem::response(&error, id.to_str().unwrap_or_default(), !has_body);
-            prepare::response(problem.map(Answer::Gateway), id)
+            // A body that nobody will read stands between this request and the next.
+            problem::response(&error, id, !has_body).map(Answer::Gateway)
         }
     };
     Ok(account.answer(answer))

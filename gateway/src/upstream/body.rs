@@ -22,6 +22,7 @@ pub struct AnswerBody {
     connection: Option<Box<Connection>>,
     home: Home,
     deadline: Rc<Deadline>,
+    broken: Option<Kind>,
 }
 
 impl AnswerBody {
@@ -33,7 +34,8 @@ impl AnswerBody {
         deadline: &Rc<Deadline>,
     ) -> Self {
         let deadline = Rc::clone(deadline);
-        let mut body = Self { incoming, connection: Some(connection), home, deadline };
+        let mut body =
+            Self { incoming, connection: Some(connection), home, deadline, broken: None };
         if body.incoming.is_end_stream() {
             body.release(None);
         }
@@ -52,6 +54,14 @@ impl AnswerBody {
         if connection.is_ready() {
             self.home.give_back(connection);
         }
+    }
+
+    /// Reports `kind` when it is asked again. An error at once would make hyper forget what it has not written yet, and
+    /// the client would get less than the endpoint had sent.
+    fn break_off(&mut self, kind: Kind, context: &Context<'_>) {
+        self.connection = None;
+        self.broken = Some(kind);
+        context.waker().wake_by_ref();
     }
 
     /// The next piece, after the connection has moved if it must.
@@ -80,6 +90,9 @@ impl Body for AnswerBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Some(kind) = self.broken {
+            return Poll::Ready(Some(Err(kind.into())));
+        }
         match self.poll_incoming(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.deadline.piece();
@@ -87,22 +100,20 @@ impl Body for AnswerBody {
                 if self.incoming.is_end_stream() {
                     self.release(Some(context));
                 }
-                Poll::Ready(Some(Ok(frame)))
+                return Poll::Ready(Some(Ok(frame)));
             }
-            Poll::Ready(Some(Err(_))) => {
-                self.connection = None;
-                Poll::Ready(Some(Err(Kind::UpstreamReset.into())))
-            }
+            Poll::Ready(Some(Err(_))) => self.break_off(Kind::UpstreamReset, context),
             Poll::Ready(None) => {
                 self.release(Some(context));
-                Poll::Ready(None)
+                return Poll::Ready(None);
             }
             Poll::Pending if self.deadline.has_passed() => {
-                self.connection = None;
-                Poll::Ready(Some(Err(Kind::UpstreamTimeout.into())))
+                self.deadline.piece();
+                self.break_off(Kind::UpstreamTimeout, context);
             }
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {}
         }
+        Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
