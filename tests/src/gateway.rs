@@ -220,6 +220,17 @@ impl<'n> Gateway<'n> {
         self.cli(&["status", "--json"])?.ok()?.json()
     }
 
+    /// The XDP mode of each interface as `status` shows it.
+    pub fn modes(&self) -> Result<Vec<(String, String)>> {
+        let status = self.status()?;
+        let interfaces = status.pointer("/kernel/interfaces").and_then(Value::as_array);
+        let text = |value: &Value, key| value.get(key).and_then(Value::as_str).map(str::to_owned);
+        let pair = |interface| {
+            Some((text(interface, "name")?, text(interface, "mode").unwrap_or_default()))
+        };
+        Ok(interfaces.into_iter().flatten().filter_map(pair).collect())
+    }
+
     /// Packets that the kernel has counted for `reason`, 0 without a kernel door.
     pub fn kernel_packets(&self, reason: &str) -> Result<u64> {
         Ok(packets_by_reason(&self.status()?).get(reason).and_then(Value::as_u64).unwrap_or(0))

@@ -22,9 +22,7 @@ pub type Result<T = ()> = anyhow::Result<T>;
 /// Fails where kernel tests and the lab cannot run: they never pass without having run.
 pub fn require_root() -> Result {
     if !nix::unistd::geteuid().is_root() {
-        bail!(
-            "a kernel test needs root: namespaces, raw sockets and XDP; run `cargo xtask test` as root"
-        );
+        bail!("this needs root for namespaces, raw sockets and XDP; run it as root");
     }
     let status = std::fs::read_to_string("/proc/self/status")?;
     let effective = status

@@ -8,10 +8,15 @@
 //!
 //! The attacker's link also carries 198.18.0.0/15 and fd00:bad::/32, so that it can send from many sources.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde_json::{Value, json};
 
 use crate::Result;
 use crate::namespace::Namespace;
+
+/// Where the gateway serves.
+pub const PORT: u16 = 8080;
 
 /// A host beside the gateway, and its link.
 #[derive(Debug)]
@@ -47,6 +52,11 @@ impl Host {
     /// The gateway's IPv6 address on this link.
     pub fn gateway_v6(&self) -> IpAddr {
         Ipv6Addr::new(0xfd00, self.number.into(), 0, 0, 0, 0, 0, 1).into()
+    }
+
+    /// Where this host reaches the gateway.
+    pub fn target(&self) -> SocketAddr {
+        SocketAddr::new(self.gateway_v4(), PORT)
     }
 
     /// The gateway's address on this link, of the family of `address`.
@@ -127,9 +137,18 @@ impl Topology {
         Ok(Self { gateway, client, attacker, upstream })
     }
 
-    /// The interfaces that face the outside: where the gateway attaches.
-    pub fn outward(&self) -> [&'static str; 2] {
-        [self.client.gateway_interface, self.attacker.gateway_interface]
+    /// An ordinary configuration for the gateway here: it serves [`PORT`] on all addresses, sends every request to
+    /// `origin`, and opens the kernel door in native mode on the interfaces that face outside.
+    pub fn config(&self, origin: SocketAddr) -> Value {
+        json!({
+            "listen": [{"address": format!("0.0.0.0:{PORT}")}, {"address": format!("[::]:{PORT}")}],
+            "kernel": {
+                "interfaces": [self.client.gateway_interface, self.attacker.gateway_interface],
+                "attach": "native",
+            },
+            "upstreams": {"origin": {"endpoints": [origin.to_string()]}},
+            "routes": [{"match": {"path": "/{rest*}"}, "upstream": "origin"}],
+        })
     }
 }
 

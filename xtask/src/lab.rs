@@ -14,14 +14,13 @@ use std::time::Duration;
 
 use harness::gateway::{Gateway, packets_by_reason};
 use harness::origin::Origin;
-use harness::topology::Topology;
+use harness::topology::{PORT, Topology};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Map, Value, json};
 
 use crate::process;
 use load::{Flood, Requests, Window};
 
-const PORT: u16 = 8080;
 /// The flood's sources: routed to the attacker, and nobody's.
 const FLOOD_SOURCES: &str = "198.18.0.0/24";
 /// Reasons for which the kernel drops.
@@ -124,18 +123,16 @@ impl Lab<'_> {
     }
 
     fn gateway(&self, origin: &Origin, attach: &str) -> anyhow::Result<Gateway<'_>> {
-        let config = json!({
-            "listen": [{"address": format!("0.0.0.0:{PORT}")}],
-            "kernel": {"interfaces": self.hosts.outward(), "attach": attach},
-            "upstreams": {"origin": {"endpoints": [origin.address.to_string()]}},
-            "routes": [{"match": {"path": "/{rest*}"}, "upstream": "origin"}],
-        });
+        let mut config = self.hosts.config(origin.address);
+        if let Some(kernel) = config.get_mut("kernel").and_then(Value::as_object_mut) {
+            kernel.insert("attach".to_owned(), json!(attach));
+        }
         Ok(Gateway::new(&self.hosts.gateway, config)?.with_binary(self.binary.clone()))
     }
 
     fn phase(&self, name: &str, gateway: &Gateway<'_>, floods: bool) -> anyhow::Result<()> {
-        let target = SocketAddr::new(self.hosts.client.gateway_v4(), PORT);
-        let requests = Requests::start(&self.hosts.client.namespace, target)?;
+        let client = &self.hosts.client;
+        let requests = Requests::start(&client.namespace, client.target())?;
         let flood = match floods {
             true => Some(Flood::start(&self.hosts.attacker, PORT, self.flood)?),
             false => None,

@@ -15,7 +15,7 @@ const FILE_LINES_MAX: usize = 500;
 const PARAMETERS_MAX: usize = 5;
 const IMPL_TYPE_PARAMETERS_MAX: usize = 3;
 const CODE_COLUMNS_MAX: usize = 100;
-const COMMENT_COLUMNS_MAX: usize = 120;
+const PROSE_COLUMNS_MAX: usize = 120;
 
 /// A module of the gateway imports only modules of lower ranks; ARCHITECTURE.md says what each owns.
 const RANKS: [(&str, u8); 25] = [
@@ -24,10 +24,10 @@ const RANKS: [(&str, u8); 25] = [
     ("config", 1),
     ("http", 2),
     ("rules", 2),
-    ("store", 2),
     ("shared", 2),
     ("tls", 2),
     ("outbound", 2),
+    ("store", 3),
     ("route", 3),
     ("kernel", 3),
     ("discovery", 3),
@@ -49,7 +49,13 @@ const RANKS: [(&str, u8); 25] = [
 const RANKED: &str = "gateway/src/";
 
 /// The files that may contain `unsafe`: each says why at its top and has a SAFETY comment at each block.
-const UNSAFE_FILES: [&str; 1] = ["gateway-common/src/layout.rs"];
+const UNSAFE_FILES: [&str; 5] = [
+    "gateway-common/src/layout.rs",
+    "gateway-ebpf/src/account.rs",
+    "gateway-ebpf/src/clock.rs",
+    "gateway-ebpf/src/maps.rs",
+    "gateway-ebpf/src/memory.rs",
+];
 
 pub(super) fn check(file: &str, text: &str) -> Vec<Finding> {
     let mut findings = check_lines(file, text);
@@ -83,8 +89,9 @@ fn check_lines(file: &str, text: &str) -> Vec<Finding> {
     }
     for (index, line) in text.lines().enumerate() {
         let columns = line.chars().count();
-        let is_comment = line.trim_start().starts_with("//");
-        let most = if is_comment { COMMENT_COLUMNS_MAX } else { CODE_COLUMNS_MAX };
+        // What rustfmt leaves as it is: comments, and strings, which it cannot break.
+        let is_prose = line.trim_start().starts_with("//") || line.contains('"');
+        let most = if is_prose { PROSE_COLUMNS_MAX } else { CODE_COLUMNS_MAX };
         if columns > most {
             findings.push(finding(index + 1, format!("{columns} columns, at most {most}")));
         }
@@ -129,7 +136,11 @@ impl<'a> Visitor<'a> {
     }
 
     fn find_at(&mut self, line: usize, text: String) {
-        self.findings.push(Finding { file: self.file.to_owned(), line, text });
+        let finding = Finding { file: self.file.to_owned(), line, text };
+        // A group of imports is one mistake.
+        if !self.findings.contains(&finding) {
+            self.findings.push(finding);
+        }
     }
 
     fn find(&mut self, span: Span, text: String) {

@@ -75,10 +75,11 @@ fn many_parameters_and_types_are_found() {
 }
 
 #[test]
-fn long_lines_are_found_and_comments_have_a_little_more() {
+fn long_lines_are_found_and_prose_has_a_little_more() {
     assert_eq!(findings("a.rs", &format!("// {}\nuse a::b;", "x".repeat(110))), []);
     assert_eq!(findings("a.rs", &format!("// {}\nuse a::b;", "x".repeat(118))).len(), 1);
-    assert_eq!(only("a.rs", &format!("const A: &str = \"{}\";", "x".repeat(90))).0, 2);
+    assert_eq!(findings("a.rs", &format!("const A: &str = \"{}\";", "x".repeat(95))), []);
+    assert_eq!(only("a.rs", &format!("use a::{};", "x".repeat(95))).0, 2);
 }
 
 #[test]

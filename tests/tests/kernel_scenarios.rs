@@ -1,0 +1,246 @@
+//! The kernel door through the real binary: whose packets pass, whose are dropped, and what is said about it.
+#![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use harness::client::{Client, get};
+use harness::frames::{Path, Sender, tagged};
+use harness::gateway::Gateway;
+use harness::namespace::Namespace;
+use harness::origin::{Origin, Reply};
+use harness::topology::Topology;
+use harness::{Result, require_root, wait_for};
+use serde_json::json;
+
+/// Where the tests listen for raw datagrams.
+const UDP_PORT: u16 = 9000;
+const UDP_PORT_UNPROTECTED: u16 = 9001;
+
+fn origin(hosts: &Topology) -> Result<Origin> {
+    let address = SocketAddr::new(hosts.upstream.v4(), 9000);
+    Origin::start(Some(&hosts.upstream.namespace), address, |_| Reply::Answer(200, "served"))
+}
+
+/// A listener for datagrams beside the gateway.
+fn listener(hosts: &Topology, port: u16) -> Result<UdpSocket> {
+    let socket = hosts.gateway.enter(|| UdpSocket::bind(("::", port)))??;
+    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    Ok(socket)
+}
+
+/// The sources of all datagrams that have arrived, once no more arrive.
+fn arrived(socket: &UdpSocket) -> Vec<IpAddr> {
+    let mut buffer = [0; 2048];
+    let receive = || socket.recv_from(&mut buffer).ok().map(|(_, from)| from.ip().to_canonical());
+    std::iter::from_fn(receive).collect()
+}
+
+#[test]
+fn a_denied_source_is_dropped_in_native_mode_while_others_pass() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    let native = ["to_client", "to_attacker"].map(|name| (name.to_owned(), "native".to_owned()));
+    assert_eq!(gateway.modes()?, native);
+
+    let (client, attacker) = (&hosts.client, &hosts.attacker);
+    let neighbour = attacker.add_v4(9)?;
+    assert_eq!(get(&attacker.namespace, None, attacker.target())?.text(), "served");
+    let denied = attacker.v4().to_string();
+    gateway.cli(&["deny", "add", &denied, "--reason", "a scanner"])?.ok()?;
+    assert!(get(&attacker.namespace, Some(attacker.v4()), attacker.target()).is_err());
+    assert_eq!(get(&attacker.namespace, Some(neighbour), attacker.target())?.status, 200);
+    assert_eq!(get(&client.namespace, None, client.target())?.status, 200);
+    assert!(gateway.kernel_packets("deny")? > 0);
+
+    let why = gateway.cli(&["why", &denied, "--json"])?.ok()?.json()?;
+    assert_eq!(why.pointer("/rule/reason"), Some(&json!("a scanner")), "{why}");
+    assert_eq!(why.pointer("/rule/origin"), Some(&json!("operator")), "{why}");
+    assert!(why.pointer("/rule/packets").and_then(|n| n.as_u64()) > Some(0), "{why}");
+    gateway.cli(&["deny", "remove", &denied])?.ok()?;
+    assert_eq!(get(&attacker.namespace, Some(attacker.v4()), attacker.target())?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn no_tag_fragment_or_header_hides_a_denied_source() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", "198.18.7.0/24", "fd00:bad:0:7::/64"])?.ok()?;
+    let socket = listener(&hosts, UDP_PORT)?;
+    let sender = Sender::new(&hosts.attacker)?;
+    // The same frames of a denied source, and of one just beside it.
+    for (v4, v6, denied) in
+        [("198.18.7.7", "fd00:bad:0:7::7", true), ("198.18.8.7", "fd00:bad:0:8::7", false)]
+    {
+        let v4 = Path::new(&hosts.attacker, v4.parse()?);
+        let v6 = Path::new(&hosts.attacker, v6.parse()?);
+        let plain = v4.udp(UDP_PORT, b"x")?;
+        let [first, later] = v4.udp_fragments(UDP_PORT, &[0; 64])?;
+        let frames = [
+            ("a VLAN tag", tagged(&plain, 7)),
+            ("two VLAN tags", tagged(&tagged(&plain, 7), 8)),
+            ("plain", plain),
+            ("the first fragment", first),
+            ("a later fragment", later),
+            ("IPv6", v6.udp(UDP_PORT, b"x")?),
+            ("extension headers", v6.udp_behind_extension_headers(UDP_PORT, b"x")?),
+            ("IPv6 behind a VLAN tag", tagged(&v6.udp(UDP_PORT, b"x")?, 7)),
+        ];
+        for (name, frame) in frames {
+            let before = gateway.kernel_packets("deny")?;
+            sender.send(&frame)?;
+            let counted = wait_for(name, Duration::from_secs(1), || {
+                Ok(Some(gateway.kernel_packets("deny")?).filter(|now| !denied || *now > before))
+            })?;
+            assert_eq!(counted, before + u64::from(denied), "{name}");
+        }
+        // Frames with a tag are for a VLAN that nobody has here; plain, both fragments as one, and two of IPv6 arrive.
+        assert_eq!(arrived(&socket).len(), if denied { 0 } else { 4 });
+    }
+    Ok(())
+}
+
+#[test]
+fn a_source_over_its_bucket_loses_packets_and_its_neighbour_none() -> Result {
+    const PACKETS: usize = 1000;
+    const BURST: usize = 20;
+    const NEIGHBOUR_EVERY: usize = 100;
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["profiles"] = json!({"tight": {"packets": "10/s burst 20"}});
+    config["kernel"]["default_profile"] = json!("tight");
+    config["kernel"]["protected_ports"] = json!([UDP_PORT]);
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    let (socket, unprotected) =
+        (listener(&hosts, UDP_PORT)?, listener(&hosts, UDP_PORT_UNPROTECTED)?);
+    let (loud, quiet): (IpAddr, IpAddr) = ("198.18.0.1".parse()?, "198.18.0.2".parse()?);
+    let sender = Sender::new(&hosts.attacker)?;
+    let frame = |source, port| Path::new(&hosts.attacker, source).udp(port, b"x");
+
+    let start = Instant::now();
+    for number in 0..PACKETS {
+        sender.send(&frame(loud, UDP_PORT)?)?;
+        if number % NEIGHBOUR_EVERY == 0 {
+            sender.send(&frame(quiet, UDP_PORT)?)?;
+            sender.send(&frame(loud, UDP_PORT_UNPROTECTED)?)?;
+        }
+    }
+    let refilled = start.elapsed().as_secs() as usize * 10 + 10;
+    let sources = arrived(&socket);
+    let of = |source: IpAddr| sources.iter().filter(|arrived| **arrived == source).count();
+    assert_eq!(of(quiet), PACKETS / NEIGHBOUR_EVERY);
+    assert!((BURST..=BURST + refilled).contains(&of(loud)), "{} of {PACKETS}", of(loud));
+    assert_eq!(gateway.kernel_packets("limit")?, (PACKETS - of(loud)) as u64);
+    assert_eq!(arrived(&unprotected).len(), PACKETS / NEIGHBOUR_EVERY);
+    Ok(())
+}
+
+#[test]
+fn a_dry_run_counts_and_drops_nothing() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["dry_run"] = json!(true);
+    config["kernel"]["deny"] = json!(["198.18.0.0/15"]);
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    let socket = listener(&hosts, UDP_PORT)?;
+    let frame = Path::new(&hosts.attacker, "198.18.0.1".parse()?).udp(UDP_PORT, b"x")?;
+    Sender::new(&hosts.attacker)?.send(&frame)?;
+    assert_eq!(arrived(&socket).len(), 1);
+    let status = gateway.status()?;
+    let counters = status.pointer("/kernel/counters").and_then(|all| all.as_array());
+    let denied = counters.into_iter().flatten().find(|counter| counter["reason"] == "deny");
+    let denied = denied.map(|counter| (&counter["packets"], &counter["dry_run_packets"]));
+    assert_eq!(denied, Some((&json!(0), &json!(1))), "{status}");
+    Ok(())
+}
+
+#[test]
+fn what_the_gateway_depends_on_cannot_be_denied() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["interfaces"] = json!(["to_client", "to_attacker", "to_upstream"]);
+    config["kernel"]["never_block"] = json!(["198.18.0.9"]);
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    let upstream = hosts.upstream.v4().to_string();
+    gateway.cli(&["deny", "add", &upstream])?.refused(1, "upstream")?;
+    let own = hosts.client.gateway_v4().to_string();
+    gateway.cli(&["deny", "add", &own])?.refused(1, "own address")?;
+    gateway.cli(&["deny", "add", "198.18.0.9"])?.refused(1, "never_block")?;
+    // One bad prefix spoils the whole command.
+    gateway.cli(&["deny", "add", "198.18.0.10", &upstream])?.refused(1, "upstream")?;
+    assert_eq!(
+        gateway.cli(&["deny", "list"])?.ok()?.json_lines()?,
+        Vec::<serde_json::Value>::new()
+    );
+
+    let around = gateway.cli(&["deny", "add", "10.0.3.0/24"])?.ok()?;
+    assert!(around.stdout.contains(&upstream), "it says what is left out: {around}");
+    assert_eq!(get(&hosts.client.namespace, None, hosts.client.target())?.status, 200);
+    Ok(())
+}
+
+#[test]
+fn prefixes_that_cannot_be_meant_are_refused() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    for (prefix, why) in [
+        ("198.18.0.1/24", "198.18.0.0/24"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("300.1.1.1", "300.1.1.1"),
+        ("fd00::/200", "fd00::/200"),
+    ] {
+        let answer = gateway.cli(&["deny", "add", prefix])?;
+        assert!(matches!(answer.code, Some(1 | 2)), "{prefix}: {answer}");
+        assert!(answer.stderr.contains(why), "{prefix}: {answer}");
+    }
+    assert_eq!(get(&hosts.client.namespace, None, hosts.client.target())?.status, 200);
+    Ok(())
+}
+
+/// What the README tells a newcomer to do as root.
+#[test]
+fn on_loopback_the_kernel_door_is_generic_and_says_so() -> Result {
+    require_root()?;
+    let host = Namespace::new("host")?;
+    let config = json!({
+        "listen": [{"address": "127.0.0.1:8080"}],
+        "kernel": {"interfaces": ["lo"], "on_exit": "detach"},
+        "upstreams": {"echo": {"endpoints": ["echo"]}},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "echo"}],
+    });
+    let mut gateway = Gateway::new(&host, config)?;
+    gateway.start()?;
+    assert_eq!(gateway.modes()?, [("lo".to_owned(), "generic".to_owned())]);
+    assert!(gateway.log().contains("generic"), "{}", gateway.log());
+    let target: SocketAddr = "127.0.0.1:8080".parse()?;
+    let other: IpAddr = "127.0.0.2".parse()?;
+    assert_eq!(get(&host, Some(other), target)?.status, 200);
+    gateway.cli(&["deny", "add", "127.0.0.2"])?.ok()?;
+    let patience = Duration::from_millis(500);
+    let refused = Client::connect(&host, Some(other), target, patience);
+    assert!(refused.is_err(), "127.0.0.2 still connects");
+    assert_eq!(get(&host, None, target)?.status, 200);
+    gateway.cli(&["deny", "add", "127.0.0.1"])?.refused(1, "own address")?;
+    gateway.stop()?;
+    assert!(!gateway.pins().exists(), "the embedded default detaches when it ends");
+    Ok(())
+}
