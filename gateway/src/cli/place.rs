@@ -44,7 +44,7 @@ impl Place {
                 "note: {} has {} errors (`gateway check {0}` shows them); \
                  the usual places are assumed",
                 path.display(),
-                errors.iter().count()
+                errors.count()
             );
             embedded()
         })

@@ -96,7 +96,7 @@ impl Door {
         let settings = settings(kernel);
         let capacity = Capacity { rules: kernel.max_rules, sources: kernel.max_sources };
         let mut loaded = object::load(&pins, settings, capacity)?;
-        let path = |name: &str| match loaded.replaced.iter().any(|replaced| *replaced == name) {
+        let path = |name: &str| match loaded.replaced.contains(&name) {
             true => pins.next(name),
             false => pins.map(name),
         };
