@@ -1,7 +1,7 @@
 //! `kernel`: interfaces, lists, profiles. Refuses lists that contradict themselves, everybody-prefixes, and blocks of
 //! addresses that nobody may block.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use gateway_common::layout::PROFILES_MAX;
 use ipnet::IpNet;
@@ -256,14 +256,22 @@ fn refuse_blocks(
     let limits = limits.iter().map(|(limit, index)| {
         (limit.source, "limited", at.key("limits").item(*index).key("source"))
     });
+    // By length, so that long lists beside many endpoints cost no product of the two.
+    let mut by_net: HashMap<IpNet, &str> = HashMap::new();
+    for (net, why) in protected {
+        by_net.entry(*net).or_insert(why);
+    }
+    let lengths: BTreeSet<u8> = by_net.keys().map(IpNet::prefix_len).collect();
     for (net, what, at) in deny.chain(limits) {
-        let Some((around, why)) = protected.iter().find(|(around, _)| around.contains(&net)) else {
-            continue;
-        };
-        let inside = if *around == net {
+        let around = lengths.range(..=net.prefix_len()).find_map(|length| {
+            let around = IpNet::new(net.addr(), *length).ok()?.trunc();
+            by_net.get(&around).map(|why| (around, *why))
+        });
+        let Some((around, why)) = around else { continue };
+        let inside = if around == net {
             format!("it is {why}")
         } else {
-            format!("it lies in {}, which is {why}", display(around))
+            format!("it lies in {}, which is {why}", display(&around))
         };
         at.error_with_help(
             format!("`{}` cannot be {what}: {inside}", display(&net)),
