@@ -4,7 +4,8 @@
 //! a truncated transport header is no way around a rule. Reads of the transport header end where the IP packet ends, so
 //! Ethernet padding is never taken for ports or flags.
 //!
-//! Reads stand one after the other and not in tuples: the verifier follows the first form, not what becomes of the second.
+//! Reads stand one after the other and not in tuples, of which the compiler makes something that the verifier cannot
+//! follow.
 
 use crate::reader::Reader;
 use crate::source::{Source, V6};

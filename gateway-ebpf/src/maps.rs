@@ -49,7 +49,7 @@ static SETTINGS: Settings = Settings { rules: 1, buckets: 1, dry_run: 0, reserve
 
 #[inline(always)]
 fn is_on(field: &u32) -> bool {
-    // SAFETY: it is a reference. Volatile, or the compiler would build in the value above, which is not the patched one.
+    // SAFETY: it is a reference. Volatile, or the compiler would build in the value above instead of the patched one.
     unsafe { core::ptr::read_volatile(field) != 0 }
 }
 

@@ -1,6 +1,7 @@
 //! A frame in packet memory, read at offsets.
 //!
-//! It owns the bounds check before each read, in the one form that the verifier follows: `start + offset + length > end`.
+//! It owns the bounds check before each read, in the one form that the verifier follows:
+//! `start + offset + length > end`.
 //! It refuses whatever does not lie in the frame's first buffer, which holds every header that is looked at.
 #![expect(unsafe_code, reason = "packet memory is raw addresses")]
 

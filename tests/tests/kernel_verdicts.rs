@@ -1,6 +1,13 @@
 //! What the committed XDP object does with a frame, run in the kernel by `BPF_PROG_TEST_RUN`: one named frame a case.
 //!
 //! It needs root and no network.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail like tests"
+)]
 
 #![allow(
     clippy::unwrap_used,
