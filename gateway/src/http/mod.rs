@@ -6,3 +6,4 @@ pub mod deadline;
 pub mod forwarded;
 pub mod headers;
 pub mod problem;
+pub mod socket;

@@ -14,6 +14,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::config::Bounds;
 use crate::http::deadline::{Deadline, Phase};
+use crate::http::socket::Socket;
 use crate::listen::stream::Stream;
 use crate::listen::worker::Slot;
 use crate::request;
@@ -38,6 +39,7 @@ pub(super) async fn serve(
 ) {
     let deadline = Rc::clone(&connection.deadline);
     let counters = Arc::clone(slot.counters());
+    let socket = Socket(socket);
     let stream = Stream { socket, deadline: Rc::clone(&deadline), counters };
     let service = service_fn(|request| request::serve::serve(Rc::clone(&connection), request));
     let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
@@ -45,6 +47,7 @@ pub(super) async fn serve(
     let mut registered = false;
     let mut told = false;
     let end = poll_fn(|context| {
+        deadline.woken();
         if !registered {
             slot.register(context.waker());
             registered = true;

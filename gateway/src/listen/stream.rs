@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::http::deadline::Deadline;
+use crate::http::socket::Socket;
 use crate::observe::Counters;
 
 /// A client's socket.
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) socket: TcpStream,
+    pub(super) socket: Socket,
     pub(super) deadline: Rc<Deadline>,
     pub(super) counters: Arc<Counters>,
 }

@@ -30,7 +30,6 @@ impl Account {
     /// Hands the account to the body of the answer.
     pub(super) fn answer(mut self, answer: Response<Answer>) -> Response<ResponseBody> {
         self.status = Some(answer.status());
-        self.connection.deadline.answered();
         answer.map(|answer| {
             self.whole = answer.is_end_stream();
             ResponseBody { answer, account: self }
@@ -40,6 +39,7 @@ impl Account {
     /// The request ended in an error that the gateway answers itself.
     pub(super) fn failed(&self, error: &Error) {
         self.connection.worker.counters.failed(error.kind());
+        self.connection.deadline.answered();
     }
 }
 

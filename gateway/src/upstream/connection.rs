@@ -18,13 +18,14 @@ use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
+use crate::http::socket::Socket;
 
 /// A connection that takes one request at a time.
 pub struct Connection {
     endpoint: SocketAddr,
     sender: http1::SendRequest<RequestBody>,
     /// `None` once it has closed: what it still held is then given back to whoever sent it.
-    driver: Option<http1::Connection<TokioIo<TcpStream>, RequestBody>>,
+    driver: Option<http1::Connection<TokioIo<Socket>, RequestBody>>,
 }
 
 /// Why a connection did not answer.
@@ -76,7 +77,7 @@ impl Connection {
         .await?;
         // Failing that, small requests are only slower.
         stream.set_nodelay(true).ok();
-        let handshake = limits.0.handshake(TokioIo::new(stream)).await;
+        let handshake = limits.0.handshake(TokioIo::new(Socket(stream))).await;
         let (sender, driver) = handshake.map_err(|_| Error::from(Kind::UpstreamConnect))?;
         Ok(Box::new(Self { endpoint, sender, driver: Some(driver) }))
     }
@@ -152,7 +153,7 @@ impl Connection {
 }
 
 fn drive(
-    driver: &mut Option<http1::Connection<TokioIo<TcpStream>, RequestBody>>,
+    driver: &mut Option<http1::Connection<TokioIo<Socket>, RequestBody>>,
     context: &mut Context<'_>,
 ) -> Poll<()> {
     if let Some(open) = driver
