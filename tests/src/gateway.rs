@@ -252,7 +252,7 @@ impl<'n> Gateway<'n> {
         fs::create_dir(folder.join("state"))?;
         if gateway.demoted() {
             // The folder of the build may be closed to others.
-            let binary = folder.join("gateway");
+            let binary = folder.join("binary");
             fs::copy(built()?, &binary)?;
             gateway.binary = Some(binary);
             for path in [folder.clone(), folder.join("state")] {
