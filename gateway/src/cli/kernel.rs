@@ -9,7 +9,11 @@ use crate::kernel::pins::Pins;
 
 pub(super) fn detach(place: &Place, output: &Output) -> Result<(), Failure> {
     match client::ask(&place.socket()?, &Request::Detach) {
-        Ok(Answer::Done(done)) => Ok(output.done(&done)?),
+        Ok(Answer::Done(done)) => {
+            // The daemon may have been unable to remove its own folder; whoever asks may be able to.
+            Pins::at(&place.pins()?).remove_all().map_err(|e| Failure::Failed(e.to_string()))?;
+            Ok(output.done(&done)?)
+        }
         Ok(_) => Err(unexpected()),
         Err(ClientError::NotRunning(_)) => offline(place, output),
         Err(error) => Err(error.into()),

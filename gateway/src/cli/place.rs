@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Failure;
-use crate::config::{self, Config};
+use crate::config;
 
 /// Where a packaged gateway has its configuration.
 const USUAL: &str = "/etc/gateway/gateway.yaml";
@@ -21,32 +21,31 @@ impl Place {
     pub(super) fn socket(&self) -> Result<PathBuf, Failure> {
         match &self.socket {
             Some(socket) => Ok(socket.clone()),
-            None => Ok(self.read()?.admin.socket),
+            None => Ok(self.places()?.0),
         }
     }
 
     /// The folder of pins.
     pub(super) fn pins(&self) -> Result<PathBuf, Failure> {
-        Ok(self.read()?.kernel.pins)
+        Ok(self.places()?.1)
     }
 
-    /// The configuration, or the embedded one where it cannot be read: a gateway must be reachable, and its programs
-    /// removable, also while its file is broken.
-    fn read(&self) -> Result<Config, Failure> {
+    fn places(&self) -> Result<(PathBuf, PathBuf), Failure> {
         let path = match &self.config {
             Some(path) => Some(path.as_path()),
             None => Some(Path::new(USUAL)).filter(|path| path.exists()),
         };
-        let embedded = || config::embedded().map_err(|errors| Failure::Usage(errors.to_string()));
-        let Some(path) = path else { return embedded() };
-        config::read(path).or_else(|errors| {
+        if let Some(path) = path {
+            if let Some(places) = config::places(path) {
+                return Ok(places);
+            }
             anstream::eprintln!(
-                "note: {} has {} errors (`gateway check {0}` shows them); \
-                 the usual places are assumed",
-                path.display(),
-                errors.count()
+                "note: {} cannot be read (`gateway check` says why): the usual places are assumed; \
+                 --socket names another",
+                path.display()
             );
-            embedded()
-        })
+        }
+        let embedded = config::embedded().map_err(|errors| Failure::Usage(errors.to_string()))?;
+        Ok((embedded.admin.socket, embedded.kernel.pins))
     }
 }

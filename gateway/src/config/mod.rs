@@ -48,18 +48,14 @@ const WORKERS_MAX: u64 = 1024;
 /// Reads a file.
 pub fn read(path: &Path) -> Result<Config, Errors> {
     let file = path.display().to_string();
-    let mut bytes = Vec::new();
-    // One byte more than is accepted, so that `parse` says that it is too long.
-    let limit = tree::FILE_BYTES_MAX as u64 + 1;
-    let read = File::open(path).and_then(|opened| opened.take(limit).read_to_end(&mut bytes));
-    if let Err(error) = read {
-        return Err(Errors::from(Diagnostic {
+    let bytes = bytes_of(path).map_err(|error| {
+        Errors::from(Diagnostic {
             message: format!("the configuration cannot be read: {error}"),
             help: Some(format!("check that {file} exists and that this user may read it")),
             place: None,
-            file,
-        }));
-    }
+            file: file.clone(),
+        })
+    })?;
     match String::from_utf8(bytes) {
         Ok(text) => parse(&file, &text),
         Err(error) => Err(not_text(&file, &error)),
@@ -68,21 +64,43 @@ pub fn read(path: &Path) -> Result<Config, Errors> {
 
 /// Reads a text; `file` is what it is called in messages.
 pub fn parse(file: &str, text: &str) -> Result<Config, Errors> {
+    match understand(text) {
+        (Some(config), problems) if problems.is_empty() => Ok(config),
+        (_, problems) => Err(explain(file, text, problems)),
+    }
+}
+
+/// Where a gateway with this configuration is to be found: its admin socket and its pins. A file with mistakes in it
+/// still says so unless the mistake is there, for a gateway must be reachable while somebody edits its file.
+pub fn places(path: &Path) -> Option<(PathBuf, PathBuf)> {
+    let text = String::from_utf8(bytes_of(path).ok()?).ok()?;
+    let config = understand(&text).0?;
+    let (socket, pins) = (config.admin.socket, config.kernel.pins);
+    (socket.is_absolute() && pins.is_absolute()).then_some((socket, pins))
+}
+
+fn bytes_of(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte more than is accepted, so that `parse` says that it is too long.
+    let limit = tree::FILE_BYTES_MAX as u64 + 1;
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// As much of a text as makes sense, and what does not.
+fn understand(text: &str) -> (Option<Config>, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut tree = match tree::read(text, &mut problems) {
         Ok(tree) => tree,
         Err(problem) => {
             problems.push(problem);
-            return Err(explain(file, text, problems));
+            return (None, problems);
         }
     };
-    let Some(raw) = de::read::<Raw>(&mut tree, &mut problems) else {
-        return Err(explain(file, text, problems));
-    };
+    let Some(raw) = de::read::<Raw>(&mut tree, &mut problems) else { return (None, problems) };
     let problems = RefCell::new(problems);
     let config = meant(&raw, At::root(&tree, &problems));
-    let problems = problems.into_inner();
-    if problems.is_empty() { Ok(config) } else { Err(explain(file, text, problems)) }
+    (Some(config), problems.into_inner())
 }
 
 /// What a gateway does that was given no file.

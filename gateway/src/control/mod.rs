@@ -16,6 +16,7 @@ use crate::admin::api::{Answer, Command, Done, Refusal, Request, Status};
 use crate::admin::server;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, Endpoint, OnExit};
+use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::request::Snapshot;
 
@@ -79,6 +80,9 @@ struct Control {
     path: Option<PathBuf>,
     config: Arc<Config>,
     policy: Policy,
+    pins: Pins,
+    /// Somebody took the programs out of the kernel; only a restart brings them back.
+    detached: bool,
     door: listen::Door,
     shared: listen::Shared,
     echo: Option<SocketAddr>,
@@ -237,10 +241,11 @@ impl Control {
             return Err(Refusal::failed("the kernel door is not open"));
         };
         let interfaces = door.detach().map_err(Refusal::failed)?;
-        self.kernel_note = Some("detached on request; `gateway reload` opens it again".to_owned());
+        self.detached = true;
+        self.kernel_note = Some("detached on request; a restart opens it again".to_owned());
         Ok(Done {
             done: interfaces.iter().map(|interface| format!("{interface}: detached")).collect(),
-            notes: vec!["user space goes on enforcing; `gateway reload` attaches again".to_owned()],
+            notes: vec!["user space goes on enforcing; a restart attaches again".to_owned()],
         })
     }
 

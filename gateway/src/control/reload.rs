@@ -6,7 +6,7 @@ use super::start::open_door;
 use super::{Control, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::api::{Done, Refusal};
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{Attach, Config};
 use crate::listen::sockets::Sockets;
 use crate::upstream::echo::Echo;
 
@@ -14,7 +14,7 @@ impl Control {
     /// Reads the configuration again and puts it in force.
     pub(super) fn reload(&mut self) -> Result<Done, Refusal> {
         let config = read(self.path.as_deref()).map_err(|errors| {
-            Refusal::failed(format!("{errors}\nnothing was changed, the old one serves on"))
+            Refusal::usage(format!("{errors}\nnothing was changed, the old one serves on"))
         })?;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
@@ -55,13 +55,15 @@ impl Control {
 
     /// Puts rules and kernel settings in force, or leaves the old ones.
     fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
-        let was_open = self.policy.door.is_some();
         let now = Now::read();
-        let before = self.policy.door.take();
+        let was_open = self.policy.door.is_some();
         self.policy.configure(config, protect::collect(config, self.echo), now);
-        let opened = open_door(&mut self.policy, config, &self.target);
-        let wanted = config.kernel.attach != crate::config::Attach::Off
-            && !config.kernel.interfaces.is_empty();
+        if self.detached {
+            return Ok(());
+        }
+        let before = self.policy.door.take();
+        let opened = open_door(&mut self.policy, &mut self.pins, config, &self.target);
+        let wanted = config.kernel.attach != Attach::Off && !config.kernel.interfaces.is_empty();
         let error = match opened {
             Ok(note) if !was_open || self.policy.door.is_some() || !wanted => {
                 self.kernel_note = note;
@@ -70,8 +72,9 @@ impl Control {
             Ok(note) => note.unwrap_or_default(),
             Err(error) => error.to_string(),
         };
-        self.policy.configure(&self.config, protect::collect(&self.config, self.echo), now);
-        if open_door(&mut self.policy, &self.config, &self.target).is_err() {
+        let old = Arc::clone(&self.config);
+        self.policy.configure(&old, protect::collect(&old, self.echo), now);
+        if open_door(&mut self.policy, &mut self.pins, &old, &self.target).is_err() {
             self.policy.door = before;
         }
         Err(Refusal::failed(format!("{error}; nothing was changed, the old one serves on")))

@@ -28,6 +28,7 @@ pub(super) struct Started {
     path: Option<PathBuf>,
     config: Arc<Config>,
     policy: Policy,
+    pins: Pins,
     sockets: Sockets,
     admin: std::os::unix::net::UnixListener,
     echo: Option<Echo>,
@@ -49,42 +50,54 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
     let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
-    let kernel_note = open_door(&mut policy, &config, &target)?;
+    let mut pins = Pins::at(&config.kernel.pins);
+    let kernel_note = open_door(&mut policy, &mut pins, &config, &target)?;
     policy.publish();
     if Uid::effective().is_root() {
         give_away(&policy, &config, &target)?;
     }
     let capabilities =
         privileges::drop_to(&target, policy.door.is_some()).map_err(RunError::failed)?;
-    Ok(Started { path, config, policy, sockets, admin, echo, target, capabilities, kernel_note })
+    Ok(Started {
+        path,
+        config,
+        policy,
+        pins,
+        sockets,
+        admin,
+        echo,
+        target,
+        capabilities,
+        kernel_note,
+    })
 }
 
 impl Started {
     /// Starts the threads. Runs inside of the runtime of `control`.
     pub(super) fn open(self) -> Result<(Control, UnixListener), RunError> {
-        let Self { path, config, policy, sockets, admin, echo, target, capabilities, kernel_note } =
-            self;
-        let address = echo.as_ref().map(Echo::address);
-        if let Some(echo) = echo {
+        let address = self.echo.as_ref().map(Echo::address);
+        if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
         }
         let shared = Shared {
-            snapshot: Arc::new(ArcSwap::new(snapshot(&config, address))),
-            rules: policy.classifier(),
-            counters: Registry::new(config.workers),
+            snapshot: Arc::new(ArcSwap::new(snapshot(&self.config, address))),
+            rules: self.policy.classifier(),
+            counters: Registry::new(self.config.workers),
         };
-        let door = listen::Door::open(sockets, &shared).map_err(RunError::failed)?;
-        let admin = UnixListener::from_std(admin).map_err(RunError::failed)?;
+        let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
+        let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;
         let control = Control {
-            path,
-            config,
-            policy,
+            path: self.path,
+            config: self.config,
+            policy: self.policy,
+            pins: self.pins,
+            detached: false,
             door,
             shared,
             echo: address,
-            target,
-            capabilities,
-            kernel_note,
+            target: self.target,
+            capabilities: self.capabilities,
+            kernel_note: self.kernel_note,
             started: instant(),
         };
         Ok((control, admin))
@@ -95,6 +108,7 @@ impl Started {
 /// not as good as it could be.
 pub(super) fn open_door(
     policy: &mut Policy,
+    pins: &mut Pins,
     config: &Config,
     target: &Target,
 ) -> Result<Option<String>, RunError> {
@@ -105,13 +119,12 @@ pub(super) fn open_door(
         } else {
             "kernel.interfaces names none"
         };
-        let left = Pins::at(&kernel.pins);
-        if left.exist() {
-            left.remove_all().map_err(RunError::failed)?;
+        if pins.exist() {
+            pins.remove_all().map_err(RunError::failed)?;
         }
         return Ok(Some(format!("{why}; user space enforces alone")));
     }
-    match Door::open(config, policy.compiled(), target.uid) {
+    match Door::open(pins, config, policy.compiled(), target.uid) {
         Ok(Opened { door, attached, removed }) => {
             for folder in removed {
                 tracing::info!(folder, "pins of another version removed");

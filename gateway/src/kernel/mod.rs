@@ -79,6 +79,7 @@ impl Door {
     /// Loads the program, fills the maps and attaches it to every interface of the configuration. A program that is
     /// attached already is replaced in one step. `owner` is the user whose pins are taken over besides root's.
     pub fn open(
+        pins: &mut Pins,
         config: &config::Config,
         compiled: &Compiled,
         owner: u32,
@@ -88,8 +89,8 @@ impl Door {
         if !missing.is_empty() {
             return Err(DoorError::Privileges(missing));
         }
-        let pins = Pins::at(&kernel.pins);
         pins.prepare(owner)?;
+        let pins = pins.clone();
         for interface in &kernel.interfaces {
             attach::check(interface, &pins)?;
         }

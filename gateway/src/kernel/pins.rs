@@ -9,12 +9,15 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gateway_common::layout::ABI;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 
 /// Why the pins cannot be used.
@@ -49,47 +52,61 @@ pub enum PinsError {
 }
 
 /// The folder of pins.
+///
+/// Once prepared it is held open, and reached through that descriptor: /sys/fs/bpf is often closed to the user that the
+/// daemon becomes, while the folder itself is that user's own.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+    reached: PathBuf,
+    folder: Option<Arc<OwnedFd>>,
 }
 
 impl Pins {
     /// The folder at `root`, as it is.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), reached: root.to_owned(), folder: None }
     }
 
     /// Makes the folder ready: a BPF file system below it, mode 0700, owned by root or by the user `owner`.
-    pub fn prepare(&self, owner: u32) -> Result<(), PinsError> {
-        self.mount()?;
-        for folder in [self.root.clone(), self.maps(), self.links()] {
-            let created = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-            created.map_err(|source| error(&folder, source))?;
+    pub fn prepare(&mut self, owner: u32) -> Result<(), PinsError> {
+        if self.folder.is_none() {
+            self.mount()?;
+            self.make(&self.root)?;
+            let metadata =
+                fs::metadata(&self.root).map_err(|source| self.error(&self.root, source))?;
+            if metadata.uid() != 0 && metadata.uid() != owner {
+                let path = self.root.display().to_string();
+                return Err(PinsError::ForeignOwner { path, owner: metadata.uid() });
+            }
+            let folder = rustix::fs::open(
+                &self.root,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            );
+            let folder = folder.map_err(|error| self.error(&self.root, error.into()))?;
+            self.reached = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+            self.folder = Some(Arc::new(folder));
         }
-        let metadata = fs::metadata(&self.root).map_err(|source| error(&self.root, source))?;
-        if metadata.uid() != 0 && metadata.uid() != owner {
-            let path = self.root.display().to_string();
-            return Err(PinsError::ForeignOwner { path, owner: metadata.uid() });
-        }
-        Ok(())
+        self.make(&self.maps())?;
+        self.make(&self.links())
     }
 
     /// Hands the folder and all in it to a user.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), PinsError> {
-        let mut paths = vec![self.root.clone(), self.maps(), self.links()];
+        let mut paths = vec![self.reached.clone(), self.maps(), self.links()];
         for folder in [self.maps(), self.links()] {
             paths.extend(entries(&folder));
         }
         for path in paths {
-            chown(&path, Some(user), Some(group)).map_err(|source| error(&path, source))?;
+            chown(&path, Some(user), Some(group)).map_err(|source| self.error(&path, source))?;
         }
         Ok(())
     }
 
     /// The folder of this ABI version.
     pub fn maps(&self) -> PathBuf {
-        self.root.join(format!("abi-{ABI}"))
+        self.reached.join(format!("abi-{ABI}"))
     }
 
     /// The pin of a map.
@@ -119,13 +136,15 @@ impl Pins {
     /// Lets `name-next` take the place of `name`.
     pub fn promote(&self, name: &str) -> Result<(), PinsError> {
         let next = self.next(name);
-        fs::rename(&next, self.map(name)).map_err(|source| error(&next, source))
+        fs::rename(&next, self.map(name)).map_err(|source| self.error(&next, source))
     }
 
     /// Removes a pin if it is there.
     pub fn remove(&self, path: &Path) -> Result<(), PinsError> {
         match fs::remove_file(path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error(path, source)),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(self.error(path, source))
+            }
             _ => Ok(()),
         }
     }
@@ -135,32 +154,33 @@ impl Pins {
         let mut removed = Vec::new();
         for folder in self.versions() {
             if folder != self.maps() {
-                remove_folder(&folder)?;
-                removed.push(folder.display().to_string());
+                self.remove_folder(&folder)?;
+                removed.push(self.shown(&folder));
             }
         }
         Ok(removed)
     }
 
     /// Removes everything: links first, so that no program is left without its maps' pins. Answers the interfaces that
-    /// had a link.
+    /// had a link. The empty folder stays where whoever asks may not remove it.
     pub fn remove_all(&self) -> Result<Vec<String>, PinsError> {
         let linked = self.linked();
-        remove_folder(&self.links())?;
+        self.remove_folder(&self.links())?;
         for folder in self.versions() {
-            remove_folder(&folder)?;
+            self.remove_folder(&folder)?;
         }
         match fs::remove_dir(&self.root) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(error(&self.root, source))
-            }
-            _ => Ok(linked),
+            Ok(()) => Ok(linked),
+            Err(source) => match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Ok(linked),
+                _ => Err(self.error(&self.root, source)),
+            },
         }
     }
 
     /// Whether there is anything.
     pub fn exist(&self) -> bool {
-        self.root.exists()
+        self.reached.exists()
     }
 
     /// The folders of all ABI versions. Whatever else lies beside them is not ours to touch.
@@ -168,11 +188,36 @@ impl Pins {
         let ours = |folder: &PathBuf| {
             folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("abi-"))
         };
-        entries(&self.root).into_iter().filter(ours)
+        entries(&self.reached).into_iter().filter(ours)
     }
 
     fn links(&self) -> PathBuf {
-        self.root.join("links")
+        self.reached.join("links")
+    }
+
+    fn make(&self, folder: &Path) -> Result<(), PinsError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|source| self.error(folder, source))
+    }
+
+    fn remove_folder(&self, folder: &Path) -> Result<(), PinsError> {
+        if folder.is_dir() {
+            for path in entries(folder) {
+                fs::remove_file(&path).map_err(|source| self.error(&path, source))?;
+            }
+            return fs::remove_dir(folder).map_err(|source| self.error(folder, source));
+        }
+        Ok(())
+    }
+
+    /// A path as people know it.
+    fn shown(&self, path: &Path) -> String {
+        let below = path.strip_prefix(&self.reached);
+        below.map_or_else(|_| path.to_owned(), |below| self.root.join(below)).display().to_string()
+    }
+
+    fn error(&self, path: &Path, source: io::Error) -> PinsError {
+        PinsError::Io { path: self.shown(path), source }
     }
 
     /// Sees to it that the folder lies on a BPF file system, mounting one where it usually is.
@@ -199,21 +244,7 @@ impl Pins {
     }
 }
 
-fn remove_folder(folder: &Path) -> Result<(), PinsError> {
-    if folder.is_dir() {
-        for path in entries(folder) {
-            fs::remove_file(&path).map_err(|source| error(&path, source))?;
-        }
-        return fs::remove_dir(folder).map_err(|source| error(folder, source));
-    }
-    Ok(())
-}
-
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
-}
-
-fn error(path: &Path, source: io::Error) -> PinsError {
-    PinsError::Io { path: path.display().to_string(), source }
 }
