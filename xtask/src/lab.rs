@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
     /// Packets per second of the flood
-    #[arg(long, default_value_t = 50_000)]
+    #[arg(long, default_value_t = 100_000)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=200_000))]
     flood: u32,
     /// JSON lines, also on a terminal

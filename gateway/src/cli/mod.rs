@@ -1,7 +1,7 @@
 //! The command line: one file per command.
 //!
-//! Listings are tables on a terminal and JSON lines in a pipe or with `--json`. Exit status: 0 done, 1 refused or failed,
-//! 2 bad usage or bad configuration.
+//! Listings are tables on a terminal and JSON lines in a pipe or with `--json`. Exit status: 0 done, 1 refused or
+//! failed, 2 bad usage or bad configuration.
 
 use std::io;
 use std::net::IpAddr;

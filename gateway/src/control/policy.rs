@@ -1,5 +1,5 @@
-//! The rules and everything that enforces them, changed together: the store first, then the kernel, then user space. What
-//! cannot be enforced is undone in the store, so that nobody is told of a rule that is not.
+//! The rules and everything that enforces them, changed together: the store first, then the kernel, then user space.
+//! What cannot be enforced is undone in the store, so that nobody is told of a rule that is not.
 
 use std::sync::Arc;
 use std::time::Duration;

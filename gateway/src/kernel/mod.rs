@@ -50,8 +50,8 @@ pub enum DoorError {
 }
 
 impl DoorError {
-    /// Whether the host cannot have a kernel door, so that user space may enforce alone. Anything else is a mistake that
-    /// somebody has to correct.
+    /// Whether the host cannot have a kernel door, so that user space may enforce alone. Anything else is a mistake
+    /// that somebody has to correct.
     pub fn is_lack_of_support(&self) -> bool {
         matches!(self, Self::Privileges(_) | Self::Load(_))
             || matches!(self, Self::Pins(PinsError::NoFileSystem { .. }))

@@ -86,8 +86,8 @@ fn parse_resolvers(text: &str) -> Vec<IpAddr> {
         .collect()
 }
 
-/// Reads the kernel's table of TCP sockets (net/ipv4/tcp_ipv4.c, `get_tcp4_sock`): addresses in hexadecimal, each word of
-/// them in host byte order, ports in hexadecimal, state 01 for established.
+/// Reads the kernel's table of TCP sockets (net/ipv4/tcp_ipv4.c, `get_tcp4_sock`): addresses in hexadecimal, each word
+/// of them in host byte order, ports in hexadecimal, state 01 for established.
 fn parse_established(table: &str, ports: &[u16]) -> Vec<IpAddr> {
     const ESTABLISHED: &str = "01";
     table
