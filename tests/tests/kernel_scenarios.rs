@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use harness::client::{Client, get};
