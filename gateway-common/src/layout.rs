@@ -1,24 +1,35 @@
 //! The maps: their names, keys, values and sizes, fixed at compile time on both sides.
 
 use crate::bucket::Bucket;
-use crate::rule::{Entry, Rules};
-use crate::source::{SourceKey, V6, mask32};
+use crate::source::SourceKey;
+use crate::table::{BucketV4, BucketV6, CELLS};
 use crate::verdict::Reason;
 
-/// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file.
-pub const ABI: u32 = 1;
+/// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
+/// [`crate::table`].
+pub const ABI: u32 = 2;
 
 /// Name of the program in the kernel object.
 pub const PROGRAM: &str = "gateway";
 
-/// Hash of [`RuleKeyV4`] to [`Rules`].
-pub const RULES_V4: &str = "RULES_V4";
-/// Hash of [`RuleKeyV6`] to [`Rules`].
-pub const RULES_V6: &str = "RULES_V6";
-/// Array of [`LENGTH_WORDS`] words: which prefix lengths have rules, see [`length_bit_v4`] and [`length_bit_v6`].
-pub const LENGTHS: &str = "LENGTHS";
-/// Array of [`Hits`] by [`Entry::slot`].
-pub const HITS: &str = "HITS";
+/// Array of [`BucketV4`], a power of two of them.
+pub const TABLE_V4: &str = "TABLE_V4";
+/// Array of [`BucketV6`], a power of two of them.
+pub const TABLE_V6: &str = "TABLE_V6";
+/// Array of [`Hits`], one a cell of [`TABLE_V4`].
+pub const HITS_V4: &str = "HITS_V4";
+/// Array of [`Hits`], one a cell of [`TABLE_V6`].
+pub const HITS_V6: &str = "HITS_V6";
+/// Array of [`crate::table::FILTER_WORDS_V4`] words, a bit a /24 that a rule touches.
+pub const FILTER_V4: &str = "FILTER_V4";
+/// Array of words, a power of two of them: which lengths the rules have that touch a block of addresses.
+pub const BLOCKS_V4: &str = "BLOCKS_V4";
+/// Array of words, a power of two of bits: hashes of the networks that long IPv6 rules lie in.
+pub const FILTER_V6: &str = "FILTER_V6";
+/// Array of [`LENGTH_WORDS_V6`] words: which IPv6 lengths have rules, see [`length_bit_v6`].
+pub const LENGTHS_V6: &str = "LENGTHS_V6";
+/// Array of one word: the seed that the tables and filters were hashed with.
+pub const SEED: &str = "SEED";
 /// LRU hash of [`SourceKey`] to the word of its packet bucket.
 pub const BUCKETS: &str = "BUCKETS";
 /// Array of [`PROFILES_MAX`] [`Bucket`]s; index 0 is the default profile.
@@ -27,8 +38,13 @@ pub const PROFILES: &str = "PROFILES";
 pub const PORTS: &str = "PORTS";
 /// Per-CPU array of [`COUNTERS_LEN`] [`Counter`]s, by [`counter_index`].
 pub const COUNTERS: &str = "COUNTERS";
-/// Every map, for pinning and for finding what is missing.
-pub const MAPS: [&str; 8] = [RULES_V4, RULES_V6, LENGTHS, HITS, BUCKETS, PROFILES, PORTS, COUNTERS];
+
+/// The maps that hold the rules. They belong together: where one does not fit, all are made anew.
+pub const RULE_MAPS: [&str; 9] = [
+    TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6, SEED,
+];
+/// The other maps.
+pub const OTHER_MAPS: [&str; 4] = [BUCKETS, PROFILES, PORTS, COUNTERS];
 
 /// Name of the global with the [`Settings`] that are patched in before the verifier runs.
 pub const SETTINGS: &str = "SETTINGS";
@@ -37,67 +53,28 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const PROFILES_MAX: u32 = 256;
 /// Words of 64 ports.
 pub const PORT_WORDS: u32 = 1024;
-/// One word for the 33 lengths of IPv4, three for the 129 of IPv6.
-pub const LENGTH_WORDS: u32 = 4;
+/// Words for the 129 lengths of IPv6.
+pub const LENGTH_WORDS_V6: u32 = 3;
 /// Counters: one a reason, and again for what `dry_run` let pass.
 pub const COUNTERS_LEN: u32 = 2 * Reason::ALL.len() as u32;
 
 /// Rules of one family that fit unless the configuration says otherwise.
 pub const RULES_DEFAULT: u32 = 65_536;
-/// Buckets that fit unless the configuration says otherwise.
+/// Buckets of sources that fit unless the configuration says otherwise.
 pub const BUCKETS_DEFAULT: u32 = 262_144;
 
-/// An IPv4 prefix.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RuleKeyV4 {
-    /// Network address in host byte order, host bits zero.
-    pub address: u32,
-    /// 0 to 32.
-    pub length: u32,
-}
-
-impl RuleKeyV4 {
-    /// The prefix of `length` bits that `address` lies in.
-    #[inline(always)]
-    pub const fn new(address: u32, length: u32) -> Self {
-        Self { address: address & mask32(length), length }
-    }
-}
-
-/// An IPv6 prefix.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RuleKeyV6 {
-    /// First half of the network address, host byte order.
-    pub high: u64,
-    /// Second half of the network address, host byte order.
-    pub low: u64,
-    /// 0 to 128; a whole word, so that the key has no padding.
-    pub length: u64,
-}
-
-impl RuleKeyV6 {
-    /// The prefix of `length` bits that `address` lies in.
-    #[inline(always)]
-    pub const fn new(address: V6, length: u32) -> Self {
-        let V6 { high, low } = address.masked(length);
-        Self { high, low, length: length as u64 }
-    }
-}
-
-/// The bit of an IPv4 prefix length (0 to 32) in word 0 of [`LENGTHS`]. The longest length is the lowest bit, so that
-/// counting trailing zeros walks from the most specific to the least.
-#[inline(always)]
-pub const fn length_bit_v4(length: u32) -> u64 {
-    1 << (32 - length)
-}
-
-/// Word index (1 to 3) and bit of an IPv6 prefix length (0 to 128) in [`LENGTHS`], the longest first.
+/// Word index (0 to 2) and bit of an IPv6 prefix length (0 to 128) in [`LENGTHS_V6`], the longest first: counting
+/// trailing zeros walks from the most specific to the least.
 #[inline(always)]
 pub const fn length_bit_v6(length: u32) -> (u32, u64) {
     let position = 128 - length;
-    (1 + position / 64, 1 << (position % 64))
+    (position / 64, 1 << (position % 64))
+}
+
+/// Where the hits of a cell are counted.
+#[inline(always)]
+pub const fn hits_index(bucket: u32, cell: usize) -> u32 {
+    bucket * CELLS as u32 + cell as u32
 }
 
 /// What a rule has met.
@@ -108,10 +85,6 @@ pub struct Hits {
     pub packets: u64,
     /// CLOCK_BOOTTIME in nanoseconds of the last one, 0 for none.
     pub last_ns: u64,
-    /// Generation of the rule that has the slot.
-    pub generation: u32,
-    /// Zero.
-    pub reserved: u32,
 }
 
 /// One counter of one CPU.
@@ -134,6 +107,16 @@ pub const fn counter_index(reason: Reason, dry_run: bool) -> u32 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// What the tables and filters are hashed with.
+    pub seed: u64,
+    /// Buckets of [`TABLE_V4`] less one.
+    pub table_mask_v4: u32,
+    /// Buckets of [`TABLE_V6`] less one.
+    pub table_mask_v6: u32,
+    /// Bits that an address is shifted by to find its word in [`BLOCKS_V4`].
+    pub block_shift_v4: u32,
+    /// Bits of [`FILTER_V6`] less one.
+    pub filter_mask_v6: u32,
     /// 1: look at rules.
     pub rules: u32,
     /// 1: look at packet buckets.
@@ -146,32 +129,23 @@ pub struct Settings {
 
 const _: () = {
     use core::mem::{align_of, size_of};
-    assert!(size_of::<RuleKeyV4>() == 8 && align_of::<RuleKeyV4>() == 4);
-    assert!(size_of::<RuleKeyV6>() == 24 && align_of::<RuleKeyV6>() == 8);
+    assert!(size_of::<BucketV4>() == 64 && size_of::<BucketV6>() == 128);
     assert!(size_of::<SourceKey>() == 16 && align_of::<SourceKey>() == 8);
-    assert!(size_of::<Entry>() == 32 && align_of::<Entry>() == 8);
-    assert!(size_of::<Rules>() == 64 && align_of::<Rules>() == 8);
     assert!(size_of::<Bucket>() == 16 && align_of::<Bucket>() == 8);
-    assert!(size_of::<Hits>() == 24 && align_of::<Hits>() == 8);
+    assert!(size_of::<Hits>() == 16 && align_of::<Hits>() == 8);
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
-    assert!(size_of::<Settings>() == 16 && align_of::<Settings>() == 4);
+    assert!(size_of::<Settings>() == 40 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     #![expect(unsafe_code, reason = "aya asks for the promise that these are plain old data")]
-    use super::{Bucket, Counter, Hits, RuleKeyV4, RuleKeyV6, Rules, Settings, SourceKey};
+    use super::{Bucket, Counter, Hits, Settings, SourceKey};
 
     // SAFETY: each is `repr(C)`, `Copy`, made of integers alone and without padding: the sizes asserted above are the
     // sums of their fields, so every byte is initialised and every bit pattern is valid.
-    unsafe impl aya::Pod for RuleKeyV4 {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for RuleKeyV6 {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for SourceKey {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for Rules {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Bucket {}
     // SAFETY: as above.
@@ -188,11 +162,9 @@ mod tests {
 
     #[test]
     fn every_length_has_a_bit_of_its_own_and_the_longest_comes_first() {
-        assert_eq!(length_bit_v4(32), 1);
-        assert_eq!(length_bit_v4(0), 1 << 32);
-        assert_eq!(length_bit_v6(128), (1, 1));
-        assert_eq!(length_bit_v6(64), (2, 1));
-        assert_eq!(length_bit_v6(0), (3, 1));
+        assert_eq!(length_bit_v6(128), (0, 1));
+        assert_eq!(length_bit_v6(64), (1, 1));
+        assert_eq!(length_bit_v6(0), (2, 1));
         let mut seen = std::collections::HashSet::new();
         assert!((0..=128).all(|length| seen.insert(length_bit_v6(length))));
     }

@@ -14,4 +14,5 @@ pub mod packet;
 pub mod reader;
 pub mod rule;
 pub mod source;
+pub mod table;
 pub mod verdict;

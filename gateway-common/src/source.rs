@@ -12,7 +12,7 @@ pub enum Source {
 }
 
 /// An IPv6 address as two words in host byte order: the kernel has no 128-bit registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct V6 {
     /// The first 64 bits, the network part of most addresses.
     pub high: u64,

@@ -1,21 +1,25 @@
 //! From a source to the rule that decides about it: the live one with the longest prefix.
 //!
-//! Only lengths that have rules are looked up, the longest first. An expired rule makes the walk go on, so that it
-//! cannot hide the shorter one that covers it.
+//! Filters say first whether any rule touches the source at all, which for most is one load and the end of it. Then only
+//! the lengths that rules have there are looked up, the longest first. An expired rule makes the walk go on, so that
+//! it cannot hide the shorter one that covers it.
 //!
-//! The walks are global functions to the verifier: it proves each once, whatever led there, where it would otherwise
-//! follow a hundred and twenty-nine lengths again for every kind of packet.
+//! The walks and the look-ups are global functions to the verifier: it proves each once, whatever led there.
 #![expect(unsafe_code, reason = "a global function has an exported name")]
 
-use gateway_common::layout::{RuleKeyV4, RuleKeyV6};
-use gateway_common::rule::{Action, Rules};
+use gateway_common::layout::hits_index;
+use gateway_common::rule::Action;
 use gateway_common::source::{Source, V6};
+use gateway_common::table::{
+    CELLS, Head, LONG_V6, MIDDLE_V6, PROBES_MAX, Span, TagV4, TagV6, WORDS_V4, WORDS_V6,
+    is_continued, is_taken,
+};
 
 use crate::clock::Clock;
-use crate::maps;
+use crate::maps::{self, load};
 
-/// The profile of a source without a rule.
-const DEFAULT_PROFILE: u16 = 0;
+/// What a global function answers where there is no rule: no action, and the default profile.
+const NO_RULE: u32 = 0;
 
 /// What the rules say about a packet.
 pub(crate) struct Ruling {
@@ -25,75 +29,136 @@ pub(crate) struct Ruling {
     pub(crate) profile: u16,
 }
 
-impl Ruling {
-    const NO_RULE: u32 = DEFAULT_PROFILE as u32;
-
-    /// Global functions return a number.
-    #[inline(always)]
-    const fn pack(action: u8, profile: u16) -> u32 {
-        (action as u32) << 16 | profile as u32
-    }
-
-    #[inline(always)]
-    const fn unpack(packed: u32) -> Self {
-        Self { action: Action::from_number((packed >> 16) as u8), profile: packed as u16 }
-    }
-}
-
 /// Finds the rule for `source` and counts the hit.
 #[inline(always)]
 pub(crate) fn classify(source: Source, clock: &mut Clock) -> Ruling {
-    Ruling::unpack(match source {
-        _ if !maps::rules_are_on() => Ruling::NO_RULE,
-        Source::V4(address) => classify_v4(address, clock),
-        Source::V6(V6 { high, low }) => classify_v6(high, low, clock),
-    })
+    let found = Head::from_bits(match source {
+        _ if !maps::rules_are_on() => NO_RULE,
+        Source::V4(address) if !maps::is_touched_v4(address) => NO_RULE,
+        Source::V4(address) => walk_v4(address, clock),
+        Source::V6(V6 { high, low }) => walk_v6(high, low, clock),
+    });
+    Ruling { action: found.action(), profile: u16::from(found.profile()) }
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn classify_v4(address: u32, clock: *mut Clock) -> u32 {
-    let Some(clock) = Clock::from_pointer(clock) else { return Ruling::NO_RULE };
-    let mut lengths = maps::lengths(0);
+extern "C" fn walk_v4(address: u32, clock: *mut Clock) -> u32 {
+    let mut lengths = maps::lengths_v4(address);
     for _ in 0..=32 {
         if lengths == 0 {
             break;
         }
         let length = 32 - lengths.trailing_zeros().min(32);
         lengths &= lengths - 1;
-        if let Some(found) = live(maps::rules_v4(RuleKeyV4::new(address, length)), clock) {
+        let found = find_v4(address, length, clock);
+        if found != NO_RULE {
             return found;
         }
     }
-    Ruling::NO_RULE
+    NO_RULE
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn classify_v6(high: u64, low: u64, clock: *mut Clock) -> u32 {
-    let Some(clock) = Clock::from_pointer(clock) else { return Ruling::NO_RULE };
+extern "C" fn find_v4(address: u32, length: u32, clock: *mut Clock) -> u32 {
+    let Some(clock) = Clock::from_pointer(clock) else { return NO_RULE };
+    let tag = TagV4::new(address, length);
+    let (mut second, mut second_hits) = (NO_RULE, 0);
+    for probe in 0..PROBES_MAX {
+        let Some((index, bucket)) = maps::bucket_v4(tag, probe) else { return NO_RULE };
+        for cell in 0..CELLS {
+            let head = load(&bucket[cell * WORDS_V4]);
+            if TagV4::of(head) != tag || !is_taken(head) {
+                continue;
+            }
+            let span = Span::of(load(&bucket[cell * WORDS_V4 + 1]));
+            // The cell may have been given to another rule between the two reads.
+            if load(&bucket[cell * WORDS_V4]) != head || !span.holds(clock.now_ns()) {
+                continue;
+            }
+            let hits = hits_index(index, cell);
+            if !Head::of(head).is_second() {
+                maps::count_hit_v4(hits, clock.now_ns());
+                return Head::of(head).bits();
+            }
+            (second, second_hits) = (Head::of(head).bits(), hits);
+        }
+        if !is_continued(load(&bucket[0])) {
+            break;
+        }
+    }
+    if second != NO_RULE {
+        maps::count_hit_v4(second_hits, clock.now_ns());
+    }
+    second
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn walk_v6(high: u64, low: u64, clock: *mut Clock) -> u32 {
+    let long = maps::is_touched_v6(high, LONG_V6);
+    let middle = maps::is_touched_v6(high, MIDDLE_V6);
     for word in 0..3 {
-        let mut lengths = maps::lengths(1 + word);
+        let mut lengths = maps::lengths_v6(word);
         for _ in 0..64 {
             if lengths == 0 {
                 break;
             }
             let length = 128u32.saturating_sub(64 * word + lengths.trailing_zeros());
             lengths &= lengths - 1;
-            let key = RuleKeyV6::new(V6 { high, low }, length);
-            if let Some(found) = live(maps::rules_v6(key), clock) {
+            let possible = match length {
+                LONG_V6.. => long,
+                MIDDLE_V6.. => middle,
+                _ => true,
+            };
+            if !possible {
+                continue;
+            }
+            let found = find_v6(high, low, length, clock);
+            if found != NO_RULE {
                 return found;
             }
         }
     }
-    Ruling::NO_RULE
+    NO_RULE
 }
 
-#[inline(always)]
-fn live(rules: Option<&Rules>, clock: &mut Clock) -> Option<u32> {
-    let rules = rules?;
-    let now_ns = clock.now_ns();
-    let rule = *rules.live(now_ns)?;
-    maps::count_hit(rule.slot, now_ns);
-    Some(Ruling::pack(rule.action, rule.profile))
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn find_v6(high: u64, low: u64, length: u32, clock: *mut Clock) -> u32 {
+    let Some(clock) = Clock::from_pointer(clock) else { return NO_RULE };
+    let tag = TagV6::new(V6 { high, low }, length);
+    let (mut second, mut second_hits) = (NO_RULE, 0);
+    for probe in 0..PROBES_MAX {
+        let Some((index, bucket)) = maps::bucket_v6(tag, probe) else { return NO_RULE };
+        for cell in 0..CELLS {
+            let at = cell * WORDS_V6;
+            let head = load(&bucket[at + 2]);
+            if TagV6::length_of(head) != length || !is_taken(head) {
+                continue;
+            }
+            if load(&bucket[at]) != tag.address.high || load(&bucket[at + 1]) != tag.address.low {
+                continue;
+            }
+            let span = Span::of(load(&bucket[at + 3]));
+            // The cell may have been given to another rule between the reads; its version differs then.
+            if load(&bucket[at + 2]) != head || !span.holds(clock.now_ns()) {
+                continue;
+            }
+            let hits = hits_index(index, cell);
+            if !Head::of(head).is_second() {
+                maps::count_hit_v6(hits, clock.now_ns());
+                return Head::of(head).bits();
+            }
+            (second, second_hits) = (Head::of(head).bits(), hits);
+        }
+        if !is_continued(load(&bucket[2])) {
+            break;
+        }
+    }
+    if second != NO_RULE {
+        maps::count_hit_v6(second_hits, clock.now_ns());
+    }
+    second
 }

@@ -4,36 +4,41 @@
 
 use core::intrinsics::{AtomicOrdering::Relaxed, atomic_cxchg, atomic_xadd};
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::{
-    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, Hits, LENGTH_WORDS, PORT_WORDS, PROFILES_MAX,
-    RULES_DEFAULT, RuleKeyV4, RuleKeyV6, Settings,
+    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, Hits, LENGTH_WORDS_V6, PORT_WORDS, PROFILES_MAX,
+    Settings,
 };
-use gateway_common::rule::Rules;
 use gateway_common::source::SourceKey;
+use gateway_common::table::{
+    BucketV4, BucketV6, FILTER_WORDS_V4, TagV4, TagV6, filter_bit_v4, filter_bit_v6,
+};
 
-// Not preallocated: a host with ten rules pays for ten.
+/// User space writes these through a mapping. Where the number here is 1 the loader says how many there are.
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
+
 #[btf_map]
-static RULES_V4: HashMap<
-    RuleKeyV4,
-    Rules,
-    { RULES_DEFAULT as usize },
-    { BPF_F_NO_PREALLOC as usize },
-> = HashMap::new();
+static TABLE_V4: Array<BucketV4, 1, MAPPED> = Array::new();
 #[btf_map]
-static RULES_V6: HashMap<
-    RuleKeyV6,
-    Rules,
-    { RULES_DEFAULT as usize },
-    { BPF_F_NO_PREALLOC as usize },
-> = HashMap::new();
+static TABLE_V6: Array<BucketV6, 1, MAPPED> = Array::new();
 #[btf_map]
-static LENGTHS: Array<u64, { LENGTH_WORDS as usize }> = Array::new();
+static HITS_V4: Array<Hits, 1, MAPPED> = Array::new();
 #[btf_map]
-static HITS: Array<Hits, { 2 * RULES_DEFAULT as usize }> = Array::new();
+static HITS_V6: Array<Hits, 1, MAPPED> = Array::new();
+#[btf_map]
+static FILTER_V4: Array<u64, { FILTER_WORDS_V4 as usize }, MAPPED> = Array::new();
+#[btf_map]
+static BLOCKS_V4: Array<u64, 1, MAPPED> = Array::new();
+#[btf_map]
+static FILTER_V6: Array<u64, 1, MAPPED> = Array::new();
+#[btf_map]
+static LENGTHS_V6: Array<u64, { LENGTH_WORDS_V6 as usize }, MAPPED> = Array::new();
+/// Not read here: it tells the next daemon what [`Settings::seed`] has to be.
+#[btf_map]
+static SEED: Array<u64, 1, MAPPED> = Array::new();
 #[btf_map]
 static BUCKETS: LruHashMap<SourceKey, u64, { BUCKETS_DEFAULT as usize }> = LruHashMap::new();
 #[btf_map]
@@ -45,52 +50,87 @@ static COUNTERS: PerCpuArray<Counter, { COUNTERS_LEN as usize }> = PerCpuArray::
 
 /// Patched by the loader, after which the verifier knows each field and removes what it switches off.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings { rules: 1, buckets: 1, dry_run: 0, reserved: 0 };
+static SETTINGS: Settings = Settings {
+    seed: 0,
+    table_mask_v4: 0,
+    table_mask_v6: 0,
+    block_shift_v4: 32,
+    filter_mask_v6: 0,
+    rules: 1,
+    buckets: 1,
+    dry_run: 0,
+    reserved: 0,
+};
 
-#[inline(always)]
-fn is_on(field: &u32) -> bool {
-    // SAFETY: it is a reference. Volatile, or the compiler would build in the value above instead of the patched one.
-    unsafe { core::ptr::read_volatile(field) != 0 }
+/// A constant that is patched. Volatile, or the compiler would build in the value above instead of the patched one.
+macro_rules! setting {
+    ($field:ident) => {
+        // SAFETY: it is a reference.
+        unsafe { core::ptr::read_volatile(&SETTINGS.$field) }
+    };
 }
 
 /// Whether rules are looked at.
 #[inline(always)]
 pub(crate) fn rules_are_on() -> bool {
-    is_on(&SETTINGS.rules)
+    setting!(rules) != 0
 }
 
 /// Whether packet buckets are looked at.
 #[inline(always)]
 pub(crate) fn buckets_are_on() -> bool {
-    is_on(&SETTINGS.buckets)
+    setting!(buckets) != 0
 }
 
 /// Whether drops are only counted.
 #[inline(always)]
 pub(crate) fn is_dry_run() -> bool {
-    is_on(&SETTINGS.dry_run)
+    setting!(dry_run) != 0
 }
 
-/// The rules of one IPv4 prefix.
+/// Whether any rule touches the /24 of an IPv4 address.
 #[inline(always)]
-pub(crate) fn rules_v4(key: RuleKeyV4) -> Option<&'static Rules> {
-    // SAFETY: user space replaces elements whole and never writes into one, and the kernel keeps a replaced element's
-    // memory readable until the program has ended. It may be given to another prefix meanwhile: whoever reads copies
-    // at once what it acts on.
-    unsafe { RULES_V4.get(key) }
+pub(crate) fn is_touched_v4(address: u32) -> bool {
+    let (word, bit) = filter_bit_v4(address);
+    FILTER_V4.get(word).is_some_and(|bits| load(bits) >> bit & 1 != 0)
 }
 
-/// The rules of one IPv6 prefix.
+/// The lengths of the rules that touch the block of an IPv4 address.
 #[inline(always)]
-pub(crate) fn rules_v6(key: RuleKeyV6) -> Option<&'static Rules> {
-    // SAFETY: as for IPv4.
-    unsafe { RULES_V6.get(key) }
+pub(crate) fn lengths_v4(address: u32) -> u64 {
+    // A shift by the full width is undefined.
+    let block = (u64::from(address) >> (setting!(block_shift_v4) & 63)) as u32;
+    BLOCKS_V4.get(block).map_or(0, load)
 }
 
-/// A word of the prefix lengths that have rules.
+/// A word of the IPv6 lengths that have rules.
 #[inline(always)]
-pub(crate) fn lengths(word: u32) -> u64 {
-    LENGTHS.get(word).map_or(0, |bits| load(bits))
+pub(crate) fn lengths_v6(word: u32) -> u64 {
+    LENGTHS_V6.get(word).map_or(0, load)
+}
+
+/// Whether a rule longer than `bits` lies in the network of the first `bits` of an IPv6 address, or in one with the same
+/// hash.
+#[inline(always)]
+pub(crate) fn is_touched_v6(high: u64, bits: u32) -> bool {
+    let bit = filter_bit_v6(high, bits, setting!(seed), setting!(filter_mask_v6));
+    FILTER_V6.get(bit / 64).is_some_and(|word| load(word) >> (bit % 64) & 1 != 0)
+}
+
+/// A bucket of the IPv4 table, `probe` further than where `tag` is looked for first.
+#[inline(always)]
+pub(crate) fn bucket_v4(tag: TagV4, probe: u32) -> Option<(u32, &'static BucketV4)> {
+    let mask = setting!(table_mask_v4);
+    let index = tag.bucket(setting!(seed), mask).wrapping_add(probe) & mask;
+    TABLE_V4.get(index).map(|bucket| (index, bucket))
+}
+
+/// A bucket of the IPv6 table, `probe` further than where `tag` is looked for first.
+#[inline(always)]
+pub(crate) fn bucket_v6(tag: TagV6, probe: u32) -> Option<(u32, &'static BucketV6)> {
+    let mask = setting!(table_mask_v6);
+    let index = tag.bucket(setting!(seed), mask).wrapping_add(probe) & mask;
+    TABLE_V6.get(index).map(|bucket| (index, bucket))
 }
 
 /// Whether buckets apply to a port.
@@ -108,10 +148,21 @@ pub(crate) fn profile(index: u16) -> Option<Bucket> {
     })
 }
 
-/// Notes that the rule of `slot` decided about a packet.
+/// Notes that the IPv4 rule of a cell decided about a packet.
 #[inline(always)]
-pub(crate) fn count_hit(slot: u32, now_ns: u64) {
-    if let Some(hits) = HITS.get_ptr_mut(slot) {
+pub(crate) fn count_hit_v4(index: u32, now_ns: u64) {
+    count_hit(HITS_V4.get_ptr_mut(index), now_ns);
+}
+
+/// Notes that the IPv6 rule of a cell decided about a packet.
+#[inline(always)]
+pub(crate) fn count_hit_v6(index: u32, now_ns: u64) {
+    count_hit(HITS_V6.get_ptr_mut(index), now_ns);
+}
+
+#[inline(always)]
+fn count_hit(hits: Option<*mut Hits>, now_ns: u64) {
+    if let Some(hits) = hits {
         // SAFETY: an array's elements live as long as the map. Other CPUs write here too: the count is added to
         // atomically, and of two times that are less than a packet apart either may stay.
         unsafe {
@@ -166,7 +217,7 @@ impl Word {
 
 /// Another CPU may be writing: one read, of the whole word, that the compiler neither repeats nor splits.
 #[inline(always)]
-fn load(word: &u64) -> u64 {
+pub(crate) fn load(word: &u64) -> u64 {
     // SAFETY: it is a reference.
     unsafe { core::ptr::read_volatile(word) }
 }

@@ -1,0 +1,279 @@
+//! What tells the program that it need not look: which /24 networks rules touch, which lengths they have there, and which
+//! IPv6 networks long rules lie in.
+//!
+//! A bit is set before the first rule that needs it appears, and cleared after the last one is gone.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use gateway_common::layout::length_bit_v6;
+use gateway_common::source::mask32;
+use gateway_common::table::{
+    LONG_V6, MIDDLE_V6, TagV4, TagV6, filter_bit_v4, filter_bit_v6, length_bit_v4,
+};
+
+use super::mapping::Mapping;
+
+/// The filters of IPv4.
+pub struct FiltersV4 {
+    touched: Mapping,
+    blocks: Mapping,
+    block_shift: u32,
+}
+
+impl FiltersV4 {
+    /// The filters in these mappings.
+    pub fn new(touched: Mapping, blocks: Mapping) -> Self {
+        let block_shift = 32 - blocks.words().len().max(1).ilog2();
+        Self { touched, blocks, block_shift }
+    }
+
+    /// A rule is about to appear.
+    pub fn add(&self, tag: TagV4) {
+        let (first, last) = range(tag);
+        for (word, mask) in words_of(first, last) {
+            if let Some(word) = self.touched.words().get(word) {
+                word.fetch_or(mask, Ordering::Release);
+            }
+        }
+        for block in self.blocks_of(first, last) {
+            block.fetch_or(length_bit_v4(tag.length()), Ordering::Release);
+        }
+    }
+
+    /// A rule is gone. `held` answers the rules that are left with a network address in a range, `covers` whether a
+    /// shorter one covers all of the prefix.
+    pub fn remove<I: Iterator<Item = TagV4>>(
+        &self,
+        tag: TagV4,
+        covers: bool,
+        held: impl Fn(u32, u32) -> I,
+    ) {
+        let (first, last) = range(tag);
+        if !covers {
+            self.untouch(first, last, &held);
+        }
+        for (index, block) in (first >> self.shift()..).zip(self.blocks_of(first, last)) {
+            let (start, end) = self.block(index);
+            // Two rules of one length never overlap: a rule as large as the block was alone in it.
+            let other = tag.length() > 32 - self.block_shift
+                && held(start, end).any(|other| other.length() == tag.length());
+            if !other {
+                block.fetch_and(!length_bit_v4(tag.length()), Ordering::Release);
+            }
+        }
+    }
+
+    /// Clears the bits of the /24 networks from `first` to `last` that no rule within them needs.
+    fn untouch<I: Iterator<Item = TagV4>>(
+        &self,
+        first: u32,
+        last: u32,
+        held: &impl Fn(u32, u32) -> I,
+    ) {
+        let (first, last) = (first & mask32(24), last | !mask32(24));
+        let mut needed: HashMap<usize, u64> = HashMap::new();
+        for other in held(first, last) {
+            let (start, end) = range(other);
+            for (word, mask) in words_of(start.max(first), end.min(last)) {
+                *needed.entry(word).or_default() |= mask;
+            }
+        }
+        for (index, mask) in words_of(first, last) {
+            let clear = mask & !needed.get(&index).copied().unwrap_or(0);
+            if let Some(word) = self.touched.words().get(index) {
+                word.fetch_and(!clear, Ordering::Release);
+            }
+        }
+    }
+
+    fn blocks_of(&self, first: u32, last: u32) -> &[AtomicU64] {
+        let index = |address: u32| (u64::from(address) >> self.block_shift) as usize;
+        self.blocks.words().get(index(first)..=index(last)).unwrap_or_default()
+    }
+
+    fn block(&self, index: u32) -> (u32, u32) {
+        let start = (u64::from(index) << self.block_shift) as u32;
+        (start, start | !mask32(32 - self.block_shift))
+    }
+
+    /// At most 31: there are at least two blocks.
+    fn shift(&self) -> u32 {
+        self.block_shift.min(31)
+    }
+}
+
+/// The filters of IPv6.
+pub struct FiltersV6 {
+    networks: Mapping,
+    lengths: Mapping,
+    seed: u64,
+    /// Rules by bit of `networks`.
+    uses: HashMap<u32, u32>,
+    /// Rules by length.
+    counts: HashMap<u32, u32>,
+}
+
+impl FiltersV6 {
+    /// The filters in these mappings, which hold `rules`.
+    pub fn new(
+        networks: Mapping,
+        lengths: Mapping,
+        seed: u64,
+        rules: impl Iterator<Item = TagV6>,
+    ) -> Self {
+        let (uses, counts) = (HashMap::new(), HashMap::new());
+        let mut filters = Self { networks, lengths, seed, uses, counts };
+        rules.for_each(|tag| filters.add(tag));
+        filters
+    }
+
+    /// A rule is about to appear.
+    pub fn add(&mut self, tag: TagV6) {
+        if let Some(bit) = self.bit(tag) {
+            *self.uses.entry(bit).or_default() += 1;
+            if let Some(word) = self.networks.words().get(bit as usize / 64) {
+                word.fetch_or(1 << (bit % 64), Ordering::Release);
+            }
+        }
+        *self.counts.entry(tag.length).or_default() += 1;
+        let (index, bit) = length_bit_v6(tag.length);
+        if let Some(word) = self.lengths.words().get(index as usize) {
+            word.fetch_or(bit, Ordering::Release);
+        }
+    }
+
+    /// A rule is gone.
+    pub fn remove(&mut self, tag: TagV6) {
+        if let Some(bit) = self.bit(tag)
+            && is_last(&mut self.uses, bit)
+            && let Some(word) = self.networks.words().get(bit as usize / 64)
+        {
+            word.fetch_and(!(1 << (bit % 64)), Ordering::Release);
+        }
+        let (index, bit) = length_bit_v6(tag.length);
+        if is_last(&mut self.counts, tag.length)
+            && let Some(word) = self.lengths.words().get(index as usize)
+        {
+            word.fetch_and(!bit, Ordering::Release);
+        }
+    }
+
+    fn bit(&self, tag: TagV6) -> Option<u32> {
+        let bits = match tag.length {
+            LONG_V6.. => LONG_V6,
+            MIDDLE_V6.. => MIDDLE_V6,
+            _ => return None,
+        };
+        let mask = u32::try_from(self.networks.words().len() * 64 - 1).ok()?;
+        Some(filter_bit_v6(tag.address.high, bits, self.seed, mask))
+    }
+}
+
+/// Counts one less, and answers whether that was the last.
+fn is_last(counts: &mut HashMap<u32, u32>, key: u32) -> bool {
+    let Some(count) = counts.get_mut(&key) else { return false };
+    *count -= 1;
+    let last = *count == 0;
+    if last {
+        counts.remove(&key);
+    }
+    last
+}
+
+/// The first and the last address of a prefix.
+fn range(tag: TagV4) -> (u32, u32) {
+    (tag.address(), tag.address() | !mask32(tag.length()))
+}
+
+/// The words of the filter of /24 networks for a range of addresses, with the bits that belong to it.
+fn words_of(first: u32, last: u32) -> impl Iterator<Item = (usize, u64)> {
+    let ((first_word, first_bit), (last_word, last_bit)) =
+        (filter_bit_v4(first), filter_bit_v4(last));
+    (first_word..=last_word).map(move |word| {
+        let low = if word == first_word { u64::MAX << first_bit } else { u64::MAX };
+        let high = if word == last_word { u64::MAX >> (63 - last_bit) } else { u64::MAX };
+        (word as usize, low & high)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gateway_common::source::V6;
+    use gateway_common::table::FILTER_WORDS_V4;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn tag(bits: u32, length: u32) -> TagV4 {
+        // The interesting bits stand at both ends and in the middle.
+        TagV4::new(bits << 28 | (bits & 3) << 12 | bits & 7, length)
+    }
+
+    /// What the filters must say, from the rules alone.
+    fn expected(filters: &FiltersV4, rules: &BTreeSet<TagV4>, address: u32) -> (bool, u64) {
+        let meets = |tag: &TagV4, first: u32, last: u32| range(*tag).0 <= last && first <= range(*tag).1;
+        let net = address & mask32(24);
+        let touched = rules.iter().any(|tag| meets(tag, net, net | 0xff));
+        let (start, end) = filters.block(address >> filters.block_shift);
+        let lengths = rules.iter().filter(|tag| meets(tag, start, end));
+        (touched, lengths.fold(0, |word, tag| word | length_bit_v4(tag.length())))
+    }
+
+    proptest! {
+        #[test]
+        fn filters_say_what_the_rules_are(
+            steps in proptest::collection::vec((any::<bool>(), 0u32..16, 0u32..=32), 1..40),
+        ) {
+            let touched = Mapping::anonymous(FILTER_WORDS_V4 as usize * 8).unwrap();
+            let blocks = Mapping::anonymous((1 << 16) * 8).unwrap();
+            let filters = FiltersV4::new(touched, blocks);
+            let mut rules = BTreeSet::new();
+            for (add, bits, length) in steps {
+                let tag = tag(bits, length);
+                if add {
+                    if rules.insert(tag) {
+                        filters.add(tag);
+                    }
+                } else if rules.remove(&tag) {
+                    let covers = (0..tag.length())
+                        .any(|length| rules.contains(&TagV4::new(tag.address(), length)));
+                    filters.remove(tag, covers, |first, last| {
+                        rules.iter().copied().filter(move |tag| (first..=last).contains(&tag.address()))
+                    });
+                }
+            }
+            for bits in 0..16 {
+                for address in [tag(bits, 32).address(), tag(bits, 32).address() ^ 0x0100_0000] {
+                    let (word, bit) = filter_bit_v4(address);
+                    let is_touched =
+                        filters.touched.words()[word as usize].load(Ordering::Relaxed) >> bit & 1 == 1;
+                    let lengths = filters.blocks.words()[(address >> 16) as usize].load(Ordering::Relaxed);
+                    prop_assert_eq!((is_touched, lengths), expected(&filters, &rules, address));
+                }
+            }
+        }
+
+        #[test]
+        fn ipv6_filters_are_empty_when_the_rules_are(
+            tags in proptest::collection::btree_set((0u64..4, 0u32..=128), 0..30),
+        ) {
+            let tags: BTreeSet<TagV6> = tags
+                .into_iter()
+                .map(|(bits, length)| TagV6::new(V6 { high: bits << 62 | bits, low: bits }, length))
+                .collect();
+            let networks = Mapping::anonymous(4096).unwrap();
+            let lengths = Mapping::anonymous(24).unwrap();
+            let mut filters = FiltersV6::new(networks, lengths, 3, tags.iter().copied());
+            for tag in &tags {
+                if let Some(bit) = filters.bit(*tag) {
+                    let word = filters.networks.words()[bit as usize / 64].load(Ordering::Relaxed);
+                    prop_assert!(word >> (bit % 64) & 1 == 1);
+                }
+            }
+            tags.iter().for_each(|tag| filters.remove(*tag));
+            let left = filters.networks.words().iter().chain(filters.lengths.words());
+            prop_assert!(left.map(|word| word.load(Ordering::Relaxed)).all(|word| word == 0));
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Writes one table of rules in the program's own memory: a store a word, in an order in which no reader ever sees half a
+//! rule.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use gateway_common::layout::{Hits, hits_index};
+use gateway_common::source::V6;
+use gateway_common::table::{
+    CELLS, Head, PROBES_MAX, Span, TagV4, TagV6, WORDS_V4, WORDS_V6, continued, freed,
+    is_continued, is_taken,
+};
+
+use super::mapping::Mapping;
+
+/// What a cell of one address family looks like.
+pub trait Family {
+    /// A prefix.
+    type Tag: Copy + Eq;
+    /// Words of a cell.
+    const WORDS: usize;
+    /// The word that decides.
+    const HEAD: usize;
+    /// The bucket where a prefix is looked for first.
+    fn bucket(tag: Self::Tag, seed: u64, mask: u32) -> u32;
+    /// The prefix of a cell that is taken.
+    fn tag(cell: &[AtomicU64]) -> Option<Self::Tag>;
+    /// The word that decides, for a cell that had `before` there. The words of the prefix that stand elsewhere are
+    /// stored.
+    fn head(cell: &[AtomicU64], tag: Self::Tag, head: Head, before: u64) -> u64;
+}
+
+/// IPv4.
+#[derive(Debug)]
+pub enum V4Cells {}
+
+impl Family for V4Cells {
+    type Tag = TagV4;
+    const WORDS: usize = WORDS_V4;
+    const HEAD: usize = 0;
+
+    fn bucket(tag: TagV4, seed: u64, mask: u32) -> u32 {
+        tag.bucket(seed, mask)
+    }
+
+    fn tag(cell: &[AtomicU64]) -> Option<TagV4> {
+        Some(TagV4::of(load(cell.first()?)))
+    }
+
+    fn head(_: &[AtomicU64], tag: TagV4, head: Head, _: u64) -> u64 {
+        tag.head(head)
+    }
+}
+
+/// IPv6.
+#[derive(Debug)]
+pub enum V6Cells {}
+
+impl Family for V6Cells {
+    type Tag = TagV6;
+    const WORDS: usize = WORDS_V6;
+    const HEAD: usize = 2;
+
+    fn bucket(tag: TagV6, seed: u64, mask: u32) -> u32 {
+        tag.bucket(seed, mask)
+    }
+
+    fn tag(cell: &[AtomicU64]) -> Option<TagV6> {
+        let [high, low, head, _] = cell else { return None };
+        let address = V6 { high: load(high), low: load(low) };
+        Some(TagV6 { address, length: TagV6::length_of(load(head)) })
+    }
+
+    fn head(cell: &[AtomicU64], tag: TagV6, head: Head, before: u64) -> u64 {
+        if let [high, low, ..] = cell {
+            high.store(tag.address.high, Ordering::Release);
+            low.store(tag.address.low, Ordering::Release);
+        }
+        tag.head(head, TagV6::version_of(before).wrapping_add(1))
+    }
+}
+
+/// No cell is free within reach of a rule's first bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom;
+
+/// A rule as it lies in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held<T> {
+    /// Whose packets.
+    pub tag: T,
+    /// What decides.
+    pub head: Head,
+    /// When it holds.
+    pub span: Span,
+}
+
+/// One table, with what its rules have met.
+pub struct Table<F> {
+    words: Mapping,
+    hits: Mapping,
+    seed: u64,
+    mask: u32,
+    /// Rules that lie beyond a bucket that they hash to or pass, by bucket; its mark stays as long as there are any.
+    passed: HashMap<u32, u32>,
+    family: std::marker::PhantomData<F>,
+}
+
+impl<F: Family> Table<F> {
+    /// The table in `words` with `mask + 1` buckets.
+    pub fn new(words: Mapping, hits: Mapping, seed: u64, mask: u32) -> Self {
+        let mut table =
+            Self { words, hits, seed, mask, passed: HashMap::new(), family: Default::default() };
+        let mut passed = HashMap::new();
+        for (bucket, held) in table.located() {
+            for passing in table.path(held.tag).take_while(|passing| *passing != bucket) {
+                *passed.entry(passing).or_insert(0) += 1;
+            }
+        }
+        table.passed = passed;
+        table
+    }
+
+    /// Every rule in the table.
+    pub fn iter(&self) -> impl Iterator<Item = Held<F::Tag>> {
+        self.located().map(|(_, held)| held)
+    }
+
+    /// The rule of a prefix, the first or the second.
+    pub fn find(&self, tag: F::Tag, second: bool) -> Option<Held<F::Tag>> {
+        let (bucket, cell) = self.locate(tag, second)?;
+        self.read(bucket, cell)
+    }
+
+    /// What a rule has met.
+    pub fn hits(&self, tag: F::Tag, second: bool) -> Hits {
+        let Some((bucket, cell)) = self.locate(tag, second) else { return Hits::default() };
+        let words = self.hits_of(bucket, cell);
+        let word = |index: usize| words.get(index).map_or(0, load);
+        Hits { packets: word(0), last_ns: word(1) }
+    }
+
+    /// Adds what the rule met in another table.
+    pub fn add_hits(&self, tag: F::Tag, second: bool, hits: Hits) {
+        let Some((bucket, cell)) = self.locate(tag, second) else { return };
+        if let [packets, last_ns] = self.hits_of(bucket, cell) {
+            packets.fetch_add(hits.packets, Ordering::Relaxed);
+            last_ns.fetch_max(hits.last_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes a rule, over the one of the same prefix and turn if there is one. That keeps its hits if the same origin
+    /// does the same.
+    pub fn put(&mut self, tag: F::Tag, head: Head, span: Span) -> Result<(), NoRoom> {
+        let Some((bucket, cell)) = self.locate(tag, head.is_second()) else {
+            return self.insert(tag, head, span);
+        };
+        let Some(before) = self.read(bucket, cell) else { return Err(NoRoom) };
+        if (before.head.action(), before.head.origin()) != (head.action(), head.origin()) {
+            self.forget_hits(bucket, cell);
+        }
+        self.store(bucket, cell, tag, (head, span));
+        Ok(())
+    }
+
+    /// Takes a rule out.
+    pub fn remove(&mut self, tag: F::Tag, second: bool) {
+        let Some((bucket, cell)) = self.locate(tag, second) else { return };
+        if let Some(word) = self.head_of(bucket, cell) {
+            word.store(freed(load(word)), Ordering::Release);
+        }
+        let passed: Vec<u32> = self.path(tag).take_while(|passing| *passing != bucket).collect();
+        for passing in passed {
+            let Some(count) = self.passed.get_mut(&passing) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.passed.remove(&passing);
+                self.mark(passing, false);
+            }
+        }
+    }
+
+    /// A new rule goes into the first free cell on its path. Buckets that it passes are marked before it appears, so
+    /// that whoever looks for it gets there.
+    fn insert(&mut self, tag: F::Tag, head: Head, span: Span) -> Result<(), NoRoom> {
+        let free = |bucket: u32| {
+            (0..CELLS).find(|cell| {
+                self.head_of(bucket, *cell).is_some_and(|word| !is_taken(load(word)))
+            })
+        };
+        let found = self.path(tag).find_map(|bucket| Some((bucket, free(bucket)?)));
+        let (bucket, cell) = found.ok_or(NoRoom)?;
+        let passed: Vec<u32> = self.path(tag).take_while(|passing| *passing != bucket).collect();
+        for passing in passed {
+            *self.passed.entry(passing).or_insert(0) += 1;
+            self.mark(passing, true);
+        }
+        self.forget_hits(bucket, cell);
+        self.store(bucket, cell, tag, (head, span));
+        Ok(())
+    }
+
+    fn store(&self, bucket: u32, cell: usize, tag: F::Tag, (head, span): (Head, Span)) {
+        let words = self.cell(bucket, cell);
+        let (Some(at_head), Some(at_span)) = (words.get(F::HEAD), words.get(F::HEAD + 1)) else {
+            return;
+        };
+        let before = load(at_head);
+        at_span.store(span.word(), Ordering::Release);
+        let word = F::head(words, tag, head, before);
+        at_head.store(if is_continued(before) { continued(word) } else { word }, Ordering::Release);
+    }
+
+    fn mark(&self, bucket: u32, beyond: bool) {
+        let Some(first) = self.head_of(bucket, 0) else { return };
+        let word = load(first);
+        let unmarked = word & !(continued(0));
+        first.store(if beyond { continued(word) } else { unmarked }, Ordering::Release);
+    }
+
+    fn forget_hits(&self, bucket: u32, cell: usize) {
+        for word in self.hits_of(bucket, cell) {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The buckets where a prefix may lie, in the order in which it is looked for.
+    fn path(&self, tag: F::Tag) -> impl Iterator<Item = u32> + use<F> {
+        let (first, mask) = (F::bucket(tag, self.seed, self.mask), self.mask);
+        (0..PROBES_MAX).map(move |probe| first.wrapping_add(probe) & mask)
+    }
+
+    fn locate(&self, tag: F::Tag, second: bool) -> Option<(u32, usize)> {
+        for bucket in self.path(tag) {
+            for cell in 0..CELLS {
+                if self.read(bucket, cell).is_some_and(|held| {
+                    held.tag == tag && held.head.is_second() == second
+                }) {
+                    return Some((bucket, cell));
+                }
+            }
+            if !is_continued(load(self.head_of(bucket, 0)?)) {
+                return None;
+            }
+        }
+        None
+    }
+
+    fn located(&self) -> impl Iterator<Item = (u32, Held<F::Tag>)> {
+        (0..=self.mask).flat_map(move |bucket| {
+            (0..CELLS).filter_map(move |cell| Some((bucket, self.read(bucket, cell)?)))
+        })
+    }
+
+    fn read(&self, bucket: u32, cell: usize) -> Option<Held<F::Tag>> {
+        let words = self.cell(bucket, cell);
+        let head = load(words.get(F::HEAD)?);
+        if !is_taken(head) {
+            return None;
+        }
+        let span = Span::of(load(words.get(F::HEAD + 1)?));
+        Some(Held { tag: F::tag(words)?, head: Head::of(head), span })
+    }
+
+    fn head_of(&self, bucket: u32, cell: usize) -> Option<&AtomicU64> {
+        self.cell(bucket, cell).get(F::HEAD)
+    }
+
+    fn cell(&self, bucket: u32, cell: usize) -> &[AtomicU64] {
+        let start = (bucket as usize * CELLS + cell) * F::WORDS;
+        self.words.words().get(start..start + F::WORDS).unwrap_or_default()
+    }
+
+    fn hits_of(&self, bucket: u32, cell: usize) -> &[AtomicU64] {
+        let start = hits_index(bucket, cell) as usize * 2;
+        self.hits.words().get(start..start + 2).unwrap_or_default()
+    }
+}
+
+/// This process is the only one that writes rules; what it wrote it reads.
+fn load(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Acquire)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gateway_common::rule::{Action, Origin};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn table(buckets: u32) -> Table<V4Cells> {
+        let words = Mapping::anonymous(buckets as usize * 64).unwrap();
+        let hits = Mapping::anonymous(buckets as usize * 64).unwrap();
+        Table::new(words, hits, 7, buckets - 1)
+    }
+
+    fn head(action: u8, second: bool) -> Head {
+        Head::new(Action::from_number(action).unwrap(), Origin::Operator, 0, second)
+    }
+
+    proptest! {
+        /// A small table, so that buckets overflow all the time, against a map.
+        #[test]
+        fn behaves_like_a_map(
+            steps in proptest::collection::vec((0u32..40, any::<bool>(), 0u8..=3), 1..300),
+        ) {
+            let mut table = table(16);
+            let mut model = BTreeMap::new();
+            for (address, second, action) in steps {
+                let tag = TagV4::new(address, 32);
+                if action == 0 {
+                    table.remove(tag, second);
+                    model.remove(&(tag, second));
+                } else if table.put(tag, head(action, second), Span::ALWAYS).is_ok() {
+                    model.insert((tag, second), head(action, second));
+                }
+                for (key, head) in &model {
+                    prop_assert_eq!(table.find(key.0, key.1).map(|held| held.head), Some(*head));
+                }
+                prop_assert_eq!(table.iter().count(), model.len());
+            }
+            let opened: Table<V4Cells> = Table::new(table.words, table.hits, 7, 15);
+            prop_assert_eq!(&opened.passed, &table.passed, "what is kept beside can be found again");
+            for (tag, second) in model.into_keys() {
+                prop_assert!(opened.find(tag, second).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn an_emptied_table_has_no_marks_left() {
+        let mut table = table(16);
+        let tags: Vec<TagV4> = (0..48).map(|address| TagV4::new(address, 32)).collect();
+        let held: Vec<TagV4> = tags
+            .into_iter()
+            .filter(|tag| table.put(*tag, head(2, false), Span::ALWAYS).is_ok())
+            .collect();
+        assert!(held.len() > 40 && !table.passed.is_empty());
+        for tag in held {
+            table.remove(tag, false);
+        }
+        assert!(table.passed.is_empty());
+        let marked = (0..16).filter(|bucket| is_continued(load(table.head_of(*bucket, 0).unwrap())));
+        assert_eq!(marked.count(), 0);
+    }
+
+    #[test]
+    fn hits_stay_with_the_rule_and_go_with_it() {
+        let mut table = table(16);
+        let tag = TagV4::new(9, 32);
+        table.put(tag, head(2, false), Span::ALWAYS).unwrap();
+        table.add_hits(tag, false, Hits { packets: 3, last_ns: 5 });
+        table.put(tag, head(2, false), Span::until_ns(1 << 40)).unwrap();
+        assert_eq!(table.hits(tag, false), Hits { packets: 3, last_ns: 5 }, "only its end changed");
+        table.put(tag, head(1, false), Span::ALWAYS).unwrap();
+        assert_eq!(table.hits(tag, false), Hits::default(), "it is another rule now");
+        table.add_hits(tag, false, Hits { packets: 1, last_ns: 1 });
+        table.remove(tag, false);
+        table.put(tag, head(1, false), Span::ALWAYS).unwrap();
+        assert_eq!(table.hits(tag, false), Hits::default());
+    }
+}
