@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use gateway_common::rule::{Action, Origin};
+use gateway_common::rule::{Action, Entry, Origin};
 
 use crate::admin::api::{
     CounterView, InterfaceStatus, KernelStatus, ListAction, Refusal, RuleCounts, RuleView, Why,
@@ -150,7 +150,9 @@ fn view(policy: &Policy, rule: &Rule, running: bool) -> Result<RuleView, TablesE
 /// The packets that the kernel's copy of a rule has met, if the kernel has it in front.
 fn held(door: &Door, rule: &Rule) -> Result<Option<u64>, TablesError> {
     let held = door.held(&rule.prefix)?;
-    Ok(held.filter(|(entry, _)| entry.origin == rule.origin as u8).map(|(_, hits)| hits.packets))
+    let same =
+        |entry: &Entry| entry.origin == rule.origin as u8 && entry.action == rule.action as u8;
+    Ok(held.filter(|(entry, _)| same(entry)).map(|(_, hits)| hits.packets))
 }
 
 /// Whether the kernel runs the program on any interface.

@@ -13,6 +13,12 @@ use super::tables::chain;
 /// What `cargo xtask ebpf` built; a test holds it against the hash of its sources.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../gateway-ebpf/prebuilt/gateway.bpf.o");
 
+/// Name of the program's pin.
+pub const PROGRAM_PIN: &str = "program";
+
+/// The maps that are taken over together or not at all: each rule has a slot in the table of hits.
+const RULES: [&str; 3] = [layout::RULES_V4, layout::RULES_V6, layout::HITS];
+
 /// Why the program could not be loaded.
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -62,9 +68,6 @@ pub struct Loaded {
 /// them and take their places when [`Loaded::settle`] is called.
 pub fn load(pins: &Pins, settings: Settings, capacity: Capacity) -> Result<Loaded, LoadError> {
     let replaced = misfits(pins, capacity)?;
-    for name in &replaced {
-        pins.remove(&pins.next(name))?;
-    }
     let mut loader = EbpfLoader::new();
     loader.override_global(layout::SETTINGS, &settings, true);
     for name in layout::MAPS {
@@ -90,11 +93,9 @@ impl Loaded {
 
     /// Pins the program and lets the new maps take the places of the old, once the links run it.
     pub fn settle(mut self, pins: &Pins) -> Result<(), LoadError> {
-        const PIN: &str = "program";
-        pins.remove(&pins.next(PIN))?;
-        let pinned = self.program()?.pin(pins.next(PIN));
+        let pinned = self.program()?.pin(pins.next(PROGRAM_PIN));
         pinned.map_err(|error| LoadError::Broken(chain(&error)))?;
-        pins.promote(PIN)?;
+        pins.promote(PROGRAM_PIN)?;
         for name in &self.replaced {
             pins.promote(name)?;
         }
@@ -110,7 +111,16 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
         let Some(map) = object.maps.get(name) else {
             return Err(LoadError::Broken(format!("it has no map {name}")));
         };
-        let Ok(pinned) = MapInfo::from_pin(pins.map(name)) else { continue };
+        let pinned = match MapInfo::from_pin(pins.map(name)) {
+            Ok(pinned) => pinned,
+            // What is there is no map of anybody's, or there is nothing.
+            Err(_) => {
+                if pins.map(name).exists() {
+                    misfits.push(name);
+                }
+                continue;
+            }
+        };
         let entries = capacity.entries(name).unwrap_or(map.max_entries());
         let kind = pinned.map_type().map(|kind| kind as u32).ok();
         let fits = kind == Some(map.map_type())
@@ -120,6 +130,10 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
         if !fits {
             misfits.push(name);
         }
+    }
+    if RULES.iter().any(|name| misfits.contains(name)) {
+        misfits.retain(|name| !RULES.contains(name));
+        misfits.extend(RULES);
     }
     Ok(misfits)
 }

@@ -11,14 +11,13 @@ use gateway_common::layout::{
     self, Counter, Hits, LENGTH_WORDS, PROFILES_MAX, RuleKeyV4, RuleKeyV6, counter_index,
     length_bit_v4, length_bit_v6,
 };
-use gateway_common::rule::{Action, Entry, FOREVER, Origin, Rules};
+use gateway_common::rule::{Entry, Rules};
 use gateway_common::source::{Source, V6};
 use gateway_common::verdict::Reason;
 use ipnet::IpNet;
 use thiserror::Error;
 
 use super::guard::{Cleared, ClearedPair, Compiled};
-use super::pins::Pins;
 use crate::base::time::BootTime;
 
 /// Why the maps could not be read or written.
@@ -26,8 +25,8 @@ use crate::base::time::BootTime;
 pub enum TablesError {
     /// More rules than fit. Nothing was changed.
     #[error(
-        "{wanted} {family} rules do not fit into the kernel's table of {capacity}: \
-         raise kernel.max_rules and run `gateway reload`"
+        "{wanted} {family} rules do not fit into a table of {capacity}, protected addresses \
+         included: raise kernel.max_rules"
     )]
     Full {
         /// IPv4 or IPv6.
@@ -60,6 +59,8 @@ pub struct Tables {
     capacity: u32,
     held: BTreeMap<IpNet, Rules>,
     slots: Slots,
+    /// What rules have met in maps that these take over from, by prefix, origin and action.
+    inherited: BTreeMap<(IpNet, u8, u8), Hits>,
 }
 
 /// A counter summed over the CPUs.
@@ -90,20 +91,32 @@ impl Tables {
             capacity,
             held: BTreeMap::new(),
             slots: Slots::default(),
+            inherited: BTreeMap::new(),
         };
         tables.read_rules()?;
         Ok(tables)
     }
 
-    /// The maps that are pinned.
-    pub fn pinned(pins: &Pins) -> Result<Self, TablesError> {
-        Self::open(|name| pins.map(name))
+    /// Lets the same rules go on counting from what they have met in `before`.
+    pub fn inherit(&mut self, before: &Self) -> Result<(), TablesError> {
+        for (prefix, rules) in &before.held {
+            for entry in [rules.first, rules.second].into_iter().filter(|entry| entry.action != 0) {
+                let hits = before.hits(&entry)?;
+                self.inherited.insert((*prefix, entry.origin, entry.action), hits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses more rules than fit.
+    pub fn check(&self, compiled: &Compiled) -> Result<(), TablesError> {
+        check_capacity(compiled.enforced.keys(), self.capacity)
     }
 
     /// Makes the kernel hold exactly these rules.
     pub fn apply(&mut self, compiled: &Compiled) -> Result<(), TablesError> {
+        self.check(compiled)?;
         let wanted = &compiled.enforced;
-        self.check_capacity(wanted)?;
         let gone: Vec<IpNet> =
             self.held.keys().filter(|prefix| !wanted.contains_key(*prefix)).copied().collect();
         let fits = |six: bool| {
@@ -125,6 +138,7 @@ impl Tables {
         if !removals_first {
             self.remove(&gone)?;
         }
+        self.inherited.clear();
         self.write_lengths(lengths_of(self.held.keys()))
     }
 
@@ -208,11 +222,6 @@ impl Tables {
         Ok(if hits.generation == entry.generation { hits } else { Hits::default() })
     }
 
-    /// The rules that the kernel held when they were last read or written.
-    pub fn held(&self) -> impl Iterator<Item = (&IpNet, &Rules)> {
-        self.held.iter()
-    }
-
     fn read_rules(&mut self) -> Result<(), TablesError> {
         for item in self.rules_v4.iter() {
             let (key, rules) = item.map_err(failed(layout::RULES_V4))?;
@@ -231,22 +240,12 @@ impl Tables {
         Ok(())
     }
 
-    fn check_capacity(&self, wanted: &BTreeMap<IpNet, ClearedPair>) -> Result<(), TablesError> {
-        let v6 = wanted.keys().filter(|prefix| matches!(prefix, IpNet::V6(_))).count();
-        for (family, wanted) in [("IPv4", wanted.len() - v6), ("IPv6", v6)] {
-            if wanted > self.capacity as usize {
-                return Err(TablesError::Full { family, wanted, capacity: self.capacity });
-            }
-        }
-        Ok(())
-    }
-
     fn write(&mut self, prefix: IpNet, pair: &ClearedPair) -> Result<(), TablesError> {
         let held = self.held.get(&prefix).copied().unwrap_or_default();
         let rules = Rules {
-            first: self.entry(&pair.first, &held)?,
+            first: self.entry(prefix, &pair.first, &held)?,
             second: match &pair.second {
-                Some(rule) => self.entry(rule, &held)?,
+                Some(rule) => self.entry(prefix, rule, &held)?,
                 None => Entry::default(),
             },
         };
@@ -271,7 +270,7 @@ impl Tables {
     }
 
     /// The entry of a rule: with the slot that it has, so that it keeps its hits, or with a fresh one.
-    fn entry(&mut self, rule: &Cleared, held: &Rules) -> Result<Entry, TablesError> {
+    fn entry(&mut self, prefix: IpNet, rule: &Cleared, held: &Rules) -> Result<Entry, TablesError> {
         let same = |entry: &&Entry| {
             entry.origin == rule.origin as u8 && entry.action == rule.action() as u8
         };
@@ -281,9 +280,9 @@ impl Tables {
         let slot = self.slots.take();
         let old = self.hits.get(&slot, 0).map_err(failed(layout::HITS))?;
         let generation = old.generation.wrapping_add(1);
-        self.hits
-            .set(slot, Hits { generation, ..Hits::default() }, 0)
-            .map_err(failed(layout::HITS))?;
+        let key = (prefix, rule.origin as u8, rule.action() as u8);
+        let met = self.inherited.remove(&key).unwrap_or_default();
+        self.hits.set(slot, Hits { generation, ..met }, 0).map_err(failed(layout::HITS))?;
         Ok(rule.entry(slot, generation))
     }
 
@@ -362,10 +361,19 @@ fn prefix_of(source: Source, length: u64) -> Option<IpNet> {
     IpNet::new(source.into(), u8::try_from(length).ok()?).ok()
 }
 
-/// An entry in words: what, by whom, until when.
-pub fn describe(entry: &Entry) -> Option<(Action, Origin, Option<BootTime>)> {
-    let until = (entry.active_until != FOREVER).then_some(BootTime(entry.active_until));
-    Some((Action::from_number(entry.action)?, Origin::from_number(entry.origin)?, until))
+/// Refuses more rules of one family than a table holds.
+pub fn check_capacity<'a>(
+    prefixes: impl Iterator<Item = &'a IpNet>,
+    capacity: u32,
+) -> Result<(), TablesError> {
+    let (v4, v6): (Vec<&IpNet>, Vec<&IpNet>) =
+        prefixes.partition(|prefix| matches!(prefix, IpNet::V4(_)));
+    for (family, wanted) in [("IPv4", v4.len()), ("IPv6", v6.len())] {
+        if wanted > capacity as usize {
+            return Err(TablesError::Full { family, wanted, capacity });
+        }
+    }
+    Ok(())
 }
 
 fn open_as<T: TryFrom<Map, Error = MapError>>(
