@@ -40,9 +40,8 @@ pub const PORTS: &str = "PORTS";
 pub const COUNTERS: &str = "COUNTERS";
 
 /// The maps that hold the rules. They belong together: where one does not fit, all are made anew.
-pub const RULE_MAPS: [&str; 9] = [
-    TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6, SEED,
-];
+pub const RULE_MAPS: [&str; 9] =
+    [TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6, SEED];
 /// The other maps.
 pub const OTHER_MAPS: [&str; 4] = [BUCKETS, PROFILES, PORTS, COUNTERS];
 

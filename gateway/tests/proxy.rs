@@ -16,14 +16,15 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use gateway::base::time::BootTime;
 use gateway::config::{self, Config, Endpoint, PathPattern};
 use gateway::listen::sockets::Sockets;
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::request::Snapshot;
-use gateway::rules::classify::Classifier;
+use gateway::rules::classify::{Classifier, Entry, Pair};
 use gateway::upstream::echo::Echo;
-use gateway_common::rule::{Action, Entry, FOREVER, Rules};
+use gateway_common::rule::{self, Action, FOREVER};
 
 /// Longer than anything here takes; reached only by a test that fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -135,8 +136,9 @@ impl Gateway {
     }
 
     fn deny(&self, prefix: &str) {
-        let first = Entry { action: Action::Deny as u8, active_until: FOREVER, ..Entry::default() };
-        let rules = Rules { first, ..Rules::default() };
+        let until = BootTime(FOREVER);
+        let first = Entry { action: Action::Deny, origin: rule::Origin::Operator, until };
+        let rules = Pair { first, second: None };
         self.shared.rules.store(Arc::new(Classifier::new([(prefix.parse().unwrap(), rules)])));
     }
 }

@@ -127,7 +127,7 @@ impl fmt::Display for Request {
             Self::Status => formatter.write_str("status"),
             Self::List(action) => write!(formatter, "{} list", action.map_or("rules", name)),
             Self::Add(add) => {
-                write!(formatter, "{} add {}", name(add.action), add.prefixes.join(" "))?;
+                write!(formatter, "{} add {}", name(add.action), first_of(&add.prefixes))?;
                 if let Some(milliseconds) = add.for_ms {
                     write!(formatter, " --for {milliseconds}ms")?;
                 }
@@ -137,13 +137,27 @@ impl fmt::Display for Request {
                 write!(formatter, " --reason {:?}", add.reason)
             }
             Self::Remove(remove) => {
-                write!(formatter, "{} remove {}", name(remove.action), remove.prefixes.join(" "))
+                write!(formatter, "{} remove {}", name(remove.action), first_of(&remove.prefixes))
             }
             Self::Why(address) => write!(formatter, "why {address}"),
             Self::Reload => formatter.write_str("reload"),
             Self::Detach => formatter.write_str("kernel detach"),
         }
     }
+}
+
+/// The prefixes of a command for the audit trail, which one command must not flood. They have not been read yet, so
+/// whatever is odd in them is escaped.
+fn first_of(prefixes: &[String]) -> String {
+    const NAMED_MAX: usize = 20;
+    const NAMED_MAX_CHARS: usize = 64;
+    let named = prefixes.iter().take(NAMED_MAX);
+    let mut named: Vec<String> =
+        named.map(|text| text.escape_debug().take(NAMED_MAX_CHARS).collect()).collect();
+    if let Some(more @ 1..) = prefixes.len().checked_sub(NAMED_MAX) {
+        named.push(format!("and {more} more"));
+    }
+    named.join(" ")
 }
 
 impl Refusal {
@@ -273,4 +287,18 @@ pub struct Why {
     pub rule: Option<RuleView>,
     /// Other rules that cover the address, most specific first.
     pub others: Vec<RuleView>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_audit_trail_has_one_bounded_line_for_a_command() {
+        let mut prefixes = vec!["1.2.3.4\nuid=0 \u{1b}[2J".to_owned(), "x".repeat(1000)];
+        prefixes.extend((0..100).map(|last| format!("192.0.2.{last}")));
+        let line = Request::Remove(Remove { action: ListAction::Deny, prefixes }).to_string();
+        assert!(!line.contains(char::is_control), "{line}");
+        assert!(line.len() < 1000 && line.ends_with("and 82 more"), "{line}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, chown};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +37,9 @@ pub enum SocketError {
         "another gateway answers at {0}: end it first, or give this one an admin.socket of its own"
     )]
     InUse(String),
+    /// Something that is no socket, and so was not left behind by a gateway.
+    #[error("admin.socket {0} is there and is no socket: name another path, or move it away")]
+    NoSocket(String),
     /// Anything else.
     #[error("admin.socket {path}: {source}")]
     Io {
@@ -53,11 +56,17 @@ pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, SocketError
     if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
     }
-    if path.exists() {
-        if StdUnixStream::connect(path).is_ok() {
-            return Err(SocketError::InUse(path.display().to_string()));
+    if let Ok(metadata) = fs::symlink_metadata(path) {
+        if !metadata.file_type().is_socket() {
+            return Err(SocketError::NoSocket(path.display().to_string()));
         }
-        fs::remove_file(path).map_err(failed)?;
+        match StdUnixStream::connect(path) {
+            Ok(_) => return Err(SocketError::InUse(path.display().to_string())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
     }
     // Between bind and chmod the socket would be open to everybody.
     let before = umask(Mode::from_bits_truncate(0o177));
@@ -177,4 +186,26 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Full<Byte
     let json = http::HeaderValue::from_static("application/json");
     response.headers_mut().insert(http::header::CONTENT_TYPE, json);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_socket_left_behind_is_replaced_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let first = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(bind(&path).unwrap_err().to_string().contains("another gateway answers"));
+        drop(first);
+        drop(bind(&path).unwrap());
+
+        let file = folder.path().join("precious");
+        fs::write(&file, "data").unwrap();
+        assert!(bind(&file).unwrap_err().to_string().contains("is no socket"));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "data");
+    }
 }

@@ -14,6 +14,9 @@ pub struct BootTime(pub u64);
 #[serde(transparent)]
 pub struct UtcMillis(pub u64);
 
+/// The first millisecond that RFC 3339 cannot say.
+const YEAR_10_000_MS: u64 = 253_402_300_800_000;
+
 /// The same moment on both clocks, which is what turns one into the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -65,7 +68,10 @@ impl UtcMillis {
 
     /// As RFC 3339 in UTC, to the second.
     pub fn display(self) -> String {
-        let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(self.0));
+        // RFC 3339 has four digits for the year, and humantime panics past the last second that they can say.
+        let millis = Some(self.0).filter(|millis| *millis < YEAR_10_000_MS);
+        let time = millis
+            .and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
         time.map_or_else(
             || "never".to_owned(),
             |time| humantime::format_rfc3339_seconds(time).to_string(),
@@ -97,6 +103,13 @@ mod tests {
         assert_eq!(now.boot_of(later), BootTime(110_000_000_000));
         assert_eq!(now.utc_of(now.boot_of(later)), later);
         assert_eq!(now.boot_of(UtcMillis(0)), BootTime(0), "before the boot is the boot");
+    }
+
+    #[test]
+    fn every_moment_can_be_displayed() {
+        assert_eq!(UtcMillis(YEAR_10_000_MS - 1).display(), "9999-12-31T23:59:59Z");
+        assert_eq!(UtcMillis(YEAR_10_000_MS).display(), "never");
+        assert_eq!(UtcMillis(u64::MAX).display(), "never");
     }
 
     #[test]

@@ -10,8 +10,11 @@ use crate::kernel::pins::Pins;
 pub(super) fn detach(place: &Place, output: &Output) -> Result<(), Failure> {
     match client::ask(&place.socket()?, &Request::Detach) {
         Ok(Answer::Done(done)) => {
-            // The daemon may have been unable to remove its own folder; whoever asks may be able to.
-            Pins::at(&place.pins()?).remove_all().map_err(|e| Failure::Failed(e.to_string()))?;
+            // The daemon may have been unable to remove its own folder, and whoever asks may be able to. Only when it is
+            // empty: it could be another gateway's.
+            if let Ok(path) = place.pins() {
+                drop(std::fs::remove_dir(path));
+            }
             Ok(output.done(&done)?)
         }
         Ok(_) => Err(unexpected()),
@@ -23,7 +26,7 @@ pub(super) fn detach(place: &Place, output: &Output) -> Result<(), Failure> {
 fn offline(place: &Place, output: &Output) -> Result<(), Failure> {
     let path = place.pins()?;
     let pins = Pins::at(&path);
-    if !pins.exist() {
+    if !pins.exist().map_err(|error| Failure::Failed(error.to_string()))? {
         let done = vec![format!("nothing is pinned at {}", path.display())];
         return Ok(output.done(&Done { done, notes: Vec::new() })?);
     }

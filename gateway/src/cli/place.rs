@@ -27,6 +27,12 @@ impl Place {
 
     /// The folder of pins.
     pub(super) fn pins(&self) -> Result<PathBuf, Failure> {
+        if let (Some(socket), None) = (&self.socket, &self.config) {
+            return Err(Failure::Usage(format!(
+                "{} does not say where the gateway's pins are: name its configuration with --config",
+                socket.display()
+            )));
+        }
         Ok(self.places()?.1)
     }
 

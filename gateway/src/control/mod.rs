@@ -237,10 +237,11 @@ impl Control {
     }
 
     fn detach(&mut self) -> Result<Done, Refusal> {
-        let Some(door) = self.policy.door.take() else {
+        let Some(door) = &self.policy.door else {
             return Err(Refusal::failed("the kernel door is not open"));
         };
         let interfaces = door.detach().map_err(Refusal::failed)?;
+        self.policy.door = None;
         self.detached = true;
         self.kernel_note = Some("detached on request; a restart opens it again".to_owned());
         Ok(Done {
@@ -252,7 +253,10 @@ impl Control {
     fn status(&self) -> Result<Status, Refusal> {
         let proxy =
             serde_json::to_value(self.shared.counters.snapshot()).map_err(Refusal::failed)?;
-        let kernel = views::kernel(&self.policy, self.kernel_note.clone());
+        let lag = self.policy.lag().map(|lag| format!("not up to date: {lag}"));
+        let notes: Vec<String> = self.kernel_note.clone().into_iter().chain(lag).collect();
+        let note = (!notes.is_empty()).then(|| notes.join("; "));
+        let kernel = views::kernel(&self.policy, note);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

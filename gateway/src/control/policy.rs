@@ -1,9 +1,11 @@
 //! The rules and everything that enforces them, changed together: the store first, then the kernel, then user space.
 //! What cannot be enforced is undone in the store, so that nobody is told of a rule that is not.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use gateway_common::rule::{Action, Origin};
 use ipnet::IpNet;
@@ -14,7 +16,7 @@ use crate::base::time::Now;
 use crate::config::Config;
 use crate::kernel::Door;
 use crate::kernel::guard::{self, Compiled};
-use crate::kernel::tables::TablesError;
+use crate::kernel::tables::{TablesError, check_capacity};
 use crate::rules::classify::Classifier;
 use crate::rules::protected::{Protected, describe};
 use crate::rules::{Rule, RuleSet, Until};
@@ -28,6 +30,10 @@ const LARGE_V4_BITS: u8 = 8;
 const LARGE_V6_BITS: u8 = 20;
 /// Protected addresses named in one message.
 const NAMED_MAX: usize = 5;
+/// Length of a reason: a sentence, not a report.
+const REASON_MAX_CHARS: usize = 200;
+/// Longest time that a rule with an end may hold.
+const FOR_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The rules and what enforces them.
 pub struct Policy {
@@ -40,6 +46,9 @@ pub struct Policy {
     /// What the workers look up. Empty in a dry run.
     classifier: Arc<ArcSwap<Classifier>>,
     dry_run: bool,
+    max_rules: u32,
+    /// Why what is enforced is not what ought to be, since the last attempt to change it.
+    lag: Option<String>,
 }
 
 impl Policy {
@@ -62,6 +71,8 @@ impl Policy {
             door: None,
             classifier: Arc::default(),
             dry_run: false,
+            max_rules: 0,
+            lag: None,
         };
         policy.configure(config, protected, now);
         Ok(policy)
@@ -69,10 +80,12 @@ impl Policy {
 
     /// Takes over the rules of a configuration, without telling the kernel.
     pub fn configure(&mut self, config: &Config, protected: Protected, now: Now) {
-        self.rules.replace(&[Origin::Configuration], protect::configured(config, now.utc));
+        self.rules.replace(Origin::Configuration, protect::configured(config, now.utc));
         self.dry_run = config.kernel.dry_run;
+        self.max_rules = config.kernel.max_rules;
         self.protect(protected, now);
         self.compile();
+        self.lag = None;
     }
 
     /// What the workers look up.
@@ -107,9 +120,15 @@ impl Policy {
         self.classifier.store(Arc::new(classifier));
     }
 
-    /// Takes note of the protected addresses as they are now. Answers whether they have changed.
+    /// Why what is enforced lags behind what ought to be, if it does.
+    pub fn lag(&self) -> Option<&str> {
+        self.lag.as_deref()
+    }
+
+    /// Takes note of the protected addresses as they are now, and tries again what failed before. Answers whether there
+    /// was anything to do.
     pub fn refresh(&mut self, protected: Protected, now: Now) -> Result<bool, TablesError> {
-        if protected == self.protected {
+        if protected == self.protected && self.lag.is_none() {
             return Ok(false);
         }
         self.protect(protected, now);
@@ -124,6 +143,7 @@ impl Policy {
                 "no prefix given: write 192.0.2.1, 192.0.2.0/24 or 2001:db8::/32",
             ));
         }
+        check(add)?;
         let mut done = Done::default();
         let mut put = Vec::new();
         for text in &add.prefixes {
@@ -132,7 +152,11 @@ impl Policy {
             self.comment(&rule, &mut done);
             put.push(rule);
         }
+        self.check_room(&put).map_err(Refusal::failed)?;
         self.change(&put, &[]).map_err(Refusal::failed)?;
+        for rule in &put {
+            self.note_winner(rule.prefix, Some(rule.origin), &mut done);
+        }
         Ok(done)
     }
 
@@ -156,11 +180,7 @@ impl Policy {
         }
         self.change(&[], &gone).map_err(Refusal::failed)?;
         for (prefix, _) in gone {
-            if let Some(winner) = self.compiled.enforced.get(&prefix) {
-                let (action, origin) = (winner.first.action().name(), winner.first.origin.name());
-                let prefix = display(&prefix);
-                done.notes.push(format!("{prefix} is still under {action} by {origin}"));
-            }
+            self.note_winner(prefix, None, &mut done);
         }
         Ok(done)
     }
@@ -179,29 +199,45 @@ impl Policy {
 
     /// Makes kernel and user space enforce the rules as they are.
     pub fn enforce(&mut self) -> Result<(), TablesError> {
-        let before = std::mem::take(&mut self.compiled);
-        self.compile();
+        let before = self.compile();
         if let Some(door) = &mut self.door
             && let Err(error) = door.apply(&self.compiled)
         {
             self.compiled = before;
+            self.lag = Some(error.to_string());
             return Err(error);
         }
+        self.lag = None;
         self.publish();
         Ok(())
     }
 
     fn protect(&mut self, protected: Protected, now: Now) {
-        self.rules.replace(&[Origin::Protected], protect::rules(&protected, now.utc));
+        self.rules.replace(Origin::Protected, protect::rules(&protected, now.utc));
         self.protected = protected;
     }
 
-    fn compile(&mut self) {
-        self.compiled = guard::compile(&self.rules, &self.protected);
-        for ((prefix, origin), refused) in &self.compiled.held_back {
-            let (prefix, origin) = (display(prefix), origin.name());
-            tracing::warn!(prefix, origin, reason = %refused, "rule held back");
+    /// Answers what was compiled before.
+    fn compile(&mut self) -> Compiled {
+        let compiled = guard::compile(&self.rules, &self.protected);
+        let before = std::mem::replace(&mut self.compiled, compiled);
+        for (key, refused) in &self.compiled.held_back {
+            if !before.held_back.contains_key(key) {
+                let (prefix, origin) = (display(&key.0), key.1.name());
+                tracing::warn!(prefix, origin, reason = %refused, "rule held back");
+            }
         }
+        before
+    }
+
+    /// The kernel's tables have an end of their own; user space alone has the same one.
+    fn check_room(&self, put: &[Rule]) -> Result<(), TablesError> {
+        if self.door.is_some() {
+            return Ok(());
+        }
+        let prefixes: BTreeSet<&IpNet> =
+            self.compiled.enforced.keys().chain(put.iter().map(|rule| &rule.prefix)).collect();
+        check_capacity(prefixes.into_iter(), self.max_rules)
     }
 
     /// The rule that a command makes for one prefix.
@@ -223,7 +259,9 @@ impl Policy {
             && let Err(refused) = guard::clear(&self.protected, prefix, origin)
         {
             if !add.force {
-                return Err(Refusal::failed(refused));
+                return Err(Refusal::failed(format!(
+                    "{refused}: insist with --force if it is to be, all the same"
+                )));
             }
             origin = Origin::Forced;
         }
@@ -245,7 +283,8 @@ impl Policy {
         let action = rule.action.name();
         done.done.push(format!("{action} {prefix}{}", until.unwrap_or_default()));
         if let Some(held) = self.rules.find(rule.prefix, rule.origin) {
-            done.notes.push(format!("{prefix}: replaces `{}` by operator", held.action.name()));
+            let (action, origin) = (held.action.name(), held.origin.name());
+            done.notes.push(format!("{prefix}: replaces `{action}` by {origin}"));
         }
         if rule.action == Action::Allow {
             return;
@@ -261,22 +300,29 @@ impl Policy {
         }
     }
 
+    /// Says so when another rule than the one by `origin` holds for a prefix.
+    fn note_winner(&self, prefix: IpNet, origin: Option<Origin>, done: &mut Done) {
+        let winner = self.compiled.enforced.get(&prefix).map(|winner| winner.first);
+        if let Some(winner) = winner.filter(|winner| Some(winner.origin) != origin) {
+            let (action, origin) = (winner.action().name(), winner.origin.name());
+            let prefix = display(&prefix);
+            done.notes.push(format!("{prefix} is still under {action} by {origin}"));
+        }
+    }
+
     fn not_removable(&self, prefix: IpNet, action: Action) -> Refusal {
-        let shown = display(&prefix);
-        let others: Vec<&str> = Origin::ALL
-            .into_iter()
-            .filter(|origin| {
-                self.rules.find(prefix, *origin).is_some_and(|rule| rule.action == action)
-            })
-            .map(Origin::name)
-            .collect();
-        Refusal::failed(if others.contains(&"configuration") {
+        let (shown, name) = (display(&prefix), action.name());
+        let held =
+            |origin: Origin| self.rules.find(prefix, origin).filter(|rule| rule.action == action);
+        Refusal::failed(if held(Origin::Configuration).is_some() {
             format!(
-                "{} {shown} comes from the configuration: take it out there and run `gateway reload`",
-                action.name()
+                "{name} {shown} comes from the configuration: \
+                 take it out there and run `gateway reload`"
             )
+        } else if let Some(rule) = held(Origin::Protected) {
+            format!("{shown} ({}) is always let in, nobody put it on the list", rule.reason)
         } else {
-            format!("there is no {0} rule for {shown}: see `gateway {0} list`", action.name())
+            format!("there is no {name} rule for {shown}: see `gateway {name} list`")
         })
     }
 
@@ -299,9 +345,40 @@ impl Policy {
             .filter_map(|(prefix, origin)| before.find(*prefix, *origin).cloned())
             .collect();
         self.rules = before;
-        self.store.change(&old, &touched)?;
-        self.enforce()?;
+        // Both are tried, whatever becomes of the other.
+        let enforced = self.enforce();
+        self.store.change(&old, &touched).with_context(|| {
+            format!("{error}; and it could not be undone in the store, so the next start tries it")
+        })?;
+        enforced?;
         Err(error.into())
+    }
+}
+
+/// Refuses what the rule of a command cannot say.
+fn check(add: &Add) -> Result<(), Refusal> {
+    let length = add.reason.chars().count();
+    if length > REASON_MAX_CHARS {
+        return Err(Refusal::usage(format!(
+            "the reason has {length} characters: at most {REASON_MAX_CHARS} are kept"
+        )));
+    }
+    // It is shown on terminals, where these move the cursor or turn the line around.
+    let hidden = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if let Some(odd) = add.reason.chars().find(|c| c.is_control() || hidden(*c)) {
+        return Err(Refusal::usage(format!(
+            "the reason has {} in it: write one line of plain text",
+            odd.escape_unicode()
+        )));
+    }
+    match add.for_ms.map(Duration::from_millis) {
+        Some(Duration::ZERO) => {
+            Err(Refusal::usage("a rule for no time is none: write --for 10m, or leave it out"))
+        }
+        Some(time) if time > FOR_MAX => Err(Refusal::usage(
+            "--for has an end at 100 years: leave it out for a rule without one",
+        )),
+        _ => Ok(()),
     }
 }
 

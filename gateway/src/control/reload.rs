@@ -32,7 +32,8 @@ impl Control {
         self.config = config;
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
         let held_back = self.policy.compiled().held_back.values().map(ToString::to_string);
-        Ok(Done { done: vec!["configuration reloaded".to_owned()], notes: held_back.collect() })
+        let notes = held_back.chain(self.kernel_note.clone()).collect();
+        Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }
 
     /// Refuses what only a restart can change.

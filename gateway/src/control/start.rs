@@ -16,7 +16,7 @@ use crate::admin::server;
 use crate::base::time::{Now, instant};
 use crate::config::{Attach, Config};
 use crate::kernel::pins::Pins;
-use crate::kernel::{Door, DoorError, Opened};
+use crate::kernel::{Door, DoorError, Opened, attach};
 use crate::listen::sockets::Sockets;
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
@@ -119,10 +119,11 @@ pub(super) fn open_door(
         } else {
             "kernel.interfaces names none"
         };
-        if pins.exist() {
+        // Where this user may not look, what is left there shows on the interfaces.
+        if matches!(pins.exist(), Ok(true)) {
             pins.remove_all().map_err(RunError::failed)?;
         }
-        return Ok(Some(format!("{why}; user space enforces alone")));
+        return Ok(Some(format!("{why}; user space enforces alone{}", leftovers(config))));
     }
     match Door::open(pins, config, policy.compiled(), target.uid) {
         Ok(Opened { door, attached, removed }) => {
@@ -138,12 +139,26 @@ pub(super) fn open_door(
             Ok((!fallbacks.is_empty()).then(|| fallbacks.join("; ")))
         }
         Err(error) if kernel.attach == Attach::Auto && error.is_lack_of_support() => {
-            Ok(Some(format!("user space enforces alone: {error}")))
+            Ok(Some(format!("user space enforces alone: {error}{}", leftovers(config))))
         }
         Err(error @ DoorError::Privileges(_)) => Err(RunError::Failed(format!(
             "kernel.attach asks for the kernel door: {error}; or set kernel.attach: auto"
         ))),
         Err(error) => Err(RunError::failed(error)),
+    }
+}
+
+/// What is to be said where the kernel door is shut and an interface runs a program all the same.
+fn leftovers(config: &Config) -> String {
+    let runs = |name: &&String| attach::running(name).is_ok_and(|running| running.is_some());
+    let names: Vec<&str> = config.kernel.interfaces.iter().filter(runs).map(|n| &**n).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        names => format!(
+            "; {} still runs an XDP program, and where an earlier gateway left it, it goes on \
+             enforcing that one's rules: `gateway kernel detach` as root ends that",
+            names.join(", ")
+        ),
     }
 }
 

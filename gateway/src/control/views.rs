@@ -12,6 +12,7 @@ use crate::base::time::Now;
 use crate::kernel::Door;
 use crate::kernel::tables::TablesError;
 use crate::rules::Rule;
+use crate::rules::classify::Entry;
 use gateway_common::verdict::Verdict;
 
 use super::policy::Policy;
@@ -31,13 +32,9 @@ pub fn list(policy: &Policy, action: Option<ListAction>) -> Result<Vec<RuleView>
 /// What happens to an address.
 pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
     let address = address.to_canonical();
-    let kernel = match &policy.door {
-        Some(door) => door.find(address, now.boot).map_err(Refusal::failed)?,
-        None => None,
-    };
-    let decided = match (&policy.door, kernel) {
-        (Some(_), found) => found.map(|(prefix, entry, _)| (prefix, entry)),
-        (None, _) => policy.compiled().classifier().find(address, now.boot),
+    let decided = match &policy.door {
+        Some(door) => door.find(address, now.boot).map(|(prefix, entry, _)| (prefix, entry)),
+        None => policy.compiled().classifier().find(address, now.boot),
     };
     let mut rule = None;
     let mut others = Vec::new();
@@ -46,7 +43,7 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
     for candidate in covering {
         let seen = view(policy, candidate, running).map_err(Refusal::failed)?;
         let decides = decided.is_some_and(|(prefix, entry)| {
-            prefix == candidate.prefix && entry.origin == candidate.origin as u8
+            prefix == candidate.prefix && entry.origin == candidate.origin
         });
         match decides {
             true => rule = Some(seen),
@@ -54,7 +51,7 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
         }
     }
     others.reverse();
-    let action = decided.and_then(|(_, entry)| Action::from_number(entry.action));
+    let action = decided.map(|(_, entry)| entry.action);
     Ok(Why { address, verdict: verdict(policy, action, running), rule, others })
 }
 
@@ -111,7 +108,7 @@ pub fn counts(policy: &Policy) -> RuleCounts {
 
 fn view(policy: &Policy, rule: &Rule, running: bool) -> Result<RuleView, TablesError> {
     let held = match &policy.door {
-        Some(door) => held(door, rule)?,
+        Some(door) => held(door, rule),
         None => None,
     };
     let refused = policy.compiled().held_back.get(&(rule.prefix, rule.origin));
@@ -147,10 +144,10 @@ fn view(policy: &Policy, rule: &Rule, running: bool) -> Result<RuleView, TablesE
     })
 }
 
-/// The packets that the kernel's copy of a rule has met, if the kernel has it in front.
-fn held(door: &Door, rule: &Rule) -> Result<Option<u64>, TablesError> {
-    let held = door.held(&rule.prefix)?;
-    Ok(held.filter(|(entry, _)| entry.origin == rule.origin as u8).map(|(_, hits)| hits.packets))
+/// The packets that the kernel's copy of a rule has met, if the kernel has it.
+fn held(door: &Door, rule: &Rule) -> Option<u64> {
+    let same = |entry: &Entry| (entry.origin, entry.action) == (rule.origin, rule.action);
+    door.held(&rule.prefix).into_iter().find(|(entry, _)| same(entry)).map(|(_, hits)| hits.packets)
 }
 
 /// Whether the kernel runs the program on any interface.

@@ -6,10 +6,12 @@ use std::io;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode, loaded_programs};
+use aya_obj::programs::XdpAttachType;
 use nix::net::if_::{if_nameindex, if_nametoindex};
 use thiserror::Error;
 
 use super::netlink::{self, Mode, Running};
+use super::object::PROGRAM_PIN;
 use super::pins::{Pins, PinsError};
 use super::tables::chain;
 use crate::config::Attach;
@@ -27,16 +29,22 @@ pub enum AttachError {
     },
     /// Another program has the interface.
     #[error(
-        "{interface} already runs XDP program {program} (id {id}), which is not the gateway's: take it off \
+        "{interface} already runs XDP program {program}, which is not the gateway's: take it off \
          (`ip link set dev {interface} xdp off`, or whoever put it there) or take {interface} out of kernel.interfaces"
     )]
     Foreign {
         /// The interface.
         interface: String,
-        /// The foreign program's name.
+        /// The foreign program's name, if it can be known, and id.
         program: String,
-        /// The foreign program's id.
-        id: u32,
+    },
+    /// The link did not take the new program; it keeps the old one.
+    #[error("the XDP program of {interface} cannot be replaced: {reason}")]
+    NotReplaced {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        reason: String,
     },
     /// The driver or the kernel refused.
     #[error("XDP cannot be attached to {interface} in {mode} mode: {reason}")]
@@ -85,28 +93,57 @@ pub fn check(interface: &str, pins: &Pins) -> Result<(), AttachError> {
     if is_ours(interface, found.program, pins) {
         return Ok(());
     }
-    let program = loaded_programs()
+    // Only CAP_SYS_ADMIN may ask for names, which the daemon does not keep.
+    let name = loaded_programs()
         .filter_map(Result::ok)
         .find(|program| program.id() == found.program)
-        .and_then(|program| program.name_as_str().map(str::to_owned))
-        .unwrap_or_default();
-    let interface = interface.to_owned();
-    Err(AttachError::Foreign { interface, program: format!("`{program}`"), id: found.program })
+        .and_then(|program| Some(format!("`{}` ", program.name_as_str()?)));
+    let program = format!("{}(id {})", name.unwrap_or_default(), found.program);
+    Err(AttachError::Foreign { interface: interface.to_owned(), program })
 }
 
-/// Lets the interface run `program`: by updating the link that is pinned for it, or by a new one.
+/// Whether the program of the interface can be replaced in one step: it is that of the link that is pinned for it, and
+/// runs in a mode that is wished for. A link keeps the mode that it was made with.
+pub fn is_updatable(interface: &str, wish: Attach, pins: &Pins) -> Result<bool, AttachError> {
+    let Some(found) = running(interface)? else { return Ok(false) };
+    let fits = match wish {
+        Attach::Auto => true,
+        Attach::Native => found.mode == Mode::Native,
+        Attach::Generic | Attach::Off => found.mode == Mode::Generic,
+    };
+    Ok(fits && is_ours(interface, found.program, pins))
+}
+
+/// Replaces the program of the pinned link in one step, so that no packet meets none.
+pub fn update(program: &mut Xdp, interface: &str, pins: &Pins) -> Result<Attached, AttachError> {
+    let link = pinned(pins, interface).and_then(|link| XdpLink::try_from(FdLink::from(link)));
+    let updated = link
+        .map_err(|error| chain(&error))
+        .and_then(|link| program.attach_to_link(link).map_err(|error| chain(&error)));
+    match updated {
+        Ok(_) => report(interface, None),
+        Err(reason) => Err(AttachError::NotReplaced { interface: interface.to_owned(), reason }),
+    }
+}
+
+/// A link made anew.
+#[derive(Debug)]
+pub struct Fresh {
+    /// What it came to.
+    pub attached: Attached,
+    before: Option<Mode>,
+}
+
+/// Attaches the program by a new link in the place of the one that is pinned, if there is one: it is of an interface
+/// that went away, or of a mode that is not wanted any more.
 pub fn attach(
     program: &mut Xdp,
     interface: &str,
     wish: Attach,
     pins: &Pins,
-) -> Result<Attached, AttachError> {
-    let path = pins.link(interface);
-    if path.exists() && mode_fits(interface, wish)? && update(program, pins, interface).is_ok() {
-        return report(interface, None);
-    }
-    // The link is of an interface that went away, or of a mode that is not wanted any more.
-    pins.remove(&path)?;
+) -> Result<Fresh, AttachError> {
+    let before = running(interface)?.map(|running| running.mode);
+    pins.remove(&pins.link(interface))?;
     let modes: &[XdpMode] = match wish {
         Attach::Auto => &[XdpMode::Driver, XdpMode::Skb],
         Attach::Native => &[XdpMode::Driver],
@@ -115,10 +152,13 @@ pub fn attach(
     let mut reasons: Vec<String> = Vec::new();
     for mode in modes {
         match attach_in(program, interface, *mode, pins) {
-            Ok(()) => return report(interface, reasons.pop()),
+            Ok(()) => {
+                return Ok(Fresh { attached: report(interface, reasons.pop())?, before });
+            }
             Err(reason) => reasons.push(reason),
         }
     }
+    reasons.extend(restore(interface, before, pins).err());
     let mode = match wish {
         Attach::Auto => "native or generic",
         Attach::Native => "native",
@@ -126,6 +166,28 @@ pub fn attach(
     };
     let interface = interface.to_owned();
     Err(AttachError::Refused { interface, mode, reason: reasons.join("; ") })
+}
+
+impl Fresh {
+    /// Puts back what was there before.
+    pub fn undo(&self, pins: &Pins) -> Result<(), String> {
+        let interface = &self.attached.interface;
+        pins.remove(&pins.link(interface)).map_err(|error| error.to_string())?;
+        restore(interface, self.before, pins)
+    }
+}
+
+/// Attaches the program that is pinned, which is the one from before, in the mode that it ran in.
+fn restore(interface: &str, mode: Option<Mode>, pins: &Pins) -> Result<(), String> {
+    let mode = match mode {
+        None => return Ok(()),
+        Some(Mode::Generic) => XdpMode::Skb,
+        Some(Mode::Native | Mode::Offload | Mode::Multiple) => XdpMode::Driver,
+    };
+    Xdp::from_pin(pins.map(PROGRAM_PIN), XdpAttachType::Interface)
+        .map_err(|error| chain(&error))
+        .and_then(|mut program| attach_in(&mut program, interface, mode, pins))
+        .map_err(|reason| format!("{interface} could not be given back its program: {reason}"))
 }
 
 /// A new link, pinned at once: what is not pinned would end with the process.
@@ -142,13 +204,6 @@ fn attach_in(program: &mut Xdp, interface: &str, mode: XdpMode, pins: &Pins) -> 
     link.pin(pins.link(interface)).map(drop).map_err(|error| chain(&error))
 }
 
-/// Replaces the program of the pinned link in one step, so that no packet meets none.
-fn update(program: &mut Xdp, pins: &Pins, interface: &str) -> Result<(), String> {
-    let link = pinned(pins, interface).map_err(|error| chain(&error))?;
-    let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| chain(&error))?;
-    program.attach_to_link(link).map(drop).map_err(|error| chain(&error))
-}
-
 fn pinned(pins: &Pins, interface: &str) -> Result<PinnedLink, LinkError> {
     PinnedLink::from_pin(pins.link(interface))
 }
@@ -157,15 +212,6 @@ fn pinned(pins: &Pins, interface: &str) -> Result<PinnedLink, LinkError> {
 fn is_ours(interface: &str, program: u32, pins: &Pins) -> bool {
     let info = pinned(pins, interface).and_then(|link| FdLink::from(link).info());
     info.is_ok_and(|info| info.program_id() == program)
-}
-
-/// Whether the mode that the interface runs in is one that is wished for. A link keeps the mode that it was made with.
-fn mode_fits(interface: &str, wish: Attach) -> Result<bool, AttachError> {
-    Ok(running(interface)?.is_some_and(|running| match wish {
-        Attach::Auto => true,
-        Attach::Native => running.mode == Mode::Native,
-        Attach::Generic | Attach::Off => running.mode == Mode::Generic,
-    }))
 }
 
 fn report(interface: &str, fallback: Option<String>) -> Result<Attached, AttachError> {

@@ -53,7 +53,8 @@ impl FiltersV4 {
         if !covers {
             self.untouch(first, last, &held);
         }
-        for (index, block) in (first >> self.shift()..).zip(self.blocks_of(first, last)) {
+        let index = (u64::from(first) >> self.block_shift) as u32;
+        for (index, block) in (index..).zip(self.blocks_of(first, last)) {
             let (start, end) = self.block(index);
             // Two rules of one length never overlap: a rule as large as the block was alone in it.
             let other = tag.length() > 32 - self.block_shift
@@ -95,11 +96,6 @@ impl FiltersV4 {
     fn block(&self, index: u32) -> (u32, u32) {
         let start = (u64::from(index) << self.block_shift) as u32;
         (start, start | !mask32(32 - self.block_shift))
-    }
-
-    /// At most 31: there are at least two blocks.
-    fn shift(&self) -> u32 {
-        self.block_shift.min(31)
     }
 }
 
@@ -212,7 +208,8 @@ mod tests {
 
     /// What the filters must say, from the rules alone.
     fn expected(filters: &FiltersV4, rules: &BTreeSet<TagV4>, address: u32) -> (bool, u64) {
-        let meets = |tag: &TagV4, first: u32, last: u32| range(*tag).0 <= last && first <= range(*tag).1;
+        let meets =
+            |tag: &TagV4, first: u32, last: u32| range(*tag).0 <= last && first <= range(*tag).1;
         let net = address & mask32(24);
         let touched = rules.iter().any(|tag| meets(tag, net, net | 0xff));
         let (start, end) = filters.block(address >> filters.block_shift);

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use gateway_common::rule::{Action, Entry, Origin, Rules};
+use gateway_common::rule::{Action, Origin};
+use gateway_common::table::{Head, Span};
 use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::base::prefix::display;
 use crate::base::time::BootTime;
+use crate::rules::classify::{Classifier, Entry, Pair};
 use crate::rules::protected::{Protected, describe};
 use crate::rules::{Rule, RuleSet};
 
@@ -17,10 +19,7 @@ pub struct SafeToBlock(());
 
 /// Why a rule may not be.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error(
-    "{} must never be blocked, for it is in {protected}: insist with --force if it is to be, all the same",
-    display(prefix)
-)]
+#[error("{} must never be blocked, for it is in {protected}", display(prefix))]
 pub struct Refused {
     /// The prefix of the rule.
     pub prefix: IpNet,
@@ -48,7 +47,7 @@ pub struct Cleared {
     pub origin: Origin,
     /// First moment at which it holds no longer.
     pub until: BootTime,
-    profile: u16,
+    profile: u8,
     effect: Effect,
 }
 
@@ -75,18 +74,15 @@ impl Cleared {
         }
     }
 
-    /// As the maps hold it, with its hits counted in `slot`.
-    pub fn entry(&self, slot: u32, generation: u32) -> Entry {
-        Entry {
-            active_from: 0,
-            active_until: self.until.0,
-            slot,
-            generation,
-            action: self.action() as u8,
-            origin: self.origin as u8,
-            profile: self.profile,
-            reserved: 0,
-        }
+    /// As user space looks it up.
+    pub fn entry(&self) -> Entry {
+        Entry { action: self.action(), origin: self.origin, until: self.until }
+    }
+
+    /// As the program looks it up.
+    pub fn head(&self, second: bool) -> (Head, Span) {
+        let head = Head::new(self.action(), self.origin, self.profile, second);
+        (head, Span::until_ns(self.until.0))
     }
 }
 
@@ -130,10 +126,10 @@ pub fn compile(rules: &RuleSet, protected: &Protected) -> Compiled {
 
 impl Compiled {
     /// As user space looks them up, where no hits are counted.
-    pub fn classifier(&self) -> crate::rules::classify::Classifier {
-        crate::rules::classify::Classifier::new(self.enforced.iter().map(|(prefix, pair)| {
-            let second = pair.second.map(|rule| rule.entry(0, 0)).unwrap_or_default();
-            (*prefix, Rules { first: pair.first.entry(0, 0), second })
+    pub fn classifier(&self) -> Classifier {
+        Classifier::new(self.enforced.iter().map(|(prefix, pair)| {
+            let second = pair.second.map(|rule| rule.entry());
+            (*prefix, Pair { first: pair.first.entry(), second })
         }))
     }
 }
@@ -168,7 +164,10 @@ mod tests {
     fn inside_a_protected_prefix_is_refused_unless_forced() {
         let prefix = "10.0.0.11/32".parse().unwrap();
         let refused = clear(&protected(), prefix, Origin::Operator).unwrap_err();
-        assert_eq!(refused.protected, "10.0.0.11 (upstream users)");
+        assert_eq!(
+            refused.to_string(),
+            "10.0.0.11 must never be blocked, for it is in 10.0.0.11 (upstream users)"
+        );
         assert!(clear(&protected(), prefix, Origin::Ban).is_err());
         assert!(clear(&protected(), prefix, Origin::Forced).is_ok());
         assert!(clear(&protected(), "10.0.0.0/8".parse().unwrap(), Origin::Operator).is_ok());

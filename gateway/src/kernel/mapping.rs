@@ -38,8 +38,9 @@ impl Mapping {
         let length = NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: as above.
-        let memory =
-            unsafe { nix::sys::mman::mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) }?;
+        let memory = unsafe {
+            nix::sys::mman::mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE)
+        }?;
         Ok(Self { memory: memory.cast(), words: bytes / size_of::<AtomicU64>() })
     }
 

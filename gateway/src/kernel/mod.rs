@@ -1,31 +1,34 @@
 //! The kernel door: enforces the rules by XDP. Never sees a request.
 //!
-//! [`Door::open`] loads the program, fills its maps and only then attaches it. What it does outlives the process; an
-//! opened door only writes the maps and reads what the kernel reports.
+//! [`Door::open`] loads the program and puts it in force with its maps filled, or leaves everything as it was. What it
+//! does outlives the process; an opened door only writes the maps and reads what the kernel reports.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use gateway_common::bucket::Bucket;
-use gateway_common::layout::{Hits, Settings};
-use gateway_common::rule::Entry;
+use gateway_common::layout::Hits;
 use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::base::time::BootTime;
 use crate::config::{self, ProtectedPorts};
+use crate::rules::classify::Entry;
 
 pub mod attach;
+pub mod filters;
 pub mod guard;
+pub mod mapping;
 pub mod netlink;
 pub mod object;
 pub mod pins;
 pub mod support;
+pub mod table;
 pub mod tables;
 
-use attach::{AttachError, Attached};
+use attach::{AttachError, Attached, Fresh};
 use guard::Compiled;
-use object::{Capacity, LoadError};
+use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
 use tables::{Count, Tables, TablesError};
 
@@ -47,13 +50,17 @@ pub enum DoorError {
     /// The maps.
     #[error(transparent)]
     Tables(#[from] TablesError),
+    /// What was done could not be undone.
+    #[error("{0}; and {1}")]
+    Half(Box<DoorError>, String),
 }
 
 impl DoorError {
     /// Whether the host cannot have a kernel door, so that user space may enforce alone. Anything else is a mistake
     /// that somebody has to correct.
     pub fn is_lack_of_support(&self) -> bool {
-        matches!(self, Self::Privileges(_) | Self::Load(_))
+        matches!(self, Self::Privileges(_))
+            || matches!(self, Self::Load(LoadError::Object(_) | LoadError::Program(_)))
             || matches!(self, Self::Pins(PinsError::NoFileSystem { .. }))
     }
 }
@@ -77,7 +84,7 @@ pub struct Opened {
 
 impl Door {
     /// Loads the program, fills the maps and attaches it to every interface of the configuration. A program that is
-    /// attached already is replaced in one step. `owner` is the user whose pins are taken over besides root's.
+    /// attached already is replaced in one step, and stays when an interface refuses the new one. `owner` is the user whose pins are taken over besides root's.
     pub fn open(
         pins: &mut Pins,
         config: &config::Config,
@@ -94,30 +101,55 @@ impl Door {
         for interface in &kernel.interfaces {
             attach::check(interface, &pins)?;
         }
-        let settings = settings(kernel);
+        let opened = Self::take_over(&pins, config, compiled);
+        if opened.is_err() {
+            // What led to the error is worth telling, not that its remains are left to the next start.
+            drop(pins.remove_unfinished());
+        }
+        opened
+    }
+
+    fn take_over(
+        pins: &Pins,
+        config: &config::Config,
+        compiled: &Compiled,
+    ) -> Result<Opened, DoorError> {
+        pins.remove_unfinished()?;
+        let kernel = &config.kernel;
         let capacity = Capacity { rules: kernel.max_rules, sources: kernel.max_sources };
-        let mut loaded = object::load(&pins, settings, capacity)?;
+        let mut loaded = object::load(pins, switches(kernel), capacity)?;
         let path = |name: &str| match loaded.replaced.contains(&name) {
             true => pins.next(name),
             false => pins.map(name),
         };
-        let mut tables = Tables::open(path)?;
-        tables.write_profiles(&profiles(kernel))?;
-        tables.write_ports(&protected_ports(config))?;
-        tables.apply(compiled)?;
-        let mut attached = Vec::new();
-        for interface in &kernel.interfaces {
-            attached.push(attach::attach(loaded.program()?, interface, kernel.attach, &pins)?);
+        let mut tables = Tables::open(path, kernel.max_rules)?;
+        let before = match loaded.replaced.as_slice() {
+            [] => None,
+            _ => Tables::open(|name| pins.map(name), kernel.max_rules).ok(),
+        };
+        tables.check(compiled)?;
+        let mut fresh = Vec::new();
+        let switched = switch(&mut loaded, &mut tables, &mut fresh, (pins, config, compiled));
+        let attached = switched.map_err(|error| {
+            let undone = fresh.iter().rev().filter_map(|fresh| fresh.undo(pins).err());
+            match undone.reduce(|all, one| format!("{all}; {one}")) {
+                Some(left) => DoorError::Half(Box::new(error), left),
+                None => error,
+            }
+        })?;
+        if let Some(before) = before {
+            tables.inherit(&before);
         }
-        loaded.settle(&pins)?;
-        for interface in pins.linked() {
+        loaded.settle(pins)?;
+        for interface in pins.linked()? {
             if !kernel.interfaces.contains(&interface) {
                 pins.remove(&pins.link(&interface))?;
             }
         }
         let removed = pins.remove_stale()?;
         let interfaces = kernel.interfaces.clone();
-        Ok(Opened { door: Self { pins, tables, interfaces }, attached, removed })
+        let door = Self { pins: pins.clone(), tables, interfaces };
+        Ok(Opened { door, attached, removed })
     }
 
     /// Makes the kernel enforce exactly these rules.
@@ -140,19 +172,13 @@ impl Door {
     }
 
     /// The rule that the kernel applies to `address`, and what it has met.
-    pub fn find(
-        &self,
-        address: IpAddr,
-        now: BootTime,
-    ) -> Result<Option<(IpNet, Entry, Hits)>, TablesError> {
-        let Some((prefix, entry)) = self.tables.find(address, now)? else { return Ok(None) };
-        Ok(Some((prefix, entry, self.tables.hits(&entry)?)))
+    pub fn find(&self, address: IpAddr, now: BootTime) -> Option<(IpNet, Entry, Hits)> {
+        self.tables.find(address, now)
     }
 
-    /// What the kernel holds for a prefix, with what its first rule has met.
-    pub fn held(&self, prefix: &IpNet) -> Result<Option<(Entry, Hits)>, TablesError> {
-        let Some(rules) = self.tables.rules(prefix)? else { return Ok(None) };
-        Ok(Some((rules.first, self.tables.hits(&rules.first)?)))
+    /// The rules that the kernel holds for a prefix, each with what it has met.
+    pub fn held(&self, prefix: &IpNet) -> Vec<(Entry, Hits)> {
+        self.tables.held(prefix)
     }
 
     /// Hands the pins to the user that the daemon becomes.
@@ -161,20 +187,42 @@ impl Door {
     }
 
     /// Ends all enforcement in the kernel and removes every pin. Answers the interfaces.
-    pub fn detach(self) -> Result<Vec<String>, PinsError> {
+    pub fn detach(&self) -> Result<Vec<String>, PinsError> {
         self.pins.remove_all()
     }
 }
 
-/// The program's constants. Rules are always looked at, for the protected addresses are rules.
-fn settings(kernel: &config::Kernel) -> Settings {
-    let limited = kernel.default_profile.is_some() || !kernel.limits.is_empty();
-    Settings {
-        rules: 1,
-        buckets: u32::from(limited),
-        dry_run: u32::from(kernel.dry_run),
-        reserved: 0,
+/// Puts a loaded program in force. New links come first, for only they can be refused, and undone; the rules follow
+/// once nothing stands in their way, and last the links that are only given another program.
+fn switch(
+    loaded: &mut Loaded,
+    tables: &mut Tables,
+    fresh: &mut Vec<Fresh>,
+    (pins, config, compiled): (&Pins, &config::Config, &Compiled),
+) -> Result<Vec<Attached>, DoorError> {
+    let kernel = &config.kernel;
+    let mut updatable = Vec::new();
+    for interface in &kernel.interfaces {
+        if attach::is_updatable(interface, kernel.attach, pins)? {
+            updatable.push(interface);
+        } else {
+            fresh.push(attach::attach(loaded.program()?, interface, kernel.attach, pins)?);
+        }
     }
+    tables.write_profiles(&profiles(kernel))?;
+    tables.write_ports(&protected_ports(config))?;
+    tables.apply(compiled)?;
+    let mut attached: Vec<_> = fresh.iter().map(|fresh| fresh.attached.clone()).collect();
+    for interface in updatable {
+        attached.push(attach::update(loaded.program()?, interface, pins)?);
+    }
+    Ok(attached)
+}
+
+/// What of the program is executed at all.
+fn switches(kernel: &config::Kernel) -> Switches {
+    let buckets = kernel.default_profile.is_some() || !kernel.limits.is_empty();
+    Switches { buckets, dry_run: kernel.dry_run }
 }
 
 /// The profiles as the kernel's table has them: the default one first, then all in the order of the configuration.
@@ -185,8 +233,8 @@ fn profiles(kernel: &config::Kernel) -> Vec<Bucket> {
 }
 
 /// The place of a profile of the configuration in the kernel's table.
-pub fn profile_index(profile: usize) -> u16 {
-    u16::try_from(profile + 1).unwrap_or(0)
+pub fn profile_index(profile: usize) -> u8 {
+    u8::try_from(profile + 1).unwrap_or(0)
 }
 
 fn protected_ports(config: &config::Config) -> BTreeSet<u16> {

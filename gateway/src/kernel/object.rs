@@ -1,10 +1,15 @@
 //! The XDP program: the prebuilt object is loaded with the constants and sizes of the configuration, onto the maps that
 //! are already pinned where these fit.
 
-use aya::maps::MapInfo;
+use std::hash::{BuildHasher as _, RandomState};
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use gateway_common::layout::{self, Settings};
+use gateway_common::table::{CELLS, buckets_for};
 use thiserror::Error;
 
 use super::pins::{Pins, PinsError};
@@ -12,6 +17,9 @@ use super::tables::chain;
 
 /// What `cargo xtask ebpf` built; a test holds it against the hash of its sources.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../gateway-ebpf/prebuilt/gateway.bpf.o");
+
+/// Name of the program's pin.
+pub const PROGRAM_PIN: &str = "program";
 
 /// Why the program could not be loaded.
 #[derive(Debug, Error)]
@@ -40,15 +48,42 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Entries of a map, where it is a setting. A prefix has two rules at most, and there are two families.
+    /// Blocks of IPv4 addresses whose lengths are told apart: about one a rule, within what a cache holds and what a
+    /// host can spare.
+    const BLOCKS: RangeInclusive<u32> = 1 << 16..=1 << 22;
+    /// Bits of the IPv6 filter for each rule that fits; one in eight that is set makes a false look-up as rare.
+    const FILTER_BITS_A_RULE: u32 = 8;
+
+    fn blocks(self) -> u32 {
+        self.rules.next_power_of_two().clamp(*Self::BLOCKS.start(), *Self::BLOCKS.end())
+    }
+
+    fn filter_bits(self) -> u32 {
+        let bits = self.rules.saturating_mul(Self::FILTER_BITS_A_RULE).max(1 << 16);
+        bits.checked_next_power_of_two().unwrap_or(1 << 31)
+    }
+
+    /// Entries of a map, where it is a setting.
     fn entries(self, map: &str) -> Option<u32> {
+        let buckets = buckets_for(self.rules);
         match map {
-            layout::RULES_V4 | layout::RULES_V6 => Some(self.rules),
-            layout::HITS => Some(self.rules.saturating_mul(4)),
+            layout::TABLE_V4 | layout::TABLE_V6 => Some(buckets),
+            layout::HITS_V4 | layout::HITS_V6 => Some(buckets * CELLS as u32),
+            layout::BLOCKS_V4 => Some(self.blocks()),
+            layout::FILTER_V6 => Some(self.filter_bits() / 64),
             layout::BUCKETS => Some(self.sources),
             _ => None,
         }
     }
+}
+
+/// What of the program's constants the configuration decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switches {
+    /// Look at packet buckets.
+    pub buckets: bool,
+    /// Count what would be dropped and drop nothing.
+    pub dry_run: bool,
 }
 
 /// The program in the kernel, not yet attached.
@@ -60,24 +95,56 @@ pub struct Loaded {
 
 /// Loads the program. Pinned maps of the right shape are taken over with all they hold; the others are made anew beside
 /// them and take their places when [`Loaded::settle`] is called.
-pub fn load(pins: &Pins, settings: Settings, capacity: Capacity) -> Result<Loaded, LoadError> {
+pub fn load(pins: &Pins, switches: Switches, capacity: Capacity) -> Result<Loaded, LoadError> {
     let replaced = misfits(pins, capacity)?;
-    for name in &replaced {
-        pins.remove(&pins.next(name))?;
-    }
+    let path = |name: &str| match replaced.iter().any(|replaced| *replaced == name) {
+        true => pins.next(name),
+        false => pins.map(name),
+    };
+    let seed = seed(&path(layout::SEED));
+    let mask = buckets_for(capacity.rules) - 1;
+    let settings = Settings {
+        seed,
+        table_mask_v4: mask,
+        table_mask_v6: mask,
+        block_shift_v4: 32 - capacity.blocks().ilog2(),
+        filter_mask_v6: capacity.filter_bits() - 1,
+        // The protected addresses are rules, so there always are some.
+        rules: 1,
+        buckets: u32::from(switches.buckets),
+        dry_run: u32::from(switches.dry_run),
+        reserved: 0,
+    };
     let mut loader = EbpfLoader::new();
     loader.override_global(layout::SETTINGS, &settings, true);
-    for name in layout::MAPS {
-        let path = if replaced.contains(&name) { pins.next(name) } else { pins.map(name) };
-        loader.map_pin_path(name, path);
+    for name in maps() {
+        loader.map_pin_path(name, path(name));
         if let Some(entries) = capacity.entries(name) {
             loader.map_max_entries(name, entries);
         }
     }
-    let object = loader.load(OBJECT)?;
+    let mut object = loader.load(OBJECT)?;
+    let kept =
+        object.map_mut(layout::SEED).ok_or_else(|| LoadError::Broken("no seed".to_owned()))?;
+    let kept = Array::<_, u64>::try_from(kept).and_then(|mut kept| kept.set(0, seed, 0));
+    kept.map_err(|error| LoadError::Broken(chain(&error)))?;
     let mut loaded = Loaded { object, replaced };
     loaded.program()?.load()?;
     Ok(loaded)
+}
+
+fn maps() -> impl Iterator<Item = &'static str> {
+    layout::RULE_MAPS.into_iter().chain(layout::OTHER_MAPS)
+}
+
+/// What the tables that are taken over were hashed with; for new ones something that nobody can guess, because whoever
+/// is banned chooses the addresses.
+fn seed(pin: &Path) -> u64 {
+    MapData::from_pin(pin)
+        .and_then(Map::from_map_data)
+        .and_then(Array::<_, u64>::try_from)
+        .and_then(|kept| kept.get(&0, 0))
+        .unwrap_or_else(|_| RandomState::new().hash_one(0))
 }
 
 impl Loaded {
@@ -90,11 +157,9 @@ impl Loaded {
 
     /// Pins the program and lets the new maps take the places of the old, once the links run it.
     pub fn settle(mut self, pins: &Pins) -> Result<(), LoadError> {
-        const PIN: &str = "program";
-        pins.remove(&pins.next(PIN))?;
-        let pinned = self.program()?.pin(pins.next(PIN));
+        let pinned = self.program()?.pin(pins.next(PROGRAM_PIN));
         pinned.map_err(|error| LoadError::Broken(chain(&error)))?;
-        pins.promote(PIN)?;
+        pins.promote(PROGRAM_PIN)?;
         for name in &self.replaced {
             pins.promote(name)?;
         }
@@ -102,15 +167,25 @@ impl Loaded {
     }
 }
 
-/// The pinned maps whose type or sizes are not those that the program wants: aya would take them over unseen.
+/// The pinned maps whose type or sizes are not those that the program wants: aya would take them over unseen. Those of
+/// the rules belong together.
 fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadError> {
     let object = aya_obj::Object::parse(OBJECT).map_err(|e| LoadError::Broken(e.to_string()))?;
     let mut misfits = Vec::new();
-    for name in layout::MAPS {
+    let mut missing = Vec::new();
+    for name in maps() {
         let Some(map) = object.maps.get(name) else {
             return Err(LoadError::Broken(format!("it has no map {name}")));
         };
-        let Ok(pinned) = MapInfo::from_pin(pins.map(name)) else { continue };
+        let Ok(pinned) = MapInfo::from_pin(pins.map(name)) else {
+            // What is there is no map of anybody's, or there is nothing.
+            if pins.map(name).exists() {
+                misfits.push(name)
+            } else {
+                missing.push(name)
+            }
+            continue;
+        };
         let entries = capacity.entries(name).unwrap_or(map.max_entries());
         let kind = pinned.map_type().map(|kind| kind as u32).ok();
         let fits = kind == Some(map.map_type())
@@ -120,6 +195,12 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
         if !fits {
             misfits.push(name);
         }
+    }
+    let rules = layout::RULE_MAPS;
+    let lost = rules.iter().filter(|name| missing.contains(*name)).count();
+    if rules.iter().any(|name| misfits.contains(name)) || (lost > 0 && lost < rules.len()) {
+        misfits.retain(|name| !rules.contains(name));
+        misfits.extend(rules);
     }
     Ok(misfits)
 }

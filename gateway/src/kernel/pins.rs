@@ -10,7 +10,7 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +41,9 @@ pub enum PinsError {
         /// The numeric user.
         owner: u32,
     },
+    /// Not for this user.
+    #[error("{0} is closed to this user: run this as root, or as the gateway's own user")]
+    Closed(String),
     /// Anything else.
     #[error("{path}: {source}")]
     Io {
@@ -50,6 +53,8 @@ pub enum PinsError {
         source: io::Error,
     },
 }
+
+const NEXT: &str = "-next";
 
 /// The folder of pins.
 ///
@@ -70,6 +75,10 @@ impl Pins {
 
     /// Makes the folder ready: a BPF file system below it, mode 0700, owned by root or by the user `owner`.
     pub fn prepare(&mut self, owner: u32) -> Result<(), PinsError> {
+        // A folder that was removed is still reached through its descriptor, but nothing can be made in it.
+        if fs::metadata(&self.reached).is_ok_and(|metadata| metadata.nlink() == 0) {
+            *self = Self::at(&self.root);
+        }
         if self.folder.is_none() {
             self.mount()?;
             self.make(&self.root)?;
@@ -79,6 +88,8 @@ impl Pins {
                 let path = self.root.display().to_string();
                 return Err(PinsError::ForeignOwner { path, owner: metadata.uid() });
             }
+            fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
+                .map_err(|source| self.error(&self.root, source))?;
             let folder = rustix::fs::open(
                 &self.root,
                 OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -96,7 +107,7 @@ impl Pins {
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), PinsError> {
         let mut paths = vec![self.reached.clone(), self.maps(), self.links()];
         for folder in [self.maps(), self.links()] {
-            paths.extend(entries(&folder));
+            paths.extend(self.entries(&folder)?);
         }
         for path in paths {
             chown(&path, Some(user), Some(group)).map_err(|source| self.error(&path, source))?;
@@ -116,7 +127,7 @@ impl Pins {
 
     /// The pin of a map or the program that is about to take over from the one without `-next`.
     pub fn next(&self, name: &str) -> PathBuf {
-        self.maps().join(format!("{name}-next"))
+        self.maps().join(format!("{name}{NEXT}"))
     }
 
     /// The pin of the link of an interface. The BPF file system allows no dots in names, interfaces do.
@@ -124,13 +135,23 @@ impl Pins {
         self.links().join(interface.replace('%', "%25").replace('.', "%2e"))
     }
 
+    /// Removes what was about to take over and never did.
+    pub fn remove_unfinished(&self) -> Result<(), PinsError> {
+        for path in self.entries(&self.maps())? {
+            if path.to_string_lossy().ends_with(NEXT) {
+                self.remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The interfaces that have a link.
-    pub fn linked(&self) -> Vec<String> {
+    pub fn linked(&self) -> Result<Vec<String>, PinsError> {
         let decode = |path: PathBuf| {
             let name = path.file_name()?.to_str()?;
             Some(name.replace("%2e", ".").replace("%25", "%"))
         };
-        entries(&self.links()).into_iter().filter_map(decode).collect()
+        Ok(self.entries(&self.links())?.into_iter().filter_map(decode).collect())
     }
 
     /// Lets `name-next` take the place of `name`.
@@ -152,7 +173,7 @@ impl Pins {
     /// Removes the folders of other ABI versions, once no link runs their programs, and names them.
     pub fn remove_stale(&self) -> Result<Vec<String>, PinsError> {
         let mut removed = Vec::new();
-        for folder in self.versions() {
+        for folder in self.versions()? {
             if folder != self.maps() {
                 self.remove_folder(&folder)?;
                 removed.push(self.shown(&folder));
@@ -164,9 +185,9 @@ impl Pins {
     /// Removes everything: links first, so that no program is left without its maps' pins. Answers the interfaces that
     /// had a link. The empty folder stays where whoever asks may not remove it.
     pub fn remove_all(&self) -> Result<Vec<String>, PinsError> {
-        let linked = self.linked();
+        let linked = self.linked()?;
         self.remove_folder(&self.links())?;
-        for folder in self.versions() {
+        for folder in self.versions()? {
             self.remove_folder(&folder)?;
         }
         match fs::remove_dir(&self.root) {
@@ -179,16 +200,16 @@ impl Pins {
     }
 
     /// Whether there is anything.
-    pub fn exist(&self) -> bool {
-        self.reached.exists()
+    pub fn exist(&self) -> Result<bool, PinsError> {
+        self.reached.try_exists().map_err(|source| self.error(&self.reached, source))
     }
 
     /// The folders of all ABI versions. Whatever else lies beside them is not ours to touch.
-    fn versions(&self) -> impl Iterator<Item = PathBuf> {
+    fn versions(&self) -> Result<Vec<PathBuf>, PinsError> {
         let ours = |folder: &PathBuf| {
             folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("abi-"))
         };
-        entries(&self.reached).into_iter().filter(ours)
+        Ok(self.entries(&self.reached)?.into_iter().filter(ours).collect())
     }
 
     fn links(&self) -> PathBuf {
@@ -201,13 +222,24 @@ impl Pins {
     }
 
     fn remove_folder(&self, folder: &Path) -> Result<(), PinsError> {
-        if folder.is_dir() {
-            for path in entries(folder) {
-                fs::remove_file(&path).map_err(|source| self.error(&path, source))?;
-            }
-            return fs::remove_dir(folder).map_err(|source| self.error(folder, source));
+        for path in self.entries(folder)? {
+            fs::remove_file(&path).map_err(|source| self.error(&path, source))?;
         }
-        Ok(())
+        match fs::remove_dir(folder) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(self.error(folder, source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is in a folder; nothing if it is not there.
+    fn entries(&self, folder: &Path) -> Result<Vec<PathBuf>, PinsError> {
+        let read = match fs::read_dir(folder) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            read => read.and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect()),
+        };
+        read.map_err(|source| self.error(folder, source))
     }
 
     /// A path as people know it.
@@ -217,7 +249,10 @@ impl Pins {
     }
 
     fn error(&self, path: &Path, source: io::Error) -> PinsError {
-        PinsError::Io { path: self.shown(path), source }
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => PinsError::Closed(self.shown(path)),
+            _ => PinsError::Io { path: self.shown(path), source },
+        }
     }
 
     /// Sees to it that the folder lies on a BPF file system, mounting one where it usually is.
@@ -242,9 +277,4 @@ impl Pins {
         };
         mounted.map_err(|source| PinsError::NoFileSystem { path, source })
     }
-}
-
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
 }

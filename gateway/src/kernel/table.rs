@@ -184,9 +184,8 @@ impl<F: Family> Table<F> {
     /// that whoever looks for it gets there.
     fn insert(&mut self, tag: F::Tag, head: Head, span: Span) -> Result<(), NoRoom> {
         let free = |bucket: u32| {
-            (0..CELLS).find(|cell| {
-                self.head_of(bucket, *cell).is_some_and(|word| !is_taken(load(word)))
-            })
+            (0..CELLS)
+                .find(|cell| self.head_of(bucket, *cell).is_some_and(|word| !is_taken(load(word))))
         };
         let found = self.path(tag).find_map(|bucket| Some((bucket, free(bucket)?)));
         let (bucket, cell) = found.ok_or(NoRoom)?;
@@ -233,9 +232,10 @@ impl<F: Family> Table<F> {
     fn locate(&self, tag: F::Tag, second: bool) -> Option<(u32, usize)> {
         for bucket in self.path(tag) {
             for cell in 0..CELLS {
-                if self.read(bucket, cell).is_some_and(|held| {
-                    held.tag == tag && held.head.is_second() == second
-                }) {
+                if self
+                    .read(bucket, cell)
+                    .is_some_and(|held| held.tag == tag && held.head.is_second() == second)
+                {
                     return Some((bucket, cell));
                 }
             }
@@ -341,7 +341,8 @@ mod tests {
             table.remove(tag, false);
         }
         assert!(table.passed.is_empty());
-        let marked = (0..16).filter(|bucket| is_continued(load(table.head_of(*bucket, 0).unwrap())));
+        let marked =
+            (0..16).filter(|bucket| is_continued(load(table.head_of(*bucket, 0).unwrap())));
         assert_eq!(marked.count(), 0);
     }
 

@@ -1,33 +1,37 @@
 //! The maps in the kernel: written as a difference, read as they are.
 //!
-//! What the kernel holds is remembered here, so that a change costs what it changes. Additions come before removals: an
-//! address goes from its old verdict to its new one without a moment in between.
+//! Rules are written through mappings of the program's own memory; the other maps by system calls. Additions come before
+//! removals: an address goes from its old verdict to its new one without a moment in between.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 use gateway_common::bucket::Bucket;
-use gateway_common::layout::{
-    self, Counter, Hits, LENGTH_WORDS, PROFILES_MAX, RuleKeyV4, RuleKeyV6, counter_index,
-    length_bit_v4, length_bit_v6,
-};
-use gateway_common::rule::{Action, Entry, FOREVER, Origin, Rules};
-use gateway_common::source::{Source, V6};
+use gateway_common::layout::{self, Counter, Hits, PROFILES_MAX, counter_index};
+use gateway_common::source::Source;
+use gateway_common::table::{Head, Span, TagV4, TagV6};
 use gateway_common::verdict::Reason;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
-use super::guard::{Cleared, ClearedPair, Compiled};
-use super::pins::Pins;
+use super::filters::{FiltersV4, FiltersV6};
+use super::guard::{ClearedPair, Compiled};
+use super::mapping::Mapping;
+use super::table::{Family, Table, V4Cells, V6Cells};
+use crate::base::prefix::display;
 use crate::base::time::BootTime;
+use crate::rules::classify::Entry;
 
 /// Why the maps could not be read or written.
 #[derive(Debug, Error)]
 pub enum TablesError {
     /// More rules than fit. Nothing was changed.
     #[error(
-        "{wanted} {family} rules do not fit into the kernel's table of {capacity}: \
-         raise kernel.max_rules and run `gateway reload`"
+        "{wanted} {family} rules do not fit into a table of {capacity}, protected addresses \
+         included: raise kernel.max_rules"
     )]
     Full {
         /// IPv4 or IPv6.
@@ -36,6 +40,17 @@ pub enum TablesError {
         wanted: usize,
         /// Rules that fit.
         capacity: u32,
+    },
+    /// The rules before it crowd the place where this one would have to lie.
+    #[error("{} finds no room among the rules that share its buckets: raise kernel.max_rules", display(.0))]
+    Crowded(IpNet),
+    /// The memory of a map.
+    #[error("map {map}: its memory cannot be mapped: {source}")]
+    Memory {
+        /// Its name.
+        map: &'static str,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// Anything else.
     #[error("map {map}: {}", chain(source))]
@@ -49,17 +64,23 @@ pub enum TablesError {
 
 /// The maps of one ABI version.
 pub struct Tables {
-    rules_v4: HashMap<MapData, RuleKeyV4, Rules>,
-    rules_v6: HashMap<MapData, RuleKeyV6, Rules>,
-    lengths: Array<MapData, u64>,
-    hits: Array<MapData, Hits>,
+    v4: Table<V4Cells>,
+    v6: Table<V6Cells>,
+    filters_v4: FiltersV4,
+    filters_v6: FiltersV6,
     profiles: Array<MapData, Bucket>,
     ports: Array<MapData, u64>,
     counters: PerCpuArray<MapData, Counter>,
-    /// Rules of one family that fit.
+    /// Rules of one family that may be.
     capacity: u32,
-    held: BTreeMap<IpNet, Rules>,
-    slots: Slots,
+    held: BTreeMap<IpNet, Written>,
+}
+
+/// What the tables hold for a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Written {
+    first: (Head, Span),
+    second: Option<(Head, Span)>,
 }
 
 /// A counter summed over the CPUs.
@@ -74,58 +95,80 @@ pub struct Count {
 }
 
 impl Tables {
-    /// Opens the maps by the path that `path` gives for each name, and reads which rules they hold.
-    pub fn open(path: impl Fn(&str) -> std::path::PathBuf) -> Result<Self, TablesError> {
+    /// Opens the maps by the path that `path` gives for each name, and reads which rules they hold. `capacity` bounds the
+    /// rules of one family.
+    pub fn open(path: impl Fn(&str) -> PathBuf, capacity: u32) -> Result<Self, TablesError> {
         let data = |map: &'static str| MapData::from_pin(path(map)).map_err(failed(map));
-        let rules_v4 = data(layout::RULES_V4)?;
-        let capacity = rules_v4.info().map_err(failed(layout::RULES_V4))?.max_entries();
+        let mapped = |map: &'static str| mapping(map, &data(map)?);
+        let seed: Array<_, u64> = open_as(layout::SEED, data(layout::SEED)?)?;
+        let seed = seed.get(&0, 0).map_err(failed(layout::SEED))?;
+        let mask = |map: &'static str| -> Result<u32, TablesError> {
+            let info = data(map)?.info().map_err(failed(map))?;
+            Ok(info.max_entries().saturating_sub(1))
+        };
+        let (table_v4, hits_v4) = (mapped(layout::TABLE_V4)?, mapped(layout::HITS_V4)?);
+        let (table_v6, hits_v6) = (mapped(layout::TABLE_V6)?, mapped(layout::HITS_V6)?);
+        let v4 = Table::new(table_v4, hits_v4, seed, mask(layout::TABLE_V4)?);
+        let v6: Table<V6Cells> = Table::new(table_v6, hits_v6, seed, mask(layout::TABLE_V6)?);
+        let (networks, lengths) = (mapped(layout::FILTER_V6)?, mapped(layout::LENGTHS_V6)?);
+        let tags = v6.iter().filter(|held| !held.head.is_second()).map(|held| held.tag);
         let mut tables = Self {
-            rules_v4: open_as(layout::RULES_V4, rules_v4)?,
-            rules_v6: open_as(layout::RULES_V6, data(layout::RULES_V6)?)?,
-            lengths: open_as(layout::LENGTHS, data(layout::LENGTHS)?)?,
-            hits: open_as(layout::HITS, data(layout::HITS)?)?,
+            filters_v4: FiltersV4::new(mapped(layout::FILTER_V4)?, mapped(layout::BLOCKS_V4)?),
+            filters_v6: FiltersV6::new(networks, lengths, seed, tags),
+            v4,
+            v6,
             profiles: open_as(layout::PROFILES, data(layout::PROFILES)?)?,
             ports: open_as(layout::PORTS, data(layout::PORTS)?)?,
             counters: open_as(layout::COUNTERS, data(layout::COUNTERS)?)?,
             capacity,
             held: BTreeMap::new(),
-            slots: Slots::default(),
         };
-        tables.read_rules()?;
+        let v4 = tables.v4.iter().map(|held| (prefix_v4(held.tag), held.head, held.span));
+        let v6 = tables.v6.iter().map(|held| (prefix_v6(held.tag), held.head, held.span));
+        tables.held = by_prefix(v4.chain(v6));
         Ok(tables)
     }
 
-    /// The maps that are pinned.
-    pub fn pinned(pins: &Pins) -> Result<Self, TablesError> {
-        Self::open(|name| pins.map(name))
+    /// Adds what the same rules have met in the maps that these take over from.
+    pub fn inherit(&self, before: &Self) {
+        for (prefix, written) in &before.held {
+            for (head, _) in [Some(written.first), written.second].into_iter().flatten() {
+                let same = |held: &Written| {
+                    let both = [Some(held.first), held.second].into_iter().flatten();
+                    let same = |other: &Head| {
+                        (other.action(), other.origin()) == (head.action(), head.origin())
+                    };
+                    both.map(|(head, _)| head).find(same)
+                };
+                if let Some(now) = self.held.get(prefix).and_then(same) {
+                    let hits = before.hits(prefix, head.is_second());
+                    match tag(prefix) {
+                        Tag::V4(tag) => self.v4.add_hits(tag, now.is_second(), hits),
+                        Tag::V6(tag) => self.v6.add_hits(tag, now.is_second(), hits),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses more rules than fit.
+    pub fn check(&self, compiled: &Compiled) -> Result<(), TablesError> {
+        check_capacity(compiled.enforced.keys(), self.capacity)
     }
 
     /// Makes the kernel hold exactly these rules.
     pub fn apply(&mut self, compiled: &Compiled) -> Result<(), TablesError> {
+        self.check(compiled)?;
         let wanted = &compiled.enforced;
-        self.check_capacity(wanted)?;
         let gone: Vec<IpNet> =
             self.held.keys().filter(|prefix| !wanted.contains_key(*prefix)).copied().collect();
-        let fits = |six: bool| {
-            let is = |prefix: &&IpNet| matches!(prefix, IpNet::V6(_)) == six;
-            let added = wanted.keys().filter(|prefix| !self.held.contains_key(*prefix));
-            let count = self.held.keys().filter(is).count() + added.filter(is).count();
-            count <= self.capacity as usize
-        };
-        // Only a table without room for both makes room first.
-        let removals_first = !(fits(false) && fits(true));
-        if removals_first {
-            self.remove(&gone)?;
-        }
-        // A length is marked before its first rule exists and forgotten after its last one is gone.
-        self.write_lengths(lengths_of(wanted.keys().chain(self.held.keys())))?;
         for (prefix, pair) in wanted {
             self.write(*prefix, pair)?;
         }
-        if !removals_first {
-            self.remove(&gone)?;
+        for prefix in gone {
+            self.remove(prefix);
         }
-        self.write_lengths(lengths_of(self.held.keys()))
+        Ok(())
     }
 
     /// Writes the buckets of all profiles, the default one first.
@@ -170,202 +213,186 @@ impl Tables {
             .collect()
     }
 
-    /// What the kernel holds for a prefix, read from it now.
-    pub fn rules(&self, prefix: &IpNet) -> Result<Option<Rules>, TablesError> {
-        let length = u32::from(prefix.prefix_len());
-        let found = match Source::from(prefix.addr()) {
-            Source::V4(address) => self.rules_v4.get(&RuleKeyV4::new(address, length), 0),
-            Source::V6(address) => self.rules_v6.get(&RuleKeyV6::new(address, length), 0),
+    /// The rules that the kernel holds for a prefix, read from its memory now, each with what it has met.
+    pub fn held(&self, prefix: &IpNet) -> Vec<(Entry, Hits)> {
+        let read = |second: bool| {
+            let (head, span) = match tag(prefix) {
+                Tag::V4(tag) => self.v4.find(tag, second).map(|held| (held.head, held.span)),
+                Tag::V6(tag) => self.v6.find(tag, second).map(|held| (held.head, held.span)),
+            }?;
+            Some((entry(head, span)?, self.hits(prefix, second)))
         };
-        match found {
-            Ok(rules) => Ok(Some(rules)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(source) => Err(failed(layout::RULES_V4)(source)),
-        }
+        [false, true].into_iter().filter_map(read).collect()
     }
 
-    /// The rule that decides about packets from `address` now, read from the kernel as its program reads it.
-    pub fn find(
-        &self,
-        address: std::net::IpAddr,
-        now: BootTime,
-    ) -> Result<Option<(IpNet, Entry)>, TablesError> {
+    /// The rule that decides about packets from `address` now, read from the kernel's memory as its program reads it.
+    pub fn find(&self, address: IpAddr, now: BootTime) -> Option<(IpNet, Entry, Hits)> {
         let full = IpNet::from(address.to_canonical());
-        for length in (0..=full.prefix_len()).rev() {
-            let Ok(prefix) = IpNet::new(full.addr(), length) else { continue };
-            let prefix = prefix.trunc();
-            let live = self.rules(&prefix)?.and_then(|rules| rules.live(now.0).copied());
-            if let Some(entry) = live {
-                return Ok(Some((prefix, entry)));
-            }
-        }
-        Ok(None)
+        (0..=full.prefix_len()).rev().find_map(|length| {
+            let prefix = IpNet::new(full.addr(), length).ok()?.trunc();
+            let live = self.held(&prefix).into_iter().find(|(entry, _)| now < entry.until)?;
+            Some((prefix, live.0, live.1))
+        })
     }
 
-    /// What a rule has met so far; nothing if its slot has gone to another.
-    pub fn hits(&self, entry: &Entry) -> Result<Hits, TablesError> {
-        let hits = self.hits.get(&entry.slot, 0).map_err(failed(layout::HITS))?;
-        Ok(if hits.generation == entry.generation { hits } else { Hits::default() })
-    }
-
-    /// The rules that the kernel held when they were last read or written.
-    pub fn held(&self) -> impl Iterator<Item = (&IpNet, &Rules)> {
-        self.held.iter()
-    }
-
-    fn read_rules(&mut self) -> Result<(), TablesError> {
-        for item in self.rules_v4.iter() {
-            let (key, rules) = item.map_err(failed(layout::RULES_V4))?;
-            if let Some(prefix) = prefix_of(Source::V4(key.address), u64::from(key.length)) {
-                self.held.insert(prefix, rules);
-            }
+    fn hits(&self, prefix: &IpNet, second: bool) -> Hits {
+        match tag(prefix) {
+            Tag::V4(tag) => self.v4.hits(tag, second),
+            Tag::V6(tag) => self.v6.hits(tag, second),
         }
-        for item in self.rules_v6.iter() {
-            let (key, rules) = item.map_err(failed(layout::RULES_V6))?;
-            let address = V6 { high: key.high, low: key.low };
-            if let Some(prefix) = prefix_of(Source::V6(address), key.length) {
-                self.held.insert(prefix, rules);
-            }
-        }
-        self.slots = Slots::new(self.held.values().flat_map(slots_of));
-        Ok(())
-    }
-
-    fn check_capacity(&self, wanted: &BTreeMap<IpNet, ClearedPair>) -> Result<(), TablesError> {
-        let v6 = wanted.keys().filter(|prefix| matches!(prefix, IpNet::V6(_))).count();
-        for (family, wanted) in [("IPv4", wanted.len() - v6), ("IPv6", v6)] {
-            if wanted > self.capacity as usize {
-                return Err(TablesError::Full { family, wanted, capacity: self.capacity });
-            }
-        }
-        Ok(())
     }
 
     fn write(&mut self, prefix: IpNet, pair: &ClearedPair) -> Result<(), TablesError> {
-        let held = self.held.get(&prefix).copied().unwrap_or_default();
-        let rules = Rules {
-            first: self.entry(&pair.first, &held)?,
-            second: match &pair.second {
-                Some(rule) => self.entry(rule, &held)?,
-                None => Entry::default(),
-            },
+        let wanted = Written {
+            first: pair.first.head(false),
+            second: pair.second.map(|rule| rule.head(true)),
         };
-        if rules == held {
+        let held = self.held.get(&prefix).copied();
+        if held == Some(wanted) {
             return Ok(());
         }
-        let length = u32::from(prefix.prefix_len());
-        match Source::from(prefix.addr()) {
-            Source::V4(address) => self
-                .rules_v4
-                .insert(RuleKeyV4::new(address, length), rules, 0)
-                .map_err(failed(layout::RULES_V4))?,
-            Source::V6(address) => self
-                .rules_v6
-                .insert(RuleKeyV6::new(address, length), rules, 0)
-                .map_err(failed(layout::RULES_V6))?,
-        }
-        self.held.insert(prefix, rules);
-        let kept: Vec<u32> = slots_of(&rules).collect();
-        self.slots.free.extend(slots_of(&held).filter(|slot| !kept.contains(slot)));
-        Ok(())
-    }
-
-    /// The entry of a rule: with the slot that it has, so that it keeps its hits, or with a fresh one.
-    fn entry(&mut self, rule: &Cleared, held: &Rules) -> Result<Entry, TablesError> {
-        let same = |entry: &&Entry| {
-            entry.origin == rule.origin as u8 && entry.action == rule.action() as u8
+        let written = match tag(&prefix) {
+            Tag::V4(tag) => {
+                if held.is_none() {
+                    self.filters_v4.add(tag);
+                }
+                put(&mut self.v4, tag, &wanted)
+            }
+            Tag::V6(tag) => {
+                if held.is_none() {
+                    self.filters_v6.add(tag);
+                }
+                put(&mut self.v6, tag, &wanted)
+            }
         };
-        if let Some(entry) = [&held.first, &held.second].into_iter().find(same) {
-            return Ok(rule.entry(entry.slot, entry.generation));
-        }
-        let slot = self.slots.take();
-        let old = self.hits.get(&slot, 0).map_err(failed(layout::HITS))?;
-        let generation = old.generation.wrapping_add(1);
-        self.hits
-            .set(slot, Hits { generation, ..Hits::default() }, 0)
-            .map_err(failed(layout::HITS))?;
-        Ok(rule.entry(slot, generation))
+        // Whatever became of it, it has to be taken out again when it is not wanted any more.
+        self.held.insert(prefix, wanted);
+        written.map_err(|super::table::NoRoom| TablesError::Crowded(prefix))
     }
 
-    fn remove(&mut self, prefixes: &[IpNet]) -> Result<(), TablesError> {
-        for prefix in prefixes {
-            let length = u32::from(prefix.prefix_len());
-            let removed = match Source::from(prefix.addr()) {
-                Source::V4(address) => self.rules_v4.remove(&RuleKeyV4::new(address, length)),
-                Source::V6(address) => self.rules_v6.remove(&RuleKeyV6::new(address, length)),
-            };
-            match removed {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(failed(layout::RULES_V4)(source)),
+    fn remove(&mut self, prefix: IpNet) {
+        self.held.remove(&prefix);
+        match tag(&prefix) {
+            Tag::V4(tag) => {
+                self.v4.remove(tag, false);
+                self.v4.remove(tag, true);
+                let shorter = |length| prefix_v4(TagV4::new(tag.address(), length));
+                let covers =
+                    (0..tag.length()).any(|length| self.held.contains_key(&shorter(length)));
+                self.filters_v4.remove(tag, covers, |first, last| self.held_v4(first, last));
             }
-            if let Some(rules) = self.held.remove(prefix) {
-                self.slots.free.extend(slots_of(&rules));
+            Tag::V6(tag) => {
+                self.v6.remove(tag, false);
+                self.v6.remove(tag, true);
+                self.filters_v6.remove(tag);
             }
         }
-        Ok(())
     }
 
-    fn write_lengths(&mut self, words: [u64; LENGTH_WORDS as usize]) -> Result<(), TablesError> {
-        for (index, word) in (0..).zip(words) {
-            self.lengths.set(index, word, 0).map_err(failed(layout::LENGTHS))?;
-        }
-        Ok(())
-    }
-}
-
-/// Which slots of the table of hits are free.
-#[derive(Debug, Default)]
-struct Slots {
-    free: Vec<u32>,
-    next: u32,
-}
-
-impl Slots {
-    fn new(used: impl Iterator<Item = u32>) -> Self {
-        let used: BTreeSet<u32> = used.collect();
-        let next = used.last().map_or(0, |slot| slot.saturating_add(1));
-        let free = (0..next).filter(|slot| !used.contains(slot)).collect();
-        Self { free, next }
-    }
-
-    /// A free slot. The table has two for each prefix of each family, so there is one whenever the prefix itself fits;
-    /// past its end the kernel refuses the write.
-    fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            let slot = self.next;
-            self.next += 1;
-            slot
+    /// The IPv4 rules whose network address lies in a range.
+    fn held_v4(&self, first: u32, last: u32) -> impl Iterator<Item = TagV4> {
+        let (first, last) = (TagV4::new(first, 32), TagV4::new(last, 32));
+        let start = IpNet::V4(Ipv4Net::from(std::net::Ipv4Addr::from(first.address())));
+        let start = IpNet::new(start.addr(), 0).unwrap_or(start);
+        self.held.range(start..=prefix_v4(last)).filter_map(|(prefix, _)| match tag(prefix) {
+            Tag::V4(tag) => Some(tag),
+            Tag::V6(_) => None,
         })
     }
 }
 
-fn slots_of(rules: &Rules) -> impl Iterator<Item = u32> + use<> {
-    [rules.first, rules.second].into_iter().filter(|rule| rule.action != 0).map(|rule| rule.slot)
+enum Tag {
+    V4(TagV4),
+    V6(TagV6),
 }
 
-fn lengths_of<'a>(prefixes: impl Iterator<Item = &'a IpNet>) -> [u64; LENGTH_WORDS as usize] {
-    let mut words = [0; LENGTH_WORDS as usize];
+fn tag(prefix: &IpNet) -> Tag {
+    let length = u32::from(prefix.prefix_len());
+    match Source::from(prefix.addr()) {
+        Source::V4(address) => Tag::V4(TagV4::new(address, length)),
+        Source::V6(address) => Tag::V6(TagV6::new(address, length)),
+    }
+}
+
+/// Writes the rules of a prefix: the one that holds now last when it takes the place of one that the other outlives.
+fn put<F: Family>(
+    table: &mut Table<F>,
+    tag: F::Tag,
+    wanted: &Written,
+) -> Result<(), super::table::NoRoom> {
+    if let Some((head, span)) = wanted.second {
+        table.put(tag, head, span)?;
+    }
+    table.put(tag, wanted.first.0, wanted.first.1)?;
+    if wanted.second.is_none() {
+        table.remove(tag, true);
+    }
+    Ok(())
+}
+
+fn by_prefix(rules: impl Iterator<Item = (IpNet, Head, Span)>) -> BTreeMap<IpNet, Written> {
+    let mut firsts = BTreeMap::new();
+    let mut seconds = BTreeMap::new();
+    for (prefix, head, span) in rules {
+        let half = if head.is_second() { &mut seconds } else { &mut firsts };
+        half.insert(prefix, (head, span));
+    }
+    let mut held: BTreeMap<IpNet, Written> = firsts
+        .into_iter()
+        .map(|(prefix, first)| (prefix, Written { first, second: seconds.remove(&prefix) }))
+        .collect();
+    // A second without a first was left by a process that was killed between the two.
+    held.extend(
+        seconds
+            .into_iter()
+            .map(|(prefix, second)| (prefix, Written { first: second, second: Some(second) })),
+    );
+    held
+}
+
+fn entry(head: Head, span: Span) -> Option<Entry> {
+    let (action, origin) = (head.action()?, head.origin()?);
+    Some(Entry { action, origin, until: BootTime(span.end_ns()) })
+}
+
+fn prefix_v4(tag: TagV4) -> IpNet {
+    prefix(Source::V4(tag.address()), tag.length())
+}
+
+fn prefix_v6(tag: TagV6) -> IpNet {
+    prefix(Source::V6(tag.address), tag.length)
+}
+
+fn prefix(source: Source, length: u32) -> IpNet {
+    let address = IpAddr::from(source);
+    let length = u8::try_from(length).unwrap_or(u8::MAX);
+    IpNet::new(address, length).unwrap_or_else(|_| IpNet::from(address))
+}
+
+/// Refuses more rules of one family than `capacity`.
+pub fn check_capacity<'a>(
+    prefixes: impl Iterator<Item = &'a IpNet>,
+    capacity: u32,
+) -> Result<(), TablesError> {
+    let (mut v4, mut v6) = (0, 0);
     for prefix in prefixes {
-        let length = u32::from(prefix.prefix_len());
-        let (index, bit) = match prefix {
-            IpNet::V4(_) => (0, length_bit_v4(length)),
-            IpNet::V6(_) => length_bit_v6(length),
-        };
-        if let Some(word) = words.get_mut(index as usize) {
-            *word |= bit;
+        match prefix {
+            IpNet::V4(_) => v4 += 1,
+            IpNet::V6(_) => v6 += 1,
         }
     }
-    words
+    for (family, wanted) in [("IPv4", v4), ("IPv6", v6)] {
+        if wanted > capacity as usize {
+            return Err(TablesError::Full { family, wanted, capacity });
+        }
+    }
+    Ok(())
 }
 
-fn prefix_of(source: Source, length: u64) -> Option<IpNet> {
-    IpNet::new(source.into(), u8::try_from(length).ok()?).ok()
-}
-
-/// An entry in words: what, by whom, until when.
-pub fn describe(entry: &Entry) -> Option<(Action, Origin, Option<BootTime>)> {
-    let until = (entry.active_until != FOREVER).then_some(BootTime(entry.active_until));
-    Some((Action::from_number(entry.action)?, Origin::from_number(entry.origin)?, until))
+fn mapping(map: &'static str, data: &MapData) -> Result<Mapping, TablesError> {
+    let info = data.info().map_err(failed(map))?;
+    let bytes = info.max_entries() as usize * info.value_size() as usize;
+    Mapping::new(data.fd(), bytes).map_err(|source| TablesError::Memory { map, source })
 }
 
 fn open_as<T: TryFrom<Map, Error = MapError>>(

@@ -23,7 +23,7 @@ pub struct Rule {
     /// Who made it.
     pub origin: Origin,
     /// Index of the profile of a `limit` rule in the kernel's table of profiles; otherwise 0.
-    pub profile: u16,
+    pub profile: u8,
     /// Why, in the words of whoever made it.
     pub reason: String,
     /// When it was made.
@@ -100,10 +100,16 @@ impl RuleSet {
         self.rules.values()
     }
 
-    /// Puts the rules of `origins` in the place of all that these origins had.
-    pub fn replace(&mut self, origins: &[Origin], rules: impl IntoIterator<Item = Rule>) {
-        self.rules.retain(|(_, origin), _| !origins.contains(origin));
-        for rule in rules {
+    /// Puts the rules of `origin` in the place of all that it had. What stays the same stays as old as it is.
+    pub fn replace(&mut self, origin: Origin, rules: impl IntoIterator<Item = Rule>) {
+        let before: BTreeMap<_, _> =
+            self.rules.extract_if(.., |(_, other), _| *other == origin).collect();
+        for mut rule in rules {
+            if let Some(held) = before.get(&(rule.prefix, rule.origin))
+                && (held.action, held.profile) == (rule.action, rule.profile)
+            {
+                rule.created = held.created;
+            }
             // Two of one origin for one prefix: the one that would win stays.
             let weaker = |held: &Rule| held.rank() < rule.rank();
             if self.find(rule.prefix, rule.origin).is_none_or(weaker) {
@@ -216,13 +222,25 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_is_replaced_by_itself_keeps_its_age() {
+        let old = rule("10.0.0.0/8", Action::Deny, Origin::Configuration, None);
+        let mut set = set([old.clone()]);
+        let again = Rule { created: NOW.utc.after(Duration::from_secs(60)), ..old.clone() };
+        let other = Rule { action: Action::Allow, ..again.clone() };
+        set.replace(Origin::Configuration, [again]);
+        assert_eq!(set.find(old.prefix, old.origin), Some(&old));
+        set.replace(Origin::Configuration, [other.clone()]);
+        assert_eq!(set.find(old.prefix, old.origin), Some(&other));
+    }
+
+    #[test]
     fn replacing_an_origin_leaves_the_others() {
         let mut set = set([
             rule("10.0.0.0/8", Action::Deny, Origin::Operator, None),
             rule("11.0.0.0/8", Action::Deny, Origin::Configuration, None),
         ]);
         set.replace(
-            &[Origin::Configuration],
+            Origin::Configuration,
             [
                 rule("12.0.0.0/8", Action::Deny, Origin::Configuration, None),
                 rule("12.0.0.0/8", Action::Allow, Origin::Configuration, None),

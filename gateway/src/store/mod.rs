@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use gateway_common::rule::{Action, Origin};
@@ -98,11 +98,14 @@ impl Store {
             }
             other => database_error(&path, other),
         })?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+            .map_err(|source| io_error(&path, source))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Self { database, path, boot: boot.trim().to_owned() })
     }
 
-    /// Every rule that has not ended.
+    /// Every rule that has not ended. Those that have are forgotten, and those of another boot are kept from now on by
+    /// this boot's clock.
     pub fn rules(&self, now: Now) -> Result<Vec<Rule>, StoreError> {
         let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
         let table = match transaction.open_table(RULES) {
@@ -110,13 +113,21 @@ impl Store {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
             Err(error) => return Err(self.failed(error)),
         };
-        let mut rules = Vec::new();
+        let (mut rules, mut over, mut of_other_boots) = (Vec::new(), Vec::new(), Vec::new());
         for entry in table.iter().map_err(|error| self.failed(error))? {
             let (key, value) = entry.map_err(|error| self.failed(error))?;
-            let rule = self.read(key.value(), value.value(), now)?;
-            if !rule.is_over(now.boot) {
-                rules.push(rule);
+            let (rule, is_of_this_boot) = self.read(key.value(), value.value(), now)?;
+            if rule.is_over(now.boot) {
+                over.push((rule.prefix, rule.origin));
+                continue;
             }
+            if !is_of_this_boot {
+                of_other_boots.push(rule.clone());
+            }
+            rules.push(rule);
+        }
+        if !over.is_empty() || !of_other_boots.is_empty() {
+            self.change(&of_other_boots, &over)?;
         }
         Ok(rules)
     }
@@ -160,7 +171,8 @@ impl Store {
         }
     }
 
-    fn read(&self, key: &str, value: &[u8], now: Now) -> Result<Rule, StoreError> {
+    /// The rule of an entry, and whether its end needs no reading by this boot's clock.
+    fn read(&self, key: &str, value: &[u8], now: Now) -> Result<(Rule, bool), StoreError> {
         let bad = |reason: &str| self.bad_entry(key, reason.to_owned());
         let stored: Stored =
             serde_json::from_slice(value).map_err(|error| bad(&error.to_string()))?;
@@ -175,7 +187,8 @@ impl Store {
             }
             Some(utc) => Until { boot: now.boot_of(utc), utc: Some(utc) },
         };
-        Ok(Rule {
+        let is_of_this_boot = stored.until.is_none() || stored.boot == self.boot;
+        let rule = Rule {
             prefix,
             action: action.ok_or_else(|| bad("its action is unknown"))?,
             origin: origin.ok_or_else(|| bad("its origin is unknown"))?,
@@ -183,7 +196,8 @@ impl Store {
             reason: stored.reason,
             created: stored.created,
             until,
-        })
+        };
+        Ok((rule, is_of_this_boot))
     }
 
     fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
@@ -248,9 +262,15 @@ mod tests {
         let stepped = Now { boot: BootTime(10_000_000_000), utc: UtcMillis(NOW.utc.0 + 3_600_000) };
         assert_eq!(store.rules(stepped).unwrap()[0].until.boot, BootTime(69_000_000_000));
         store.boot = "another boot".to_owned();
-        assert_eq!(store.rules(stepped).unwrap(), [], "an hour later by the only clock left");
         let early = Now { boot: BootTime(1_000_000_000), utc: UtcMillis(NOW.utc.0 + 30_000) };
-        assert_eq!(store.rules(early).unwrap()[0].until.boot, BootTime(31_000_000_000));
+        let until = BootTime(31_000_000_000);
+        assert_eq!(store.rules(early).unwrap()[0].until.boot, until);
+        // From now on that boot's clock decides: a step and a second start change nothing.
+        let stepped = Now { boot: BootTime(2_000_000_000), utc: stepped.utc };
+        assert_eq!(store.rules(stepped).unwrap()[0].until.boot, until);
+        store.boot = "a third boot".to_owned();
+        assert_eq!(store.rules(stepped).unwrap(), [], "an hour later by the only clock left");
+        assert_eq!(store.rules(early).unwrap(), [], "what has ended does not come back");
     }
 
     #[test]
