@@ -4,8 +4,8 @@
 //! cannot hide the shorter one that covers it.
 //!
 //! The host itself, which most rules name, is looked up in place. The walks over prefixes are global functions to the
-//! verifier: it proves each once, whatever led there, where it would otherwise follow a hundred and twenty-eight lengths
-//! again for every kind of packet.
+//! verifier: it proves each once, whatever led there, where it would otherwise follow a hundred and twenty-eight
+//! lengths again for every kind of packet.
 #![expect(unsafe_code, reason = "a global function has an exported name")]
 
 use gateway_common::layout::{RuleKeyV4, RuleKeyV6, length_bit_v4, length_bit_v6};

@@ -1,7 +1,7 @@
 //! Two clocks, neither of them free: reading one costs as much as finding a rule.
 //!
-//! Rules begin and end by CLOCK_BOOTTIME, which goes on while the machine sleeps. Each CPU reads it once in a timer tick,
-//! so that they may do so one tick (one to ten milliseconds) late. Buckets need nanoseconds and only differences:
+//! Rules begin and end by CLOCK_BOOTTIME, which goes on while the machine sleeps. Each CPU reads it once in a timer
+//! tick, so they may do so one tick (one to ten milliseconds) late. Buckets need nanoseconds and only differences:
 //! CLOCK_MONOTONIC is the cheaper, and they do not refill while the machine sleeps.
 #![expect(unsafe_code, reason = "every helper of the kernel is declared unsafe")]
 

@@ -1,5 +1,5 @@
-//! The two forms of bpf(2) that aya does not offer: loading a program from bare instructions, and test-running any program
-//! by its descriptor. It owns no map and attaches nothing.
+//! The two forms of bpf(2) that aya does not offer: loading a program from bare instructions, and test-running any
+//! program by its descriptor. It owns no map and attaches nothing.
 #![expect(unsafe_code, reason = "bpf(2) takes and fills a structure by its address")]
 
 use std::io;
@@ -75,8 +75,8 @@ pub(super) fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io
 }
 
 fn bpf<T>(command: c_int, attributes: &mut T) -> io::Result<c_int> {
-    // SAFETY: `T` is one of the two structures above, whose fields lie where the kernel's do; the size tells it where they
-    // end, and what they point to outlives the call.
+    // SAFETY: `T` is one of the two structures above, whose fields lie where the kernel's do; the size tells it where
+    // they end, and what they point to outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());

@@ -1,5 +1,5 @@
-//! What `cargo xtask bench kernel` runs: the gateway's own XDP object and, beside it, xdp-filter's, each loaded with the
-//! rules of a case and attached to nothing. It measures nothing.
+//! What `cargo xtask bench kernel` runs: the gateway's own XDP object and, beside it, xdp-filter's, each loaded with
+//! the rules of a case and attached to nothing. It measures nothing.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
