@@ -30,7 +30,7 @@ pub const FILTER_V6: &str = "FILTER_V6";
 pub const LENGTHS_V6: &str = "LENGTHS_V6";
 /// Array of one word: the seed that the tables and filters were hashed with.
 pub const SEED: &str = "SEED";
-/// LRU hash of [`SourceKey`] to the word of its packet bucket.
+/// LRU hash of [`SourceKey`] to the word of its packet bucket, by CLOCK_MONOTONIC.
 pub const BUCKETS: &str = "BUCKETS";
 /// Array of [`PROFILES_MAX`] [`Bucket`]s; index 0 is the default profile.
 pub const PROFILES: &str = "PROFILES";

@@ -4,22 +4,27 @@
 //! the lengths that rules have there are looked up, the longest first. An expired rule makes the walk go on, so that
 //! it cannot hide the shorter one that covers it.
 //!
-//! The walks and the look-ups are global functions to the verifier: it proves each once, whatever led there.
+//! The host itself, which most rules name, is looked up in place. The walks over prefixes, and what they look up, are
+//! global functions to the verifier: it proves each once, whatever led there.
 #![expect(unsafe_code, reason = "a global function has an exported name")]
 
-use gateway_common::layout::hits_index;
+use gateway_common::layout::{hits_index, length_bit_v6};
 use gateway_common::rule::Action;
 use gateway_common::source::{Source, V6};
 use gateway_common::table::{
     CELLS, Head, LONG_V6, MIDDLE_V6, PROBES_MAX, Span, TagV4, TagV6, WORDS_V4, WORDS_V6,
-    is_continued, is_taken,
+    is_continued, is_taken, length_bit_v4,
 };
 
-use crate::clock::Clock;
+use crate::clock;
 use crate::maps::{self, load};
 
-/// What a global function answers where there is no rule: no action, and the default profile.
+/// What a walk answers where there is no rule: no action, and the default profile.
 const NO_RULE: u32 = 0;
+
+/// Of the first word of lengths of either family: whether hosts have rules.
+const HOSTS: u64 = length_bit_v4(32);
+const _: () = assert!(matches!(length_bit_v6(128), (0, HOSTS)));
 
 /// What the rules say about a packet.
 pub(crate) struct Ruling {
@@ -31,27 +36,60 @@ pub(crate) struct Ruling {
 
 /// Finds the rule for `source` and counts the hit.
 #[inline(always)]
-pub(crate) fn classify(source: Source, clock: &mut Clock) -> Ruling {
+pub(crate) fn classify(source: Source) -> Ruling {
     let found = Head::from_bits(match source {
         _ if !maps::rules_are_on() => NO_RULE,
-        Source::V4(address) if !maps::is_touched_v4(address) => NO_RULE,
-        Source::V4(address) => walk_v4(address, clock),
-        Source::V6(V6 { high, low }) => walk_v6(high, low, clock),
+        Source::V4(address) => classify_v4(address),
+        Source::V6(address) => classify_v6(address),
     });
     Ruling { action: found.action(), profile: u16::from(found.profile()) }
 }
 
+#[inline(always)]
+fn classify_v4(address: u32) -> u32 {
+    if !maps::is_touched_v4(address) {
+        return NO_RULE;
+    }
+    let lengths = maps::lengths_v4(address);
+    if lengths & HOSTS != 0 {
+        let found = find_v4(address, 32);
+        if found != NO_RULE {
+            return found;
+        }
+    }
+    if lengths & !HOSTS == 0 { NO_RULE } else { walk_v4(address) }
+}
+
+#[inline(always)]
+fn classify_v6(address: V6) -> u32 {
+    let [first, second, third] = [0, 1, 2].map(maps::lengths_v6);
+    if first | second | third == 0 {
+        return NO_RULE;
+    }
+    if first & HOSTS != 0 && maps::is_touched_v6(address.high, LONG_V6) {
+        let found = find_v6(address, 128);
+        if found != NO_RULE {
+            return found;
+        }
+    }
+    if first & !HOSTS | second | third == 0 {
+        return NO_RULE;
+    }
+    walk_v6(address.high, address.low)
+}
+
+/// The prefixes of an IPv4 host, without the host itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn walk_v4(address: u32, clock: *mut Clock) -> u32 {
-    let mut lengths = maps::lengths_v4(address);
-    for _ in 0..=32 {
+extern "C" fn walk_v4(address: u32) -> u32 {
+    let mut lengths = maps::lengths_v4(address) & !HOSTS;
+    for _ in 0..32 {
         if lengths == 0 {
             break;
         }
         let length = 32 - lengths.trailing_zeros().min(32);
         lengths &= lengths - 1;
-        let found = find_v4(address, length, clock);
+        let found = prefix_v4(address, length);
         if found != NO_RULE {
             return found;
         }
@@ -61,46 +99,20 @@ extern "C" fn walk_v4(address: u32, clock: *mut Clock) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn find_v4(address: u32, length: u32, clock: *mut Clock) -> u32 {
-    let Some(clock) = Clock::from_pointer(clock) else { return NO_RULE };
-    let tag = TagV4::new(address, length);
-    let (mut second, mut second_hits) = (NO_RULE, 0);
-    for probe in 0..PROBES_MAX {
-        let Some((index, bucket)) = maps::bucket_v4(tag, probe) else { return NO_RULE };
-        for cell in 0..CELLS {
-            let head = load(&bucket[cell * WORDS_V4]);
-            if TagV4::of(head) != tag || !is_taken(head) {
-                continue;
-            }
-            let span = Span::of(load(&bucket[cell * WORDS_V4 + 1]));
-            // The cell may have been given to another rule between the two reads.
-            if load(&bucket[cell * WORDS_V4]) != head || !span.holds(clock.now_ns()) {
-                continue;
-            }
-            let hits = hits_index(index, cell);
-            if !Head::of(head).is_second() {
-                maps::count_hit_v4(hits, clock.now_ns());
-                return Head::of(head).bits();
-            }
-            (second, second_hits) = (Head::of(head).bits(), hits);
-        }
-        if !is_continued(load(&bucket[0])) {
-            break;
-        }
-    }
-    if second != NO_RULE {
-        maps::count_hit_v4(second_hits, clock.now_ns());
-    }
-    second
+extern "C" fn prefix_v4(address: u32, length: u32) -> u32 {
+    find_v4(address, length)
 }
 
+/// The prefixes of an IPv6 host, without the host itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn walk_v6(high: u64, low: u64, clock: *mut Clock) -> u32 {
+extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
     let long = maps::is_touched_v6(high, LONG_V6);
     let middle = maps::is_touched_v6(high, MIDDLE_V6);
+    let mut skipped = HOSTS;
     for word in 0..3 {
-        let mut lengths = maps::lengths_v6(word);
+        let mut lengths = maps::lengths_v6(word) & !skipped;
+        skipped = 0;
         for _ in 0..64 {
             if lengths == 0 {
                 break;
@@ -115,7 +127,7 @@ extern "C" fn walk_v6(high: u64, low: u64, clock: *mut Clock) -> u32 {
             if !possible {
                 continue;
             }
-            let found = find_v6(high, low, length, clock);
+            let found = prefix_v6(high, low, length);
             if found != NO_RULE {
                 return found;
             }
@@ -126,9 +138,48 @@ extern "C" fn walk_v6(high: u64, low: u64, clock: *mut Clock) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn find_v6(high: u64, low: u64, length: u32, clock: *mut Clock) -> u32 {
-    let Some(clock) = Clock::from_pointer(clock) else { return NO_RULE };
-    let tag = TagV6::new(V6 { high, low }, length);
+extern "C" fn prefix_v6(high: u64, low: u64, length: u32) -> u32 {
+    find_v6(V6 { high, low }, length)
+}
+
+/// The live rule of one IPv4 prefix.
+#[inline(always)]
+fn find_v4(address: u32, length: u32) -> u32 {
+    let tag = TagV4::new(address, length);
+    let (mut second, mut second_hits) = (NO_RULE, 0);
+    for probe in 0..PROBES_MAX {
+        let Some((index, bucket)) = maps::bucket_v4(tag, probe) else { return NO_RULE };
+        for cell in 0..CELLS {
+            let head = load(&bucket[cell * WORDS_V4]);
+            if TagV4::of(head) != tag || !is_taken(head) {
+                continue;
+            }
+            let span = Span::of(load(&bucket[cell * WORDS_V4 + 1]));
+            // The cell may have been given to another rule between the two reads.
+            if load(&bucket[cell * WORDS_V4]) != head || !span.holds(clock::boot_tick_ns()) {
+                continue;
+            }
+            let hits = hits_index(index, cell);
+            if !Head::of(head).is_second() {
+                maps::count_hit_v4(hits, clock::boot_tick_ns());
+                return Head::of(head).bits();
+            }
+            (second, second_hits) = (Head::of(head).bits(), hits);
+        }
+        if !is_continued(load(&bucket[0])) {
+            break;
+        }
+    }
+    if second != NO_RULE {
+        maps::count_hit_v4(second_hits, clock::boot_tick_ns());
+    }
+    second
+}
+
+/// The live rule of one IPv6 prefix.
+#[inline(always)]
+fn find_v6(address: V6, length: u32) -> u32 {
+    let tag = TagV6::new(address, length);
     let (mut second, mut second_hits) = (NO_RULE, 0);
     for probe in 0..PROBES_MAX {
         let Some((index, bucket)) = maps::bucket_v6(tag, probe) else { return NO_RULE };
@@ -143,12 +194,12 @@ extern "C" fn find_v6(high: u64, low: u64, length: u32, clock: *mut Clock) -> u3
             }
             let span = Span::of(load(&bucket[at + 3]));
             // The cell may have been given to another rule between the reads; its version differs then.
-            if load(&bucket[at + 2]) != head || !span.holds(clock.now_ns()) {
+            if load(&bucket[at + 2]) != head || !span.holds(clock::boot_tick_ns()) {
                 continue;
             }
             let hits = hits_index(index, cell);
             if !Head::of(head).is_second() {
-                maps::count_hit_v6(hits, clock.now_ns());
+                maps::count_hit_v6(hits, clock::boot_tick_ns());
                 return Head::of(head).bits();
             }
             (second, second_hits) = (Head::of(head).bits(), hits);
@@ -158,7 +209,7 @@ extern "C" fn find_v6(high: u64, low: u64, length: u32, clock: *mut Clock) -> u3
         }
     }
     if second != NO_RULE {
-        maps::count_hit_v6(second_hits, clock.now_ns());
+        maps::count_hit_v6(second_hits, clock::boot_tick_ns());
     }
     second
 }

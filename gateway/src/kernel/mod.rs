@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use aya::maps::MapData;
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::Hits;
 use ipnet::IpNet;
@@ -25,6 +26,7 @@ pub mod pins;
 pub mod support;
 pub mod table;
 pub mod tables;
+pub mod trial;
 
 use attach::{AttachError, Attached, Fresh};
 use guard::Compiled;
@@ -122,10 +124,10 @@ impl Door {
             true => pins.next(name),
             false => pins.map(name),
         };
-        let mut tables = Tables::open(path, kernel.max_rules)?;
+        let mut tables = Tables::open(|name| MapData::from_pin(path(name)), kernel.max_rules)?;
         let before = match loaded.replaced.as_slice() {
             [] => None,
-            _ => Tables::open(|name| pins.map(name), kernel.max_rules).ok(),
+            _ => Tables::open(|name| MapData::from_pin(pins.map(name)), kernel.max_rules).ok(),
         };
         tables.check(compiled)?;
         let mut fresh = Vec::new();
@@ -222,7 +224,8 @@ fn switch(
 /// What of the program is executed at all.
 fn switches(kernel: &config::Kernel) -> Switches {
     let buckets = kernel.default_profile.is_some() || !kernel.limits.is_empty();
-    Switches { buckets, dry_run: kernel.dry_run }
+    // The protected addresses are rules, so there always are some.
+    Switches { rules: true, buckets, dry_run: kernel.dry_run }
 }
 
 /// The profiles as the kernel's table has them: the default one first, then all in the order of the configuration.

@@ -80,6 +80,8 @@ impl Capacity {
 /// What of the program's constants the configuration decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switches {
+    /// Look at rules.
+    pub rules: bool,
     /// Look at packet buckets.
     pub buckets: bool,
     /// Count what would be dropped and drop nothing.
@@ -102,35 +104,61 @@ pub fn load(pins: &Pins, switches: Switches, capacity: Capacity) -> Result<Loade
         false => pins.map(name),
     };
     let seed = seed(&path(layout::SEED));
+    let settings = settings(seed, switches, capacity);
+    let mut loader = EbpfLoader::new();
+    for name in maps() {
+        loader.map_pin_path(name, path(name));
+    }
+    let object = load_with(&mut loader, &settings, capacity)?;
+    Ok(Loaded { object, replaced })
+}
+
+/// Loads the program with maps of its own that nobody else sees.
+pub fn load_apart(switches: Switches, capacity: Capacity) -> Result<Ebpf, LoadError> {
+    let settings = settings(RandomState::new().hash_one(0), switches, capacity);
+    load_with(&mut EbpfLoader::new(), &settings, capacity)
+}
+
+fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
     let mask = buckets_for(capacity.rules) - 1;
-    let settings = Settings {
+    Settings {
         seed,
         table_mask_v4: mask,
         table_mask_v6: mask,
         block_shift_v4: 32 - capacity.blocks().ilog2(),
         filter_mask_v6: capacity.filter_bits() - 1,
-        // The protected addresses are rules, so there always are some.
-        rules: 1,
+        rules: u32::from(switches.rules),
         buckets: u32::from(switches.buckets),
         dry_run: u32::from(switches.dry_run),
         reserved: 0,
-    };
-    let mut loader = EbpfLoader::new();
-    loader.override_global(layout::SETTINGS, &settings, true);
+    }
+}
+
+fn load_with<'a>(
+    loader: &mut EbpfLoader<'a>,
+    settings: &'a Settings,
+    capacity: Capacity,
+) -> Result<Ebpf, LoadError> {
+    loader.override_global(layout::SETTINGS, settings, true);
     for name in maps() {
-        loader.map_pin_path(name, path(name));
         if let Some(entries) = capacity.entries(name) {
             loader.map_max_entries(name, entries);
         }
     }
     let mut object = loader.load(OBJECT)?;
-    let kept =
-        object.map_mut(layout::SEED).ok_or_else(|| LoadError::Broken("no seed".to_owned()))?;
-    let kept = Array::<_, u64>::try_from(kept).and_then(|mut kept| kept.set(0, seed, 0));
+    let kept = object.map_mut(layout::SEED);
+    let kept = kept.ok_or_else(|| LoadError::Broken("it has no seed".to_owned()))?;
+    let kept = Array::<_, u64>::try_from(kept).and_then(|mut kept| kept.set(0, settings.seed, 0));
     kept.map_err(|error| LoadError::Broken(chain(&error)))?;
-    let mut loaded = Loaded { object, replaced };
-    loaded.program()?.load()?;
-    Ok(loaded)
+    program(&mut object)?.load()?;
+    Ok(object)
+}
+
+/// The program of an object.
+fn program(object: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
+    let program = object.program_mut(layout::PROGRAM);
+    let program = program.ok_or_else(|| LoadError::Broken("it has no program".to_owned()))?;
+    Ok(program.try_into()?)
 }
 
 fn maps() -> impl Iterator<Item = &'static str> {
@@ -150,9 +178,7 @@ fn seed(pin: &Path) -> u64 {
 impl Loaded {
     /// The program, for attaching.
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
-        let program = self.object.program_mut(layout::PROGRAM);
-        let program = program.ok_or_else(|| LoadError::Broken("it has no program".to_owned()))?;
-        Ok(program.try_into()?)
+        program(&mut self.object)
     }
 
     /// Pins the program and lets the new maps take the places of the old, once the links run it.

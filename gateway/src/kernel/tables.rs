@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 use gateway_common::bucket::Bucket;
@@ -95,10 +94,13 @@ pub struct Count {
 }
 
 impl Tables {
-    /// Opens the maps by the path that `path` gives for each name, and reads which rules they hold. `capacity` bounds the
-    /// rules of one family.
-    pub fn open(path: impl Fn(&str) -> PathBuf, capacity: u32) -> Result<Self, TablesError> {
-        let data = |map: &'static str| MapData::from_pin(path(map)).map_err(failed(map));
+    /// Opens the maps that `find` finds by their names, and reads which rules they hold. `capacity` bounds the rules of
+    /// one family.
+    pub fn open(
+        find: impl Fn(&str) -> Result<MapData, MapError>,
+        capacity: u32,
+    ) -> Result<Self, TablesError> {
+        let data = |map: &'static str| find(map).map_err(failed(map));
         let mapped = |map: &'static str| mapping(map, &data(map)?);
         let seed: Array<_, u64> = open_as(layout::SEED, data(layout::SEED)?)?;
         let seed = seed.get(&0, 0).map_err(failed(layout::SEED))?;
@@ -235,7 +237,8 @@ impl Tables {
         })
     }
 
-    fn hits(&self, prefix: &IpNet, second: bool) -> Hits {
+    /// What the first or the second rule of a prefix has met.
+    pub(super) fn hits(&self, prefix: &IpNet, second: bool) -> Hits {
         match tag(prefix) {
             Tag::V4(tag) => self.v4.hits(tag, second),
             Tag::V6(tag) => self.v6.hits(tag, second),
@@ -243,10 +246,17 @@ impl Tables {
     }
 
     fn write(&mut self, prefix: IpNet, pair: &ClearedPair) -> Result<(), TablesError> {
-        let wanted = Written {
-            first: pair.first.head(false),
-            second: pair.second.map(|rule| rule.head(true)),
-        };
+        self.put(prefix, pair.first.head(false), pair.second.map(|rule| rule.head(true)))
+    }
+
+    /// Writes the rules of a prefix.
+    pub(super) fn put(
+        &mut self,
+        prefix: IpNet,
+        first: (Head, Span),
+        second: Option<(Head, Span)>,
+    ) -> Result<(), TablesError> {
+        let wanted = Written { first, second };
         let held = self.held.get(&prefix).copied();
         if held == Some(wanted) {
             return Ok(());
@@ -256,13 +266,13 @@ impl Tables {
                 if held.is_none() {
                     self.filters_v4.add(tag);
                 }
-                put(&mut self.v4, tag, &wanted)
+                put_pair(&mut self.v4, tag, &wanted)
             }
             Tag::V6(tag) => {
                 if held.is_none() {
                     self.filters_v6.add(tag);
                 }
-                put(&mut self.v6, tag, &wanted)
+                put_pair(&mut self.v6, tag, &wanted)
             }
         };
         // Whatever became of it, it has to be taken out again when it is not wanted any more.
@@ -270,7 +280,8 @@ impl Tables {
         written.map_err(|super::table::NoRoom| TablesError::Crowded(prefix))
     }
 
-    fn remove(&mut self, prefix: IpNet) {
+    /// Takes the rules of a prefix out.
+    pub(super) fn remove(&mut self, prefix: IpNet) {
         self.held.remove(&prefix);
         match tag(&prefix) {
             Tag::V4(tag) => {
@@ -315,7 +326,7 @@ fn tag(prefix: &IpNet) -> Tag {
 }
 
 /// Writes the rules of a prefix: the one that holds now last when it takes the place of one that the other outlives.
-fn put<F: Family>(
+fn put_pair<F: Family>(
     table: &mut Table<F>,
     tag: F::Tag,
     wanted: &Written,

@@ -1,0 +1,94 @@
+//! The program in the kernel, attached to nothing and pinned nowhere: for tests of its verdicts and for measurements. What
+//! is written here enforces nothing.
+
+use aya::Ebpf;
+use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::programs::{ProgramError, Xdp};
+use gateway_common::bucket::Bucket;
+use gateway_common::layout::{self, Hits};
+use gateway_common::rule::{Action, Origin};
+use gateway_common::source::SourceKey;
+use gateway_common::table::{Head, Span};
+use ipnet::IpNet;
+
+use super::DoorError;
+use super::object::{Capacity, LoadError, Switches, load_apart};
+use super::tables::{Count, Tables, TablesError};
+
+/// The program and its maps.
+pub struct Trial {
+    object: Ebpf,
+    tables: Tables,
+}
+
+impl Trial {
+    /// Loads it.
+    pub fn load(switches: Switches, capacity: Capacity) -> Result<Self, DoorError> {
+        let object = load_apart(switches, capacity)?;
+        let find = |name: &str| -> Result<MapData, MapError> {
+            match object.map(name) {
+                Some(Map::Array(map) | Map::PerCpuArray(map)) => MapData::from_id(map.info()?.id()),
+                _ => Err(MapError::InvalidName { name: name.to_owned() }),
+            }
+        };
+        let tables = Tables::open(find, capacity.rules)?;
+        Ok(Self { object, tables })
+    }
+
+    /// The program, to be run.
+    pub fn program(&self) -> Result<&Xdp, DoorError> {
+        let missing = || LoadError::Broken("it has no program".to_owned());
+        let program = self.object.program(layout::PROGRAM).ok_or_else(missing)?;
+        program.try_into().map_err(|error: ProgramError| LoadError::Program(error).into())
+    }
+
+    /// Writes one rule without an end, in the place of those that the prefix has.
+    pub fn put(&mut self, prefix: IpNet, action: Action, profile: u8) -> Result<(), TablesError> {
+        let head = Head::new(action, Origin::Operator, profile, false);
+        self.tables.put(prefix, (head, Span::ALWAYS), None)
+    }
+
+    /// Writes two rules by what they do and when they hold.
+    pub fn put_pair(
+        &mut self,
+        prefix: IpNet,
+        first: (Action, Span),
+        second: (Action, Span),
+    ) -> Result<(), TablesError> {
+        let head = |action, second| Head::new(action, Origin::Operator, 0, second);
+        let second = (head(second.0, true), second.1);
+        self.tables.put(prefix, (head(first.0, false), first.1), Some(second))
+    }
+
+    /// Takes the rules of a prefix out.
+    pub fn remove(&mut self, prefix: IpNet) {
+        self.tables.remove(prefix);
+    }
+
+    /// Writes the buckets of all profiles, the default one first.
+    pub fn profiles(&mut self, profiles: &[Bucket]) -> Result<(), TablesError> {
+        self.tables.write_profiles(profiles)
+    }
+
+    /// Lets buckets apply to these ports.
+    pub fn protect(&mut self, ports: impl IntoIterator<Item = u16>) -> Result<(), TablesError> {
+        self.tables.write_ports(&ports.into_iter().collect())
+    }
+
+    /// What the first or the second rule of a prefix has met.
+    pub fn hits(&self, prefix: IpNet, second: bool) -> Hits {
+        self.tables.hits(&prefix, second)
+    }
+
+    /// How many sources have a packet bucket.
+    pub fn sources(&self) -> Result<usize, MapError> {
+        let none = || MapError::InvalidName { name: layout::BUCKETS.to_owned() };
+        let map = self.object.map(layout::BUCKETS).ok_or_else(none)?;
+        Ok(HashMap::<_, SourceKey, u64>::try_from(map)?.keys().count())
+    }
+
+    /// All counters.
+    pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
+        self.tables.counters()
+    }
+}

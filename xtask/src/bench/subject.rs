@@ -1,0 +1,143 @@
+//! What `cargo xtask bench kernel` runs: the gateway's own XDP object and, beside it, xdp-filter's, each loaded with
+//! the rules of a case and attached to nothing. It measures nothing.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use aya::maps::{PerCpuHashMap, PerCpuValues};
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader};
+use gateway::kernel::object::{Capacity, Switches};
+use gateway::kernel::trial::Trial;
+use gateway_common::bucket::Bucket;
+use gateway_common::layout;
+use gateway_common::rule::Action;
+use ipnet::IpNet;
+use nix::mount::{MsFlags, mount, umount};
+
+use super::bpf;
+
+/// Set in the value of an address that xdp-filter looks for as a source (MAP_FLAG_SRC).
+const XDP_FILTER_SOURCE: u64 = 1;
+
+/// A prefix and its length.
+pub(super) type Prefix = (IpAddr, u32);
+
+/// A program in the kernel.
+pub(super) enum Subject {
+    /// The gateway.
+    Gateway(Box<Trial>),
+    /// xdp-filter: its maps live as long as this.
+    Object(Box<Ebpf>, String),
+    /// What every program costs that does nothing.
+    Empty(OwnedFd),
+}
+
+impl Subject {
+    /// A program that passes everything.
+    pub(super) fn empty() -> Result<Self> {
+        Ok(Self::Empty(bpf::load_pass().context("the kernel did not take an empty program")?))
+    }
+
+    /// The committed object with these denied, and with packet buckets where there is a profile.
+    pub(super) fn gateway(denied: &[Prefix], profile: Option<Bucket>) -> Result<Self> {
+        let switches = Switches { rules: true, buckets: profile.is_some(), dry_run: false };
+        let rules = u32::try_from(denied.len())?.max(layout::RULES_DEFAULT);
+        let capacity = Capacity { rules, sources: layout::BUCKETS_DEFAULT };
+        let mut trial = Trial::load(switches, capacity)?;
+        if let Some(bucket) = profile {
+            trial.profiles(&[bucket])?;
+            trial.protect(0..=u16::MAX)?;
+        }
+        for (address, length) in denied {
+            let prefix = IpNet::new(*address, u8::try_from(*length)?)?;
+            trial.put(prefix.trunc(), Action::Deny, 0)?;
+        }
+        Ok(Self::Gateway(Box::new(trial)))
+    }
+
+    /// xdp-filter as Debian compiled it, in one of its variants, without libxdp's dispatcher before it.
+    pub(super) fn xdp_filter(variant: &str, denied: &[Prefix]) -> Result<Self> {
+        let name = format!("xdpfilt_alw_{variant}");
+        // Its maps want to be pinned: where nobody else looks, and only for now.
+        let pins = Pins::mount()?;
+        let mut object = EbpfLoader::new()
+            .default_map_pin_directory(&pins.0)
+            .load_file(xdp_filter_object(&name)?)?;
+        drop(pins);
+        for (address, _) in denied {
+            let value = PerCpuValues::try_from(vec![XDP_FILTER_SOURCE; cpus()?])?;
+            match address {
+                IpAddr::V4(v4) => {
+                    let map = map(&mut object, "filter_ipv4")?;
+                    let mut map = PerCpuHashMap::<_, [u8; 4], u64>::try_from(map)?;
+                    map.insert(v4.octets(), value, 0)?;
+                }
+                IpAddr::V6(v6) => {
+                    let map = map(&mut object, "filter_ipv6")?;
+                    let mut map = PerCpuHashMap::<_, [u8; 16], u64>::try_from(map)?;
+                    map.insert(v6.octets(), value, 0)?;
+                }
+            }
+        }
+        Self::loaded(object, name)
+    }
+
+    fn loaded(mut object: Ebpf, name: String) -> Result<Self> {
+        let program = object.program_mut(&name).with_context(|| format!("no program {name}"))?;
+        let program: &mut Xdp = program.try_into()?;
+        program.load().with_context(|| format!("the kernel did not take {name}"))?;
+        Ok(Self::Object(Box::new(object), name))
+    }
+
+    /// Its descriptor.
+    pub(super) fn program(&self) -> Result<BorrowedFd<'_>> {
+        match self {
+            Self::Empty(program) => Ok(program.as_fd()),
+            Self::Gateway(trial) => Ok(trial.program()?.fd()?.as_fd()),
+            Self::Object(object, name) => {
+                let program = object.program(name).context("the program is gone")?;
+                Ok(program.fd()?.as_fd())
+            }
+        }
+    }
+}
+
+fn map<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::maps::Map> {
+    object.map_mut(name).with_context(|| format!("the object has no map {name}"))
+}
+
+fn cpus() -> Result<usize> {
+    aya::util::nr_cpus().map_err(|(_, error)| error).context("cannot count the CPUs")
+}
+
+/// Debian keeps it in the folder of the architecture.
+fn xdp_filter_object(name: &str) -> Result<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib")?.filter_map(Result::ok);
+    let mut files = folders.map(|folder| folder.path().join("bpf").join(format!("{name}.o")));
+    files.find(|file| file.is_file()).with_context(|| format!("xdp-tools has no {name}.o"))
+}
+
+/// A BPF file system of our own, gone when dropped.
+struct Pins(PathBuf);
+
+impl Pins {
+    fn mount() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("gateway-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let pins = Self(folder);
+        mount(Some("bpf"), &pins.0, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("cannot mount a BPF file system at {}", pins.0.display()))?;
+        Ok(pins)
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // What was never mounted or made is as gone as the rest.
+        umount(&self.0).ok();
+        std::fs::remove_dir(&self.0).ok();
+    }
+}
