@@ -33,7 +33,7 @@ const NAMED_MAX: usize = 5;
 /// Length of a reason: a sentence, not a report.
 const REASON_MAX_CHARS: usize = 200;
 /// Longest time that a rule with an end may hold.
-const FOR_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+const FOR_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// The rules and what enforces them.
 pub struct Policy {

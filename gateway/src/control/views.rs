@@ -59,11 +59,15 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
 }
 
 /// The kernel door as the kernel reports it.
-pub fn kernel(policy: &Policy, note: Option<String>) -> Result<KernelStatus, TablesError> {
+pub fn kernel(
+    policy: &Policy,
+    notes: impl Iterator<Item = String>,
+) -> Result<KernelStatus, TablesError> {
+    let joined = |notes: Vec<String>| (!notes.is_empty()).then(|| notes.join("; "));
     let Some(door) = &policy.door else {
         return Ok(KernelStatus {
             enforcing: false,
-            note,
+            note: joined(notes.collect()),
             dry_run: policy.is_dry_run(),
             interfaces: Vec::new(),
             counters: Vec::new(),
@@ -71,6 +75,14 @@ pub fn kernel(policy: &Policy, note: Option<String>) -> Result<KernelStatus, Tab
     };
     let interfaces: Vec<InterfaceStatus> =
         door.running().into_iter().map(|(name, mode)| InterfaceStatus { name, mode }).collect();
+    let bare = interfaces.iter().filter(|interface| interface.mode.is_none()).map(|interface| {
+        format!(
+            "{} runs no program any more, it went away or somebody took it off: \
+             `gateway reload` attaches again",
+            interface.name
+        )
+    });
+    let note = joined(notes.chain(bare).collect());
     let counters = door
         .counters()?
         .into_iter()

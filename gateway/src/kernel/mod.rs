@@ -138,7 +138,7 @@ impl Door {
         loaded.settle(pins)?;
         for interface in pins.linked()? {
             if !kernel.interfaces.contains(&interface) {
-                pins.remove(&pins.link(&interface))?;
+                attach::take_off(&interface, pins)?;
             }
         }
         let removed = pins.remove_stale()?;

@@ -187,6 +187,7 @@ impl Pins {
     pub fn remove_all(&self) -> Result<Vec<String>, PinsError> {
         let linked = self.linked()?;
         self.remove_folder(&self.links())?;
+        linked.iter().for_each(|interface| super::attach::await_end(interface));
         for folder in self.versions()? {
             self.remove_folder(&folder)?;
         }
