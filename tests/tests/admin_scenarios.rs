@@ -1,6 +1,5 @@
 //! Commands over the admin socket through the real binary, without privileges: what is refused and how, what is kept,
 //! and who may ask at all.
-#![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,6 +1,5 @@
 //! The kernel door where things go wrong: tables that are full or of another size, pins of others, reloads that are
 //! refused, programs that somebody took off. What was enforced stays enforced, and what is said is true.
-#![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -26,16 +25,16 @@ fn host() -> Result<Namespace> {
 
 /// A gateway on the loopback with `kernel` added.
 fn config(kernel: Value) -> Value {
-    let mut config = json!({
+    let mut merged = json!({"interfaces": ["lo"]});
+    if let (Some(merged), Some(kernel)) = (merged.as_object_mut(), kernel.as_object()) {
+        merged.extend(kernel.clone());
+    }
+    json!({
         "listen": [{"address": "127.0.0.1:8080"}],
-        "kernel": {"interfaces": ["lo"]},
+        "kernel": merged,
         "upstreams": {"echo": {"endpoints": ["echo"]}},
         "routes": [{"match": {"path": "/{rest*}"}, "upstream": "echo"}],
-    });
-    for (key, value) in kernel.as_object().into_iter().flatten() {
-        config["kernel"][key] = value.clone();
-    }
-    config
+    })
 }
 
 /// Whether a connection from `source` to the gateway is made: the kernel door drops it before it can be.
@@ -322,6 +321,7 @@ fn detach_removes_only_what_belongs_to_the_gateway_that_is_meant() -> Result {
     let socket = socket.to_str().unwrap_or_default();
     first.cli(&["--socket", socket, "kernel", "detach"])?.ok()?;
     assert_eq!(programs(&other)?, []);
+    first.cli(&["--socket", socket, "kernel", "detach"])?.refused(2, "--config")?;
     assert_eq!(programs(&one)?.len(), 1, "the first one goes on");
     second.stop()?;
     first.cli(&["deny", "list"])?.ok()?;

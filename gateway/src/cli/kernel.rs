@@ -12,8 +12,8 @@ pub(super) fn detach(place: &Place, output: &Output) -> Result<(), Failure> {
         // What is pinned all the same is left from an earlier gateway.
         Ok(Answer::Done(done)) if done.done.is_empty() => leftovers(place, done.notes, output),
         Ok(Answer::Done(done)) => {
-            // The daemon may have been unable to remove its own folder, and whoever asks may be able to. Only when it is
-            // empty: it could be another gateway's.
+            // The daemon may be unable to remove its own folder where whoever asks can. Only when it is empty: it could
+            // be another gateway's.
             if let Ok(path) = place.pins() {
                 drop(std::fs::remove_dir(path));
             }

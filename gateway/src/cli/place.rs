@@ -27,13 +27,14 @@ impl Place {
 
     /// The folder of pins.
     pub(super) fn pins(&self) -> Result<PathBuf, Failure> {
-        if let (Some(socket), None) = (&self.socket, &self.config) {
-            return Err(Failure::Usage(format!(
+        let (own_socket, pins) = self.places()?;
+        match &self.socket {
+            Some(socket) if *socket != own_socket => Err(Failure::Usage(format!(
                 "{} does not say where the gateway's pins are: name its configuration with --config",
                 socket.display()
-            )));
+            ))),
+            _ => Ok(pins),
         }
-        Ok(self.places()?.1)
     }
 
     fn places(&self) -> Result<(PathBuf, PathBuf), Failure> {

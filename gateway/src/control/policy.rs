@@ -363,9 +363,7 @@ fn check(add: &Add) -> Result<(), Refusal> {
             "the reason has {length} characters: at most {REASON_MAX_CHARS} are kept"
         )));
     }
-    // It is shown on terminals, where these move the cursor or turn the line around.
-    let hidden = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if let Some(odd) = add.reason.chars().find(|c| c.is_control() || hidden(*c)) {
+    if let Some(odd) = add.reason.chars().find(|c| is_hidden(*c)) {
         return Err(Refusal::usage(format!(
             "the reason has {} in it: write one line of plain text",
             odd.escape_unicode()
@@ -380,6 +378,14 @@ fn check(add: &Add) -> Result<(), Refusal> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a terminal does something else with it than to show it: move the cursor, turn the line around.
+fn is_hidden(c: char) -> bool {
+    let turns = ['\u{200e}', '\u{200f}'].contains(&c)
+        || ('\u{2028}'..='\u{202e}').contains(&c)
+        || ('\u{2066}'..='\u{2069}').contains(&c);
+    c.is_control() || turns
 }
 
 fn action_of(action: ListAction) -> Action {
