@@ -330,3 +330,42 @@ fn detach_removes_only_what_belongs_to_the_gateway_that_is_meant() -> Result {
     assert_eq!(programs(&one)?, [], "at once, not some time after");
     Ok(())
 }
+
+#[test]
+fn rules_are_shown_and_taken_back_while_no_gateway_runs() -> Result {
+    require_root()?;
+    let host = host()?;
+    let mut gateway = Gateway::new(&host, config(json!({"deny": ["127.0.0.3"]})))?;
+    gateway.cli(&["deny", "list"])?.refused(1, "no gateway answers")?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", DENIED, "127.0.0.4"])?.ok()?;
+    gateway.kill9()?;
+    assert!(!connects_at_all(&host, DENIED)?);
+    let shown = rules(&gateway)?;
+    assert_eq!(shown.len(), 3, "{shown:?}");
+    assert!(shown.iter().all(|rule| rule["enforced"] == json!("kernel")), "{shown:?}");
+    let why = gateway.cli(&["why", DENIED, "--json"])?.ok()?.json()?;
+    assert!(why.pointer("/rule/packets").and_then(Value::as_u64) > Some(0), "{why}");
+
+    // What was written into the file since then is for the next gateway.
+    gateway.write_config(config(json!({"deny": ["127.0.0.5"]})))?;
+    gateway.cli(&["deny", "remove", DENIED])?.ok()?;
+    gateway.cli(&["deny", "add", DENIED])?.refused(1, "no gateway answers")?;
+    for (source, passes) in [(DENIED, true), ("127.0.0.3", false), ("127.0.0.5", true)] {
+        assert_eq!(connects_at_all(&host, source)?, passes, "{source}");
+    }
+    gateway.cli(&["kernel", "detach"])?.ok()?;
+    assert!(rules(&gateway)?.iter().all(|rule| rule["enforced"] == json!("nowhere")));
+    gateway.start()?;
+    assert!(connects(&host, DENIED)? && !connects(&host, "127.0.0.4")?);
+    assert!(!connects(&host, "127.0.0.5")?);
+    Ok(())
+}
+
+/// Whether packets from `source` come through to a socket that is not the gateway's.
+fn connects_at_all(host: &Namespace, source: &str) -> Result<bool> {
+    let listener = host.enter(|| TcpListener::bind("127.0.0.1:0"))??;
+    let patience = Duration::from_millis(500);
+    let target = listener.local_addr()?;
+    Ok(Client::connect(host, Some(source.parse()?), target, patience).is_ok())
+}

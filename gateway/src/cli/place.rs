@@ -37,12 +37,16 @@ impl Place {
         }
     }
 
-    fn places(&self) -> Result<(PathBuf, PathBuf), Failure> {
-        let path = match &self.config {
+    /// The configuration; `None` for the embedded one.
+    pub(super) fn file(&self) -> Option<&Path> {
+        match &self.config {
             Some(path) => Some(path.as_path()),
             None => Some(Path::new(USUAL)).filter(|path| path.exists()),
-        };
-        if let Some(path) = path {
+        }
+    }
+
+    fn places(&self) -> Result<(PathBuf, PathBuf), Failure> {
+        if let Some(path) = self.file() {
             if let Some(places) = config::places(path) {
                 return Ok(places);
             }

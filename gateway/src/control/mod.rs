@@ -20,6 +20,7 @@ use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::request::Snapshot;
 
+pub mod offline;
 pub mod policy;
 pub mod privileges;
 pub mod protect;

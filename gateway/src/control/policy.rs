@@ -47,6 +47,8 @@ pub struct Policy {
     classifier: Arc<ArcSwap<Classifier>>,
     dry_run: bool,
     max_rules: u32,
+    /// Whether the proxy runs, which enforces too.
+    serving: bool,
     /// Why what is enforced is not what ought to be, since the last attempt to change it.
     lag: Option<String>,
 }
@@ -72,10 +74,21 @@ impl Policy {
             classifier: Arc::default(),
             dry_run: false,
             max_rules: 0,
+            serving: true,
             lag: None,
         };
         policy.configure(config, protected, now);
         Ok(policy)
+    }
+
+    /// The policy while no gateway runs: the kernel alone enforces it.
+    pub fn offline(self, door: Option<Door>) -> Self {
+        Self { door, serving: false, ..self }
+    }
+
+    /// Whether user space enforces, too.
+    pub fn is_serving(&self) -> bool {
+        self.serving
     }
 
     /// Takes over the rules of a configuration, without telling the kernel.
@@ -200,9 +213,13 @@ impl Policy {
     /// Makes kernel and user space enforce the rules as they are.
     pub fn enforce(&mut self) -> Result<(), TablesError> {
         let before = self.compile();
-        if let Some(door) = &mut self.door
-            && let Err(error) = door.apply(&self.compiled)
-        {
+        let applied = match &mut self.door {
+            Some(door) if self.serving => door.apply(&self.compiled),
+            // The file may have been changed since a gateway read it, which is not for this to put in force.
+            Some(door) => door.apply_difference(&before, &self.compiled),
+            None => Ok(()),
+        };
+        if let Err(error) = applied {
             self.compiled = before;
             self.lag = Some(error.to_string());
             return Err(error);

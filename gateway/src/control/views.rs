@@ -131,7 +131,8 @@ fn view(policy: &Policy, rule: &Rule, running: bool) -> Result<RuleView, TablesE
     let in_front = winner.is_some_and(|winner| winner.first.origin == rule.origin);
     let kernel = held.is_some() && running;
     // A bucket is the kernel's alone; everything else the proxy enforces too.
-    let user_space = in_front && !policy.is_dry_run() && rule.action != Action::Limit;
+    let user_space =
+        in_front && policy.is_serving() && !policy.is_dry_run() && rule.action != Action::Limit;
     let enforced = match (kernel && !policy.is_dry_run(), user_space) {
         (true, true) => "both",
         (true, false) => "kernel",
@@ -174,6 +175,9 @@ fn is_running(policy: &Policy) -> bool {
 
 fn verdict(policy: &Policy, action: Option<Action>, running: bool) -> String {
     let sentence = match (action, running) {
+        (Some(Action::Deny | Action::Reset | Action::Limit), false) if !policy.is_serving() => {
+            "a rule is against it and nothing enforces that: no gateway runs, nor its XDP program"
+        }
         (Some(Action::Deny | Action::Reset), true) => {
             "denied: its packets are dropped in the kernel"
         }

@@ -148,6 +148,28 @@ impl Door {
         Ok(Opened { door, attached, removed })
     }
 
+    /// The door that a gateway left open, if one did.
+    pub fn pinned(pins: &Pins) -> Result<Option<Self>, DoorError> {
+        if !pins.exist()? {
+            return Ok(None);
+        }
+        let interfaces = pins.linked()?;
+        if interfaces.is_empty() {
+            return Ok(None);
+        }
+        let tables = Tables::open(|name| pins.map(name))?;
+        Ok(Some(Self { pins: pins.clone(), tables, interfaces }))
+    }
+
+    /// Makes the kernel enforce what differs between two sets of rules, and leaves all others.
+    pub fn apply_difference(
+        &mut self,
+        before: &Compiled,
+        after: &Compiled,
+    ) -> Result<(), TablesError> {
+        self.tables.apply_difference(before, after)
+    }
+
     /// Makes the kernel enforce exactly these rules.
     pub fn apply(&mut self, compiled: &Compiled) -> Result<(), TablesError> {
         self.tables.apply(compiled)

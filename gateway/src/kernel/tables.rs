@@ -142,6 +142,24 @@ impl Tables {
         self.write_lengths(lengths_of(self.held.keys()))
     }
 
+    /// Makes the kernel hold what differs between two sets of rules, and leaves all others.
+    pub fn apply_difference(
+        &mut self,
+        before: &Compiled,
+        after: &Compiled,
+    ) -> Result<(), TablesError> {
+        let (before, after) = (&before.enforced, &after.enforced);
+        let changed = after.iter().filter(|(prefix, pair)| before.get(*prefix) != Some(*pair));
+        let gone: Vec<IpNet> =
+            before.keys().filter(|prefix| !after.contains_key(*prefix)).copied().collect();
+        self.write_lengths(lengths_of(self.held.keys().chain(after.keys())))?;
+        for (prefix, pair) in changed {
+            self.write(*prefix, pair)?;
+        }
+        self.remove(&gone)?;
+        self.write_lengths(lengths_of(self.held.keys()))
+    }
+
     /// Writes the buckets of all profiles, the default one first.
     pub fn write_profiles(&mut self, profiles: &[Bucket]) -> Result<(), TablesError> {
         for index in 0..PROFILES_MAX {
