@@ -113,6 +113,11 @@ fn the_socket_is_private_and_bodies_are_bounded() -> Result {
     stream.read_exact(&mut answer)?;
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 413");
     assert_eq!(gateway.cli(&["status"])?.code, Some(0));
+    // More connections than are served at once, all of them silent: they are closed after two seconds.
+    let silent = (0..40).map(|_| UnixStream::connect(gateway.socket()));
+    let silent: Vec<UnixStream> = silent.collect::<std::io::Result<_>>()?;
+    assert_eq!(gateway.cli(&["status"])?.code, Some(0));
+    drop(silent);
     Ok(())
 }
 
