@@ -357,6 +357,28 @@ fn a_chunked_answer_is_passed_on_and_the_connection_reused() {
 }
 
 #[test]
+fn large_bodies_go_through_whole_in_both_directions() {
+    const BYTES: usize = 8 << 20;
+    let origin = Origin::start(|_, connection| {
+        let head = connection.request();
+        let mut body = vec![0; header(&head, "content-length").unwrap().parse().unwrap()];
+        connection.stream.read_exact(&mut body).unwrap();
+        connection.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()));
+        connection.stream.write_all(&body).unwrap();
+    });
+    let mut config = config(vec![Endpoint::Address(origin.address)]);
+    config.bounds.body_bytes = BYTES as u64;
+    let gateway = Gateway::start(config);
+    let mut client = gateway.connect();
+    client.send(&format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {BYTES}\r\n\r\n"));
+    let body: String = ('a'..='z').cycle().take(BYTES).collect();
+    client.send(&body);
+    let answer = client.answer();
+    assert_status(&answer, 200);
+    assert!(answer.ends_with(&body), "the body came back changed");
+}
+
+#[test]
 fn head_gets_no_body_and_keeps_the_length() {
     let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n");
     let gateway = Gateway::before(&origin);

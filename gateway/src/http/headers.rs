@@ -33,16 +33,17 @@ static HOP_BY_HOP: [HeaderName; HOP_COUNT] = [
 
 /// Removes what is for one hop only: the known names and those that `Connection` lists.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if let Some(listed) = listed_in_connection(headers) {
-        for name in listed {
-            headers.remove(name);
-        }
-    }
     // A look along the names is cheaper than one search for each of eight that are seldom there.
     let mut present = [false; HOP_COUNT];
     for name in headers.keys() {
         for (known, present) in HOP_BY_HOP.iter().zip(&mut present) {
             *present |= name == known;
+        }
+    }
+    let [connection, ..] = present;
+    if connection {
+        for name in listed_in_connection(headers) {
+            headers.remove(name);
         }
     }
     for (name, present) in HOP_BY_HOP.iter().zip(present) {
@@ -90,23 +91,18 @@ fn plain(letter: u8) -> u8 {
     if letter == b'_' { b'-' } else { letter }
 }
 
-fn listed_in_connection(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
-    if !headers.contains_key(CONNECTION) {
-        return None;
-    }
+fn listed_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
     let names = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let names = names.flat_map(|value| value.split(',')).map(str::trim);
     let known = |name: &&str| {
         ["close", "keep-alive"].iter().any(|option| name.eq_ignore_ascii_case(option))
     };
-    Some(
-        names
-            .filter(|name| !known(name))
-            .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
-            // Whoever lists these wants a service to miss what it decides by.
-            .filter(|name| !PROTECTED.contains(name))
-            .collect(),
-    )
+    names
+        .filter(|name| !known(name))
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+        // Whoever lists these wants a service to miss what it decides by.
+        .filter(|name| !PROTECTED.contains(name))
+        .collect()
 }
 
 /// Header fields that no `Connection` takes away: without them the service would see another request.

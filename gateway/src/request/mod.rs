@@ -11,11 +11,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
+use http::HeaderValue;
 
 use crate::base::address::PeerAddr;
 use crate::base::time::Now;
 use crate::config::{Bounds, Config};
 use crate::http::deadline::Deadline;
+use crate::http::headers;
 use crate::observe::Counters;
 use crate::route;
 use crate::rules::classify::Classifier;
@@ -141,6 +143,8 @@ pub struct Connection {
     worker: Rc<Worker>,
     /// The other end of its socket.
     peer: PeerAddr,
+    /// The same as text, written once for all requests of the connection.
+    peer_text: HeaderValue,
     /// The state of the rules that let the peer in.
     admitted: Cell<u64>,
     /// How long it may stay as it is.
@@ -151,7 +155,9 @@ impl Connection {
     /// The connection of `peer`, which the rules have yet to let in.
     pub fn new(worker: &Rc<Worker>, peer: PeerAddr, bounds: &Bounds) -> Rc<Self> {
         let deadline = Rc::new(Deadline::new(bounds));
-        Rc::new(Self { worker: Rc::clone(worker), peer, admitted: Cell::new(0), deadline })
+        let peer_text = headers::value(&peer.to_string());
+        let worker = Rc::clone(worker);
+        Rc::new(Self { worker, peer, peer_text, admitted: Cell::new(0), deadline })
     }
 
     /// Whether no rule keeps the peer out. It is asked once for each state of the rules, so that a rule that is made

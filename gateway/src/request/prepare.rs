@@ -5,7 +5,6 @@ use http::request::Parts;
 use http::{Request, Response, Version};
 use http_body::Body as _;
 
-use crate::base::address::PeerAddr;
 use crate::base::id::RequestId;
 use crate::http::body::RequestBody;
 use crate::http::headers::{
@@ -27,12 +26,12 @@ fn is_request_id(id: &[u8]) -> bool {
         && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
-/// The request as the service gets it.
+/// The request as the service gets it; `peer` is the address of the other end as text.
 pub(super) fn request(
     mut head: Parts,
     body: RequestBody,
     id: HeaderValue,
-    peer: PeerAddr,
+    peer: &HeaderValue,
     peer_is_trusted: bool,
 ) -> Request<RequestBody> {
     let headers = &mut head.headers;
@@ -64,20 +63,16 @@ pub(super) fn response<B>(mut response: Response<B>, id: HeaderValue) -> Respons
 }
 
 /// One line with everybody that the request came through: a service that reads only the first line misses nobody.
-fn append_peer(headers: &mut HeaderMap, peer: PeerAddr) {
-    use std::fmt::Write as _;
-    let mut line = String::with_capacity(64);
-    for value in headers.get_all(X_FORWARDED_FOR) {
-        line.push_str(value.to_str().unwrap_or("unknown"));
-        line.push_str(", ");
-    }
-    // Writing to a string cannot fail.
-    write!(line, "{peer}").ok();
-    headers.insert(
-        X_FORWARDED_FOR,
-        HeaderValue::from_maybe_shared(bytes::Bytes::from(line))
-            .unwrap_or_else(|_| HeaderValue::from_static("unknown")),
-    );
+fn append_peer(headers: &mut HeaderMap, peer: &HeaderValue) {
+    let before = headers.get_all(X_FORWARDED_FOR).iter();
+    let mut line: Vec<_> = before.map(|value| value.to_str().unwrap_or("unknown")).collect();
+    let line = if line.is_empty() {
+        peer.clone()
+    } else {
+        line.push(peer.to_str().unwrap_or_default());
+        value(&line.join(", "))
+    };
+    headers.insert(X_FORWARDED_FOR, line);
 }
 
 #[cfg(test)]
@@ -98,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_peer_is_appended_to_whom_the_request_came_through() {
-        let peer = PeerAddr::of_socket("10.0.0.2:1".parse().unwrap());
+        let peer = &HeaderValue::from_static("10.0.0.2");
         let mut headers = HeaderMap::new();
         append_peer(&mut headers, peer);
         assert_eq!(headers[X_FORWARDED_FOR], "10.0.0.2");

@@ -54,7 +54,7 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { worker, peer, deadline, .. } = &**self.connection;
+        let Connection { worker, peer, peer_text, deadline, .. } = &**self.connection;
         let Current { snapshot, turns } = &**self.current;
         let (mut head, body) = request.into_parts();
 
@@ -63,7 +63,7 @@ impl Exchange<'_> {
         self.rules(client)?;
         let routed = self.route(&head)?;
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, deadline)?;
-        let request = prepare::request(head, body, id, *peer, self.peer_is_trusted);
+        let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
 
         let upstream = routed.upstream();
         let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));

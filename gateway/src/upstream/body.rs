@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -69,7 +69,9 @@ impl AnswerBody {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.incoming).poll_frame(context);
+        // Pieces come by driving and in no other way, so they need not wake anybody.
+        let asleep = &mut Context::from_waker(Waker::noop());
+        let frame = Pin::new(&mut self.incoming).poll_frame(asleep);
         if frame.is_ready() {
             return frame;
         }
@@ -78,7 +80,7 @@ impl AnswerBody {
         {
             self.connection = None;
         }
-        Pin::new(&mut self.incoming).poll_frame(context)
+        Pin::new(&mut self.incoming).poll_frame(asleep)
     }
 }
 

@@ -98,13 +98,9 @@ impl Connection {
     }
 
     /// Whether the other side is known to have closed it while it was idle.
-    pub fn is_stale(&mut self, context: &mut Context<'_>) -> bool {
-        self.drive(context).is_ready() || !self.is_ready()
-    }
-
-    /// The same without waiting for anything.
-    pub fn is_stale_now(&mut self) -> bool {
-        self.is_stale(&mut Context::from_waker(Waker::noop()))
+    pub fn is_stale(&mut self) -> bool {
+        // Nobody waits for an idle connection: whoever takes it drives it again with a waker of its own.
+        self.drive(&mut Context::from_waker(Waker::noop())).is_ready() || !self.is_ready()
     }
 
     /// Sends `request` and waits for the head of the answer. After a failure the connection is of no use.
@@ -120,7 +116,8 @@ impl Connection {
         let driver = &mut self.driver;
         let result = poll_fn(|context| {
             let closed = drive(driver, context).is_ready();
-            match answer.as_mut().poll(context) {
+            // The answer comes by driving and in no other way, so it need not wake anybody.
+            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(result) => Poll::Ready(Some(result)),
                 Poll::Pending if closed || deadline.has_passed() => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,

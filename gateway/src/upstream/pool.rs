@@ -3,10 +3,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::Poll;
 
 use tokio::time::Instant;
 
@@ -37,24 +35,22 @@ pub struct Home {
 impl Pool {
     /// An idle connection to `endpoint`, the one used last first: the others may then expire. Those that the endpoint
     /// has closed are dropped on the way.
-    pub async fn take(&self, endpoint: SocketAddr) -> Option<Box<Connection>> {
-        poll_fn(|context| {
-            loop {
-                let popped = self.idle.borrow_mut().get_mut(&endpoint).and_then(Vec::pop);
-                let Some(mut idle) = popped else { return Poll::Ready(None) };
-                if !idle.connection.is_stale(context) {
-                    return Poll::Ready(Some(idle.connection));
-                }
+    pub fn take(&self, endpoint: SocketAddr) -> Option<Box<Connection>> {
+        let mut idle = self.idle.borrow_mut();
+        let idle = idle.get_mut(&endpoint)?;
+        while let Some(Idle { mut connection, .. }) = idle.pop() {
+            if !connection.is_stale() {
+                return Some(connection);
             }
-        })
-        .await
+        }
+        None
     }
 
     /// Drops what has expired or was closed.
     pub fn sweep(&self) {
         let now = Instant::now();
         self.idle.borrow_mut().retain(|_, idle| {
-            idle.retain_mut(|idle| idle.until > now && !idle.connection.is_stale_now());
+            idle.retain_mut(|idle| idle.until > now && !idle.connection.is_stale());
             !idle.is_empty()
         });
     }
