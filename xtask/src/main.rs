@@ -1,5 +1,6 @@
 //! Developer verbs: `cargo xtask <verb>`, one file each. They own no part of the product.
 
+mod bench;
 mod ebpf;
 mod fuzz;
 mod lab;
@@ -17,6 +18,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Verb {
+    /// Measure a door beside its peers.
+    Bench(bench::Args),
     /// Build the XDP object and write it, with the hashes of its sources, to gateway-ebpf/prebuilt.
     Ebpf(ebpf::Args),
     /// Build every fuzz target and run each for a few seconds.
@@ -32,6 +35,7 @@ enum Verb {
 fn main() -> anyhow::Result<()> {
     let root = root();
     match Verb::parse() {
+        Verb::Bench(args) => bench::run(&root, &args),
         Verb::Ebpf(args) => ebpf::run(&root, &args),
         Verb::Fuzz(args) => fuzz::run(&root, &args),
         Verb::Lab(args) => lab::run(&root, &args),

@@ -1,0 +1,52 @@
+//! `cargo xtask bench`: the gateway beside its peers in one run, alternating. A bench measures; what is written down
+//! and how it is compared is `report`'s.
+
+mod kernel;
+mod proxy;
+mod report;
+
+use std::path::Path;
+
+/// Arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which of the two doors
+    which: Which,
+    /// JSON lines, also on a terminal
+    #[arg(long)]
+    json: bool,
+    /// Shorter rounds: under a minute in all, and noisier
+    #[arg(long)]
+    quick: bool,
+    /// How often each subject is measured in each case
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Keep the raw rounds in docs/benchmarks/runs
+    #[arg(long)]
+    keep: bool,
+}
+
+/// A bench.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Which {
+    /// Nanoseconds a packet, beside xdp-filter (root)
+    Kernel,
+    /// Processor time a request, beside nginx and HAProxy
+    Proxy,
+}
+
+impl Which {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
+    match args.which {
+        Which::Kernel => kernel::run(root, args),
+        Which::Proxy => proxy::run(root, args),
+    }
+}
