@@ -152,7 +152,10 @@ mod tests {
 
         #[test]
         fn no_word_or_clock_makes_it_panic_or_wait_longer_than_the_depth(
-            word: u64, now in 0u64..u64::MAX / 2, interval_ns in 1u64.., depth_ns in 0u64..u64::MAX / 2,
+            word: u64,
+            now in 0u64..u64::MAX / 2,
+            interval_ns in 1u64..,
+            depth_ns in 0u64..u64::MAX / 2,
         ) {
             let taken = Bucket { interval_ns, depth_ns }.take(word, now);
             prop_assert!(taken.word <= now + depth_ns);

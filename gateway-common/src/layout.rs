@@ -19,7 +19,7 @@ pub const RULES_V6: &str = "RULES_V6";
 pub const LENGTHS: &str = "LENGTHS";
 /// Array of [`Hits`] by [`Entry::slot`].
 pub const HITS: &str = "HITS";
-/// LRU hash of [`SourceKey`] to the word of its packet bucket.
+/// LRU hash of [`SourceKey`] to the word of its packet bucket, by CLOCK_MONOTONIC.
 pub const BUCKETS: &str = "BUCKETS";
 /// Array of [`PROFILES_MAX`] [`Bucket`]s; index 0 is the default profile.
 pub const PROFILES: &str = "PROFILES";

@@ -4,7 +4,7 @@ use gateway_common::packet::Transport;
 use gateway_common::source::SourceKey;
 use gateway_common::verdict::Reason;
 
-use crate::clock::Clock;
+use crate::clock;
 use crate::maps::{self, Word};
 
 /// Times that a bucket is tried when other CPUs keep changing it.
@@ -12,12 +12,7 @@ const ATTEMPTS_MAX: u32 = 8;
 
 /// Charges the packet to its source's bucket. `None`: no bucket applies.
 #[inline(always)]
-pub(crate) fn admit(
-    source: &SourceKey,
-    transport: Transport,
-    profile: u16,
-    clock: &mut Clock,
-) -> Option<Reason> {
+pub(crate) fn admit(source: &SourceKey, transport: Transport, profile: u16) -> Option<Reason> {
     if !maps::buckets_are_on() || !is_charged(transport) {
         return None;
     }
@@ -25,7 +20,7 @@ pub(crate) fn admit(
     if bucket.is_unlimited() {
         return None;
     }
-    let now_ns = clock.now_ns();
+    let now_ns = clock::monotonic_ns();
     for _ in 0..ATTEMPTS_MAX {
         match Word::of(source) {
             Some(word) => {

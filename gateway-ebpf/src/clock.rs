@@ -1,33 +1,27 @@
-//! The time of one packet: CLOCK_BOOTTIME, which goes on while the machine sleeps, like the rules' expiry.
-#![expect(unsafe_code, reason = "helpers of the kernel and pointers that pass the verifier")]
+//! Two clocks, neither of them free: reading one costs as much as finding a rule.
+//!
+//! Rules begin and end by CLOCK_BOOTTIME, which goes on while the machine sleeps. Each CPU reads it once in a timer
+//! tick, so they may do so one tick (one to ten milliseconds) late. Buckets need nanoseconds and only differences:
+//! CLOCK_MONOTONIC is the cheaper, and they do not refill while the machine sleeps.
+#![expect(unsafe_code, reason = "every helper of the kernel is declared unsafe")]
 
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ktime_get_ns};
 
-/// Reads the clock at most once a packet, and not at all when nobody asks.
-#[repr(C)]
-pub(crate) struct Clock {
-    now_ns: u64,
+use crate::maps;
+
+/// The time of buckets.
+#[inline(always)]
+pub(crate) fn monotonic_ns() -> u64 {
+    // SAFETY: it takes nothing and touches no memory.
+    unsafe { bpf_ktime_get_ns() }
 }
 
-impl Clock {
-    #[inline(always)]
-    pub(crate) const fn unread() -> Self {
-        Self { now_ns: 0 }
-    }
-
-    /// As a global function is given it: the verifier wants to see null refused.
-    #[inline(always)]
-    pub(crate) fn from_pointer<'a>(clock: *mut Self) -> Option<&'a mut Self> {
-        // SAFETY: callers pass a unique reference that outlives the call.
-        unsafe { clock.as_mut() }
-    }
-
-    #[inline(always)]
-    pub(crate) fn now_ns(&mut self) -> u64 {
-        if self.now_ns == 0 {
-            // SAFETY: it takes nothing and touches no memory.
-            self.now_ns = unsafe { bpf_ktime_get_boot_ns() };
-        }
-        self.now_ns
-    }
+/// The time of rules.
+#[inline(always)]
+pub(crate) fn boot_tick_ns() -> u64 {
+    // SAFETY: as above. It is no call: the kernel makes a load of it.
+    let tick = unsafe { bpf_jiffies64() };
+    // SAFETY: as above.
+    maps::once_a_tick(tick, || unsafe { bpf_ktime_get_boot_ns() })
 }

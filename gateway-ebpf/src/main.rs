@@ -25,7 +25,6 @@ use gateway_common::verdict::Reason;
 use crate::account::account;
 use crate::admit::admit;
 use crate::classify::{Ruling, classify};
-use crate::clock::Clock;
 use crate::memory::Memory;
 
 /// Runs for every frame of the interfaces that it is attached to. `frags`: also where frames are larger than a page.
@@ -45,16 +44,13 @@ fn decide(ctx: &XdpContext) -> Reason {
     };
     let Packet { source, transport } = packet;
     let bucket = SourceKey::of(source);
-    let mut clock = Clock::unread();
-    let Ruling { action, profile } = classify(source, &mut clock);
+    let Ruling { action, profile } = classify(source);
     match action {
         Some(Action::Deny) => Reason::Deny,
         Some(Action::Reset) => Reason::Reset,
         _ if transport == Transport::Malformed => Reason::Malformed,
         Some(Action::Allow) => Reason::Allow,
-        Some(Action::Limit) => {
-            admit(&bucket, transport, profile, &mut clock).unwrap_or(Reason::WithinLimit)
-        }
-        None => admit(&bucket, transport, profile, &mut clock).unwrap_or(Reason::NoRule),
+        Some(Action::Limit) => admit(&bucket, transport, profile).unwrap_or(Reason::WithinLimit),
+        None => admit(&bucket, transport, profile).unwrap_or(Reason::NoRule),
     }
 }

@@ -42,6 +42,16 @@ static PROFILES: Array<Bucket, { PROFILES_MAX as usize }> = Array::new();
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, { COUNTERS_LEN as usize }> = PerCpuArray::new();
+/// Of no use to user space, so not part of the layout.
+#[btf_map]
+static TICK: PerCpuArray<Tick, 1> = PerCpuArray::new();
+
+/// The time as it was read first in a timer tick.
+#[repr(C)]
+struct Tick {
+    tick: u64,
+    now_ns: u64,
+}
 
 /// Patched by the loader, after which the verifier knows each field and removes what it switches off.
 #[unsafe(no_mangle)]
@@ -118,6 +128,19 @@ pub(crate) fn count_hit(slot: u32, now_ns: u64) {
             atomic_xadd::<u64, u64, { Relaxed }>(&raw mut (*hits).packets, 1);
             core::ptr::write_volatile(&raw mut (*hits).last_ns, now_ns);
         }
+    }
+}
+
+/// What `now_ns` said when this CPU first asked in `tick`.
+#[inline(always)]
+pub(crate) fn once_a_tick(tick: u64, now_ns: impl Fn() -> u64) -> u64 {
+    let Some(last) = TICK.get_ptr_mut(0) else { return now_ns() };
+    // SAFETY: the element is this CPU's own and the kernel does not interrupt one XDP program by another.
+    unsafe {
+        if (*last).tick != tick {
+            *last = Tick { tick, now_ns: now_ns() };
+        }
+        (*last).now_ns
     }
 }
 

@@ -10,6 +10,7 @@
 )]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use aya::maps::{Array, HashMap, PerCpuArray};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
@@ -316,6 +317,20 @@ fn an_expired_rule_yields_to_the_next_shorter_and_one_to_come_waits() {
     door.rules((SOURCE, 32), Rules { first: expired(Action::Allow), second: to_come });
     door.drops(&tcp(SOURCE), Reason::Deny);
     assert_eq!(door.hits(0).packets, 0);
+}
+
+#[test]
+fn a_rule_ends_by_itself() {
+    let mut door = Door::open();
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+    let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+    let active_until = (seconds * 1e9) as u64 + 400_000_000;
+    let first = Entry { active_until, ..entry(Action::Deny, 1) };
+    door.rules((SOURCE, 32), Rules { first, second: Entry::default() });
+    door.drops(&tcp(SOURCE), Reason::Deny);
+    std::thread::sleep(Duration::from_millis(450));
+    door.passes(&tcp(SOURCE), Reason::NoRule);
+    assert!((1..active_until).contains(&door.hits(1).last_ns));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! `cargo xtask bench`: the gateway beside its peers in one run, alternating. A bench measures; what is written down
 //! and how it is compared is `report`'s.
 
+mod bpf;
 mod kernel;
 mod proxy;
 mod report;
+mod subject;
 
 use std::path::{Path, PathBuf};
 

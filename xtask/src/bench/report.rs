@@ -165,7 +165,7 @@ fn machine(root: &Path, date: String) -> anyhow::Result<Map<String, Value>> {
         "commit": commit,
         "kernel": kernel,
         "cpu": model.map_or("unknown", |(_, model)| model),
-        "cpus": std::thread::available_parallelism()?.get(),
+        "cpus": cpus.lines().filter(|line| line.starts_with("processor")).count(),
         "load_average": load.join(" "),
     });
     Ok(head.as_object().cloned().unwrap_or_default())
