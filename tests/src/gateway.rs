@@ -253,7 +253,10 @@ impl<'n> Gateway<'n> {
         if gateway.demoted() {
             // The folder of the build may be closed to others.
             let binary = folder.join("binary");
-            fs::copy(built()?, &binary)?;
+            // By a process of its own: a descriptor that is open for writing here would go to the processes that other
+            // tests start meanwhile, and a file with a writer cannot be run.
+            let copied = Command::new("cp").arg(built()?).arg(&binary).status()?;
+            ensure!(copied.success(), "cp ended with {copied}");
             gateway.binary = Some(binary);
             for path in [folder.clone(), folder.join("state")] {
                 chown(path, Some(NOBODY), Some(NOBODY))?;

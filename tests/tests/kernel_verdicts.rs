@@ -3,7 +3,6 @@
 //! It needs root and no network.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "helpers of tests fail like tests"

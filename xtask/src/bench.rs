@@ -7,7 +7,7 @@ mod proxy;
 mod report;
 mod subject;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// How often each subject is measured in each case
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Proxy: another build of the gateway, to be measured beside this one
+    #[arg(long, value_name = "BINARY")]
+    baseline: Option<PathBuf>,
     /// Keep the raw rounds in docs/benchmarks/runs
     #[arg(long)]
     keep: bool,

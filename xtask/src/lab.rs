@@ -59,13 +59,13 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
 }
 
 /// Builds what users run.
-fn build(root: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     process::run(crate::cargo(root).args(["build", "--release", "--locked", "-p", "gateway"]))?;
     Ok(crate::target(root).join("release/gateway"))
 }
 
 /// Turns Ctrl-C into a flag, so that everything ends in order. Threads that start later do not see the signals.
-fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
+pub(crate) fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);

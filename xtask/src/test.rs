@@ -95,7 +95,9 @@ pub(crate) fn provide(program: &str, package: &str, is_root: bool) -> anyhow::Re
 
 fn found(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    // Servers are where only root looks.
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
+    folders.into_iter().any(|folder| folder.join(program).is_file())
 }
 
 /// The names of all integration tests of the workspace.

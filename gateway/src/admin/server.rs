@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
@@ -27,6 +27,8 @@ use super::api::{Answer, Command, ListAction, Refusal, Request};
 pub const QUEUE_COMMANDS: usize = 16;
 const CONNECTIONS_MAX: usize = 32;
 const BODY_MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Time to say what is asked. Whoever says nothing must not keep others waiting for a connection.
+const HEAD_MAX: Duration = Duration::from_secs(2);
 const CONNECTION_MAX: Duration = Duration::from_secs(60);
 
 /// Why the socket cannot be listened on.
@@ -109,7 +111,9 @@ async fn connection(stream: UnixStream, commands: mpsc::Sender<Command>) {
         async move { Ok::<_, Infallible>(answer(request, uid, &commands).await) }
     });
     // How a local client's connection breaks concerns nobody but that client.
-    drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
+    drop(server.serve_connection(TokioIo::new(stream), service).await);
 }
 
 async fn answer(

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::admin::api::{Answer, ListAction, Request};
 use crate::admin::client::{self, ClientError};
+use crate::control::offline;
 
 mod check;
 mod kernel;
@@ -177,9 +178,17 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
     }
 }
 
-/// Asks the running gateway.
+/// Asks the running gateway; while none runs, what it left in the kernel and in its store.
 fn ask(place: &Place, request: &Request) -> Result<Answer, Failure> {
-    Ok(client::ask(&place.socket()?, request)?)
+    let answer = client::ask(&place.socket()?, request);
+    if matches!(answer, Err(ClientError::NotRunning(_)))
+        && place.pins().is_ok()
+        && let Some(answer) = offline::answer(place.file(), request)
+    {
+        anstream::eprintln!("note: no gateway is running; this is what the last one left");
+        return Ok(answer.map_err(ClientError::Refused)?);
+    }
+    Ok(answer?)
 }
 
 /// The answer was not one to what was asked: the daemon is of another version.

@@ -27,21 +27,26 @@ impl Place {
 
     /// The folder of pins.
     pub(super) fn pins(&self) -> Result<PathBuf, Failure> {
-        if let (Some(socket), None) = (&self.socket, &self.config) {
-            return Err(Failure::Usage(format!(
+        let (own_socket, pins) = self.places()?;
+        match &self.socket {
+            Some(socket) if *socket != own_socket => Err(Failure::Usage(format!(
                 "{} does not say where the gateway's pins are: name its configuration with --config",
                 socket.display()
-            )));
+            ))),
+            _ => Ok(pins),
         }
-        Ok(self.places()?.1)
+    }
+
+    /// The configuration; `None` for the embedded one.
+    pub(super) fn file(&self) -> Option<&Path> {
+        match &self.config {
+            Some(path) => Some(path.as_path()),
+            None => Some(Path::new(USUAL)).filter(|path| path.exists()),
+        }
     }
 
     fn places(&self) -> Result<(PathBuf, PathBuf), Failure> {
-        let path = match &self.config {
-            Some(path) => Some(path.as_path()),
-            None => Some(Path::new(USUAL)).filter(|path| path.exists()),
-        };
-        if let Some(path) = path {
+        if let Some(path) = self.file() {
             if let Some(places) = config::places(path) {
                 return Ok(places);
             }

@@ -20,6 +20,7 @@ use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::request::Snapshot;
 
+pub mod offline;
 pub mod policy;
 pub mod privileges;
 pub mod protect;
@@ -238,7 +239,8 @@ impl Control {
 
     fn detach(&mut self) -> Result<Done, Refusal> {
         let Some(door) = &self.policy.door else {
-            return Err(Refusal::failed("the kernel door is not open"));
+            let notes = vec!["the running gateway has no kernel door open".to_owned()];
+            return Ok(Done { done: Vec::new(), notes });
         };
         let interfaces = door.detach().map_err(Refusal::failed)?;
         self.policy.door = None;
@@ -254,9 +256,7 @@ impl Control {
         let proxy =
             serde_json::to_value(self.shared.counters.snapshot()).map_err(Refusal::failed)?;
         let lag = self.policy.lag().map(|lag| format!("not up to date: {lag}"));
-        let notes: Vec<String> = self.kernel_note.clone().into_iter().chain(lag).collect();
-        let note = (!notes.is_empty()).then(|| notes.join("; "));
-        let kernel = views::kernel(&self.policy, note);
+        let kernel = views::kernel(&self.policy, self.kernel_note.clone().into_iter().chain(lag));
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

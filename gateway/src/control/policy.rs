@@ -33,7 +33,7 @@ const NAMED_MAX: usize = 5;
 /// Length of a reason: a sentence, not a report.
 const REASON_MAX_CHARS: usize = 200;
 /// Longest time that a rule with an end may hold.
-const FOR_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+const FOR_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// The rules and what enforces them.
 pub struct Policy {
@@ -47,6 +47,8 @@ pub struct Policy {
     classifier: Arc<ArcSwap<Classifier>>,
     dry_run: bool,
     max_rules: u32,
+    /// Whether the proxy runs, which enforces too.
+    serving: bool,
     /// Why what is enforced is not what ought to be, since the last attempt to change it.
     lag: Option<String>,
 }
@@ -72,10 +74,21 @@ impl Policy {
             classifier: Arc::default(),
             dry_run: false,
             max_rules: 0,
+            serving: true,
             lag: None,
         };
         policy.configure(config, protected, now);
         Ok(policy)
+    }
+
+    /// The policy while no gateway runs: the kernel alone enforces it.
+    pub fn offline(self, door: Option<Door>) -> Self {
+        Self { door, serving: false, ..self }
+    }
+
+    /// Whether user space enforces, too.
+    pub fn is_serving(&self) -> bool {
+        self.serving
     }
 
     /// Takes over the rules of a configuration, without telling the kernel.
@@ -200,9 +213,13 @@ impl Policy {
     /// Makes kernel and user space enforce the rules as they are.
     pub fn enforce(&mut self) -> Result<(), TablesError> {
         let before = self.compile();
-        if let Some(door) = &mut self.door
-            && let Err(error) = door.apply(&self.compiled)
-        {
+        let applied = match &mut self.door {
+            Some(door) if self.serving => door.apply(&self.compiled),
+            // The file may have been changed since a gateway read it, which is not for this to put in force.
+            Some(door) => door.apply_difference(&before, &self.compiled),
+            None => Ok(()),
+        };
+        if let Err(error) = applied {
             self.compiled = before;
             self.lag = Some(error.to_string());
             return Err(error);
@@ -363,9 +380,7 @@ fn check(add: &Add) -> Result<(), Refusal> {
             "the reason has {length} characters: at most {REASON_MAX_CHARS} are kept"
         )));
     }
-    // It is shown on terminals, where these move the cursor or turn the line around.
-    let hidden = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if let Some(odd) = add.reason.chars().find(|c| c.is_control() || hidden(*c)) {
+    if let Some(odd) = add.reason.chars().find(|c| is_hidden(*c)) {
         return Err(Refusal::usage(format!(
             "the reason has {} in it: write one line of plain text",
             odd.escape_unicode()
@@ -380,6 +395,14 @@ fn check(add: &Add) -> Result<(), Refusal> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a terminal does something else with it than to show it: move the cursor, turn the line around.
+fn is_hidden(c: char) -> bool {
+    let turns = ['\u{200e}', '\u{200f}'].contains(&c)
+        || ('\u{2028}'..='\u{202e}').contains(&c)
+        || ('\u{2066}'..='\u{2069}').contains(&c);
+    c.is_control() || turns
 }
 
 fn action_of(action: ListAction) -> Action {

@@ -1,5 +1,7 @@
 //! Reload: whole or not at all. What can fail is done first; what was done is undone when a later step fails.
 
+use std::fmt::Display;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::start::open_door;
@@ -19,12 +21,14 @@ impl Control {
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         let (old, new) = (addresses(&self.config), addresses(&config));
+        check_overlaps(&old, &new)?;
         let added: Vec<_> = new.iter().filter(|address| !old.contains(address)).copied().collect();
-        let sockets = Sockets::bind(&added, config.workers).map_err(Refusal::failed)?;
+        let sockets = Sockets::bind(&added, config.workers).map_err(|error| unchanged(&error))?;
         if uses_echo(&config) && self.echo.is_none() {
-            let echo = Echo::bind().map_err(Refusal::failed)?;
-            self.echo = Some(echo.address());
-            echo.spawn().map_err(Refusal::failed)?;
+            let echo = Echo::bind().map_err(|error| unchanged(&error))?;
+            let address = echo.address();
+            echo.spawn().map_err(|error| unchanged(&error))?;
+            self.echo = Some(address);
         }
         self.reload_kernel(&config)?;
         self.policy.publish();
@@ -78,6 +82,28 @@ impl Control {
         if open_door(&mut self.policy, &mut self.pins, &old, &self.target).is_err() {
             self.policy.door = before;
         }
-        Err(Refusal::failed(format!("{error}; nothing was changed, the old one serves on")))
+        Err(unchanged(&error))
     }
+}
+
+/// Refuses to go from one address to another that it overlaps, as from 0.0.0.0 to 127.0.0.1: the old one has the port
+/// until the new one is there.
+fn check_overlaps(old: &[SocketAddr], new: &[SocketAddr]) -> Result<(), Refusal> {
+    let overlap = |one: &SocketAddr, other: &SocketAddr| {
+        one.port() == other.port() && (one.ip().is_unspecified() || other.ip().is_unspecified())
+    };
+    let moved = new.iter().filter(|address| !old.contains(address)).find_map(|to| {
+        let from = old.iter().find(|from| !new.contains(from) && overlap(from, to))?;
+        Some((from, to))
+    });
+    match moved {
+        Some((from, to)) => Err(unchanged(&format!(
+            "listen: {from} cannot become {to} while the gateway runs: restart it"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn unchanged(error: &impl Display) -> Refusal {
+    Refusal::failed(format!("{error}; nothing was changed, the old one serves on"))
 }

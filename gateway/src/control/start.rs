@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -20,7 +21,7 @@ use crate::kernel::{Door, DoorError, Opened, attach};
 use crate::listen::sockets::Sockets;
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::upstream::echo::Echo;
 
 /// Everything that needed privileges, before any thread exists.
@@ -45,7 +46,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     let sockets = Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
     let admin = server::bind(&config.admin.socket).map_err(RunError::failed)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
-    let store = Store::open(&config.state.dir).map_err(RunError::failed)?;
+    let store = open_store(&config.state.dir).map_err(RunError::failed)?;
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address));
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
@@ -102,6 +103,19 @@ impl Started {
         };
         Ok((control, admin))
     }
+}
+
+/// Opens the store. A command that looks into it while no gateway runs has it for a moment only.
+fn open_store(directory: &Path) -> Result<Store, StoreError> {
+    const ATTEMPTS: usize = 20;
+    const PAUSE: Duration = Duration::from_millis(100);
+    for _ in 1..ATTEMPTS {
+        match Store::open(directory) {
+            Err(StoreError::InUse { .. }) => std::thread::sleep(PAUSE),
+            opened => return opened,
+        }
+    }
+    Store::open(directory)
 }
 
 /// Opens the kernel door as far as the configuration and the host allow. The answer says why it is shut, or why it is

@@ -56,11 +56,15 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
 }
 
 /// The kernel door as the kernel reports it.
-pub fn kernel(policy: &Policy, note: Option<String>) -> Result<KernelStatus, TablesError> {
+pub fn kernel(
+    policy: &Policy,
+    notes: impl Iterator<Item = String>,
+) -> Result<KernelStatus, TablesError> {
+    let joined = |notes: Vec<String>| (!notes.is_empty()).then(|| notes.join("; "));
     let Some(door) = &policy.door else {
         return Ok(KernelStatus {
             enforcing: false,
-            note,
+            note: joined(notes.collect()),
             dry_run: policy.is_dry_run(),
             interfaces: Vec::new(),
             counters: Vec::new(),
@@ -68,6 +72,14 @@ pub fn kernel(policy: &Policy, note: Option<String>) -> Result<KernelStatus, Tab
     };
     let interfaces: Vec<InterfaceStatus> =
         door.running().into_iter().map(|(name, mode)| InterfaceStatus { name, mode }).collect();
+    let bare = interfaces.iter().filter(|interface| interface.mode.is_none()).map(|interface| {
+        format!(
+            "{} runs no program any more, it went away or somebody took it off: \
+             `gateway reload` attaches again",
+            interface.name
+        )
+    });
+    let note = joined(notes.chain(bare).collect());
     let counters = door
         .counters()?
         .into_iter()
@@ -116,7 +128,8 @@ fn view(policy: &Policy, rule: &Rule, running: bool) -> Result<RuleView, TablesE
     let in_front = winner.is_some_and(|winner| winner.first.origin == rule.origin);
     let kernel = held.is_some() && running;
     // A bucket is the kernel's alone; everything else the proxy enforces too.
-    let user_space = in_front && !policy.is_dry_run() && rule.action != Action::Limit;
+    let user_space =
+        in_front && policy.is_serving() && !policy.is_dry_run() && rule.action != Action::Limit;
     let enforced = match (kernel && !policy.is_dry_run(), user_space) {
         (true, true) => "both",
         (true, false) => "kernel",
@@ -157,6 +170,9 @@ fn is_running(policy: &Policy) -> bool {
 
 fn verdict(policy: &Policy, action: Option<Action>, running: bool) -> String {
     let sentence = match (action, running) {
+        (Some(Action::Deny | Action::Reset | Action::Limit), false) if !policy.is_serving() => {
+            "a rule is against it and nothing enforces that: no gateway runs, nor its XDP program"
+        }
         (Some(Action::Deny | Action::Reset), true) => {
             "denied: its packets are dropped in the kernel"
         }

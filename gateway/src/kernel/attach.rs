@@ -2,6 +2,8 @@
 //! that counts is the one that the kernel reports afterwards.
 
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
@@ -143,7 +145,7 @@ pub fn attach(
     pins: &Pins,
 ) -> Result<Fresh, AttachError> {
     let before = running(interface)?.map(|running| running.mode);
-    pins.remove(&pins.link(interface))?;
+    take_off(interface, pins)?;
     let modes: &[XdpMode] = match wish {
         Attach::Auto => &[XdpMode::Driver, XdpMode::Skb],
         Attach::Native => &[XdpMode::Driver],
@@ -172,8 +174,28 @@ impl Fresh {
     /// Puts back what was there before.
     pub fn undo(&self, pins: &Pins) -> Result<(), String> {
         let interface = &self.attached.interface;
-        pins.remove(&pins.link(interface)).map_err(|error| error.to_string())?;
+        take_off(interface, pins).map_err(|error| error.to_string())?;
         restore(interface, self.before, pins)
+    }
+}
+
+/// Removes the link of an interface.
+pub fn take_off(interface: &str, pins: &Pins) -> Result<(), PinsError> {
+    pins.remove(&pins.link(interface))?;
+    await_end(interface);
+    Ok(())
+}
+
+/// Waits until the interface runs nothing, for two seconds at most. The kernel lets go of a link some time after its
+/// last pin is gone, and until then another mode is refused.
+pub fn await_end(interface: &str) {
+    const STEP: Duration = Duration::from_millis(10);
+    const STEPS: usize = 200;
+    for _ in 0..STEPS {
+        if !running(interface).is_ok_and(|running| running.is_some()) {
+            return;
+        }
+        thread::sleep(STEP);
     }
 }
 

@@ -86,7 +86,8 @@ pub struct Opened {
 
 impl Door {
     /// Loads the program, fills the maps and attaches it to every interface of the configuration. A program that is
-    /// attached already is replaced in one step, and stays when an interface refuses the new one. `owner` is the user whose pins are taken over besides root's.
+    /// attached already is replaced in one step, and stays when an interface refuses the new one. `owner` is the user
+    /// whose pins are taken over besides root's.
     pub fn open(
         pins: &mut Pins,
         config: &config::Config,
@@ -145,13 +146,36 @@ impl Door {
         loaded.settle(pins)?;
         for interface in pins.linked()? {
             if !kernel.interfaces.contains(&interface) {
-                pins.remove(&pins.link(&interface))?;
+                attach::take_off(&interface, pins)?;
             }
         }
         let removed = pins.remove_stale()?;
         let interfaces = kernel.interfaces.clone();
         let door = Self { pins: pins.clone(), tables, interfaces };
         Ok(Opened { door, attached, removed })
+    }
+
+    /// The door that a gateway left open, if one did.
+    pub fn pinned(pins: &Pins) -> Result<Option<Self>, DoorError> {
+        if !pins.exist()? {
+            return Ok(None);
+        }
+        let interfaces = pins.linked()?;
+        if interfaces.is_empty() {
+            return Ok(None);
+        }
+        // No bound: whoever opens a door that was left takes rules back and adds none.
+        let tables = Tables::open(|name| MapData::from_pin(pins.map(name)), u32::MAX)?;
+        Ok(Some(Self { pins: pins.clone(), tables, interfaces }))
+    }
+
+    /// Makes the kernel enforce what differs between two sets of rules, and leaves all others.
+    pub fn apply_difference(
+        &mut self,
+        before: &Compiled,
+        after: &Compiled,
+    ) -> Result<(), TablesError> {
+        self.tables.apply_difference(before, after)
     }
 
     /// Makes the kernel enforce exactly these rules.

@@ -99,7 +99,7 @@ pub struct Loaded {
 /// them and take their places when [`Loaded::settle`] is called.
 pub fn load(pins: &Pins, switches: Switches, capacity: Capacity) -> Result<Loaded, LoadError> {
     let replaced = misfits(pins, capacity)?;
-    let path = |name: &str| match replaced.iter().any(|replaced| *replaced == name) {
+    let path = |name: &str| match replaced.contains(&name) {
         true => pins.next(name),
         false => pins.map(name),
     };

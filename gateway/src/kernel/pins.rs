@@ -3,8 +3,8 @@
 //! ```text
 //! /sys/fs/bpf/gateway/          0700, refused when somebody else owns it
 //!     links/eth0                one link an interface; it keeps the program attached
-//!     abi-1/program             the program
-//!     abi-1/RULES_V4 …          the maps, which a program of another ABI version must not touch
+//!     abi-2/program             the program
+//!     abi-2/TABLE_V4 …          the maps, which a program of another ABI version must not touch
 //! ```
 
 use std::fs::{self, DirBuilder};
@@ -187,6 +187,7 @@ impl Pins {
     pub fn remove_all(&self) -> Result<Vec<String>, PinsError> {
         let linked = self.linked()?;
         self.remove_folder(&self.links())?;
+        linked.iter().for_each(|interface| super::attach::await_end(interface));
         for folder in self.versions()? {
             self.remove_folder(&folder)?;
         }

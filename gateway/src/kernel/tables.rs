@@ -173,6 +173,25 @@ impl Tables {
         Ok(())
     }
 
+    /// Makes the kernel hold what differs between two sets of rules, and leaves all others.
+    pub fn apply_difference(
+        &mut self,
+        before: &Compiled,
+        after: &Compiled,
+    ) -> Result<(), TablesError> {
+        let (before, after) = (&before.enforced, &after.enforced);
+        let changed = after.iter().filter(|(prefix, pair)| before.get(*prefix) != Some(*pair));
+        let gone: Vec<IpNet> =
+            before.keys().filter(|prefix| !after.contains_key(*prefix)).copied().collect();
+        for (prefix, pair) in changed {
+            self.write(*prefix, pair)?;
+        }
+        for prefix in gone {
+            self.remove(prefix);
+        }
+        Ok(())
+    }
+
     /// Writes the buckets of all profiles, the default one first.
     pub fn write_profiles(&mut self, profiles: &[Bucket]) -> Result<(), TablesError> {
         for index in 0..PROFILES_MAX {

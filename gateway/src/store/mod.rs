@@ -104,6 +104,11 @@ impl Store {
         Ok(Self { database, path, boot: boot.trim().to_owned() })
     }
 
+    /// Whether there is one in a directory, as far as this user may see.
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(FILE).exists()
+    }
+
     /// Every rule that has not ended. Those that have are forgotten, and those of another boot are kept from now on by
     /// this boot's clock.
     pub fn rules(&self, now: Now) -> Result<Vec<Rule>, StoreError> {

@@ -85,14 +85,14 @@ impl Report {
         let ratios = self.ratios(comparisons);
         if !self.json {
             self.table();
-            println!("\n{:<18} {:<24} {:<34} {:>7}", "case", "figure", "subject / peer", "ratio");
+            println!("\n{:<22} {:<24} {:<34} {:>7}", "case", "figure", "subject / peer", "ratio");
         }
         for (case, comparison, ratio) in ratios {
             let Comparison { figure, subject, peer } = comparison;
             let ratio = (ratio * 1000.0).round() / 1000.0;
             if !self.json {
                 let pair = format!("{subject} / {peer}");
-                println!("{case:<18} {figure:<24} {pair:<34} {ratio:>7.3}");
+                println!("{case:<22} {figure:<24} {pair:<34} {ratio:>7.3}");
             }
             self.line(json!({
                 "case": case, "figure": figure, "subject": subject, "peer": peer, "ratio": ratio
@@ -139,7 +139,7 @@ impl Report {
 
     fn table(&self) {
         println!(
-            "\n{:<18} {:<18} {:<24} {:>11} {:>24}",
+            "\n{:<22} {:<18} {:<24} {:>11} {:>24}",
             "case", "subject", "figure", "median", "min..max"
         );
         for ((case, subject, figure), values) in &self.series {
@@ -147,7 +147,7 @@ impl Report {
             let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let median = median(values);
             let range = format!("{least:.1}..{most:.1}");
-            println!("{case:<18} {subject:<18} {figure:<24} {median:>11.1} {range:>24}");
+            println!("{case:<22} {subject:<18} {figure:<24} {median:>11.1} {range:>24}");
         }
     }
 }
@@ -165,7 +165,7 @@ fn machine(root: &Path, date: String) -> anyhow::Result<Map<String, Value>> {
         "commit": commit,
         "kernel": kernel,
         "cpu": model.map_or("unknown", |(_, model)| model),
-        "cpus": std::thread::available_parallelism()?.get(),
+        "cpus": cpus.lines().filter(|line| line.starts_with("processor")).count(),
         "load_average": load.join(" "),
     });
     Ok(head.as_object().cloned().unwrap_or_default())

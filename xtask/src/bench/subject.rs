@@ -67,8 +67,9 @@ impl Subject {
             .default_map_pin_directory(&pins.0)
             .load_file(xdp_filter_object(&name)?)?;
         drop(pins);
+        let cpus = cpus()?;
         for (address, _) in denied {
-            let value = PerCpuValues::try_from(vec![XDP_FILTER_SOURCE; cpus()?])?;
+            let value = PerCpuValues::try_from(vec![XDP_FILTER_SOURCE; cpus])?;
             match address {
                 IpAddr::V4(v4) => {
                     let map = map(&mut object, "filter_ipv4")?;

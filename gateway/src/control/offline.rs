@@ -1,0 +1,40 @@
+//! Answers while no gateway runs: from the pins and the store, whose lock keeps a gateway from starting meanwhile. Only
+//! what the programs in the kernel go on enforcing can be asked about and taken back; new rules need a gateway.
+
+use std::path::Path;
+
+use super::policy::Policy;
+use super::{protect, read, views};
+use crate::admin::api::{Answer, Refusal, Request};
+use crate::base::time::Now;
+use crate::kernel::Door;
+use crate::kernel::pins::Pins;
+use crate::store::Store;
+
+/// Answers as the gateway with this configuration would; `None` where that takes a running one, or where none ever ran.
+pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, Refusal>> {
+    if !matches!(request, Request::List(_) | Request::Why(_) | Request::Remove(_)) {
+        return None;
+    }
+    let config = match read(path) {
+        Ok(config) => config,
+        Err(errors) => return Some(Err(Refusal::usage(errors))),
+    };
+    let pins = Pins::at(&config.kernel.pins);
+    if !Store::exists(&config.state.dir) {
+        return None;
+    }
+    let now = Now::read();
+    Some((|| {
+        let store = Store::open(&config.state.dir).map_err(Refusal::failed)?;
+        let door = Door::pinned(&pins).map_err(Refusal::failed)?;
+        let policy = Policy::new(&config, protect::collect(&config, None), store, now);
+        let mut policy = policy.map_err(Refusal::failed)?.offline(door);
+        match request {
+            Request::Why(address) => Ok(Answer::Why(Box::new(views::why(&policy, *address, now)?))),
+            Request::Remove(remove) => policy.remove(remove).map(Answer::Done),
+            Request::List(action) => Ok(Answer::Rules { rules: views::list(&policy, *action)? }),
+            _ => Err(Refusal::failed("no gateway runs")),
+        }
+    })())
+}
