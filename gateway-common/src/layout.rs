@@ -30,9 +30,9 @@ pub const FILTER_V6: &str = "FILTER_V6";
 pub const LENGTHS_V6: &str = "LENGTHS_V6";
 /// Array of one word: the seed that the tables and filters were hashed with.
 pub const SEED: &str = "SEED";
-/// LRU hash of [`SourceKey`] to the word of its packet bucket, by CLOCK_MONOTONIC.
+/// LRU hash of [`SourceKey`] to the word of its bucket, by CLOCK_MONOTONIC.
 pub const BUCKETS: &str = "BUCKETS";
-/// Array of [`PROFILES_MAX`] [`Bucket`]s; index 0 is the default profile.
+/// Array of [`PROFILES_MAX`] [`Profile`]s; index 0 is the default one.
 pub const PROFILES: &str = "PROFILES";
 /// Array of [`PORT_WORDS`] words, a bit a TCP or UDP port that buckets apply to.
 pub const PORTS: &str = "PORTS";
@@ -86,6 +86,21 @@ pub struct Hits {
     pub last_ns: u64,
 }
 
+/// The buckets that a source is held to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Of its packets.
+    pub packets: Bucket,
+    /// Of its new connections (TCP SYN).
+    pub connections: Bucket,
+}
+
+impl Profile {
+    /// Holds nobody to anything.
+    pub const UNLIMITED: Self = Self { packets: Bucket::UNLIMITED, connections: Bucket::UNLIMITED };
+}
+
 /// One counter of one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,6 +123,8 @@ pub const fn counter_index(reason: Reason, dry_run: bool) -> u32 {
 pub struct Settings {
     /// What the tables and filters are hashed with.
     pub seed: u64,
+    /// The bits of the first half of an IPv6 address that tell one source from another.
+    pub source_mask_v6: u64,
     /// Buckets of [`TABLE_V4`] less one.
     pub table_mask_v4: u32,
     /// Buckets of [`TABLE_V6`] less one.
@@ -131,22 +148,25 @@ const _: () = {
     assert!(size_of::<BucketV4>() == 64 && size_of::<BucketV6>() == 128);
     assert!(size_of::<SourceKey>() == 16 && align_of::<SourceKey>() == 8);
     assert!(size_of::<Bucket>() == 16 && align_of::<Bucket>() == 8);
+    assert!(size_of::<Profile>() == 32 && align_of::<Profile>() == 8);
     assert!(size_of::<Hits>() == 16 && align_of::<Hits>() == 8);
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
-    assert!(size_of::<Settings>() == 40 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 48 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     #![expect(unsafe_code, reason = "aya asks for the promise that these are plain old data")]
-    use super::{Bucket, Counter, Hits, Settings, SourceKey};
+    use super::{Bucket, Counter, Hits, Profile, Settings, SourceKey};
 
     // SAFETY: each is `repr(C)`, `Copy`, made of integers alone and without padding: the sizes asserted above are the
     // sums of their fields, so every byte is initialised and every bit pattern is valid.
     unsafe impl aya::Pod for SourceKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Bucket {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Profile {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Hits {}
     // SAFETY: as above.

@@ -80,24 +80,34 @@ pub const fn mask64(length: u32) -> u64 {
     }
 }
 
-/// Who owns a bucket: one IPv4 address, or one IPv6 /64, the least that a subscriber is given (RFC 6177).
+/// Who owns a bucket, and which: one IPv4 address, or one IPv6 network, by default a /64, the least that a subscriber is
+/// given (RFC 6177).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SourceKey {
     /// The address or the network part, in host byte order.
     pub bits: u64,
-    /// 4 or 6, so that no IPv4 address shares a bucket with an IPv6 network.
-    pub family: u64,
+    /// 4 or 6, so that no IPv4 address shares a bucket with an IPv6 network, and whether packets or connections count.
+    pub kind: u64,
 }
 
 impl SourceKey {
-    /// The key of the bucket that `source` is charged to.
+    const CONNECTIONS: u64 = 0x100;
+
+    /// The key of the bucket that packets of `source` are charged to, of IPv6 by the bits of the first half that are set
+    /// in `mask_v6`.
     #[inline(always)]
-    pub const fn of(source: Source) -> Self {
+    pub const fn packets(source: Source, mask_v6: u64) -> Self {
         match source {
-            Source::V4(address) => Self { bits: address as u64, family: 4 },
-            Source::V6(V6 { high, .. }) => Self { bits: high, family: 6 },
+            Source::V4(address) => Self { bits: address as u64, kind: 4 },
+            Source::V6(V6 { high, .. }) => Self { bits: high & mask_v6, kind: 6 },
         }
+    }
+
+    /// The key of the bucket that new connections of the same source are charged to.
+    #[inline(always)]
+    pub const fn connections(self) -> Self {
+        Self { bits: self.bits, kind: self.kind | Self::CONNECTIONS }
     }
 }
 
@@ -113,6 +123,16 @@ mod tests {
         assert_eq!(mask32(32), u32::MAX);
         assert_eq!(mask64(0), 0);
         assert_eq!(mask64(64), u64::MAX);
+    }
+
+    #[test]
+    fn no_two_buckets_share_a_key() {
+        let v4 = SourceKey::packets(Source::V4(7), u64::MAX);
+        let v6 = |high, mask| SourceKey::packets(Source::V6(V6 { high, low: 9 }), mask);
+        let keys = [v4, v6(7, u64::MAX), v4.connections(), v6(7, u64::MAX).connections()];
+        let unique: std::collections::HashSet<_> = keys.into_iter().collect();
+        assert_eq!(unique.len(), keys.len());
+        assert_eq!(v6(0xabcd, !0xff), v6(0xab00, u64::MAX), "only the first bits count");
     }
 
     proptest! {

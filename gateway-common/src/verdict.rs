@@ -35,11 +35,13 @@ pub enum Reason {
     Malformed = 9,
     /// The bucket word was lost to other CPUs too often in a row.
     Contended = 10,
+    /// Over the bucket of new connections.
+    Connections = 11,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotIp,
         Self::Unparsed,
         Self::Neighbour,
@@ -51,15 +53,19 @@ impl Reason {
         Self::Reset,
         Self::Malformed,
         Self::Contended,
+        Self::Connections,
     ];
 
     /// What a packet with this reason meets.
     #[inline(always)]
     pub const fn verdict(self) -> Verdict {
         match self {
-            Self::Deny | Self::Limit | Self::Reset | Self::Malformed | Self::Contended => {
-                Verdict::Drop
-            }
+            Self::Deny
+            | Self::Limit
+            | Self::Reset
+            | Self::Malformed
+            | Self::Contended
+            | Self::Connections => Verdict::Drop,
             Self::NotIp
             | Self::Unparsed
             | Self::Neighbour
@@ -83,6 +89,7 @@ impl Reason {
             Self::Reset => "reset",
             Self::Malformed => "malformed",
             Self::Contended => "contended",
+            Self::Connections => "connections",
         }
     }
 }

@@ -43,7 +43,7 @@ fn decide(ctx: &XdpContext) -> Reason {
         Frame::Ip(packet) => packet,
     };
     let Packet { source, transport } = packet;
-    let bucket = SourceKey::of(source);
+    let bucket = SourceKey::packets(source, maps::source_mask_v6());
     let Ruling { action, profile } = classify(source);
     match action {
         Some(Action::Deny) => Reason::Deny,

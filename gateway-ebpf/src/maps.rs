@@ -10,7 +10,7 @@ use aya_ebpf::macros::btf_map;
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::{
     BUCKETS_DEFAULT, COUNTERS_LEN, Counter, Hits, LENGTH_WORDS_V6, PORT_WORDS, PROFILES_MAX,
-    Settings,
+    Profile, Settings,
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
@@ -42,7 +42,7 @@ static SEED: Array<u64, 1, MAPPED> = Array::new();
 #[btf_map]
 static BUCKETS: LruHashMap<SourceKey, u64, { BUCKETS_DEFAULT as usize }> = LruHashMap::new();
 #[btf_map]
-static PROFILES: Array<Bucket, { PROFILES_MAX as usize }> = Array::new();
+static PROFILES: Array<Profile, { PROFILES_MAX as usize }> = Array::new();
 #[btf_map]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
@@ -62,6 +62,7 @@ struct Tick {
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings {
     seed: 0,
+    source_mask_v6: u64::MAX,
     table_mask_v4: 0,
     table_mask_v6: 0,
     block_shift_v4: 32,
@@ -86,7 +87,7 @@ pub(crate) fn rules_are_on() -> bool {
     setting!(rules) != 0
 }
 
-/// Whether packet buckets are looked at.
+/// Whether buckets are looked at.
 #[inline(always)]
 pub(crate) fn buckets_are_on() -> bool {
     setting!(buckets) != 0
@@ -96,6 +97,12 @@ pub(crate) fn buckets_are_on() -> bool {
 #[inline(always)]
 pub(crate) fn is_dry_run() -> bool {
     setting!(dry_run) != 0
+}
+
+/// The bits of the first half of an IPv6 address that tell one source from another.
+#[inline(always)]
+pub(crate) fn source_mask_v6() -> u64 {
+    setting!(source_mask_v6)
 }
 
 /// Whether any rule touches the /24 of an IPv4 address.
@@ -149,12 +156,16 @@ pub(crate) fn is_protected(port: u16) -> bool {
     PORTS.get(u32::from(port) / 64).is_some_and(|bits| load(bits) >> (port % 64) & 1 != 0)
 }
 
-/// The packet bucket of a profile.
+/// The buckets of a profile.
 #[inline(always)]
-pub(crate) fn profile(index: u16) -> Option<Bucket> {
-    PROFILES.get(u32::from(index)).map(|bucket| Bucket {
+pub(crate) fn profile(index: u16) -> Option<Profile> {
+    let bucket = |bucket: &Bucket| Bucket {
         interval_ns: load(&bucket.interval_ns),
         depth_ns: load(&bucket.depth_ns),
+    };
+    PROFILES.get(u32::from(index)).map(|profile| Profile {
+        packets: bucket(&profile.packets),
+        connections: bucket(&profile.connections),
     })
 }
 

@@ -59,6 +59,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             limits: vec![],
             max_rules: 1,
             max_sources: 1,
+            ipv6_source_length: 64,
         },
         bounds: config::Bounds {
             connections: 100,

@@ -16,7 +16,7 @@ use etherparse::PacketBuilder;
 use gateway::kernel::object::{Capacity, Switches};
 use gateway::kernel::trial::Trial;
 use gateway_common::bucket::Bucket;
-use gateway_common::layout::{Counter, Hits};
+use gateway_common::layout::{Counter, Hits, Profile};
 use gateway_common::rule::Action;
 use gateway_common::table::Span;
 use gateway_common::verdict::Reason;
@@ -25,7 +25,8 @@ use ipnet::IpNet;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
-const ON: Switches = Switches { rules: true, buckets: true, dry_run: false };
+const ON: Switches =
+    Switches { rules: true, buckets: true, dry_run: false, ipv6_source_length: 64 };
 const SMALL: Capacity = Capacity { rules: 1024, sources: 1024 };
 /// Ended long ago.
 const EXPIRED: Span = Span { from: 0, until: 1 };
@@ -398,6 +399,37 @@ fn a_whole_ipv6_network_shares_one_bucket() {
     door.protect(PROTECTED_PORT);
     door.passes(&tcp(SOURCE_V6), Reason::WithinLimit);
     door.drops(&tcp(Ipv6Addr::from_bits(SOURCE_V6.to_bits() ^ 0xff)), Reason::Limit);
+}
+
+#[test]
+fn new_connections_have_a_bucket_of_their_own() {
+    let mut door = Door::open();
+    let connections = Bucket::per_second(1, 2).unwrap();
+    door.0.default_profile(Profile { packets: Bucket::UNLIMITED, connections }).unwrap();
+    door.protect(PROTECTED_PORT);
+    for source in [IpAddr::from(SOURCE), IpAddr::from(SOURCE_V6)] {
+        for _ in 0..2 {
+            door.passes(&tcp(source), Reason::WithinLimit);
+        }
+        door.drops(&tcp(source), Reason::Connections);
+        let mut established = tcp(source);
+        let flags = 14 + if source.is_ipv4() { 20 } else { 40 } + 13;
+        established[flags] = 0x10;
+        door.passes(&established, Reason::NoRule);
+        established[flags] = 0x12;
+        door.passes(&established, Reason::NoRule);
+    }
+    door.passes(&tcp(NEIGHBOUR), Reason::WithinLimit);
+    door.passes(&tcp_to(SOURCE, 9), Reason::NoRule);
+}
+
+#[test]
+fn how_much_of_an_ipv6_address_is_a_source_is_a_setting() {
+    let mut door = Door::with(Switches { ipv6_source_length: 48, ..ON });
+    door.profile(0, Bucket::per_second(1, 1).unwrap());
+    door.protect(PROTECTED_PORT);
+    door.passes(&tcp(SOURCE_V6), Reason::WithinLimit);
+    door.drops(&tcp(NEIGHBOUR_V6), Reason::Limit);
 }
 
 #[test]

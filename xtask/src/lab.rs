@@ -24,7 +24,7 @@ use load::{Flood, Requests, Window};
 /// The flood's sources: routed to the attacker, and nobody's.
 const FLOOD_SOURCES: &str = "198.18.0.0/24";
 /// Reasons for which the kernel drops.
-const DROPS: [&str; 5] = ["deny", "limit", "reset", "malformed", "contended"];
+const DROPS: [&str; 6] = ["deny", "limit", "connections", "reset", "malformed", "contended"];
 
 /// Arguments of `cargo xtask lab`.
 #[derive(clap::Args)]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use gateway_common::bucket::Bucket;
 use gateway_common::layout::PROFILES_MAX;
 use ipnet::IpNet;
 
@@ -53,7 +54,13 @@ pub(super) fn kernel(raw: &RawKernel, mut protected: Vec<(IpNet, String)>, at: A
         limits: limits.into_iter().map(|(limit, _)| limit).collect(),
         max_rules,
         max_sources: table(raw.max_sources, at.key("max_sources")),
+        ipv6_source_length: source_length(raw.ipv6_source_length, at.key("ipv6_source_length")),
     }
+}
+
+/// From what a registry gives an operator to what a subscriber has at least.
+fn source_length(bits: u64, at: At<'_>) -> u8 {
+    count(bits, 32..=64, at).and_then(|bits| u8::try_from(bits).ok()).unwrap_or(64)
 }
 
 type List = Vec<(IpNet, usize)>;
@@ -158,9 +165,18 @@ fn profiles(raw: &RawKernel, at: At<'_>) -> Vec<Profile> {
         .map(|(index, (own_name, raw))| {
             let at = at.entry(index);
             name(own_name, "a profile", at.on_key());
-            let packets = rate(&raw.packets, at.key("packets"));
-            let packets = packets.unwrap_or(gateway_common::bucket::Bucket::UNLIMITED);
-            Profile { name: own_name.clone(), packets }
+            if raw.packets.is_none() && raw.connections.is_none() {
+                let help = "give it packets, connections or both: {packets: 20000/s}";
+                at.error_with_help(format!("profile `{own_name}` limits nothing"), help);
+            }
+            let bucket = |text: &Option<String>, at| {
+                text.as_ref().and_then(|text| rate(text, at)).unwrap_or(Bucket::UNLIMITED)
+            };
+            Profile {
+                name: own_name.clone(),
+                packets: bucket(&raw.packets, at.key("packets")),
+                connections: bucket(&raw.connections, at.key("connections")),
+            }
         })
         .collect()
 }

@@ -270,6 +270,8 @@ pub struct Kernel {
     pub default_profile: Option<usize>,
     /// Sources with a profile of their own.
     pub limits: Vec<SourceLimit>,
+    /// Bits of an IPv6 address that tell one source's buckets from another's (32 to 64).
+    pub ipv6_source_length: u8,
     /// Rules of one address family that the kernel's tables hold (unit: rules).
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).
@@ -314,6 +316,8 @@ pub struct Profile {
     pub name: String,
     /// Packets of one source; [`Bucket::UNLIMITED`] for none.
     pub packets: Bucket,
+    /// New TCP connections of one source; [`Bucket::UNLIMITED`] for none.
+    pub connections: Bucket,
 }
 
 /// A source with a profile of its own.

@@ -78,6 +78,8 @@ pub(super) struct RawKernel {
     pub(super) max_rules: u64,
     /// Sources whose buckets the kernel remembers.
     pub(super) max_sources: u64,
+    /// Bits of an IPv6 address that tell one source from another.
+    pub(super) ipv6_source_length: u64,
 }
 
 impl Default for RawKernel {
@@ -98,6 +100,7 @@ impl Default for RawKernel {
             limits: Vec::new(),
             max_rules: gateway_common::layout::RULES_DEFAULT.into(),
             max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
+            ipv6_source_length: 64,
         }
     }
 }
@@ -127,12 +130,16 @@ pub(super) enum RawProtectedPorts {
     Ports(Vec<u16>),
 }
 
-/// A named bucket.
+/// Named buckets; at least one.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawProfile {
-    /// A rate such as `20000/s burst 40000`, or `unlimited`.
-    pub(super) packets: String,
+    /// A rate such as `20000/s burst 40000`, or `unlimited`, which is the default.
+    #[serde(default)]
+    pub(super) packets: Option<String>,
+    /// A rate of new TCP connections.
+    #[serde(default)]
+    pub(super) connections: Option<String>,
 }
 
 /// A source with a profile of its own.

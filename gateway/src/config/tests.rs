@@ -190,6 +190,14 @@ fn profiles_and_rates() {
     assert!(kernel.profiles[1].packets.is_unlimited());
     assert_eq!(Some(kernel.profiles[2].packets), Bucket::per(60, 100, 1));
     assert_eq!(kernel.limits[0].profile, 1);
+    assert_eq!(kernel.ipv6_source_length, 64);
+    let config = with("kernel: {ipv6_source_length: 56, profiles: {p: {connections: 9/s}}}");
+    let kernel = config.unwrap().kernel;
+    assert_eq!(Some(kernel.profiles[0].connections), Bucket::per_second(9, 9));
+    assert!(kernel.profiles[0].packets.is_unlimited());
+    assert_eq!(kernel.ipv6_source_length, 56);
+    only("kernel: {profiles: {p: {}}}", "profile `p` limits nothing", "{}");
+    only("kernel: {ipv6_source_length: 65}", "65 is out of bounds", "65");
     let profile = |rate: &str| format!("kernel: {{profiles: {{p: {{packets: {rate}}}}}}}");
     for rate in ["5", "5/d", "/s", "5/s burst", "5/s 7", "-5/s", "5/s burst 7 8"] {
         only(&profile(rate), &format!("`{rate}` is no rate"), rate);

@@ -7,8 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use aya::maps::MapData;
-use gateway_common::bucket::Bucket;
-use gateway_common::layout::Hits;
+use gateway_common::layout::{Hits, Profile};
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -249,14 +248,23 @@ fn switch(
 fn switches(kernel: &config::Kernel) -> Switches {
     let buckets = kernel.default_profile.is_some() || !kernel.limits.is_empty();
     // The protected addresses are rules, so there always are some.
-    Switches { rules: true, buckets, dry_run: kernel.dry_run }
+    Switches {
+        rules: true,
+        buckets,
+        dry_run: kernel.dry_run,
+        ipv6_source_length: kernel.ipv6_source_length,
+    }
 }
 
 /// The profiles as the kernel's table has them: the default one first, then all in the order of the configuration.
-fn profiles(kernel: &config::Kernel) -> Vec<Bucket> {
+fn profiles(kernel: &config::Kernel) -> Vec<Profile> {
+    let of = |profile: &config::Profile| Profile {
+        packets: profile.packets,
+        connections: profile.connections,
+    };
     let default = kernel.default_profile.and_then(|index| kernel.profiles.get(index));
-    let default = default.map_or(Bucket::UNLIMITED, |profile| profile.packets);
-    std::iter::once(default).chain(kernel.profiles.iter().map(|profile| profile.packets)).collect()
+    let default = default.map_or(Profile::UNLIMITED, of);
+    std::iter::once(default).chain(kernel.profiles.iter().map(of)).collect()
 }
 
 /// The place of a profile of the configuration in the kernel's table.

@@ -9,6 +9,7 @@ use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use gateway_common::layout::{self, Settings};
+use gateway_common::source::mask64;
 use gateway_common::table::{CELLS, buckets_for};
 use thiserror::Error;
 
@@ -86,6 +87,8 @@ pub struct Switches {
     pub buckets: bool,
     /// Count what would be dropped and drop nothing.
     pub dry_run: bool,
+    /// Bits of an IPv6 address that tell one source's buckets from another's (1 to 64).
+    pub ipv6_source_length: u8,
 }
 
 /// The program in the kernel, not yet attached.
@@ -123,6 +126,7 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
     let mask = buckets_for(capacity.rules) - 1;
     Settings {
         seed,
+        source_mask_v6: mask64(u32::from(switches.ipv6_source_length)),
         table_mask_v4: mask,
         table_mask_v6: mask,
         block_shift_v4: 32 - capacity.blocks().ilog2(),

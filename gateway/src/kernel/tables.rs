@@ -8,8 +8,7 @@ use std::io;
 use std::net::IpAddr;
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
-use gateway_common::bucket::Bucket;
-use gateway_common::layout::{self, Counter, Hits, PROFILES_MAX, counter_index};
+use gateway_common::layout::{self, Counter, Hits, PROFILES_MAX, Profile, counter_index};
 use gateway_common::source::Source;
 use gateway_common::table::{Head, Span, TagV4, TagV6};
 use gateway_common::verdict::Reason;
@@ -67,7 +66,7 @@ pub struct Tables {
     v6: Table<V6Cells>,
     filters_v4: FiltersV4,
     filters_v6: FiltersV6,
-    profiles: Array<MapData, Bucket>,
+    profiles: Array<MapData, Profile>,
     ports: Array<MapData, u64>,
     counters: PerCpuArray<MapData, Counter>,
     /// Rules of one family that may be.
@@ -193,10 +192,10 @@ impl Tables {
     }
 
     /// Writes the buckets of all profiles, the default one first.
-    pub fn write_profiles(&mut self, profiles: &[Bucket]) -> Result<(), TablesError> {
+    pub fn write_profiles(&mut self, profiles: &[Profile]) -> Result<(), TablesError> {
         for index in 0..PROFILES_MAX {
-            let bucket = profiles.get(index as usize).copied().unwrap_or(Bucket::UNLIMITED);
-            self.profiles.set(index, bucket, 0).map_err(failed(layout::PROFILES))?;
+            let profile = profiles.get(index as usize).copied().unwrap_or(Profile::UNLIMITED);
+            self.profiles.set(index, profile, 0).map_err(failed(layout::PROFILES))?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::{ProgramError, Xdp};
 use gateway_common::bucket::Bucket;
-use gateway_common::layout::{self, Hits};
+use gateway_common::layout::{self, Hits, Profile};
 use gateway_common::rule::{Action, Origin};
 use gateway_common::source::SourceKey;
 use gateway_common::table::{Head, Span};
@@ -65,9 +65,16 @@ impl Trial {
         self.tables.remove(prefix);
     }
 
-    /// Writes the buckets of all profiles, the default one first.
+    /// Writes the packet buckets of all profiles, the default one first.
     pub fn profiles(&mut self, profiles: &[Bucket]) -> Result<(), TablesError> {
-        self.tables.write_profiles(profiles)
+        let connections = Bucket::UNLIMITED;
+        let profiles = profiles.iter().map(|packets| Profile { packets: *packets, connections });
+        self.tables.write_profiles(&profiles.collect::<Vec<_>>())
+    }
+
+    /// Writes the default profile.
+    pub fn default_profile(&mut self, profile: Profile) -> Result<(), TablesError> {
+        self.tables.write_profiles(&[profile])
     }
 
     /// Lets buckets apply to these ports.

@@ -43,7 +43,12 @@ impl Subject {
 
     /// The committed object with these denied, and with packet buckets where there is a profile.
     pub(super) fn gateway(denied: &[Prefix], profile: Option<Bucket>) -> Result<Self> {
-        let switches = Switches { rules: true, buckets: profile.is_some(), dry_run: false };
+        let switches = Switches {
+            rules: true,
+            buckets: profile.is_some(),
+            dry_run: false,
+            ipv6_source_length: 64,
+        };
         let rules = u32::try_from(denied.len())?.max(layout::RULES_DEFAULT);
         let capacity = Capacity { rules, sources: layout::BUCKETS_DEFAULT };
         let mut trial = Trial::load(switches, capacity)?;
