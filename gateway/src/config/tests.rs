@@ -196,7 +196,7 @@ fn profiles_and_rates() {
     assert_eq!(Some(kernel.profiles[0].connections), Bucket::per_second(9, 9));
     assert!(kernel.profiles[0].packets.is_unlimited());
     assert_eq!(kernel.ipv6_source_length, 56);
-    only("kernel: {profiles: {p: {}}}", "profile `p` limits nothing", "{}");
+    only("kernel: {profiles: {p: {}}}", "profile `p` limits nothing", "{");
     only("kernel: {ipv6_source_length: 65}", "65 is out of bounds", "65");
     let profile = |rate: &str| format!("kernel: {{profiles: {{p: {{packets: {rate}}}}}}}");
     for rate in ["5", "5/d", "/s", "5/s burst", "5/s 7", "-5/s", "5/s burst 7 8"] {
