@@ -64,10 +64,11 @@ fn banner(status: &Status, file: Option<&Path>) {
     anstream::eprintln!("  kernel door  {}", door.join("; "));
     anstream::eprintln!("  running as   {user}, {capabilities}");
     if let (None, Some(address)) = (file, status.listen.first()) {
+        let me = std::env::args().next().unwrap_or_else(|| "gateway".to_owned());
         anstream::eprintln!("  try          curl -i http://{address}/hello");
-        anstream::eprintln!("               gateway deny add 127.0.0.2 --for 10m");
+        anstream::eprintln!("               {me} deny add 127.0.0.2 --for 10m");
         anstream::eprintln!("               curl -m 3 --interface 127.0.0.2 http://{address}/");
-        anstream::eprintln!("               gateway why 127.0.0.2");
+        anstream::eprintln!("               {me} why 127.0.0.2");
     }
 }
 
