@@ -203,6 +203,25 @@ fn a_program_that_somebody_took_off_is_missed_and_put_back() -> Result {
 }
 
 #[test]
+fn status_says_what_the_tables_cost() -> Result {
+    require_root()?;
+    let host = host()?;
+    let mut gateway = Gateway::new(&host, config(json!({"max_rules": 1000})))?;
+    gateway.start()?;
+    let cost = |gateway: &Gateway| -> Result<u64> {
+        let status = gateway.status()?;
+        Ok(status.pointer("/kernel/memory_bytes").and_then(Value::as_u64).unwrap_or(0))
+    };
+    let small = cost(&gateway)?;
+    gateway.write_config(config(json!({"max_rules": 1_000_000})))?;
+    gateway.cli(&["reload"])?.ok()?;
+    let large = cost(&gateway)?;
+    // Two families of cells, at most 60 % full, of 16 and 32 bytes, and as much again and half for their hits.
+    assert!(large - small > 1_000_000 * (16 + 32 + 2 * 16), "{small} and then {large}");
+    Ok(())
+}
+
+#[test]
 fn what_others_left_at_the_pins_is_cleared_away_or_refused() -> Result {
     require_root()?;
     let host = host()?;

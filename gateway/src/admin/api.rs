@@ -210,6 +210,8 @@ pub struct KernelStatus {
     pub dry_run: bool,
     /// Each interface with the mode that the kernel reports.
     pub interfaces: Vec<InterfaceStatus>,
+    /// What its tables cost the host.
+    pub memory_bytes: u64,
     /// Packets by reason since the maps were made.
     pub counters: Vec<CounterView>,
 }

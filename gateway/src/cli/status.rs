@@ -58,6 +58,10 @@ fn door(kernel: &KernelStatus) -> String {
     if kernel.dry_run {
         text.push_str(", dry run: nothing is dropped");
     }
+    if kernel.memory_bytes > 0 {
+        let tenths = kernel.memory_bytes * 10 / (1024 * 1024);
+        text.push_str(&format!(", {}.{} MiB of tables", tenths / 10, tenths % 10));
+    }
     text
 }
 

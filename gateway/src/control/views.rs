@@ -67,6 +67,7 @@ pub fn kernel(
             note: joined(notes.collect()),
             dry_run: policy.is_dry_run(),
             interfaces: Vec::new(),
+            memory_bytes: 0,
             counters: Vec::new(),
         });
     };
@@ -99,6 +100,7 @@ pub fn kernel(
         note,
         dry_run: policy.is_dry_run(),
         interfaces,
+        memory_bytes: door.memory_bytes(),
         counters,
     })
 }

@@ -182,6 +182,11 @@ impl Door {
         self.tables.apply(compiled)
     }
 
+    /// What the maps cost the host (unit: bytes).
+    pub fn memory_bytes(&self) -> u64 {
+        self.tables.memory_bytes()
+    }
+
     /// The counters, summed over CPUs.
     pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
         self.tables.counters()

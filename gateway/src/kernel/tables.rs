@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 use gateway_common::layout::{self, Counter, Hits, PROFILES_MAX, Profile, counter_index};
@@ -43,7 +44,7 @@ pub enum TablesError {
     #[error("{} finds no room among the rules that share its buckets: raise kernel.max_rules", display(.0))]
     Crowded(IpNet),
     /// The memory of a map.
-    #[error("map {map}: its memory cannot be mapped: {source}")]
+    #[error("map {map}: its memory cannot be reached: {source}")]
     Memory {
         /// Its name.
         map: &'static str,
@@ -71,6 +72,7 @@ pub struct Tables {
     counters: PerCpuArray<MapData, Counter>,
     /// Rules of one family that may be.
     capacity: u32,
+    memory_bytes: u64,
     held: BTreeMap<IpNet, Written>,
 }
 
@@ -122,6 +124,7 @@ impl Tables {
             ports: open_as(layout::PORTS, data(layout::PORTS)?)?,
             counters: open_as(layout::COUNTERS, data(layout::COUNTERS)?)?,
             capacity,
+            memory_bytes: memory_bytes(&find)?,
             held: BTreeMap::new(),
         };
         let v4 = tables.v4.iter().map(|held| (prefix_v4(held.tag), held.head, held.span));
@@ -150,6 +153,11 @@ impl Tables {
                 }
             }
         }
+    }
+
+    /// What the maps cost the host, by the kernel's own account (unit: bytes).
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
     }
 
     /// Refuses more rules than fit.
@@ -416,6 +424,20 @@ pub fn check_capacity<'a>(
         }
     }
     Ok(())
+}
+
+/// The kernel tells it of every map that a process has open (`memlock` of bpf_map_show_fdinfo, kernel/bpf/syscall.c).
+fn memory_bytes(find: &impl Fn(&str) -> Result<MapData, MapError>) -> Result<u64, TablesError> {
+    let mut sum = 0;
+    for map in layout::RULE_MAPS.into_iter().chain(layout::OTHER_MAPS) {
+        let data = find(map).map_err(failed(map))?;
+        let path = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
+        let told = std::fs::read_to_string(path);
+        let told = told.map_err(|source| TablesError::Memory { map, source })?;
+        let bytes = told.lines().find_map(|line| line.strip_prefix("memlock:"));
+        sum += bytes.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(sum)
 }
 
 fn mapping(map: &'static str, data: &MapData) -> Result<Mapping, TablesError> {
