@@ -5,5 +5,6 @@
 pub mod address;
 pub mod error;
 pub mod id;
+pub mod netlink;
 pub mod prefix;
 pub mod time;

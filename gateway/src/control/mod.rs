@@ -141,6 +141,12 @@ impl Control {
                 _ = ticks.tick() => {
                     count += 1;
                     self.tick(count.is_multiple_of(PROTECT_EVERY_TICKS));
+                    if let Some(worker) = self.door.lost_worker() {
+                        return Err(RunError::Failed(format!(
+                            "worker {worker} has died, see above; the kernel goes on enforcing, \
+                             restart the gateway"
+                        )));
+                    }
                 }
                 order = signals.next() => match order {
                     Order::Reload => self.reload_by_signal(),

@@ -1,12 +1,14 @@
 //! Collects the addresses that must never be blocked, from the configuration and from the host as it is now.
 
 use std::net::SocketAddr;
+use std::sync::Once;
 
 use gateway_common::rule::{Action, Origin};
 
 use crate::base::time::UtcMillis;
 use crate::config::{Config, Endpoint};
-use crate::rules::protected::{Protected, established_peers, own_addresses, resolvers};
+use crate::rules::protected::{Protected, own_addresses, resolvers};
+use crate::rules::sockets::established_peers;
 use crate::rules::{Rule, Until};
 
 /// Every protected prefix with its reasons. `echo` is where the built-in service listens.
@@ -35,8 +37,16 @@ pub fn collect(config: &Config, echo: Option<SocketAddr>) -> Protected {
             }
         }
     }
-    for address in established_peers(&config.kernel.management_ports) {
-        protected.add_address(address, "connected to a management port");
+    match established_peers(&config.kernel.management_ports) {
+        Ok(peers) => peers.into_iter().for_each(|address| {
+            protected.add_address(address, "connected to a management port");
+        }),
+        Err(error) => {
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| {
+                tracing::warn!(%error, "who is connected to management ports cannot be found out");
+            });
+        }
     }
     protected
 }

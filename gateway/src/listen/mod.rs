@@ -82,6 +82,11 @@ impl Door {
         Ok(())
     }
 
+    /// The number of a worker that has ended without being told to, if one has: it panicked, or its runtime broke.
+    pub fn lost_worker(&self) -> Option<usize> {
+        self.workers.iter().position(|worker| worker.thread.is_finished())
+    }
+
     /// Stops listening and lets the requests in flight finish, for at most `bounds.drain_timeout`.
     pub fn drain(&self) -> io::Result<()> {
         self.workers.iter().try_for_each(|worker| worker.order(Order::Drain))

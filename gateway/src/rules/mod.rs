@@ -12,6 +12,7 @@ use crate::base::time::{BootTime, Now, UtcMillis};
 
 pub mod classify;
 pub mod protected;
+pub mod sockets;
 
 /// One rule, as somebody made it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -69,57 +69,12 @@ pub fn resolvers() -> Vec<IpAddr> {
     parse_resolvers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
 }
 
-/// The other ends of established TCP connections to local `ports`: whoever administers the host at this moment.
-pub fn established_peers(ports: &[u16]) -> Vec<IpAddr> {
-    ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| parse_established(&table, ports))
-        .collect()
-}
-
 fn parse_resolvers(text: &str) -> Vec<IpAddr> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver")?.split_whitespace().next())
         // A link-local resolver has its interface behind a percent sign.
         .filter_map(|address| address.split('%').next()?.parse().ok())
         .collect()
-}
-
-/// Reads the kernel's table of TCP sockets (net/ipv4/tcp_ipv4.c, `get_tcp4_sock`): addresses in hexadecimal, each word
-/// of them in host byte order, ports in hexadecimal, state 01 for established.
-fn parse_established(table: &str, ports: &[u16]) -> Vec<IpAddr> {
-    const ESTABLISHED: &str = "01";
-    table
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let mut columns = line.split_whitespace().skip(1);
-            let (_, local_port) = columns.next()?.split_once(':')?;
-            let (remote, _) = columns.next()?.split_once(':')?;
-            let port = u16::from_str_radix(local_port, 16).ok()?;
-            (columns.next()? == ESTABLISHED && ports.contains(&port)).then_some(())?;
-            parse_address(remote)
-        })
-        .collect()
-}
-
-fn parse_address(hex: &str) -> Option<IpAddr> {
-    let word = |index: usize| {
-        u32::from_str_radix(hex.get(index * 8..index * 8 + 8)?, 16).ok().map(u32::to_ne_bytes)
-    };
-    let address = match hex.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
-        32 => {
-            let mut bytes = [0; 16];
-            for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-                chunk.copy_from_slice(&word(index)?);
-            }
-            IpAddr::V6(Ipv6Addr::from(bytes))
-        }
-        _ => return None,
-    };
-    Some(address.to_canonical())
 }
 
 /// `10.0.0.11 (upstream users)`, for messages.
@@ -130,6 +85,7 @@ pub fn describe((prefix, reason): (&IpNet, &str)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
 
     #[test]
     fn inside_and_around() {
@@ -150,20 +106,6 @@ mod tests {
         let text = "# c\nnameserver 192.0.2.53\n nameserver fe80::1%eth0 \noptions ndots:1\n";
         let expected: Vec<IpAddr> = vec!["192.0.2.53".parse().unwrap(), "fe80::1".parse().unwrap()];
         assert_eq!(parse_resolvers(text), expected);
-    }
-
-    #[cfg(target_endian = "little")]
-    #[test]
-    fn only_established_peers_of_the_ports_are_found() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n\
-            0: 0100007F:0016 0200007F:D431 01 00000000:00000000\n\
-            1: 0100007F:0016 0300007F:D431 06 00000000:00000000\n\
-            2: 0100007F:1F90 0400007F:D431 01 00000000:00000000\n\
-            3: 0000000000000000FFFF00000100007F:0016 0000000000000000FFFF00000500007F:AAAA 01 0\n\
-            broken line\n";
-        let expected: Vec<IpAddr> =
-            vec!["127.0.0.2".parse().unwrap(), "127.0.0.5".parse().unwrap()];
-        assert_eq!(parse_established(table, &[22]), expected);
     }
 
     #[test]
