@@ -27,7 +27,9 @@ impl Trial {
         let object = load_apart(switches, capacity)?;
         let find = |name: &str| -> Result<MapData, MapError> {
             match object.map(name) {
-                Some(Map::Array(map) | Map::PerCpuArray(map)) => MapData::from_id(map.info()?.id()),
+                Some(Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map)) => {
+                    MapData::from_id(map.info()?.id())
+                }
                 _ => Err(MapError::InvalidName { name: name.to_owned() }),
             }
         };
