@@ -39,9 +39,10 @@ pub const PORTS: &str = "PORTS";
 /// Per-CPU array of [`COUNTERS_LEN`] [`Counter`]s, by [`counter_index`].
 pub const COUNTERS: &str = "COUNTERS";
 
-/// The maps that hold the rules. They belong together: where one does not fit, all are made anew.
+/// The maps that hold the rules. They belong together: where one does not fit, all are made anew, and take their places
+/// in this order. Tables never stand beside the seed of others, and what filters lack is added when they are opened.
 pub const RULE_MAPS: [&str; 9] =
-    [TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6, SEED];
+    [SEED, TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The other maps.
 pub const OTHER_MAPS: [&str; 4] = [BUCKETS, PROFILES, PORTS, COUNTERS];
 

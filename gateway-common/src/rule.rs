@@ -1,5 +1,5 @@
-//! Rules: what is done with the packets of a prefix, and on whose word. How they lie in memory, and when they hold, is in
-//! [`crate::table`].
+//! Rules: what is done with the packets of a prefix, and on whose word. How they lie in memory, and when they hold, is
+//! in [`crate::table`].
 
 /// What a rule does. 0 is no rule at all, so that zeroed map memory never decides anything.
 #[repr(u8)]

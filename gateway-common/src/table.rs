@@ -1,7 +1,7 @@
 //! The tables of rules: buckets of four cells in one flat array a family, found by hashing (length, masked address).
 //!
-//! User space writes them through a mapping, without a system call a rule; the program reads a bucket, which is one or two
-//! cache lines. A cell is free when its action is 0. Its head holds everything that decides and is one word, so it
+//! User space writes them through a mapping, without a system call a rule; the program reads a bucket, which is one or
+//! two cache lines. A cell is free when its action is 0. Its head holds everything that decides and is one word, so it
 //! appears, changes and goes in one store. A rule that finds its bucket full lies in one of the next ones, and the full
 //! ones are marked, so that a lookup knows where to stop.
 //!
@@ -22,8 +22,8 @@ pub const CELLS: usize = 4;
 pub const WORDS_V4: usize = 2;
 /// Words of an IPv6 cell.
 pub const WORDS_V6: usize = 4;
-/// Buckets that a lookup reads at most. With tables filled to [`LOAD_PERCENT_MAX`] a longer run is as good as impossible,
-/// and a rule that would need one is refused.
+/// Buckets that a lookup reads at most. With tables filled to [`LOAD_PERCENT_MAX`] a longer run is as good as
+/// impossible, and a rule that would need one is refused.
 pub const PROBES_MAX: u32 = 8;
 /// How full a table of the configured capacity gets (percent).
 pub const LOAD_PERCENT_MAX: u64 = 60;
@@ -44,7 +44,8 @@ const LENGTH_SHIFT_V6: u32 = 56;
 const ACTION_SHIFT: u32 = 20;
 const ORIGIN_SHIFT: u32 = 16;
 const PROFILE_SHIFT: u32 = 8;
-const FLAGS: u64 = 0xff;
+/// All that decides, and the mark.
+const DECISION: u64 = (1 << TAG_SHIFT) - 1;
 /// The rule of the prefix that takes over when the other one ends.
 const SECOND: u64 = 1;
 /// In the first cell of a bucket, free or not: rules that hash here or before lie further on.
@@ -69,7 +70,7 @@ impl Head {
     /// The decision part of a cell's head.
     #[inline(always)]
     pub const fn of(word: u64) -> Self {
-        Self(word & ((1 << TAG_SHIFT) - 1) & !CONTINUED)
+        Self(word & DECISION & !CONTINUED)
     }
 
     /// As a number that fits 32 bits, with the marks of its bucket left out.
@@ -130,9 +131,16 @@ pub const fn continued(first_head: u64) -> u64 {
     first_head | CONTINUED
 }
 
-/// The head of a cell that is given up.
+/// The head of a cell that is given up: what told its rule from others stays, so that the next one is told from it.
 pub const fn freed(head: u64) -> u64 {
-    head & FLAGS & CONTINUED
+    head & !(DECISION & !CONTINUED)
+}
+
+/// Whether a cell whose head was `head`, and then is `now`, had one rule all the while. What that decides, and the mark
+/// of the bucket, may have changed.
+#[inline(always)]
+pub const fn is_same_rule(head: u64, now: u64) -> bool {
+    head >> TAG_SHIFT == now >> TAG_SHIFT && is_taken(now)
 }
 
 /// When a rule holds, as a cell has it.
@@ -148,8 +156,8 @@ impl Span {
     /// From the boot and without end.
     pub const ALWAYS: Self = Self { from: 0, until: NEVER };
 
-    /// The span that ends at a time of CLOCK_BOOTTIME, rounded up to a tick. `u64::MAX`, and what lies beyond nine years
-    /// of uptime, is never.
+    /// The span that ends at a time of CLOCK_BOOTTIME, rounded up to a tick. `u64::MAX`, and what lies beyond nine
+    /// years of uptime, is never.
     pub const fn until_ns(until_ns: u64) -> Self {
         let ticks = until_ns.div_ceil(1 << TICK_SHIFT);
         Self { from: 0, until: if ticks >= NEVER as u64 { NEVER } else { ticks as u32 } }
@@ -320,11 +328,16 @@ mod tests {
         assert!(is_taken(word) && is_continued(word));
         assert!(!is_taken(freed(word)) && is_continued(freed(word)));
         assert!(!is_continued(freed(tag.head(head))));
+        assert!(is_same_rule(tag.head(head), continued(tag.head(head.as_first()))));
+        assert!(!is_same_rule(word, freed(word)));
+        assert!(!is_same_rule(word, TagV4::new(0xc000_0207, 25).head(head)));
 
         let tag = TagV6::new(V6 { high: 1, low: u64::MAX }, 65);
         let word = tag.head(head.as_first(), 7);
         assert_eq!((TagV6::length_of(word), TagV6::version_of(word)), (65, 7));
         assert!(!Head::of(word).is_second());
+        assert_eq!((is_taken(freed(word)), TagV6::version_of(freed(word))), (false, 7));
+        assert!(!is_same_rule(word, tag.head(head.as_first(), 8)));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! From a source to the rule that decides about it: the live one with the longest prefix.
 //!
-//! Filters say first whether any rule touches the source at all, which for most is one load and the end of it. Then only
-//! the lengths that rules have there are looked up, the longest first. An expired rule makes the walk go on, so that
-//! it cannot hide the shorter one that covers it.
+//! Filters say first whether any rule touches the source at all, which for most is one load and the end of it. Then
+//! only the lengths that rules have there are looked up, the longest first. An expired rule makes the walk go on, so
+//! that it cannot hide the shorter one that covers it.
 //!
 //! The host itself, which most rules name, is looked up in place. The walks over prefixes, and what they look up, are
 //! global functions to the verifier: it proves each once, whatever led there.
@@ -13,7 +13,7 @@ use gateway_common::rule::Action;
 use gateway_common::source::{Source, V6};
 use gateway_common::table::{
     CELLS, Head, LONG_V6, MIDDLE_V6, PROBES_MAX, Span, TagV4, TagV6, WORDS_V4, WORDS_V6,
-    is_continued, is_taken, length_bit_v4,
+    is_continued, is_same_rule, is_taken, length_bit_v4,
 };
 
 use crate::clock;
@@ -150,13 +150,18 @@ fn find_v4(address: u32, length: u32) -> u32 {
     for probe in 0..PROBES_MAX {
         let Some((index, bucket)) = maps::bucket_v4(tag, probe) else { return NO_RULE };
         for cell in 0..CELLS {
-            let head = load(&bucket[cell * WORDS_V4]);
+            let mut head = load(&bucket[cell * WORDS_V4]);
             if TagV4::of(head) != tag || !is_taken(head) {
                 continue;
             }
-            let span = Span::of(load(&bucket[cell * WORDS_V4 + 1]));
+            let span = load(&bucket[cell * WORDS_V4 + 1]);
             // The cell may have been given to another rule between the two reads.
-            if load(&bucket[cell * WORDS_V4]) != head || !span.holds(clock::boot_tick_ns()) {
+            let before = core::mem::replace(&mut head, load(&bucket[cell * WORDS_V4]));
+            if !is_same_rule(before, head) {
+                continue;
+            }
+            let span = span_of(before, head, span, &bucket[cell * WORDS_V4 + 1]);
+            if !span.holds(clock::boot_tick_ns()) {
                 continue;
             }
             let hits = hits_index(index, cell);
@@ -185,16 +190,21 @@ fn find_v6(address: V6, length: u32) -> u32 {
         let Some((index, bucket)) = maps::bucket_v6(tag, probe) else { return NO_RULE };
         for cell in 0..CELLS {
             let at = cell * WORDS_V6;
-            let head = load(&bucket[at + 2]);
+            let mut head = load(&bucket[at + 2]);
             if TagV6::length_of(head) != length || !is_taken(head) {
                 continue;
             }
             if load(&bucket[at]) != tag.address.high || load(&bucket[at + 1]) != tag.address.low {
                 continue;
             }
-            let span = Span::of(load(&bucket[at + 3]));
+            let span = load(&bucket[at + 3]);
             // The cell may have been given to another rule between the reads; its version differs then.
-            if load(&bucket[at + 2]) != head || !span.holds(clock::boot_tick_ns()) {
+            let before = core::mem::replace(&mut head, load(&bucket[at + 2]));
+            if !is_same_rule(before, head) {
+                continue;
+            }
+            let span = span_of(before, head, span, &bucket[at + 3]);
+            if !span.holds(clock::boot_tick_ns()) {
                 continue;
             }
             let hits = hits_index(index, cell);
@@ -212,4 +222,11 @@ fn find_v6(address: V6, length: u32) -> u32 {
         maps::count_hit_v6(second_hits, clock::boot_tick_ns());
     }
     second
+}
+
+/// The span that belongs to `head`, which was `before` ahead of the first reading of the span. If the rule changed in
+/// between, that may be the one of the old head; what is read now is not.
+#[inline(always)]
+fn span_of(before: u64, head: u64, first: u64, again: &u64) -> Span {
+    Span::of(if Head::of(before) == Head::of(head) { first } else { load(again) })
 }

@@ -126,8 +126,8 @@ pub(crate) fn lengths_v6(word: u32) -> u64 {
     LENGTHS_V6.get(word).map_or(0, load)
 }
 
-/// Whether a rule longer than `bits` lies in the network of the first `bits` of an IPv6 address, or in one with the same
-/// hash.
+/// Whether a rule of `bits` or more lies in the network of the first `bits` of an IPv6 address, or in one with the
+/// same hash.
 #[inline(always)]
 pub(crate) fn is_touched_v6(high: u64, bits: u32) -> bool {
     let bit = filter_bit_v6(high, bits, setting!(seed), setting!(filter_mask_v6));

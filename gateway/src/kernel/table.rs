@@ -1,5 +1,5 @@
-//! Writes one table of rules in the program's own memory: a store a word, in an order in which no reader ever sees half a
-//! rule.
+//! Writes one table of rules in the program's own memory: a store a word, in an order in which no reader ever sees half
+//! a rule, and none stays if this process is killed in between.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,7 +76,8 @@ impl Family for V6Cells {
             high.store(tag.address.high, Ordering::Release);
             low.store(tag.address.low, Ordering::Release);
         }
-        tag.head(head, TagV6::version_of(before).wrapping_add(1))
+        // The version tells rules apart, not what became of one.
+        tag.head(head, TagV6::version_of(before).wrapping_add(u32::from(!is_taken(before))))
     }
 }
 
@@ -205,9 +206,15 @@ impl<F: Family> Table<F> {
             return;
         };
         let before = load(at_head);
-        at_span.store(span.word(), Ordering::Release);
+        // A rule in force changes in two steps. What stands between them must decide as the old one or as the new one
+        // does: each of them has its own end, or an earlier one.
+        let is_extended = is_taken(before) && Span::of(load(at_span)).until < span.until;
+        if !is_extended {
+            at_span.store(span.word(), Ordering::Release);
+        }
         let word = F::head(words, tag, head, before);
         at_head.store(if is_continued(before) { continued(word) } else { word }, Ordering::Release);
+        at_span.store(span.word(), Ordering::Release);
     }
 
     fn mark(&self, bucket: u32, beyond: bool) {
@@ -344,6 +351,27 @@ mod tests {
         let marked =
             (0..16).filter(|bucket| is_continued(load(table.head_of(*bucket, 0).unwrap())));
         assert_eq!(marked.count(), 0);
+    }
+
+    /// Or a reader could take one half of an address from one rule and the other half from the next.
+    #[test]
+    fn the_next_rule_of_an_ipv6_cell_differs_in_its_version_and_a_changed_one_does_not() {
+        let mapping = || Mapping::anonymous(16 * 128).unwrap();
+        let mut table: Table<V6Cells> = Table::new(mapping(), mapping(), 7, 15);
+        let tag = TagV6::new(V6 { high: 1, low: 2 }, 128);
+        let mut versions = Vec::new();
+        for _ in 0..2 {
+            for action in [1, 2] {
+                table.put(tag, head(action, false), Span::ALWAYS).unwrap();
+                let (bucket, cell) = table.locate(tag, false).unwrap();
+                let word = load(table.head_of(bucket, cell).unwrap());
+                versions.push((bucket, cell, TagV6::version_of(word)));
+            }
+            table.remove(tag, false);
+        }
+        let (bucket, cell, first) = versions[0];
+        let expected = [first, first, first + 1, first + 1];
+        assert_eq!(versions, expected.map(|version| (bucket, cell, version)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The maps in the kernel: written as a difference, read as they are.
 //!
-//! Rules are written through mappings of the program's own memory; the other maps by system calls. Additions come before
-//! removals: an address goes from its old verdict to its new one without a moment in between.
+//! Rules are written through mappings of the program's own memory; the other maps by system calls. Additions come
+//! before removals: an address goes from its old verdict to its new one without a moment in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,7 +19,7 @@ use thiserror::Error;
 use super::filters::{FiltersV4, FiltersV6};
 use super::guard::{ClearedPair, Compiled};
 use super::mapping::Mapping;
-use super::table::{Family, Table, V4Cells, V6Cells};
+use super::table::{Family, NoRoom, Table, V4Cells, V6Cells};
 use crate::base::prefix::display;
 use crate::base::time::BootTime;
 use crate::rules::classify::Entry;
@@ -114,10 +114,9 @@ impl Tables {
         let v4 = Table::new(table_v4, hits_v4, seed, mask(layout::TABLE_V4)?);
         let v6: Table<V6Cells> = Table::new(table_v6, hits_v6, seed, mask(layout::TABLE_V6)?);
         let (networks, lengths) = (mapped(layout::FILTER_V6)?, mapped(layout::LENGTHS_V6)?);
-        let tags = v6.iter().filter(|held| !held.head.is_second()).map(|held| held.tag);
         let mut tables = Self {
             filters_v4: FiltersV4::new(mapped(layout::FILTER_V4)?, mapped(layout::BLOCKS_V4)?),
-            filters_v6: FiltersV6::new(networks, lengths, seed, tags),
+            filters_v6: FiltersV6::new(networks, lengths, seed),
             v4,
             v6,
             profiles: open_as(layout::PROFILES, data(layout::PROFILES)?)?,
@@ -130,6 +129,12 @@ impl Tables {
         let v4 = tables.v4.iter().map(|held| (prefix_v4(held.tag), held.head, held.span));
         let v6 = tables.v6.iter().map(|held| (prefix_v6(held.tag), held.head, held.span));
         tables.held = by_prefix(v4.chain(v6));
+        for prefix in tables.held.keys() {
+            match tag(prefix) {
+                Tag::V4(tag) => tables.filters_v4.add(tag),
+                Tag::V6(tag) => tables.filters_v6.add(tag),
+            }
+        }
         Ok(tables)
     }
 
@@ -171,13 +176,7 @@ impl Tables {
         let wanted = &compiled.enforced;
         let gone: Vec<IpNet> =
             self.held.keys().filter(|prefix| !wanted.contains_key(*prefix)).copied().collect();
-        for (prefix, pair) in wanted {
-            self.write(*prefix, pair)?;
-        }
-        for prefix in gone {
-            self.remove(prefix);
-        }
-        Ok(())
+        self.replace(wanted.iter(), gone)
     }
 
     /// Makes the kernel hold what differs between two sets of rules, and leaves all others.
@@ -190,13 +189,7 @@ impl Tables {
         let changed = after.iter().filter(|(prefix, pair)| before.get(*prefix) != Some(*pair));
         let gone: Vec<IpNet> =
             before.keys().filter(|prefix| !after.contains_key(*prefix)).copied().collect();
-        for (prefix, pair) in changed {
-            self.write(*prefix, pair)?;
-        }
-        for prefix in gone {
-            self.remove(prefix);
-        }
-        Ok(())
+        self.replace(changed, gone)
     }
 
     /// Writes the buckets of all profiles, the default one first.
@@ -271,11 +264,25 @@ impl Tables {
         }
     }
 
+    /// Additions that find no room wait until the removals have made some.
+    fn replace<'a>(
+        &mut self,
+        wanted: impl Iterator<Item = (&'a IpNet, &'a ClearedPair)>,
+        gone: Vec<IpNet>,
+    ) -> Result<(), TablesError> {
+        let crowded: Vec<_> =
+            wanted.filter(|(prefix, pair)| self.write(**prefix, pair).is_err()).collect();
+        for prefix in gone {
+            self.remove(prefix);
+        }
+        crowded.into_iter().try_for_each(|(prefix, pair)| self.write(*prefix, pair))
+    }
+
     fn write(&mut self, prefix: IpNet, pair: &ClearedPair) -> Result<(), TablesError> {
         self.put(prefix, pair.first.head(false), pair.second.map(|rule| rule.head(true)))
     }
 
-    /// Writes the rules of a prefix.
+    /// Writes the rules of a prefix. If they find no room, a new one is not begun.
     pub(super) fn put(
         &mut self,
         prefix: IpNet,
@@ -292,23 +299,30 @@ impl Tables {
                 if held.is_none() {
                     self.filters_v4.add(tag);
                 }
-                put_pair(&mut self.v4, tag, &wanted)
+                put_pair(&mut self.v4, tag, held, wanted)
             }
             Tag::V6(tag) => {
                 if held.is_none() {
                     self.filters_v6.add(tag);
                 }
-                put_pair(&mut self.v6, tag, &wanted)
+                put_pair(&mut self.v6, tag, held, wanted)
             }
         };
-        // Whatever became of it, it has to be taken out again when it is not wanted any more.
-        self.held.insert(prefix, wanted);
-        written.map_err(|super::table::NoRoom| TablesError::Crowded(prefix))
+        self.held.insert(prefix, *written.as_ref().unwrap_or_else(|partly| partly));
+        if written.is_ok() {
+            return Ok(());
+        }
+        if held.is_none() {
+            self.remove(prefix);
+        }
+        Err(TablesError::Crowded(prefix))
     }
 
     /// Takes the rules of a prefix out.
     pub(super) fn remove(&mut self, prefix: IpNet) {
-        self.held.remove(&prefix);
+        if self.held.remove(&prefix).is_none() {
+            return;
+        }
         match tag(&prefix) {
             Tag::V4(tag) => {
                 self.v4.remove(tag, false);
@@ -351,20 +365,28 @@ fn tag(prefix: &IpNet) -> Tag {
     }
 }
 
-/// Writes the rules of a prefix: the one that holds now last when it takes the place of one that the other outlives.
+/// Writes the rules of a prefix over those that it `held`. If one finds no room, the error is what the table has then.
 fn put_pair<F: Family>(
     table: &mut Table<F>,
     tag: F::Tag,
-    wanted: &Written,
-) -> Result<(), super::table::NoRoom> {
-    if let Some((head, span)) = wanted.second {
-        table.put(tag, head, span)?;
+    held: Option<Written>,
+    wanted: Written,
+) -> Result<Written, Written> {
+    let Written { first, second } = wanted;
+    // The second must not decide before the first does, nor be missing when that ends, should this process be killed.
+    let is_outlived = held.is_some_and(|held| first.1.until <= held.first.1.until);
+    let mut partly = held.unwrap_or(wanted);
+    if is_outlived && let Some((head, span)) = second {
+        table.put(tag, head, span).map_err(|NoRoom| partly)?;
+        partly.second = second;
     }
-    table.put(tag, wanted.first.0, wanted.first.1)?;
-    if wanted.second.is_none() {
-        table.remove(tag, true);
+    table.put(tag, first.0, first.1).map_err(|NoRoom| partly)?;
+    partly.first = first;
+    match second {
+        Some((head, span)) => table.put(tag, head, span).map_err(|NoRoom| partly)?,
+        None => table.remove(tag, true),
     }
-    Ok(())
+    Ok(wanted)
 }
 
 fn by_prefix(rules: impl Iterator<Item = (IpNet, Head, Span)>) -> BTreeMap<IpNet, Written> {

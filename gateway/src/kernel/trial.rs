@@ -1,5 +1,5 @@
-//! The program in the kernel, attached to nothing and pinned nowhere: for tests of its verdicts and for measurements. What
-//! is written here enforces nothing.
+//! The program in the kernel, attached to nothing and pinned nowhere: for tests of its verdicts and for measurements.
+//! What is written here enforces nothing.
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -25,16 +25,18 @@ impl Trial {
     /// Loads it.
     pub fn load(switches: Switches, capacity: Capacity) -> Result<Self, DoorError> {
         let object = load_apart(switches, capacity)?;
-        let find = |name: &str| -> Result<MapData, MapError> {
-            match object.map(name) {
-                Some(Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map)) => {
-                    MapData::from_id(map.info()?.id())
-                }
-                _ => Err(MapError::InvalidName { name: name.to_owned() }),
-            }
-        };
-        let tables = Tables::open(find, capacity.rules)?;
+        let tables = Tables::open(|name| map(&object, name), capacity.rules)?;
         Ok(Self { object, tables })
+    }
+
+    /// The tables once more, as another process would open them.
+    pub fn reopen(&self, capacity: u32) -> Result<Tables, TablesError> {
+        Tables::open(|name| self.map(name), capacity)
+    }
+
+    /// A map of the program.
+    pub fn map(&self, name: &str) -> Result<MapData, MapError> {
+        map(&self.object, name)
     }
 
     /// The program, to be run.
@@ -99,5 +101,14 @@ impl Trial {
     /// All counters.
     pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
         self.tables.counters()
+    }
+}
+
+fn map(object: &Ebpf, name: &str) -> Result<MapData, MapError> {
+    match object.map(name) {
+        Some(Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map)) => {
+            MapData::from_id(map.info()?.id())
+        }
+        _ => Err(MapError::InvalidName { name: name.to_owned() }),
     }
 }

@@ -181,7 +181,8 @@ mod tests {
             let classifier = Classifier::new(expected.clone());
             let target = address(six, host);
             let model = expected.iter()
-                .filter(|(prefix, rules)| prefix.contains(&target) && rules.live(BootTime(now)).is_some())
+                .filter(|(prefix, _)| prefix.contains(&target))
+                .filter(|(_, rules)| rules.live(BootTime(now)).is_some())
                 .max_by_key(|(prefix, _)| prefix.prefix_len())
                 .map(|(prefix, _)| *prefix);
             prop_assert_eq!(classifier.find(target, BootTime(now)).map(|found| found.0), model);
