@@ -45,8 +45,11 @@ const SPANS: [Span; 4] = [Span::ALWAYS, Span::ALWAYS, EXPIRED, TO_COME];
 /// The program with its tables, and what ought to be in them.
 struct Model {
     trial: Trial,
-    rules: Vec<(IpNet, [Option<(Action, Span)>; 2])>,
+    rules: Vec<(IpNet, Pair)>,
 }
+
+/// The first and the second rule of a prefix.
+type Pair = [Option<(Action, Span)>; 2];
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -83,7 +86,7 @@ impl Model {
         }
     }
 
-    fn put(&mut self, prefix: IpNet, rules: [Option<(Action, Span)>; 2]) {
+    fn put(&mut self, prefix: IpNet, rules: Pair) {
         let put = |trial: &mut Trial| match rules {
             [Some(first), Some(second)] => trial.put_pair(prefix, first, second),
             [Some((action, _)), None] => trial.put(prefix, action, 0),
@@ -103,7 +106,7 @@ impl Model {
     }
 
     fn expected(&self, source: IpAddr) -> Option<(IpNet, bool, Action)> {
-        let live = |(prefix, rules): &(IpNet, [Option<(Action, Span)>; 2])| {
+        let live = |(prefix, rules): &(IpNet, Pair)| {
             let second = rules.iter().position(|rule| rule.is_some_and(|r| r.1 == Span::ALWAYS))?;
             Some((*prefix, second == 1, rules[second]?.0))
         };
@@ -331,8 +334,8 @@ fn a_denied_source_never_passes_while_the_tables_are_rewritten() {
             // Buckets overflow and empty again, that of the source as well.
             for host in 0..64 {
                 drop(trial.put(net(network(six, host), 128), Action::Allow, 0));
+                trial.put(rule, Action::Deny, host % 2).unwrap();
             }
-            trial.put(rule, Action::Deny, (round % 2) as u8).unwrap();
             for host in 0..64 {
                 trial.remove(net(network(six, host), 128));
             }
