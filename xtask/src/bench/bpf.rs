@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use libc::c_int;
 
@@ -152,6 +153,7 @@ pub(super) fn program_array(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// A trie of these IPv4 prefixes, each with a byte.
 pub(super) fn trie(keys: &[TrieKey]) -> io::Result<OwnedFd> {
     const BATCH: usize = 65_536;
+    const STUCK_MAX: u32 = 1000;
     let trie = create(Create {
         map_type: MAP_TYPE_LPM_TRIE,
         key_size: size_of::<TrieKey>() as u32,
@@ -160,18 +162,32 @@ pub(super) fn trie(keys: &[TrieKey]) -> io::Result<OwnedFd> {
         map_flags: NO_PREALLOC,
     })?;
     let values = [1u8; BATCH];
-    for keys in keys.chunks(BATCH) {
+    let mut left = keys;
+    let mut stuck = 0;
+    while !left.is_empty() {
+        let batch = left.get(..BATCH).unwrap_or(left);
         let mut attributes = UpdateBatch {
             in_batch: 0,
             out_batch: 0,
-            keys: keys.as_ptr() as u64,
+            keys: batch.as_ptr() as u64,
             values: values.as_ptr() as u64,
-            count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+            count: u32::try_from(batch.len()).map_err(io::Error::other)?,
             map_fd: trie.as_raw_fd() as u32,
             elem_flags: 0,
             flags: 0,
         };
-        bpf(MAP_UPDATE_BATCH, &mut attributes)?;
+        // The kernel refills what tries take their nodes from behind our back, and says ENOMEM when we are faster.
+        match bpf(MAP_UPDATE_BATCH, &mut attributes) {
+            Ok(_) => stuck = 0,
+            Err(error) if error.raw_os_error() != Some(libc::ENOMEM) || stuck == STUCK_MAX => {
+                return Err(error);
+            }
+            Err(_) => {
+                stuck = if attributes.count == 0 { stuck + 1 } else { 0 };
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+        left = left.get(attributes.count as usize..).unwrap_or_default();
     }
     Ok(trie)
 }

@@ -85,7 +85,12 @@ fn case(
     report.round(name, "lpm", 1, &[fill, kernel]);
 
     agree([&gateway, &trie], frame, denied)?;
-    let subjects: Subjects = vec![("gateway", gateway.randomised()?), ("lpm", trie.randomised()?)];
+    let mut subjects: Subjects =
+        vec![("gateway", gateway.randomised()?), ("lpm", trie.randomised()?)];
+    if !denied.is_empty() {
+        // In the same rounds, or the difference would be what the machine did in between.
+        subjects.push(("gateway-no-rules", Subject::gateway_for(denied.len())?.randomised()?));
+    }
     let empty = Subject::empty()?.randomised()?;
     for subject in subjects.iter().map(|(_, subject)| subject).chain([&empty]) {
         let verdict = bpf::test_run(subject.program()?, frame, 1)?.verdict;
