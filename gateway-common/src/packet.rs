@@ -38,24 +38,50 @@ pub struct Packet {
 }
 
 /// The transport header of a packet, as far as decisions need it.
+///
+/// One word, all of it always defined: of an enumeration the compiler leaves undefined what a variant does not have, and
+/// moves that around too, which the kernel's verifier refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// A TCP segment, or the first fragment of one.
-    Tcp {
-        /// Destination port.
-        port: u16,
-        /// The flags byte: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32 (RFC 9293).
-        flags: u8,
-    },
-    /// A UDP datagram, or the first fragment of one.
-    Udp {
-        /// Destination port.
-        port: u16,
-    },
+pub struct Transport(u32);
+
+impl Transport {
     /// A later fragment, another protocol, or a header that is not there.
-    Other,
+    pub const OTHER: Self = Self(0);
     /// TCP too short for its flags: nothing honest sends it (RFC 1858, section 3).
-    Malformed,
+    pub const MALFORMED: Self = Self(1 << Self::KIND_SHIFT);
+
+    const KIND_SHIFT: u32 = 24;
+    const FLAGS_SHIFT: u32 = 16;
+    const UDP: u32 = 2;
+    const TCP: u32 = 3;
+
+    /// A TCP segment, or the first fragment of one: its destination port and its flags byte, FIN 1, SYN 2, RST 4, PSH 8,
+    /// ACK 16, URG 32 (RFC 9293).
+    #[inline(always)]
+    pub const fn tcp(port: u16, flags: u8) -> Self {
+        Self(Self::TCP << Self::KIND_SHIFT | (flags as u32) << Self::FLAGS_SHIFT | port as u32)
+    }
+
+    /// A UDP datagram, or the first fragment of one: its destination port.
+    #[inline(always)]
+    pub const fn udp(port: u16) -> Self {
+        Self(Self::UDP << Self::KIND_SHIFT | port as u32)
+    }
+
+    /// The destination port, where it is known.
+    #[inline(always)]
+    pub const fn port(self) -> Option<u16> {
+        if self.0 >> Self::KIND_SHIFT >= Self::UDP { Some(self.0 as u16) } else { None }
+    }
+
+    /// Whether it is the first packet of a connection: a SYN without ACK (RFC 9293, section 3.5).
+    #[inline(always)]
+    pub const fn opens_connection(self) -> bool {
+        const SYN: u32 = 0x02;
+        const ACK: u32 = 0x10;
+        let flags = self.0 >> Self::FLAGS_SHIFT & (SYN | ACK);
+        self.0 >> Self::KIND_SHIFT == Self::TCP && flags == SYN
+    }
 }
 
 const ETHERTYPE_OFFSET: usize = 12;
@@ -104,13 +130,13 @@ fn ipv4<R: Reader + ?Sized>(frame: &R, start: usize) -> Frame {
 #[inline(always)]
 fn ipv4_transport<R: Reader + ?Sized>(frame: &R, start: usize) -> Transport {
     const FRAGMENT_OFFSET: u16 = 0x1fff;
-    let Some(first) = frame.byte(start) else { return Transport::Other };
-    let Some(length) = frame.be16(start + 2) else { return Transport::Other };
-    let Some(fragment) = frame.be16(start + 6) else { return Transport::Other };
-    let Some(protocol) = frame.byte(start + 9) else { return Transport::Other };
+    let Some(first) = frame.byte(start) else { return Transport::OTHER };
+    let Some(length) = frame.be16(start + 2) else { return Transport::OTHER };
+    let Some(fragment) = frame.be16(start + 6) else { return Transport::OTHER };
+    let Some(protocol) = frame.byte(start + 9) else { return Transport::OTHER };
     let header_length = usize::from(first & 0x0f) * 4;
     if header_length < 20 || first >> 4 != 4 || fragment & FRAGMENT_OFFSET != 0 {
-        return Transport::Other;
+        return Transport::OTHER;
     }
     let end = packet_end(length, start + usize::from(length));
     transport(frame, protocol, start + header_length, end)
@@ -121,7 +147,7 @@ fn ipv6<R: Reader + ?Sized>(frame: &R, start: usize) -> Frame {
     let Some(high) = frame.be64(start + 8) else { return Frame::Unparsed };
     let Some(low) = frame.be64(start + 16) else { return Frame::Unparsed };
     let source = Source::V6(V6 { high, low });
-    let unknown = Frame::Ip(Packet { source, transport: Transport::Other });
+    let unknown = Frame::Ip(Packet { source, transport: Transport::OTHER });
     let Some(version) = frame.byte(start) else { return unknown };
     let Some(length) = frame.be16(start + 4) else { return unknown };
     let Some(next) = frame.byte(start + 6) else { return unknown };
@@ -174,9 +200,9 @@ fn ipv6_transport<R: Reader + ?Sized>(
             HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION | MOBILITY | HOST_IDENTITY
             | SHIM6 => {
                 if at + 2 > end {
-                    return Transport::Other;
+                    return Transport::OTHER;
                 }
-                let Some(units) = frame.byte(at + 1) else { return Transport::Other };
+                let Some(units) = frame.byte(at + 1) else { return Transport::OTHER };
                 match header {
                     // Its length counts words of four bytes, without the first two (RFC 4302, section 2.2).
                     AUTHENTICATION => (usize::from(units) + 2) * 4,
@@ -185,21 +211,21 @@ fn ipv6_transport<R: Reader + ?Sized>(
             }
             FRAGMENT => {
                 if at + 8 > end {
-                    return Transport::Other;
+                    return Transport::OTHER;
                 }
-                let Some(offset_and_flags) = frame.be16(at + 2) else { return Transport::Other };
+                let Some(offset_and_flags) = frame.be16(at + 2) else { return Transport::OTHER };
                 if offset_and_flags >> 3 != 0 {
-                    return Transport::Other;
+                    return Transport::OTHER;
                 }
                 8
             }
             _ => return transport(frame, header, at, end),
         };
-        let Some(next) = frame.byte(at) else { return Transport::Other };
+        let Some(next) = frame.byte(at) else { return Transport::OTHER };
         header = next;
         at += length;
     }
-    Transport::Other
+    Transport::OTHER
 }
 
 #[inline(always)]
@@ -207,22 +233,22 @@ fn transport<R: Reader + ?Sized>(frame: &R, protocol: u8, at: usize, end: usize)
     match protocol {
         TCP => {
             if at + 14 > end {
-                return Transport::Malformed;
+                return Transport::MALFORMED;
             }
-            let Some(port) = frame.be16(at + 2) else { return Transport::Malformed };
-            let Some(flags) = frame.byte(at + 13) else { return Transport::Malformed };
-            Transport::Tcp { port, flags }
+            let Some(port) = frame.be16(at + 2) else { return Transport::MALFORMED };
+            let Some(flags) = frame.byte(at + 13) else { return Transport::MALFORMED };
+            Transport::tcp(port, flags)
         }
         UDP => {
             if at + 4 > end {
-                return Transport::Other;
+                return Transport::OTHER;
             }
             match frame.be16(at + 2) {
-                Some(port) => Transport::Udp { port },
-                None => Transport::Other,
+                Some(port) => Transport::udp(port),
+                None => Transport::OTHER,
             }
         }
-        _ => Transport::Other,
+        _ => Transport::OTHER,
     }
 }
 

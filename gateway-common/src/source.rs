@@ -80,8 +80,8 @@ pub const fn mask64(length: u32) -> u64 {
     }
 }
 
-/// Who owns a bucket, and which: one IPv4 address, or one IPv6 network, by default a /64, the least that a subscriber is
-/// given (RFC 6177).
+/// Who owns a bucket, and which: one IPv4 address, or one IPv6 network, by default a /64, the least that a subscriber
+/// is given (RFC 6177).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SourceKey {
@@ -94,8 +94,8 @@ pub struct SourceKey {
 impl SourceKey {
     const CONNECTIONS: u64 = 0x100;
 
-    /// The key of the bucket that packets of `source` are charged to, of IPv6 by the bits of the first half that are set
-    /// in `mask_v6`.
+    /// The key of the bucket that packets of `source` are charged to, of IPv6 by the bits of the first half that are
+    /// set in `mask_v6`.
     #[inline(always)]
     pub const fn packets(source: Source, mask_v6: u64) -> Self {
         match source {

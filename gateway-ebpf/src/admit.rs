@@ -1,5 +1,6 @@
-//! The buckets of a source, of its packets and of its new connections: who is charged, and what happens when several CPUs
-//! charge at once.
+//! The buckets of a source, of its packets and of its new connections: who is charged, and what happens when several
+//! CPUs charge at once.
+#![expect(unsafe_code, reason = "a global function has an exported name")]
 
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::Profile;
@@ -20,16 +21,18 @@ pub(crate) fn admit(source: &SourceKey, transport: Transport, profile: u16) -> O
         return None;
     }
     let Profile { packets, connections } = maps::profile(profile)?;
-    let opens = is_opening(transport) && !connections.is_unlimited();
+    let opens = transport.opens_connection() && !connections.is_unlimited();
     if packets.is_unlimited() && !opens {
         return None;
     }
     let now_ns = clock::monotonic_ns();
     if opens {
-        match charge(&source.connections(), &connections, now_ns) {
-            Some(true) => {}
-            Some(false) => return Some(Reason::Connections),
-            None => return Some(Reason::Contended),
+        let SourceKey { bits, kind } = source.connections();
+        let Bucket { interval_ns, depth_ns } = connections;
+        match charge_connection(bits, kind, interval_ns, depth_ns, now_ns) {
+            ADMITTED => {}
+            REFUSED => return Some(Reason::Connections),
+            _ => return Some(Reason::Contended),
         }
     }
     if packets.is_unlimited() {
@@ -40,6 +43,28 @@ pub(crate) fn admit(source: &SourceKey, transport: Transport, profile: u16) -> O
         Some(false) => Reason::Limit,
         None => Reason::Contended,
     })
+}
+
+const ADMITTED: u32 = 0;
+const REFUSED: u32 = 1;
+const CONTENDED: u32 = 2;
+
+/// Takes one from a bucket of connections. A global function, for which packets that open none do not pay, and which the
+/// verifier proves once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn charge_connection(
+    bits: u64,
+    kind: u64,
+    interval_ns: u64,
+    depth_ns: u64,
+    now_ns: u64,
+) -> u32 {
+    match charge(&SourceKey { bits, kind }, &Bucket { interval_ns, depth_ns }, now_ns) {
+        Some(true) => ADMITTED,
+        Some(false) => REFUSED,
+        None => CONTENDED,
+    }
 }
 
 /// Takes one from a bucket: whether there was one, `None` when other CPUs were always faster.
@@ -66,20 +91,8 @@ fn charge(key: &SourceKey, bucket: &Bucket, now_ns: u64) -> Option<bool> {
     None
 }
 
-/// A SYN without ACK: the first packet of a connection (RFC 9293, section 3.5).
-#[inline(always)]
-fn is_opening(transport: Transport) -> bool {
-    const SYN: u8 = 0x02;
-    const ACK: u8 = 0x10;
-    matches!(transport, Transport::Tcp { flags, .. } if flags & (SYN | ACK) == SYN)
-}
-
-/// Later fragments and unknown transports have no port that could spare them.
+/// Later fragments and unknown transports have no port that could spare them. (What is malformed never gets here.)
 #[inline(always)]
 fn is_charged(transport: Transport) -> bool {
-    match transport {
-        Transport::Tcp { port, .. } | Transport::Udp { port } => maps::is_protected(port),
-        Transport::Other => true,
-        Transport::Malformed => false,
-    }
+    transport.port().is_none_or(maps::is_protected)
 }

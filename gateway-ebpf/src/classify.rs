@@ -52,7 +52,8 @@ fn classify_v4(address: u32) -> u32 {
     }
     let lengths = maps::lengths_v4(address);
     if lengths & HOSTS != 0 {
-        let found = find_v4(address, 32);
+        let found = scan_v4(address, 32, 0);
+        let found = if is_settled(found) { decide_v4(found) } else { prefix_v4(address, 32) };
         if found != NO_RULE {
             return found;
         }
@@ -67,7 +68,11 @@ fn classify_v6(address: V6) -> u32 {
         return NO_RULE;
     }
     if first & HOSTS != 0 && maps::is_touched_v6(address.high, LONG_V6) {
-        let found = find_v6(address, 128);
+        let found = scan_v6(address, 128, 0);
+        let found = match is_settled(found) {
+            true => decide_v6(found),
+            false => prefix_v6(address.high, address.low, 128),
+        };
         if found != NO_RULE {
             return found;
         }
@@ -100,7 +105,20 @@ extern "C" fn walk_v4(address: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn prefix_v4(address: u32, length: u32) -> u32 {
-    find_v4(address, length)
+    let mut found = scan_v4(address, length, 0);
+    for probe in 1..PROBES_MAX {
+        if is_settled(found) {
+            break;
+        }
+        found = follow(found, further_v4(address, length, probe));
+    }
+    decide_v4(found)
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn further_v4(address: u32, length: u32, probe: u32) -> u64 {
+    scan_v4(address, length, probe)
 }
 
 /// The prefixes of an IPv6 host, without the host itself.
@@ -139,89 +157,125 @@ extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn prefix_v6(high: u64, low: u64, length: u32) -> u32 {
-    find_v6(V6 { high, low }, length)
+    let mut found = scan_v6(V6 { high, low }, length, 0);
+    for probe in 1..PROBES_MAX {
+        if is_settled(found) {
+            break;
+        }
+        found = follow(found, further_v6(high, low, length, probe));
+    }
+    decide_v6(found)
 }
 
-/// The live rule of one IPv4 prefix.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn further_v6(high: u64, low: u64, length: u32, probe: u32) -> u64 {
+    scan_v6(V6 { high, low }, length, probe)
+}
+
+/// Of what a scan found: the rule, none if its action is 0. Above it where its hits are counted.
+const RULE: u64 = 0xff_ffff;
+/// Of what a scan found: the prefix may have rules further on.
+const CONTINUES: u64 = 1 << 24;
+const HITS_SHIFT: u32 = 32;
+
+/// Whether no further bucket can change what was found.
 #[inline(always)]
-fn find_v4(address: u32, length: u32) -> u32 {
+fn is_settled(found: u64) -> bool {
+    found & CONTINUES == 0 || (is_taken(found) && !Head::of(found & RULE).is_second())
+}
+
+/// What two buckets in a row say together.
+#[inline(always)]
+fn follow(found: u64, next: u64) -> u64 {
+    if is_taken(next) { next } else { found & !CONTINUES | next & CONTINUES }
+}
+
+#[inline(always)]
+fn decide_v4(found: u64) -> u32 {
+    if !is_taken(found) {
+        return NO_RULE;
+    }
+    maps::count_hit_v4((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
+    Head::of(found & RULE).bits()
+}
+
+#[inline(always)]
+fn decide_v6(found: u64) -> u32 {
+    if !is_taken(found) {
+        return NO_RULE;
+    }
+    maps::count_hit_v6((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
+    Head::of(found & RULE).bits()
+}
+
+/// What one bucket says about an IPv4 prefix: its live rule, the first before the second.
+#[inline(always)]
+fn scan_v4(address: u32, length: u32, probe: u32) -> u64 {
     let tag = TagV4::new(address, length);
-    let (mut second, mut second_hits) = (NO_RULE, 0);
-    for probe in 0..PROBES_MAX {
-        let Some((index, bucket)) = maps::bucket_v4(tag, probe) else { return NO_RULE };
-        for cell in 0..CELLS {
-            let mut head = load(&bucket[cell * WORDS_V4]);
-            if TagV4::of(head) != tag || !is_taken(head) {
-                continue;
-            }
-            let span = load(&bucket[cell * WORDS_V4 + 1]);
-            // The cell may have been given to another rule between the two reads.
-            let before = core::mem::replace(&mut head, load(&bucket[cell * WORDS_V4]));
-            if !is_same_rule(before, head) {
-                continue;
-            }
-            let span = span_of(before, head, span, &bucket[cell * WORDS_V4 + 1]);
-            if !span.holds(clock::boot_tick_ns()) {
-                continue;
-            }
-            let hits = hits_index(index, cell);
-            if !Head::of(head).is_second() {
-                maps::count_hit_v4(hits, clock::boot_tick_ns());
-                return Head::of(head).bits();
-            }
-            (second, second_hits) = (Head::of(head).bits(), hits);
+    let Some((index, bucket)) = maps::bucket_v4(tag, probe) else { return 0 };
+    let continues = if is_continued(load(&bucket[0])) { CONTINUES } else { 0 };
+    let mut found = continues;
+    for cell in 0..CELLS {
+        let mut head = load(&bucket[cell * WORDS_V4]);
+        if TagV4::of(head) != tag || !is_taken(head) {
+            continue;
         }
-        if !is_continued(load(&bucket[0])) {
-            break;
+        let span = load(&bucket[cell * WORDS_V4 + 1]);
+        // The cell may have been given to another rule between the two reads.
+        let before = core::mem::replace(&mut head, load(&bucket[cell * WORDS_V4]));
+        if !is_same_rule(before, head) {
+            continue;
+        }
+        let span = span_of(before, head, span, &bucket[cell * WORDS_V4 + 1]);
+        if !span.holds(clock::boot_tick_ns()) {
+            continue;
+        }
+        found = rule(head, hits_index(index, cell)) | continues;
+        if !Head::of(head).is_second() {
+            return found;
         }
     }
-    if second != NO_RULE {
-        maps::count_hit_v4(second_hits, clock::boot_tick_ns());
-    }
-    second
+    found
 }
 
-/// The live rule of one IPv6 prefix.
+/// What one bucket says about an IPv6 prefix: its live rule, the first before the second.
 #[inline(always)]
-fn find_v6(address: V6, length: u32) -> u32 {
+fn scan_v6(address: V6, length: u32, probe: u32) -> u64 {
     let tag = TagV6::new(address, length);
-    let (mut second, mut second_hits) = (NO_RULE, 0);
-    for probe in 0..PROBES_MAX {
-        let Some((index, bucket)) = maps::bucket_v6(tag, probe) else { return NO_RULE };
-        for cell in 0..CELLS {
-            let at = cell * WORDS_V6;
-            let mut head = load(&bucket[at + 2]);
-            if TagV6::length_of(head) != length || !is_taken(head) {
-                continue;
-            }
-            if load(&bucket[at]) != tag.address.high || load(&bucket[at + 1]) != tag.address.low {
-                continue;
-            }
-            let span = load(&bucket[at + 3]);
-            // The cell may have been given to another rule between the reads; its version differs then.
-            let before = core::mem::replace(&mut head, load(&bucket[at + 2]));
-            if !is_same_rule(before, head) {
-                continue;
-            }
-            let span = span_of(before, head, span, &bucket[at + 3]);
-            if !span.holds(clock::boot_tick_ns()) {
-                continue;
-            }
-            let hits = hits_index(index, cell);
-            if !Head::of(head).is_second() {
-                maps::count_hit_v6(hits, clock::boot_tick_ns());
-                return Head::of(head).bits();
-            }
-            (second, second_hits) = (Head::of(head).bits(), hits);
+    let Some((index, bucket)) = maps::bucket_v6(tag, probe) else { return 0 };
+    let continues = if is_continued(load(&bucket[2])) { CONTINUES } else { 0 };
+    let mut found = continues;
+    for cell in 0..CELLS {
+        let at = cell * WORDS_V6;
+        let mut head = load(&bucket[at + 2]);
+        if TagV6::length_of(head) != length || !is_taken(head) {
+            continue;
         }
-        if !is_continued(load(&bucket[2])) {
-            break;
+        if load(&bucket[at]) != tag.address.high || load(&bucket[at + 1]) != tag.address.low {
+            continue;
+        }
+        let span = load(&bucket[at + 3]);
+        // The cell may have been given to another rule between the reads; its version differs then.
+        let before = core::mem::replace(&mut head, load(&bucket[at + 2]));
+        if !is_same_rule(before, head) {
+            continue;
+        }
+        let span = span_of(before, head, span, &bucket[at + 3]);
+        if !span.holds(clock::boot_tick_ns()) {
+            continue;
+        }
+        found = rule(head, hits_index(index, cell)) | continues;
+        if !Head::of(head).is_second() {
+            return found;
         }
     }
-    if second != NO_RULE {
-        maps::count_hit_v6(second_hits, clock::boot_tick_ns());
-    }
-    second
+    found
+}
+
+#[inline(always)]
+fn rule(head: u64, hits: u32) -> u64 {
+    u64::from(Head::of(head).bits()) | u64::from(hits) << HITS_SHIFT
 }
 
 /// The span that belongs to `head`, which was `before` ahead of the first reading of the span. If the rule changed in

@@ -48,7 +48,7 @@ fn decide(ctx: &XdpContext) -> Reason {
     match action {
         Some(Action::Deny) => Reason::Deny,
         Some(Action::Reset) => Reason::Reset,
-        _ if transport == Transport::Malformed => Reason::Malformed,
+        _ if transport == Transport::MALFORMED => Reason::Malformed,
         Some(Action::Allow) => Reason::Allow,
         Some(Action::Limit) => admit(&bucket, transport, profile).unwrap_or(Reason::WithinLimit),
         None => admit(&bucket, transport, profile).unwrap_or(Reason::NoRule),

@@ -3,7 +3,9 @@
 
 mod bpf;
 mod kernel;
+mod programs;
 mod proxy;
+mod random;
 mod report;
 mod subject;
 
@@ -17,7 +19,7 @@ pub(crate) struct Args {
     /// JSON lines, also on a terminal
     #[arg(long)]
     json: bool,
-    /// Shorter rounds: under a minute in all, and noisier
+    /// Shorter rounds, and noisier
     #[arg(long)]
     quick: bool,
     /// How often each subject is measured in each case

@@ -65,7 +65,7 @@ fn ip(source: Source, transport: Transport) -> Frame {
     Frame::Ip(Packet { source, transport })
 }
 
-const SYN_443: Transport = Transport::Tcp { port: 443, flags: 2 };
+const SYN_443: Transport = Transport::tcp(443, 2);
 const TCP_HEADER: [u8; 20] = {
     let mut header = [0; 20];
     header[2] = 1;
@@ -82,6 +82,16 @@ fn tcp_over_both_families() {
 }
 
 #[test]
+fn only_a_syn_without_ack_opens_a_connection() {
+    let opens = |flags| Transport::tcp(443, flags).opens_connection();
+    assert!(opens(0x02) && opens(0xc2), "with congestion bits too");
+    assert!(!opens(0x12) && !opens(0x10) && !opens(0x04));
+    assert!(!Transport::udp(0xffff).opens_connection() && !Transport::OTHER.opens_connection());
+    assert_eq!(Transport::OTHER.port().or(Transport::MALFORMED.port()), None);
+    assert_eq!((Transport::tcp(80, 0xff).port(), Transport::udp(0).port()), (Some(80), Some(0)));
+}
+
+#[test]
 fn udp_has_a_port() {
     let mut frame = Vec::new();
     PacketBuilder::ethernet2([1; 6], [2; 6])
@@ -89,7 +99,7 @@ fn udp_has_a_port() {
         .udp(1, 53)
         .write(&mut frame, &[1, 2, 3])
         .unwrap();
-    assert_eq!(parse(&frame[..]), ip(v4_source(), Transport::Udp { port: 53 }));
+    assert_eq!(parse(&frame[..]), ip(v4_source(), Transport::udp(53)));
 }
 
 #[test]
@@ -141,12 +151,12 @@ fn ipv4_options_shift_the_transport() {
 fn an_impossible_ipv4_header_length_leaves_the_source() {
     let mut frame = tcp_v4();
     frame[14] = 0x44;
-    assert_eq!(parse(&frame[..]), ip(v4_source(), Transport::Other));
+    assert_eq!(parse(&frame[..]), ip(v4_source(), Transport::OTHER));
 }
 
 #[test]
 fn fragments_first_and_later() {
-    for (offset, expected) in [(0, SYN_443), (1, Transport::Other), (185, Transport::Other)] {
+    for (offset, expected) in [(0, SYN_443), (1, Transport::OTHER), (185, Transport::OTHER)] {
         let mut frame = tcp_v4();
         let fragment = 0x2000 | IpFragOffset::try_new(offset).unwrap().value();
         frame[20..22].copy_from_slice(&fragment.to_be_bytes());
@@ -165,11 +175,11 @@ fn a_first_fragment_too_short_for_its_flags_is_malformed_however_it_is_padded() 
     let mut frame = tcp_v4();
     frame[16..18].copy_from_slice(&28u16.to_be_bytes());
     frame[20] = 0x20;
-    assert_eq!(parse(&frame[..]), ip(v4_source(), Transport::Malformed));
+    assert_eq!(parse(&frame[..]), ip(v4_source(), Transport::MALFORMED));
 
     let mut payload = vec![6, 0, 0, 1, 0, 0, 0, 1];
     payload.extend(&TCP_HEADER[..8]);
-    assert_eq!(parse(&v6_with(44, &payload)[..]), ip(v6_source(), Transport::Malformed));
+    assert_eq!(parse(&v6_with(44, &payload)[..]), ip(v6_source(), Transport::MALFORMED));
 }
 
 #[test]
@@ -185,7 +195,7 @@ fn extension_headers_are_walked_to_a_bound() {
     for count in 0..=EXTENSION_HEADERS_MAX {
         assert_eq!(chain(count), ip(v6_source(), SYN_443), "{count} headers");
     }
-    assert_eq!(chain(EXTENSION_HEADERS_MAX + 1), ip(v6_source(), Transport::Other));
+    assert_eq!(chain(EXTENSION_HEADERS_MAX + 1), ip(v6_source(), Transport::OTHER));
 }
 
 #[test]
@@ -199,14 +209,14 @@ fn an_authentication_header_counts_in_words_of_four() {
 #[test]
 fn neighbour_discovery_is_told_from_what_only_looks_like_it() {
     let mut frame = v6_with(58, &[135, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(parse(&frame[..]), ip(v6_source(), Transport::Other), "forwarded: hop limit 64");
+    assert_eq!(parse(&frame[..]), ip(v6_source(), Transport::OTHER), "forwarded: hop limit 64");
     frame[21] = 255;
     assert_eq!(parse(&frame[..]), Frame::Neighbour);
     frame[54] = 128;
-    assert_eq!(parse(&frame[..]), ip(v6_source(), Transport::Other), "an echo request");
+    assert_eq!(parse(&frame[..]), ip(v6_source(), Transport::OTHER), "an echo request");
     frame[54] = 135;
     frame[18..20].copy_from_slice(&1u16.to_be_bytes());
-    assert_eq!(parse(&frame[..]), ip(v6_source(), Transport::Other), "ends before its code");
+    assert_eq!(parse(&frame[..]), ip(v6_source(), Transport::OTHER), "ends before its code");
 }
 
 #[test]
@@ -214,7 +224,7 @@ fn a_length_of_zero_is_bounded_by_the_frame() {
     let mut frame = tcp_v6();
     frame[18..20].fill(0);
     assert_eq!(parse(&frame[..]), ip(v6_source(), SYN_443));
-    assert_eq!(parse(&frame[..60]), ip(v6_source(), Transport::Malformed));
+    assert_eq!(parse(&frame[..60]), ip(v6_source(), Transport::MALFORMED));
 }
 
 proptest! {
@@ -255,7 +265,7 @@ proptest! {
                 Frame::Ip(packet) => {
                     prop_assert_eq!(packet.source, source);
                     if let Some(etherparse::TransportSlice::Tcp(tcp)) = reference.transport
-                        && let Transport::Tcp { port, .. } = packet.transport
+                        && let Some(port) = packet.transport.port()
                     {
                         prop_assert_eq!(port, tcp.destination_port());
                     }

@@ -1,5 +1,5 @@
-//! `cargo xtask bench kernel`: nanoseconds a packet by `BPF_PROG_TEST_RUN`, beside xdp-filter. Nothing is attached and
-//! no packet is sent: it says what a program costs, not what a network card does.
+//! `cargo xtask bench kernel`: nanoseconds a packet by `BPF_PROG_TEST_RUN`, beside xdp-filter and the kernel's own trie.
+//! Nothing is attached and no packet is sent: it says what a program costs, not what a network card does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -12,18 +12,19 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use super::random::SplitMix;
 use super::report::{Comparison, Report};
 use super::subject::{Prefix, Subject};
-use super::{Args, bpf};
+use super::{Args, bpf, random};
 use crate::process;
 
-const DROP: u32 = 1;
-const PASS: u32 = 2;
+pub(super) const DROP: u32 = 1;
+pub(super) const PASS: u32 = 2;
 
 /// In a round the subjects take turns, so that what disturbs the machine disturbs all of them. Each test run makes the
 /// kernel patch its XDP dispatcher twice, for some 17 ms that are not in the figures: so not more turns than these.
-const TURNS: u32 = 4;
-const PACKETS: u32 = 1_000_000;
+pub(super) const TURNS: u32 = 4;
+pub(super) const PACKETS: u32 = 1_000_000;
 const PACKETS_QUICK: u32 = 100_000;
 const CPU: usize = 0;
 
@@ -41,7 +42,9 @@ const EXHAUSTED: Bucket = Bucket { interval_ns: 3_600_000_000_000, depth_ns: 3_6
 
 const GROSS: &str = "ns_per_packet";
 const NET: &str = "net_ns_per_packet";
-const COMPARISONS: [Comparison; 8] = [
+const COMPARISONS: [Comparison; 10] = [
+    Comparison { figure: NET, subject: "gateway", peer: "lpm" },
+    Comparison { figure: GROSS, subject: "gateway", peer: "lpm" },
     Comparison { figure: NET, subject: "gateway", peer: "xdp-filter" },
     Comparison { figure: NET, subject: "gateway", peer: "xdp-filter-ip" },
     Comparison { figure: NET, subject: "gateway+profile", peer: "xdp-filter" },
@@ -78,6 +81,9 @@ enum Runs {
 
 pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     harness::require_root()?;
+    if cfg!(debug_assertions) {
+        return optimised(root);
+    }
     crate::test::provide("xdp-filter", "xdp-tools", true)?;
     let mut cpu = CpuSet::new();
     cpu.set(CPU)?;
@@ -96,46 +102,60 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     let mut report = Report::start(root, args, setup)?;
     for group in groups()? {
         let subjects = subjects(&group)?;
+        let empty = Subject::empty()?;
         for case in &group.cases {
-            measure(&subjects, case, args.rounds, packets / TURNS, &mut report)
-                .with_context(|| format!("case {}", case.name))?;
+            check(&subjects, case).with_context(|| format!("case {}", case.name))?;
+            let frame = (case.name, case.frame.as_slice());
+            measure((&empty, &subjects), frame, args.rounds, packets / TURNS, &mut report)?;
         }
     }
+    random::run(args, &tcp(NEIGHBOUR.into())?, &mut report)?;
     report.finish(&COMPARISONS)
 }
 
-type Subjects = Vec<(&'static str, Subject)>;
+/// The same in a release build: how long loading takes says nothing in another.
+fn optimised(root: &Path) -> Result<()> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["run", "--release", "--quiet", "--locked", "--package", "xtask", "--"]);
+    process::run(cargo.args(std::env::args_os().skip(1)).current_dir(root))
+}
 
-fn measure(
-    subjects: &Subjects,
-    case: &Case,
+pub(super) type Subjects = Vec<(&'static str, Subject)>;
+
+/// Runs one frame through the empty program and the subjects in turns, `repeat` times a turn.
+pub(super) fn measure(
+    (empty, subjects): (&Subject, &Subjects),
+    (case, frame): (&str, &[u8]),
     rounds: u32,
     repeat: u32,
     report: &mut Report,
 ) -> Result<()> {
-    let empty = Subject::empty()?;
+    for round in 1..=rounds {
+        let mut empty_ns = 0;
+        let mut sums = vec![0; subjects.len()];
+        for _ in 0..TURNS {
+            empty_ns += u64::from(bpf::test_run(empty.program()?, frame, repeat)?.ns);
+            for (sum, (_, subject)) in sums.iter_mut().zip(subjects) {
+                *sum += u64::from(bpf::test_run(subject.program()?, frame, repeat)?.ns);
+            }
+        }
+        let mean = |sum: u64| sum as f64 / f64::from(TURNS);
+        report.round(case, "empty", round, &[(GROSS, mean(empty_ns))]);
+        for ((name, _), sum) in subjects.iter().zip(sums) {
+            // To tenths: the kernel's figure is in whole nanoseconds.
+            let net = ((mean(sum) - mean(empty_ns)) * 10.0).round() / 10.0;
+            report.round(case, name, round, &[(GROSS, mean(sum)), (NET, net)]);
+        }
+    }
+    Ok(())
+}
+
+fn check(subjects: &Subjects, case: &Case) -> Result<()> {
     for (name, subject) in subjects {
         // The first packet of a source makes its bucket and is admitted.
         bpf::test_run(subject.program()?, &case.frame, 1000)?;
         let verdict = bpf::test_run(subject.program()?, &case.frame, 1)?.verdict;
         ensure!(verdict == case.verdict, "{name} returns {verdict}, not {}", case.verdict);
-    }
-    for round in 1..=rounds {
-        let mut empty_ns = 0;
-        let mut sums = vec![0; subjects.len()];
-        for _ in 0..TURNS {
-            empty_ns += u64::from(bpf::test_run(empty.program()?, &case.frame, repeat)?.ns);
-            for (sum, (_, subject)) in sums.iter_mut().zip(subjects) {
-                *sum += u64::from(bpf::test_run(subject.program()?, &case.frame, repeat)?.ns);
-            }
-        }
-        let mean = |sum: u64| sum as f64 / f64::from(TURNS);
-        report.round(case.name, "empty", round, &[(GROSS, mean(empty_ns))]);
-        for ((name, _), sum) in subjects.iter().zip(sums) {
-            // To tenths: the kernel's figure is in whole nanoseconds.
-            let net = ((mean(sum) - mean(empty_ns)) * 10.0).round() / 10.0;
-            report.round(case.name, name, round, &[(GROSS, mean(sum)), (NET, net)]);
-        }
     }
     Ok(())
 }
@@ -188,17 +208,11 @@ fn groups() -> Result<Vec<Group>> {
     ])
 }
 
-/// Hosts that are none of ours, the same in every run (SplitMix64).
+/// Hosts that are none of ours, the same in every run.
 fn random(six: bool) -> Vec<Prefix> {
-    let mut state = 0u64;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    };
+    let mut numbers = SplitMix::default();
     let mut host = || -> Prefix {
-        let bits = next();
+        let bits = numbers.next();
         match six {
             true => (Ipv6Addr::from_bits(0x2400 << 112 | u128::from(bits)).into(), 128),
             false => (Ipv4Addr::from_bits((bits >> 32) as u32).into(), 32),

@@ -80,6 +80,14 @@ impl Report {
         self.line(Value::Object(line));
     }
 
+    /// Says why a case is not there.
+    pub(super) fn skip(&mut self, case: &str, reason: &str) {
+        if !self.json {
+            println!("{case:<16} skipped: {reason}");
+        }
+        self.line(json!({ "case": case, "skipped": reason }));
+    }
+
     /// Compares, shows, and keeps the run where that was asked for.
     pub(super) fn finish(mut self, comparisons: &[Comparison]) -> anyhow::Result<()> {
         let ratios = self.ratios(comparisons);

@@ -2,11 +2,11 @@
 //! the rules of a case and attached to nothing. It measures nothing.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use aya::maps::{PerCpuHashMap, PerCpuValues};
+use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use gateway::kernel::object::{Capacity, Switches};
@@ -17,7 +17,7 @@ use gateway_common::rule::Action;
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount, umount};
 
-use super::bpf;
+use super::programs::{self, WithMap};
 
 /// Set in the value of an address that xdp-filter looks for as a source (MAP_FLAG_SRC).
 const XDP_FILTER_SOURCE: u64 = 1;
@@ -33,34 +33,68 @@ pub(super) enum Subject {
     Object(Box<Ebpf>, String),
     /// What every program costs that does nothing.
     Empty(OwnedFd),
+    /// The decision alone, by the kernel's own trie.
+    Trie(WithMap),
+    /// Another one, each time with another source.
+    Random(WithMap, Box<Subject>),
 }
 
 impl Subject {
     /// A program that passes everything.
     pub(super) fn empty() -> Result<Self> {
-        Ok(Self::Empty(bpf::load_pass().context("the kernel did not take an empty program")?))
+        Ok(Self::Empty(programs::pass().context("the kernel did not take an empty program")?))
     }
 
     /// The committed object with these denied, and with packet buckets where there is a profile.
     pub(super) fn gateway(denied: &[Prefix], profile: Option<Bucket>) -> Result<Self> {
-        let switches = Switches {
-            rules: true,
-            buckets: profile.is_some(),
-            dry_run: false,
-            ipv6_source_length: 64,
-        };
-        let rules = u32::try_from(denied.len())?.max(layout::RULES_DEFAULT);
-        let capacity = Capacity { rules, sources: layout::BUCKETS_DEFAULT };
-        let mut trial = Trial::load(switches, capacity)?;
+        let mut trial = load(denied.len(), profile.is_some())?;
         if let Some(bucket) = profile {
             trial.profiles(&[bucket])?;
             trial.protect(0..=u16::MAX)?;
         }
+        let mut subject = Self::Gateway(Box::new(trial));
+        subject.deny(denied)?;
+        Ok(subject)
+    }
+
+    /// The same without any, but with room for so many rules.
+    pub(super) fn gateway_for(rules: usize) -> Result<Self> {
+        Ok(Self::Gateway(Box::new(load(rules, false)?)))
+    }
+
+    /// Puts these into the gateway's tables; the others hold what they were made with.
+    pub(super) fn deny(&mut self, denied: &[Prefix]) -> Result<()> {
+        let Self::Gateway(trial) = self else { return Ok(()) };
         for (address, length) in denied {
             let prefix = IpNet::new(*address, u8::try_from(*length)?)?;
             trial.put(prefix.trunc(), Action::Deny, 0)?;
         }
-        Ok(Self::Gateway(Box::new(trial)))
+        Ok(())
+    }
+
+    /// A program that decides by the kernel's trie with these denied, all of them IPv4.
+    pub(super) fn trie(denied: &[Prefix]) -> Result<Self> {
+        Ok(Self::Trie(programs::trie(denied).context("the kernel did not take a trie")?))
+    }
+
+    /// The same, run behind one that gives each packet a random source.
+    pub(super) fn randomised(self) -> Result<Self> {
+        let randomiser = programs::randomiser(self.program()?);
+        Ok(Self::Random(randomiser.context("the kernel did not chain programs")?, Box::new(self)))
+    }
+
+    /// What the kernel says that its maps take, in bytes.
+    pub(super) fn kernel_bytes(&self) -> Result<u64> {
+        match self {
+            Self::Gateway(trial) => {
+                let ids = trial.program()?.info()?.map_ids()?.unwrap_or_default();
+                let maps = ids.into_iter().map(|id| map_bytes(MapData::from_id(id)?.fd().as_fd()));
+                maps.sum()
+            }
+            Self::Trie(trie) => map_bytes(trie.map()),
+            Self::Random(_, subject) => subject.kernel_bytes(),
+            Self::Empty(_) | Self::Object(..) => Ok(0),
+        }
     }
 
     /// xdp-filter as Debian compiled it, in one of its variants, without libxdp's dispatcher before it.
@@ -102,6 +136,7 @@ impl Subject {
     pub(super) fn program(&self) -> Result<BorrowedFd<'_>> {
         match self {
             Self::Empty(program) => Ok(program.as_fd()),
+            Self::Trie(program) | Self::Random(program, _) => Ok(program.program()),
             Self::Gateway(trial) => Ok(trial.program()?.fd()?.as_fd()),
             Self::Object(object, name) => {
                 let program = object.program(name).context("the program is gone")?;
@@ -111,8 +146,21 @@ impl Subject {
     }
 }
 
+fn load(rules: usize, buckets: bool) -> Result<Trial> {
+    let rules = u32::try_from(rules)?.max(layout::RULES_DEFAULT);
+    let capacity = Capacity { rules, sources: layout::BUCKETS_DEFAULT };
+    let switches = Switches { rules: true, buckets, dry_run: false, ipv6_source_length: 64 };
+    Ok(Trial::load(switches, capacity)?)
+}
+
 fn map<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::maps::Map> {
     object.map_mut(name).with_context(|| format!("the object has no map {name}"))
+}
+
+fn map_bytes(map: BorrowedFd<'_>) -> Result<u64> {
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let bytes = about.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(bytes.context("the kernel does not say what a map takes")?.trim().parse()?)
 }
 
 fn cpus() -> Result<usize> {

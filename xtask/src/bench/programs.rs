@@ -1,0 +1,152 @@
+//! The small XDP programs that the bench holds the gateway's against, as instructions: nothing needs to be compiled, and
+//! nothing is in them that is not seen here. They know frames of Ethernet and IPv4 without tags or options alone.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use super::bpf::{self, TrieKey};
+use super::subject::Prefix;
+
+const ABORTED: i32 = 0;
+const DROP: i32 = 1;
+const PASS: i32 = 2;
+
+/// Of the first byte behind the IPv4 header, and of the source in it.
+const IPV4_END: i32 = 14 + 20;
+const SOURCE: i16 = 14 + 12;
+
+const LOOKUP: i32 = 1;
+const PRANDOM: i32 = 7;
+const TAIL_CALL: i32 = 12;
+
+/// A program with the map that it uses.
+pub(super) struct WithMap {
+    program: OwnedFd,
+    map: OwnedFd,
+}
+
+impl WithMap {
+    /// The program.
+    pub(super) fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+
+    /// Its map.
+    pub(super) fn map(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+}
+
+/// Passes everything and does nothing else.
+pub(super) fn pass() -> io::Result<OwnedFd> {
+    bpf::load(&[mov(0, PASS), EXIT])
+}
+
+/// Writes a random source into the frame and lets `next` decide. Aborts where it cannot.
+pub(super) fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
+    let map = bpf::program_array(next)?;
+    let [array, second] = map_address(2, &map);
+    let program = bpf::load(&[
+        copy(6, 1),
+        call(PRANDOM),
+        load32(2, 6, 0),
+        load32(3, 6, 4),
+        copy(4, 2),
+        add(4, IPV4_END),
+        jump_if_greater(4, 3, 6),
+        store32(2, SOURCE, 0),
+        copy(1, 6),
+        array,
+        second,
+        mov(3, 0),
+        call(TAIL_CALL),
+        mov(0, ABORTED),
+        EXIT,
+    ])?;
+    Ok(WithMap { program, map })
+}
+
+/// Drops what a trie has a prefix for, by the source at its fixed place. It parses and counts nothing.
+pub(super) fn trie(denied: &[Prefix]) -> io::Result<WithMap> {
+    let key = |(address, length): &Prefix| -> Option<TrieKey> {
+        let IpAddr::V4(address) = address else { return None };
+        let ([a, b, c, d], [e, f, g, h]) = (length.to_ne_bytes(), address.octets());
+        Some([a, b, c, d, e, f, g, h])
+    };
+    let keys: Vec<TrieKey> = denied.iter().filter_map(key).collect();
+    let map = bpf::trie(&keys)?;
+    let [trie, second] = map_address(1, &map);
+    let program = bpf::load(&[
+        load32(2, 1, 0),
+        load32(3, 1, 4),
+        copy(4, 2),
+        add(4, IPV4_END),
+        jump_if_greater(4, 3, 12),
+        load32(4, 2, SOURCE),
+        mov(5, 32),
+        store32(10, -8, 5),
+        store32(10, -4, 4),
+        trie,
+        second,
+        copy(2, 10),
+        add(2, -8),
+        call(LOOKUP),
+        jump_if_zero(0, 2),
+        mov(0, DROP),
+        EXIT,
+        mov(0, PASS),
+        EXIT,
+    ])?;
+    Ok(WithMap { program, map })
+}
+
+const EXIT: u64 = 0x95;
+
+/// Operation, registers, offset and constant, as the kernel's `bpf_insn` has them in a little-endian word.
+const fn instruction(operation: u8, to: u8, from: u8, offset: i16, constant: i32) -> u64 {
+    operation as u64
+        | (to as u64) << 8
+        | (from as u64) << 12
+        | (offset as u16 as u64) << 16
+        | (constant as u32 as u64) << 32
+}
+
+const fn mov(to: u8, constant: i32) -> u64 {
+    instruction(0xb7, to, 0, 0, constant)
+}
+
+const fn copy(to: u8, from: u8) -> u64 {
+    instruction(0xbf, to, from, 0, 0)
+}
+
+const fn add(to: u8, constant: i32) -> u64 {
+    instruction(0x07, to, 0, 0, constant)
+}
+
+const fn load32(to: u8, from: u8, offset: i16) -> u64 {
+    instruction(0x61, to, from, offset, 0)
+}
+
+const fn store32(to: u8, offset: i16, from: u8) -> u64 {
+    instruction(0x63, to, from, offset, 0)
+}
+
+const fn call(helper: i32) -> u64 {
+    instruction(0x85, 0, 0, 0, helper)
+}
+
+/// Skips `offset` instructions.
+const fn jump_if_greater(left: u8, right: u8, offset: i16) -> u64 {
+    instruction(0x2d, left, right, offset, 0)
+}
+
+const fn jump_if_zero(register: u8, offset: i16) -> u64 {
+    instruction(0x15, register, 0, offset, 0)
+}
+
+/// Two words; the kernel puts the map's address where its descriptor is.
+fn map_address(to: u8, map: &OwnedFd) -> [u64; 2] {
+    const DESCRIPTOR: u8 = 1;
+    [instruction(0x18, to, DESCRIPTOR, 0, map.as_raw_fd()), 0]
+}
