@@ -21,6 +21,11 @@ use crate::maps::{self, load};
 
 /// What a walk answers where there is no rule: no action, and the default profile.
 const NO_RULE: u32 = 0;
+/// What a look-up answers that did not get to the end. No head is that.
+const FURTHER: u32 = u32::MAX;
+/// Buckets that are read in place, where the verifier follows each with all that comes after. Of hosts at most one in fifty lies
+/// further on and takes a call.
+const PROBES_IN_PLACE: u32 = 2;
 
 /// Of the first word of lengths of either family: whether hosts have rules.
 const HOSTS: u64 = length_bit_v4(32);
@@ -52,7 +57,10 @@ fn classify_v4(address: u32) -> u32 {
     }
     let lengths = maps::lengths_v4(address);
     if lengths & HOSTS != 0 {
-        let found = find_v4(address, 32);
+        let mut found = find_v4(address, 32, PROBES_IN_PLACE);
+        if found == FURTHER {
+            found = prefix_v4(address, 32);
+        }
         if found != NO_RULE {
             return found;
         }
@@ -67,7 +75,10 @@ fn classify_v6(address: V6) -> u32 {
         return NO_RULE;
     }
     if first & HOSTS != 0 && maps::is_touched_v6(address.high, LONG_V6) {
-        let found = find_v6(address, 128);
+        let mut found = find_v6(address, 128, PROBES_IN_PLACE);
+        if found == FURTHER {
+            found = prefix_v6(address.high, address.low, 128);
+        }
         if found != NO_RULE {
             return found;
         }
@@ -100,7 +111,7 @@ extern "C" fn walk_v4(address: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn prefix_v4(address: u32, length: u32) -> u32 {
-    find_v4(address, length)
+    find_v4(address, length, PROBES_MAX)
 }
 
 /// The prefixes of an IPv6 host, without the host itself.
@@ -139,15 +150,15 @@ extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn prefix_v6(high: u64, low: u64, length: u32) -> u32 {
-    find_v6(V6 { high, low }, length)
+    find_v6(V6 { high, low }, length, PROBES_MAX)
 }
 
-/// The live rule of one IPv4 prefix.
+/// The live rule of one IPv4 prefix; [`FURTHER`] if that may lie beyond `probes` buckets.
 #[inline(always)]
-fn find_v4(address: u32, length: u32) -> u32 {
+fn find_v4(address: u32, length: u32, probes: u32) -> u32 {
     let tag = TagV4::new(address, length);
     let (mut second, mut second_hits) = (NO_RULE, 0);
-    for probe in 0..PROBES_MAX {
+    for probe in 0..probes {
         let Some((index, bucket)) = maps::bucket_v4(tag, probe) else { return NO_RULE };
         for cell in 0..CELLS {
             let head = load(&bucket[cell * WORDS_V4]);
@@ -169,6 +180,9 @@ fn find_v4(address: u32, length: u32) -> u32 {
         if !is_continued(load(&bucket[0])) {
             break;
         }
+        if probes < PROBES_MAX && probe + 1 == probes {
+            return FURTHER;
+        }
     }
     if second != NO_RULE {
         maps::count_hit_v4(second_hits, clock::boot_tick_ns());
@@ -176,12 +190,12 @@ fn find_v4(address: u32, length: u32) -> u32 {
     second
 }
 
-/// The live rule of one IPv6 prefix.
+/// The live rule of one IPv6 prefix; [`FURTHER`] if that may lie beyond `probes` buckets.
 #[inline(always)]
-fn find_v6(address: V6, length: u32) -> u32 {
+fn find_v6(address: V6, length: u32, probes: u32) -> u32 {
     let tag = TagV6::new(address, length);
     let (mut second, mut second_hits) = (NO_RULE, 0);
-    for probe in 0..PROBES_MAX {
+    for probe in 0..probes {
         let Some((index, bucket)) = maps::bucket_v6(tag, probe) else { return NO_RULE };
         for cell in 0..CELLS {
             let at = cell * WORDS_V6;
@@ -206,6 +220,9 @@ fn find_v6(address: V6, length: u32) -> u32 {
         }
         if !is_continued(load(&bucket[2])) {
             break;
+        }
+        if probes < PROBES_MAX && probe + 1 == probes {
+            return FURTHER;
         }
     }
     if second != NO_RULE {
