@@ -39,8 +39,8 @@ pub struct Packet {
 
 /// The transport header of a packet, as far as decisions need it.
 ///
-/// One word, all of it always defined: of an enumeration the compiler leaves undefined what a variant does not have, and
-/// moves that around too, which the kernel's verifier refuses.
+/// One word, all of it always defined: of an enumeration the compiler leaves undefined what a variant does not have,
+/// and moves that around too, which the kernel's verifier refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transport(u32);
 
@@ -55,8 +55,8 @@ impl Transport {
     const UDP: u32 = 2;
     const TCP: u32 = 3;
 
-    /// A TCP segment, or the first fragment of one: its destination port and its flags byte, FIN 1, SYN 2, RST 4, PSH 8,
-    /// ACK 16, URG 32 (RFC 9293).
+    /// A TCP segment, or the first fragment of one: its destination port and its flags byte, FIN 1, SYN 2, RST 4,
+    /// PSH 8, ACK 16, URG 32 (RFC 9293).
     #[inline(always)]
     pub const fn tcp(port: u16, flags: u8) -> Self {
         Self(Self::TCP << Self::KIND_SHIFT | (flags as u32) << Self::FLAGS_SHIFT | port as u32)

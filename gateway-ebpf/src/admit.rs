@@ -49,8 +49,8 @@ const ADMITTED: u32 = 0;
 const REFUSED: u32 = 1;
 const CONTENDED: u32 = 2;
 
-/// Takes one from a bucket of connections. A global function, for which packets that open none do not pay, and which the
-/// verifier proves once.
+/// Takes one from a bucket of connections. A global function, for which packets that open none do not pay, and which
+/// the verifier proves once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn charge_connection(

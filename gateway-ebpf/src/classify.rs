@@ -4,8 +4,9 @@
 //! only the lengths that rules have there are looked up, the longest first. An expired rule makes the walk go on, so
 //! that it cannot hide the shorter one that covers it.
 //!
-//! The host itself, which most rules name, is looked up in place. The walks over prefixes, and what they look up, are
-//! global functions to the verifier: it proves each once, whatever led there.
+//! The host itself, which most rules name, is looked up in place, in two buckets, beyond which hardly any lookup goes.
+//! The walks over prefixes, and what they look up, are global functions to the verifier: it proves each once, whatever
+//! led there.
 #![expect(unsafe_code, reason = "a global function has an exported name")]
 
 use gateway_common::layout::{hits_index, length_bit_v6};
@@ -52,7 +53,10 @@ fn classify_v4(address: u32) -> u32 {
     }
     let lengths = maps::lengths_v4(address);
     if lengths & HOSTS != 0 {
-        let found = scan_v4(address, 32, 0);
+        let mut found = scan_v4(address, 32, 0);
+        if !is_settled(found) {
+            found = follow(found, scan_v4(address, 32, 1));
+        }
         let found = if is_settled(found) { decide_v4(found) } else { prefix_v4(address, 32) };
         if found != NO_RULE {
             return found;
@@ -68,7 +72,10 @@ fn classify_v6(address: V6) -> u32 {
         return NO_RULE;
     }
     if first & HOSTS != 0 && maps::is_touched_v6(address.high, LONG_V6) {
-        let found = scan_v6(address, 128, 0);
+        let mut found = scan_v6(address, 128, 0);
+        if !is_settled(found) {
+            found = follow(found, scan_v6(address, 128, 1));
+        }
         let found = match is_settled(found) {
             true => decide_v6(found),
             false => prefix_v6(address.high, address.low, 128),

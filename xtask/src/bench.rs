@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(long)]
     quick: bool,
     /// How often each subject is measured in each case
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Proxy: another build of the gateway, to be measured beside this one
     #[arg(long, value_name = "BINARY")]
