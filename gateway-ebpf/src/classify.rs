@@ -23,8 +23,8 @@ use crate::maps::{self, load};
 const NO_RULE: u32 = 0;
 /// What a look-up answers that did not get to the end. No head is that.
 const FURTHER: u32 = u32::MAX;
-/// Buckets that are read in place, where the verifier follows each with all that comes after. Of hosts at most one in fifty lies
-/// further on and takes a call.
+/// Buckets that are read in place, where the verifier follows each with all that comes after. Of hosts at most one in
+/// fifty lies further on and takes a call.
 const PROBES_IN_PLACE: u32 = 2;
 
 /// Of the first word of lengths of either family: whether hosts have rules.

@@ -1,5 +1,6 @@
 //! Packets of which each has another random IPv4 source, so that no cache holds what the next one needs, beside the
 //! kernel's own trie with the same prefixes. Also what it takes to load that many.
+#![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
