@@ -1,5 +1,5 @@
-//! `cargo xtask bench kernel`: nanoseconds a packet by `BPF_PROG_TEST_RUN`, beside xdp-filter and the kernel's own trie.
-//! Nothing is attached and no packet is sent: it says what a program costs, not what a network card does.
+//! `cargo xtask bench kernel`: nanoseconds a packet by `BPF_PROG_TEST_RUN`, beside xdp-filter and the kernel's own
+//! trie. Nothing is attached and no packet is sent: it says what a program costs, not what a network card does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;

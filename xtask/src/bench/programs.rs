@@ -1,5 +1,5 @@
-//! The small XDP programs that the bench holds the gateway's against, as instructions: nothing needs to be compiled, and
-//! nothing is in them that is not seen here. They know frames of Ethernet and IPv4 without tags or options alone.
+//! The small XDP programs that the bench holds the gateway's against, as instructions: nothing needs to be compiled,
+//! and nothing is in them that is not seen here. They know frames of Ethernet and IPv4 without tags or options alone.
 
 use std::io;
 use std::net::IpAddr;
