@@ -61,7 +61,8 @@ impl DoorError {
     /// that somebody has to correct.
     pub fn is_lack_of_support(&self) -> bool {
         matches!(self, Self::Privileges(_))
-            || matches!(self, Self::Load(LoadError::Object(_) | LoadError::Program(_)))
+            || matches!(self, Self::Load(error @ (LoadError::Object(_) | LoadError::Program(_)))
+                if !error.is_out_of_memory())
             || matches!(self, Self::Pins(PinsError::NoFileSystem { .. }))
     }
 }

@@ -1,7 +1,9 @@
 //! The XDP program: the prebuilt object is loaded with the constants and sizes of the configuration, onto the maps that
 //! are already pinned where these fit.
 
+use std::error::Error;
 use std::hash::{BuildHasher as _, RandomState};
+use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -26,7 +28,10 @@ pub const PROGRAM_PIN: &str = "program";
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The object or one of its maps.
-    #[error("the kernel did not take the XDP program's maps: {}", chain(.0))]
+    #[error(
+        "the kernel did not take the XDP program's maps: {}; where memory is short, lower \
+         kernel.max_rules and kernel.max_sources", chain(.0)
+    )]
     Object(#[from] EbpfError),
     /// The verifier, or a kernel without what the program uses.
     #[error("the kernel did not take the XDP program: {}", chain(.0))]
@@ -37,6 +42,21 @@ pub enum LoadError {
     /// A pin.
     #[error(transparent)]
     Pins(#[from] PinsError),
+}
+
+impl LoadError {
+    /// Whether the tables are larger than the host can spare, which a smaller `kernel.max_rules` mends.
+    pub fn is_out_of_memory(&self) -> bool {
+        let mut cause: Option<&(dyn Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let found = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            if found == Some(libc::ENOMEM) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 /// Sizes of the maps that are settings.
@@ -233,4 +253,22 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
         misfits.extend(rules);
     }
     Ok(misfits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aya::maps::MapError;
+
+    #[test]
+    fn a_host_without_memory_is_told_from_one_without_support() {
+        let refused = |code| {
+            let io_error = io::Error::from_raw_os_error(code);
+            let error = MapError::CreateError { name: "TABLE_V4".to_owned(), io_error };
+            LoadError::Object(EbpfError::MapError(error))
+        };
+        assert!(refused(libc::ENOMEM).is_out_of_memory());
+        assert!(!refused(libc::EINVAL).is_out_of_memory());
+        assert!(refused(libc::ENOMEM).to_string().contains("lower kernel.max_rules"));
+    }
 }
