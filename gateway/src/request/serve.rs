@@ -87,6 +87,7 @@ impl Exchange<'_> {
             }
         })
     }
+
     fn rules(&self, client: ClientAddr) -> Result<(), Error> {
         let Connection { worker, peer, .. } = &**self.connection;
         let forwarded = client.ip() != peer.ip();
