@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::base::time::{BootTime, Now, UtcMillis};
 
 pub mod classify;
+pub mod feed;
 pub mod parse;
 pub mod protected;
 pub mod sockets;
