@@ -277,8 +277,8 @@ fn authority() -> (tempfile::TempDir, TlsAcceptor) {
     (folder, TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Asks, by a client that trusts `ca`, a TLS server for `localhost` that says `answer` and then ends TLS as it should or
-/// breaks off.
+/// Asks a TLS server for `localhost`, which the client trusts or does not, and which ends TLS as it should or breaks
+/// off.
 fn fetch_by_tls(host: &str, trusted: bool, answer: &str, orderly: bool) -> Outcome {
     let (folder, acceptor) = authority();
     let (other, _) = authority();
@@ -291,8 +291,10 @@ fn fetch_by_tls(host: &str, trusted: bool, answer: &str, orderly: bool) -> Outco
         let serve = async {
             let (tcp, _) = listener.accept().await.unwrap();
             let Ok(mut stream) = acceptor.accept(tcp).await else { return };
-            let mut head = [0; 4096];
-            stream.read(&mut head).await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
             stream.write_all(answer.as_bytes()).await.unwrap();
             stream.flush().await.unwrap();
             if orderly {

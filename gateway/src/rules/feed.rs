@@ -271,8 +271,8 @@ mod tests {
         /// What passes keeps every bound, what does not breaks one, and both are said without a panic.
         #[test]
         fn exactly_what_keeps_the_bounds_passes(
-            old in 0u64..20_000, new in 0u64..200_000, addresses_v4 in 0..=V4_ADDRESSES, networks_v6 in 0..=V6_NETWORKS,
-            small: bool,
+            old in 0u64..20_000, new in 0u64..200_000, small: bool,
+            addresses_v4 in 0..=V4_ADDRESSES, networks_v6 in 0..=V6_NETWORKS,
         ) {
             let shrink = if small { 30 } else { 0 };
             let new = Summary {
