@@ -26,13 +26,15 @@ impl Target {
             Some(port) => format!("{host}:{port}"),
             None => host.to_owned(),
         };
+        let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         Some(Self {
             tls,
             host: bare.unwrap_or(host).to_owned(),
             port: url.port_u16().unwrap_or(if tls { 443 } else { 80 }),
             authority,
-            path_and_query: url.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+            // Never empty: of `http://host?query` it is `/?query`.
+            path_and_query: format!("{}{query}", url.path()),
         })
     }
 }
