@@ -41,6 +41,8 @@ pub enum Request {
     Add(Add),
     /// Take rules back.
     Remove(Remove),
+    /// Keep what waits to be confirmed.
+    Confirm,
     /// Explain what happens to an address.
     Why(IpAddr),
     /// Read the configuration again.
@@ -91,6 +93,8 @@ pub struct PutList {
     pub entries: Entries,
     /// Deny very large prefixes too.
     pub yes: bool,
+    /// See [`Add::confirm_within_ms`].
+    pub confirm_within_ms: Option<u64>,
 }
 
 /// A list to be taken back.
@@ -122,6 +126,9 @@ pub struct Add {
     /// Deny very large prefixes too.
     #[serde(default)]
     pub yes: bool,
+    /// Put it back unless [`Request::Confirm`] comes within so many milliseconds.
+    #[serde(default)]
+    pub confirm_within_ms: Option<u64>,
 }
 
 /// Rules to take back, all or none of them.
@@ -132,6 +139,9 @@ pub struct Remove {
     pub action: ListAction,
     /// Prefixes as people write them.
     pub prefixes: Vec<String>,
+    /// See [`Add::confirm_within_ms`].
+    #[serde(default)]
+    pub confirm_within_ms: Option<u64>,
 }
 
 /// What is answered.
@@ -211,6 +221,7 @@ impl fmt::Display for Request {
             Self::Remove(remove) => {
                 write!(formatter, "{} remove {}", name(remove.action), first_of(&remove.prefixes))
             }
+            Self::Confirm => formatter.write_str("confirm"),
             Self::Why(address) => write!(formatter, "why {address}"),
             Self::Reload => formatter.write_str("reload"),
             Self::Detach => formatter.write_str("kernel detach"),
@@ -397,7 +408,9 @@ mod tests {
     fn the_audit_trail_has_one_bounded_line_for_a_command() {
         let mut prefixes = vec!["1.2.3.4\nuid=0 \u{1b}[2J".to_owned(), "x".repeat(1000)];
         prefixes.extend((0..100).map(|last| format!("192.0.2.{last}")));
-        let line = Request::Remove(Remove { action: ListAction::Deny, prefixes }).to_string();
+        let line =
+            Request::Remove(Remove { action: ListAction::Deny, prefixes, confirm_within_ms: None })
+                .to_string();
         assert!(!line.contains(char::is_control), "{line}");
         assert!(line.len() < 1000 && line.ends_with("and 82 more"), "{line}");
     }

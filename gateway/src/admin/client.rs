@@ -100,8 +100,10 @@ fn write(
         }
         Request::Lists => (Method::GET, "/v1/lists".to_owned(), Vec::new()),
         Request::PutList(put) => {
-            let path = if put.yes { "/v1/lists?yes" } else { "/v1/lists" };
-            (Method::POST, path.to_owned(), encode(&put.header, &put.entries))
+            let within = put.confirm_within_ms.map(|within| format!("confirm_within_ms={within}"));
+            let query = put.yes.then(|| "yes".to_owned()).into_iter().chain(within);
+            let path = format!("/v1/lists?{}", query.collect::<Vec<_>>().join("&"));
+            (Method::POST, path, encode(&put.header, &put.entries))
         }
         Request::RemoveList(remove) => {
             (Method::DELETE, "/v1/lists".to_owned(), serde_json::to_vec(remove)?)
@@ -110,6 +112,7 @@ fn write(
         Request::Remove(remove) => {
             (Method::DELETE, "/v1/rules".to_owned(), serde_json::to_vec(remove)?)
         }
+        Request::Confirm => (Method::POST, "/v1/confirm".to_owned(), Vec::new()),
         Request::Why(address) => (Method::GET, format!("/v1/why/{address}"), Vec::new()),
         Request::Reload => (Method::POST, "/v1/reload".to_owned(), Vec::new()),
         Request::Detach => (Method::POST, "/v1/kernel/detach".to_owned(), Vec::new()),

@@ -155,7 +155,8 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
         (Method::GET, "/v1/status") => Ok(Request::Status),
         (Method::POST, "/v1/rules/list") => body_of(body).await.map(Request::List),
         (Method::GET, "/v1/lists") => Ok(Request::Lists),
-        (Method::POST, "/v1/lists") => list_of(body, head.uri.query() == Some("yes")).await,
+        (Method::POST, "/v1/lists") => list_of(body, head.uri.query().unwrap_or("")).await,
+        (Method::POST, "/v1/confirm") => Ok(Request::Confirm),
         (Method::DELETE, "/v1/lists") => body_of(body).await.map(Request::RemoveList),
         (Method::POST, "/v1/rules") => body_of(body).await.map(Request::Add),
         (Method::DELETE, "/v1/rules") => body_of(body).await.map(Request::Remove),
@@ -175,7 +176,19 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
 }
 
 /// The list of a body. One at a time: each may be as large as a list can be.
-async fn list_of(body: Incoming, yes: bool) -> Result<Request, (StatusCode, Refusal)> {
+async fn list_of(body: Incoming, query: &str) -> Result<Request, (StatusCode, Refusal)> {
+    let (mut yes, mut confirm_within_ms) = (false, None);
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let within = part.strip_prefix("confirm_within_ms=").and_then(|ms| ms.parse().ok());
+        match within {
+            Some(within) => confirm_within_ms = Some(within),
+            None if part == "yes" => yes = true,
+            None => {
+                let error = format!("unknown query `{part}`: yes, confirm_within_ms=NUMBER");
+                return Err((StatusCode::BAD_REQUEST, Refusal::usage(error)));
+            }
+        }
+    }
     static ONE: Semaphore = Semaphore::const_new(1);
     let _turn = ONE.acquire().await;
     let read = Limited::new(body, LIST_MAX_BYTES).collect().await;
@@ -185,7 +198,7 @@ async fn list_of(body: Incoming, yes: bool) -> Result<Request, (StatusCode, Refu
     let usage = |error: String| (StatusCode::BAD_REQUEST, Refusal::usage(error));
     let decoded = decoded.map_err(|error| usage(error.to_string()))?;
     let (header, entries) = decoded.map_err(|error| usage(format!("the list: {error}")))?;
-    Ok(Request::PutList(Box::new(PutList { header, entries, yes })))
+    Ok(Request::PutList(Box::new(PutList { header, entries, yes, confirm_within_ms })))
 }
 
 async fn body_of<T: serde::de::DeserializeOwned>(

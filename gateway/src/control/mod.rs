@@ -139,10 +139,14 @@ impl Control {
         let mut count = 0u64;
         loop {
             tokio::select! {
-                Some(command) = inbox.recv() => self.command(command),
+                Some(command) = inbox.recv() => {
+                    self.command(command);
+                    self.recheck();
+                }
                 _ = ticks.tick() => {
                     count += 1;
                     self.tick(count.is_multiple_of(PROTECT_EVERY_TICKS));
+                    self.recheck();
                     if let Some(worker) = self.door.lost_worker() {
                         return Err(RunError::Failed(format!(
                             "worker {worker} has died, see above; the kernel goes on enforcing, \
@@ -223,8 +227,16 @@ impl Control {
                 self.policy.put_list(*put, now).map(Answer::Done)
             }
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
+            Request::Confirm => self.policy.confirm(now).map(Answer::Done),
             Request::Reload => self.reload().map(Answer::Done),
             Request::Detach => self.detach().map(Answer::Done),
+        }
+    }
+
+    /// Where rules changed, closes the connections of those whom they deny by now.
+    fn recheck(&mut self) {
+        if self.policy.has_changed() && self.door.recheck().is_ok() {
+            self.policy.seen();
         }
     }
 

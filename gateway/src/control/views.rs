@@ -222,6 +222,7 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
             let list = winner.list.map(|list| format!(" {list}")).unwrap_or_default();
             Some(format!("{} by {}{list} wins", winner.action.name(), winner.origin.name()))
         }
+        _ if policy.waits(rule) => Some("waits for `gateway confirm`".to_owned()),
         _ if policy.is_dry_run() => Some("dry run: counted, not enforced".to_owned()),
         _ => None,
     };

@@ -83,6 +83,31 @@ pub struct Pending {
     pub then: Option<Rule>,
 }
 
+/// By what a rule that was made by itself is known.
+pub type Key = (IpNet, Origin);
+
+/// What becomes of rules that were made by themselves, in one step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Rules that are made, in the place of those with the same prefix and origin.
+    pub put: Vec<Rule>,
+    /// Rules that are taken out.
+    pub remove: Vec<Key>,
+    /// What waits to be confirmed from now on.
+    pub pend: Vec<(Key, Pending)>,
+    /// What waits no longer.
+    pub settle: Vec<Key>,
+}
+
+impl Change {
+    /// Every prefix and origin that is concerned.
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        let put = self.put.iter().map(|rule| (rule.prefix, rule.origin));
+        let pend = self.pend.iter().map(|(key, _)| *key);
+        put.chain(pend).chain(self.remove.iter().copied()).chain(self.settle.iter().copied())
+    }
+}
+
 /// When a rule ends. Both clocks are kept: the kernel's, which no clock step touches, decides within one boot; the wall
 /// clock's means the same after a reboot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,17 +226,37 @@ impl RuleSet {
         self.pending.iter()
     }
 
-    /// Lets the rule of a prefix and origin wait to be confirmed, or no longer.
-    pub fn set_pending(&mut self, prefix: IpNet, origin: Origin, pending: Option<Pending>) {
-        match pending {
-            Some(pending) => self.pending.insert((prefix, origin), pending),
-            None => self.pending.remove(&(prefix, origin)),
-        };
+    /// What becomes of the rule of a prefix and origin if nobody confirms it.
+    pub fn find_pending(&self, key: &Key) -> Option<&Pending> {
+        self.pending.get(key)
     }
 
-    /// What becomes of the rule of a prefix and origin if nobody confirms it.
-    pub fn find_pending(&self, prefix: IpNet, origin: Origin) -> Option<&Pending> {
-        self.pending.get(&(prefix, origin))
+    /// Makes a change. Answers the one that undoes it.
+    pub fn change(&mut self, change: &Change) -> Change {
+        let mut undo = Change::default();
+        let puts = change.put.iter().map(|rule| ((rule.prefix, rule.origin), Some(rule)));
+        for (key, rule) in puts.chain(change.remove.iter().map(|key| (*key, None))) {
+            let old = match rule {
+                Some(rule) => self.rules.insert(key, rule.clone()),
+                None => self.rules.remove(&key),
+            };
+            match old {
+                Some(old) => undo.put.push(old),
+                None => undo.remove.push(key),
+            }
+        }
+        let pends = change.pend.iter().map(|(key, pending)| (*key, Some(pending)));
+        for (key, pending) in pends.chain(change.settle.iter().map(|key| (*key, None))) {
+            let old = match pending {
+                Some(pending) => self.pending.insert(key, pending.clone()),
+                None => self.pending.remove(&key),
+            };
+            match old {
+                Some(old) => undo.pend.push((key, old)),
+                None => undo.settle.push(key),
+            }
+        }
+        undo
     }
 
     /// Every rule as listings have them: those that were made by themselves by prefix and origin, then those of the
@@ -221,7 +266,8 @@ impl RuleSet {
         let start = own_after
             .map_or(Bound::Unbounded, |place| Bound::Excluded((place.prefix, place.origin)));
         let in_list = after.and_then(|place| Some((place.list.as_deref()?, place.prefix)));
-        let own = self.rules.range((start, Bound::Unbounded)).map(|(_, rule)| rule.as_ref());
+        let own = self.rules.range((start, Bound::Unbounded));
+        let own = own.map(|(key, rule)| self.until_confirmed(key, rule));
         let own = in_list.is_none().then_some(own).into_iter().flatten();
         let lists = in_list.map_or(Bound::Unbounded, |(name, _)| Bound::Included(name));
         let lists = self.lists.range::<str, _>((lists, Bound::Unbounded));
@@ -320,9 +366,12 @@ impl RuleSet {
             };
         }
         let over = self.rules.extract_if(.., |_, rule| rule.is_over(now)).map(|(key, _)| key);
+        let late = |list: &&List| list.before.as_ref().is_some_and(|b| b.deadline.boot <= now);
+        let late = self.lists.values().filter(late).map(|list| list.name.clone());
         Expired {
             over: over.collect(),
             unconfirmed,
+            unconfirmed_lists: late.collect(),
             entries: self.lists.values_mut().flat_map(|list| list.expire(now)).collect(),
         }
     }
@@ -403,9 +452,11 @@ fn keys(prefix: IpNet) -> RangeInclusive<(IpNet, Origin)> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
     /// Rules that ended.
-    pub over: Vec<(IpNet, Origin)>,
+    pub over: Vec<Key>,
     /// Changes that nobody confirmed, which were undone.
-    pub unconfirmed: Vec<((IpNet, Origin), Pending)>,
+    pub unconfirmed: Vec<(Key, Pending)>,
+    /// Names of lists that went back to the version before, for the same reason.
+    pub unconfirmed_lists: Vec<String>,
     /// Prefixes of the entries of lists that ended.
     pub entries: Vec<IpNet>,
 }
@@ -415,6 +466,20 @@ impl Expired {
     pub fn prefixes(&self) -> impl Iterator<Item = IpNet> {
         let own = self.over.iter().chain(self.unconfirmed.iter().map(|(key, _)| key));
         own.map(|key| key.0).chain(self.entries.iter().copied())
+    }
+
+    /// What the store has to know of it.
+    pub fn change(&self) -> Change {
+        let then = |(_, pending): &(Key, Pending)| pending.then.clone();
+        let is_over = |rule: &Rule| self.over.contains(&(rule.prefix, rule.origin));
+        let put = self.unconfirmed.iter().filter_map(then).filter(|rule| !is_over(rule));
+        let gone = self.unconfirmed.iter().filter(|(_, pending)| pending.then.is_none());
+        Change {
+            put: put.collect(),
+            remove: self.over.iter().copied().chain(gone.map(|(key, _)| *key)).collect(),
+            pend: Vec::new(),
+            settle: self.unconfirmed.iter().map(|(key, _)| *key).collect(),
+        }
     }
 }
 
