@@ -43,6 +43,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
         user: None,
         state: config::State { dir: PathBuf::new() },
         admin: config::Admin { socket: PathBuf::new() },
+        metrics: config::Metrics { listen: None },
         kernel: config::Kernel {
             interfaces: vec![],
             attach: config::Attach::Off,
@@ -60,6 +61,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             max_rules: 1,
             max_sources: 1,
             ipv6_source_length: 64,
+            events: None,
         },
         bounds: config::Bounds {
             connections: 100,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::query;
 use crate::base::time::UtcMillis;
 use crate::kernel::netlink::Mode;
 
@@ -33,6 +34,12 @@ pub enum Request {
     Remove(Remove),
     /// Explain what happens to an address.
     Why(IpAddr),
+    /// Dropped packets that were reported.
+    Events(query::Events),
+    /// All figures, as Prometheus reads them.
+    Metrics,
+    /// What goes on, with so many of the busiest rules.
+    Top(usize),
     /// Read the configuration again.
     Reload,
     /// Take the programs out of the kernel.
@@ -93,8 +100,14 @@ pub enum Answer {
         /// The rules.
         rules: Vec<RuleView>,
     },
+    /// To [`Request::Events`].
+    Events(Events),
+    /// To [`Request::Top`].
+    Top(Box<Top>),
     /// To everything that changes something.
     Done(Done),
+    /// To [`Request::Metrics`]. Goes over the socket as it is.
+    Metrics(String),
 }
 
 /// What was done, and what whoever asked should know about it.
@@ -115,6 +128,21 @@ pub struct Refusal {
     /// Whether the request itself was wrong, as opposed to its not being possible.
     #[serde(default)]
     pub usage: bool,
+}
+
+impl Request {
+    /// Whether it changes anything, and so belongs into the audit trail.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Add(_) | Self::Remove(_) | Self::Reload | Self::Detach => true,
+            Self::Status
+            | Self::List(_)
+            | Self::Why(_)
+            | Self::Events(_)
+            | Self::Metrics
+            | Self::Top(_) => false,
+        }
+    }
 }
 
 impl fmt::Display for Request {
@@ -140,6 +168,9 @@ impl fmt::Display for Request {
                 write!(formatter, "{} remove {}", name(remove.action), first_of(&remove.prefixes))
             }
             Self::Why(address) => write!(formatter, "why {address}"),
+            Self::Events(_) => formatter.write_str("events"),
+            Self::Metrics => formatter.write_str("metrics"),
+            Self::Top(_) => formatter.write_str("top"),
             Self::Reload => formatter.write_str("reload"),
             Self::Detach => formatter.write_str("kernel detach"),
         }
@@ -289,6 +320,86 @@ pub struct Why {
     pub rule: Option<RuleView>,
     /// Other rules that cover the address, most specific first.
     pub others: Vec<RuleView>,
+}
+
+/// Dropped packets that were reported: a sample, for the counters count every one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// Oldest first.
+    pub events: Vec<EventView>,
+    /// What to ask for more after.
+    pub last: u64,
+    /// Events that came and went since what was asked after.
+    pub missed: u64,
+}
+
+/// One dropped packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Counts up from 1 since the gateway started.
+    pub number: u64,
+    /// When.
+    pub time_utc_ms: UtcMillis,
+    /// Whose packet.
+    pub source: IpAddr,
+    /// Why it was dropped.
+    pub reason: String,
+    /// The rule that decided.
+    pub rule: Option<RuleMetView>,
+    /// `tcp`, `udp` or `other`.
+    pub protocol: String,
+    /// Its destination port.
+    pub port: Option<u16>,
+    /// Where it came in.
+    pub interface: String,
+    /// It passed all the same, for this is a dry run.
+    pub dry_run: bool,
+}
+
+/// A rule as packets meet it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleMetView {
+    /// Whose packets.
+    pub prefix: String,
+    /// What is done with them.
+    pub action: String,
+    /// Who made it.
+    pub origin: String,
+}
+
+/// What goes on, as numbers that only grow; rates are what lies between two of these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Top {
+    /// Milliseconds since the host's boot.
+    pub time_boot_ms: u64,
+    /// The kernel door.
+    pub kernel: KernelStatus,
+    /// The sources with most events of the last minute.
+    pub sources: Vec<SourceView>,
+    /// The rules that have met most packets.
+    pub busiest: Vec<RuleHitsView>,
+    /// What the proxy did.
+    pub proxy: serde_json::Value,
+}
+
+/// A source whose packets are dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceView {
+    /// Its address.
+    pub source: IpAddr,
+    /// Its events, a sample of its packets.
+    pub events: u64,
+    /// Why the last one was dropped.
+    pub reason: String,
+}
+
+/// A rule and what it has met.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleHitsView {
+    /// The rule.
+    pub rule: RuleMetView,
+    /// Packets that it decided about.
+    pub packets: u64,
 }
 
 #[cfg(test)]

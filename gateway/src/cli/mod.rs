@@ -15,13 +15,16 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 
 mod check;
+mod events;
 mod kernel;
 mod list;
+mod metrics;
 mod output;
 mod place;
 mod reload;
 mod run;
 mod status;
+mod top;
 mod why;
 
 use output::Output;
@@ -72,6 +75,12 @@ enum Verb {
         /// IPv4 or IPv6 address
         address: IpAddr,
     },
+    /// Packets that the kernel door dropped, as they come: a sample
+    Events(events::EventsArgs),
+    /// All figures, as Prometheus reads them
+    Metrics,
+    /// What goes on, every second: packets, rules, sources, requests
+    Top(top::TopArgs),
     /// The programs in the kernel
     #[command(subcommand)]
     Kernel(KernelVerb),
@@ -174,6 +183,9 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Deny(verb) => list::run(&place, ListAction::Deny, verb, output),
         Verb::Allow(verb) => list::run(&place, ListAction::Allow, verb, output),
         Verb::Why { address } => why::run(&place, address, output),
+        Verb::Events(arguments) => events::run(&place, &arguments, output),
+        Verb::Metrics => metrics::run(&place),
+        Verb::Top(arguments) => top::run(&place, &arguments, output),
         Verb::Kernel(KernelVerb::Detach) => kernel::detach(&place, output),
     }
 }

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use gateway_common::rule::{Action, Origin};
 
 use crate::admin::api::{
-    CounterView, InterfaceStatus, KernelStatus, ListAction, Refusal, RuleCounts, RuleView, Why,
+    CounterView, EventView, InterfaceStatus, KernelStatus, ListAction, Refusal, RuleCounts,
+    RuleMetView, RuleView, SourceView, Why,
 };
 use crate::base::prefix::display;
 use crate::base::time::Now;
 use crate::kernel::Door;
+use crate::kernel::events::{Dropped, RuleMet};
 use crate::kernel::tables::TablesError;
 use crate::rules::Rule;
 use crate::rules::classify::Entry;
@@ -103,6 +105,35 @@ pub fn kernel(
         memory_bytes: door.memory_bytes(),
         counters,
     })
+}
+
+/// A dropped packet.
+pub fn event(event: &Dropped) -> EventView {
+    EventView {
+        number: event.number,
+        time_utc_ms: event.time,
+        source: event.source,
+        reason: event.reason.name().to_owned(),
+        rule: event.rule.as_ref().map(rule_met),
+        protocol: event.transport.name().to_owned(),
+        port: event.transport.port(),
+        interface: event.interface.to_string(),
+        dry_run: event.dry_run,
+    }
+}
+
+/// A source with its number of events and the last of them.
+pub fn source((events, last): (u64, &Dropped)) -> SourceView {
+    SourceView { source: last.source, events, reason: last.reason.name().to_owned() }
+}
+
+/// A rule as packets meet it.
+pub fn rule_met(rule: &RuleMet) -> RuleMetView {
+    RuleMetView {
+        prefix: display(&rule.prefix),
+        action: rule.action.name().to_owned(),
+        origin: rule.origin.name().to_owned(),
+    }
 }
 
 /// How many rules of each kind there are.

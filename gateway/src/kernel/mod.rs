@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use aya::maps::MapData;
-use gateway_common::layout::{Hits, Profile};
+use gateway_common::layout::{self, Hits, Profile};
+use gateway_common::rule::Origin;
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -16,21 +17,26 @@ use crate::config::{self, ProtectedPorts};
 use crate::rules::classify::Entry;
 
 pub mod attach;
+pub mod census;
+pub mod events;
 pub mod filters;
 pub mod guard;
 pub mod mapping;
 pub mod netlink;
 pub mod object;
 pub mod pins;
+pub mod ring;
 pub mod support;
 pub mod table;
 pub mod tables;
 pub mod trial;
 
 use attach::{AttachError, Attached, Fresh};
+use census::Census;
 use guard::Compiled;
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
+use ring::Ring;
 use tables::{Count, Tables, TablesError};
 
 /// Why the kernel door is shut.
@@ -212,6 +218,23 @@ impl Door {
         self.tables.held(prefix)
     }
 
+    /// Where the program reports dropped packets. Runs inside of a runtime.
+    pub fn ring(&self) -> Result<Ring, TablesError> {
+        let map = layout::EVENTS;
+        let data = MapData::from_pin(self.pins.map(map));
+        Ring::open(data.map_err(|source| TablesError::Map { map, source })?)
+    }
+
+    /// The tables, to be counted by another thread.
+    pub fn census(&self) -> Result<Census, TablesError> {
+        Census::open(|map| MapData::from_pin(self.pins.map(map)))
+    }
+
+    /// The counters of packets that a rule of one origin decided about, or none.
+    pub fn counters_of(&self, origin: Option<Origin>) -> Result<Vec<Count>, TablesError> {
+        self.tables.counters_of(origin)
+    }
+
     /// Hands the pins to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), PinsError> {
         self.pins.give_to(user, group)
@@ -259,6 +282,7 @@ fn switches(kernel: &config::Kernel) -> Switches {
         buckets,
         dry_run: kernel.dry_run,
         ipv6_source_length: kernel.ipv6_source_length,
+        events: kernel.events,
     }
 }
 

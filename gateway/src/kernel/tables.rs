@@ -10,6 +10,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 use gateway_common::layout::{self, Counter, Hits, PROFILES_MAX, Profile, counter_index};
+use gateway_common::rule::Origin;
 use gateway_common::source::Source;
 use gateway_common::table::{Head, Span, TagV4, TagV6};
 use gateway_common::verdict::Reason;
@@ -218,20 +219,27 @@ impl Tables {
 
     /// All counters, in the order of their reasons.
     pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
-        let sum = |index: u32| -> Result<Counter, TablesError> {
-            let values = self.counters.get(&index, 0).map_err(failed(layout::COUNTERS))?;
-            Ok(values.iter().fold(Counter::default(), |sum, value| Counter {
-                packets: sum.packets + value.packets,
-                bytes: sum.bytes + value.bytes,
-            }))
+        let mut sums = self.counters_of(None)?;
+        for origin in Origin::ALL {
+            for (sum, count) in sums.iter_mut().zip(self.counters_of(Some(origin))?) {
+                sum.done = add(sum.done, &count.done);
+                sum.would = add(sum.would, &count.would);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// The counters of packets that a rule of one origin decided about, or none, in the order of their reasons.
+    pub fn counters_of(&self, origin: Option<Origin>) -> Result<Vec<Count>, TablesError> {
+        let origin = origin.map_or(0, |origin| origin as u32);
+        let sum = |reason, dry_run| -> Result<Counter, TablesError> {
+            let values = self.counters.get(&counter_index(reason, origin, dry_run), 0);
+            let values = values.map_err(failed(layout::COUNTERS))?;
+            Ok(values.iter().fold(Counter::default(), add))
         };
-        Reason::ALL
-            .into_iter()
-            .map(|reason| {
-                let done = sum(counter_index(reason, false))?;
-                Ok(Count { reason, done, would: sum(counter_index(reason, true))? })
-            })
-            .collect()
+        let count =
+            |reason| Ok(Count { reason, done: sum(reason, false)?, would: sum(reason, true)? });
+        Reason::ALL.into_iter().map(count).collect()
     }
 
     /// The rules that the kernel holds for a prefix, read from its memory now, each with what it has met.
@@ -352,6 +360,10 @@ impl Tables {
     }
 }
 
+fn add(sum: Counter, value: &Counter) -> Counter {
+    Counter { packets: sum.packets + value.packets, bytes: sum.bytes + value.bytes }
+}
+
 enum Tag {
     V4(TagV4),
     V6(TagV6),
@@ -422,7 +434,7 @@ fn prefix_v6(tag: TagV6) -> IpNet {
     prefix(Source::V6(tag.address), tag.length)
 }
 
-fn prefix(source: Source, length: u32) -> IpNet {
+pub(super) fn prefix(source: Source, length: u32) -> IpNet {
     let address = IpAddr::from(source);
     let length = u8::try_from(length).unwrap_or(u8::MAX);
     IpNet::new(address, length).unwrap_or_else(|_| IpNet::from(address))
@@ -462,7 +474,7 @@ fn memory_bytes(find: &impl Fn(&str) -> Result<MapData, MapError>) -> Result<u64
     Ok(sum)
 }
 
-fn mapping(map: &'static str, data: &MapData) -> Result<Mapping, TablesError> {
+pub(super) fn mapping(map: &'static str, data: &MapData) -> Result<Mapping, TablesError> {
     let info = data.info().map_err(failed(map))?;
     let bytes = info.max_entries() as usize * info.value_size() as usize;
     Mapping::new(data.fd(), bytes).map_err(|source| TablesError::Memory { map, source })

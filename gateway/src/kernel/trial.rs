@@ -106,9 +106,9 @@ impl Trial {
 
 fn map(object: &Ebpf, name: &str) -> Result<MapData, MapError> {
     match object.map(name) {
-        Some(Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map)) => {
-            MapData::from_id(map.info()?.id())
-        }
+        Some(
+            Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map) | Map::RingBuf(map),
+        ) => MapData::from_id(map.info()?.id()),
         _ => Err(MapError::InvalidName { name: name.to_owned() }),
     }
 }
