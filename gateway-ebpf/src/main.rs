@@ -39,6 +39,8 @@ fn gateway(ctx: XdpContext) -> u32 {
         Frame::Neighbour => return account(&ctx, Reason::Neighbour, Ruled::NONE),
         Frame::Ip(packet) => packet,
     };
+    // Now, and not when it is known that it is needed: of an enumeration that has come through branches the compiler
+    // leaves words undefined, which the verifier refuses to see moved.
     let event = Event::of(packet.source, packet.transport);
     let (reason, rule) = decide(&packet);
     let verdict = account(&ctx, reason, rule);

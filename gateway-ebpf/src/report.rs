@@ -1,6 +1,5 @@
 //! A few of the packets that were dropped, told to user space. Whatever the flood, the host reports no more than the
 //! configuration says; where nobody reads and the buffer is full, nothing is reported. Totals never depend on it.
-#![expect(unsafe_code, reason = "the context is a raw address")]
 
 use aya_ebpf::programs::XdpContext;
 use gateway_common::event::{Event, Ruled};
@@ -16,11 +15,13 @@ pub(crate) fn report(ctx: &XdpContext, event: Event, reason: Reason, rule: Ruled
     if reason.verdict() != Verdict::Drop || !maps::may_report(clock::tick) {
         return;
     }
-    // SAFETY: the context is the one that the kernel called this program with.
-    let interface = unsafe { (*ctx.ctx).ingress_ifindex };
-    let dry_run = u32::from(maps::is_dry_run());
-    let (rule, reason) = (rule.bits(), reason as u32);
-    send(&mut Event { interface, dry_run, rule, reason, ..event });
+    send(&mut Event {
+        interface: ctx.ingress_ifindex() as u32,
+        dry_run: u32::from(maps::is_dry_run()),
+        rule: rule.bits(),
+        reason: reason as u32,
+        ..event
+    });
 }
 
 /// A function of its own, for which packets that are not reported do not pay.

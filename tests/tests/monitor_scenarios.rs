@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 const UDP_PORT: u16 = 9000;
 const METRICS: &str = "127.0.0.1:9100";
+const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn origin(hosts: &Topology) -> Result<Origin> {
@@ -133,6 +134,7 @@ fn who_follows_the_events_is_told_of_each() -> Result {
     };
     let first = next()?;
     assert_eq!(first["source"], json!("198.18.7.1"));
+    gateway.cli(&["reload"])?.ok()?;
     // Ten a second are reported, and these come after each other.
     for host in [200, 2, 201, 3] {
         let source = format!("198.18.7.{host}");
@@ -152,7 +154,7 @@ fn who_follows_the_events_is_told_of_each() -> Result {
 
 #[test]
 fn a_flood_is_a_few_events_and_every_packet_is_counted() -> Result {
-    const PACKETS: u64 = 5000;
+    const BATCH: u64 = 1000;
     require_root()?;
     let hosts = Topology::new()?;
     let origin = origin(&hosts)?;
@@ -164,32 +166,51 @@ fn a_flood_is_a_few_events_and_every_packet_is_counted() -> Result {
     gateway.start()?;
     let sender = Sender::new(&hosts.attacker)?;
     let frame = Path::new(&hosts.attacker, "198.18.7.7".parse()?).udp(UDP_PORT, b"x")?;
-    for _ in 0..PACKETS {
-        sender.send(&frame)?;
-    }
+    let mut sent = 0;
+    let mut flood = |packets: u64| -> Result {
+        sent += packets;
+        (0..packets).try_for_each(|_| sender.send(&frame))
+    };
+    let seen = wait_for("three events", PATIENCE, || {
+        flood(BATCH)?;
+        Ok(Some(events(&gateway, &[])?).filter(|seen| seen.len() >= 3))
+    })?;
+    assert!(seen.iter().all(|event| event["dry_run"] == json!(true)), "{seen:?}");
+    flood(BATCH)?;
     let labels = r#"reason="deny",verdict="would_drop",origin="configuration""#;
-    let counted = |gateway: &Gateway<'_>| {
+    let counted = |gateway: &Gateway<'_>| -> Result<Option<u64>> {
         let page = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
         Ok(page.value(&format!("gateway_kernel_packets_total{{{labels}}}")))
     };
-    wait_for("every packet", PATIENCE, || Ok(counted(&gateway)?.filter(|all| *all == PACKETS)))?;
-    let seen = wait_for("events", PATIENCE, || {
-        Ok(Some(events(&gateway, &[])?).filter(|seen| seen.len() == 3))
-    })?;
-    assert!(seen.iter().all(|event| event["dry_run"] == json!(true)), "{seen:?}");
-
-    // While no gateway runs, the kernel keeps them for the next one, which starts with a full bucket.
     gateway.kill9()?;
-    for _ in 0..3 {
-        sender.send(&frame)?;
-    }
+    flood(1)?;
     config["kernel"]["events"] = json!("off");
-    gateway.write_config(config)?;
+    gateway.write_config(config.clone())?;
     gateway.start()?;
-    assert_eq!(counted(&gateway)?, Some(PACKETS + 3), "a restart loses no counter");
-    sender.send(&frame)?;
     gateway.cli(&["events"])?.refused(1, "kernel.events is off")?;
-    wait_for("a packet", PATIENCE, || Ok(counted(&gateway)?.filter(|all| *all == PACKETS + 4)))?;
+    flood(1)?;
+    wait_for("every packet", PATIENCE, || Ok(counted(&gateway)?.filter(|all| *all == sent)))?;
+    config["kernel"]["events"] = json!("1/h burst 3");
+    gateway.write_config(config)?;
+    gateway.cli(&["reload"])?.ok()?;
+    assert_eq!(events(&gateway, &[])?, Vec::<Value>::new(), "three were all, and none while off");
+    Ok(())
+}
+
+#[test]
+fn what_was_dropped_while_no_gateway_ran_is_told_by_the_next() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", "198.18.7.0/24"])?.ok()?;
+    gateway.kill9()?;
+    let frame = Path::new(&hosts.attacker, "198.18.7.7".parse()?).udp(UDP_PORT, b"x")?;
+    Sender::new(&hosts.attacker)?.send(&frame)?;
+    gateway.start()?;
+    let told = wait_for("an event", PATIENCE, || Ok(events(&gateway, &[])?.pop()))?;
+    assert_eq!(told["source"], json!("198.18.7.7"));
     Ok(())
 }
 
@@ -242,7 +263,15 @@ fn metrics_add_up_and_prometheus_could_read_them() -> Result {
         let of_reason = page.samples.iter().filter(|(series, _)| series.starts_with(&reason));
         let sum: u64 = of_reason.map(|(_, value)| value).sum();
         let grown = counter["packets"].as_u64() >= Some(sum);
-        assert!(grown && (counter["verdict"] == "pass" || counter["packets"] == json!(sum)), "{counter}");
+        assert!(
+            grown && (counter["verdict"] == "pass" || counter["packets"] == json!(sum)),
+            "{counter}"
+        );
+    }
+
+    for series in page.samples.keys() {
+        let name = series.split('{').next().unwrap_or_default();
+        assert!(DOCUMENTED.contains(&format!("`{name}`")), "{name} is not documented");
     }
 
     // The same series over the admin socket, nothing else over TCP, and nothing at all for who says nothing.
@@ -341,11 +370,11 @@ fn top_shows_rates_sources_and_the_busiest_rules() -> Result {
     };
     // Rules that have met nothing are none of the busiest.
     assert_eq!(prefixes(&top), ["198.18.8.8", "198.18.7.0/24"], "{top}");
-    let sources: BTreeSet<_> = top["sources"].as_array().into_iter().flatten().collect();
-    let names: BTreeSet<_> = sources.iter().filter_map(|one| one["source"].as_str()).collect();
+    let sources = top["sources"].as_array().into_iter().flatten();
+    let names: BTreeSet<_> = sources.filter_map(|one| one["source"].as_str()).collect();
     assert_eq!(names, BTreeSet::from(["198.18.7.7", "198.18.8.8"]), "{top}");
-    let reasons = top["reasons"].as_array().into_iter().flatten();
-    let denied = reasons.into_iter().find(|one| one["reason"] == "deny").context("no deny")?;
+    let mut reasons = top["reasons"].as_array().into_iter().flatten();
+    let denied = reasons.find(|one| one["reason"] == "deny").context("no deny")?;
     assert!(denied["packets"].as_u64() >= Some(50), "{denied}");
     assert!(denied["packets_per_second"].is_u64(), "{denied}");
     let few = gateway.cli(&["top", "--once", "--json", "--rules", "1"])?.ok()?.json()?;
@@ -385,7 +414,7 @@ fn top_gives_the_terminal_back() -> Result {
     let (entered, left) = (shown.find("\x1b[?1049h"), shown.find("\x1b[?1049l"));
     assert!(entered.is_some() && entered < left, "{shown:?}");
     let lines: Vec<&str> = shown.lines().map(str::trim).collect();
-    let last = lines.last().map(|line| line.trim_start_matches("\x1b[?25h\x1b[?1049l"));
+    let last = lines.last().and_then(|line| line.split("\x1b[?1049l").nth(1));
     assert_eq!(lines.first().copied(), last, "the terminal's settings are as before: {shown:?}");
     Ok(())
 }

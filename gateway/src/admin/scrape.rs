@@ -1,5 +1,5 @@
 //! `GET /metrics` over TCP, where the configuration says so: for Prometheus, which knows no Unix sockets. It answers
-//! nothing else, and so few at a time that nobody can make it more than a page a second.
+//! nothing else, and a few at a time.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,8 +23,7 @@ use crate::observe::prometheus;
 const CONNECTIONS_MAX: usize = 8;
 /// Time to say what is asked.
 const HEAD_MAX: Duration = Duration::from_secs(5);
-/// A scraper that asks every quarter of a minute keeps its connection for a while.
-const CONNECTION_MAX: Duration = Duration::from_secs(120);
+const CONNECTION_MAX: Duration = Duration::from_secs(60);
 /// The kernel's own number for a user that cannot be known.
 const NO_USER: u32 = u32::MAX;
 

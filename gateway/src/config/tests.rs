@@ -235,7 +235,7 @@ fn events_and_metrics() {
         let pointed = format!("'{taken}'");
         only(&format!("metrics: {{listen: {pointed}}}"), &message, &pointed);
     }
-    only("metrics: {listen: 9100}", "expected text (quote it if you mean the word), found `9100`", "9100");
+    only("metrics: {listen: 9100}", "`9100` is only a port", "9100");
     only(
         "metrics: {listen: 127.0.0.1:9100}\nupstreams: {a: {endpoints: [127.0.0.1:9100]}}",
         "`127.0.0.1:9100` is where the gateway itself listens: requests would go round",

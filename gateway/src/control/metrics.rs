@@ -1,5 +1,5 @@
-//! The metrics: which figure has which name and labels. Every label has few values, whatever clients send. docs/metrics.md
-//! says what each is good for.
+//! The metrics: which figure has which name and labels. Every label has few values, whatever clients send.
+//! docs/metrics.md says what each is good for.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use gateway_common::rule::Origin;
 use gateway_common::verdict::Verdict;
 
 use crate::admin::api::Status;
-use crate::base::time::utc;
+use crate::base::time::UtcMillis;
 use crate::config::Config;
 use crate::kernel::Door;
 use crate::kernel::census::Kind;
@@ -16,12 +16,16 @@ use crate::observe::Snapshot;
 use crate::observe::prometheus::Page;
 
 /// What does not need the kernel.
-pub(super) fn page(status: &Status, config: &Config, proxy: &Snapshot) -> String {
+pub(super) fn page(
+    (status, started): (&Status, UtcMillis),
+    config: &Config,
+    proxy: &Snapshot,
+) -> String {
     let mut page = Page::default();
     page.gauge("gateway_info", "The version of the gateway.")
         .with(&[("version", &status.version)], 1);
     page.gauge("gateway_start_time_seconds", "When the gateway started, in seconds of Unix time.")
-        .only((utc().0 / 1000).saturating_sub(status.uptime_seconds));
+        .only(started.0 / 1000);
     let rules = &status.rules;
     let mut lists = page.gauge("gateway_rules", "Rules of all origins, enforced or not, by list.");
     for (list, count) in [
@@ -110,7 +114,7 @@ pub(super) fn kernel(door: &Door, events: u64) -> Result<String, TablesError> {
     let mut samples = Vec::new();
     for origin in std::iter::once(None).chain(Origin::ALL.map(Some)) {
         let name = origin.map_or("none", Origin::name);
-        for count in door.counters_of(origin)? {
+        for count in door.counters().of(origin)? {
             let verdict = match count.reason.verdict() {
                 Verdict::Pass => "pass",
                 Verdict::Drop => "drop",

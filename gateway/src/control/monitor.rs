@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::{Control, metrics, views};
 use crate::admin::api::{Answer, Events, Refusal, Request, RuleHitsView, Top};
 use crate::admin::query;
-use crate::base::time::{Now, UtcMillis};
+use crate::base::time::{Now, UtcMillis, utc};
 use crate::kernel::Door;
 use crate::kernel::census::Census;
 use crate::kernel::events::Log;
@@ -22,8 +22,8 @@ const SOURCES_WINDOW: Duration = Duration::from_secs(60);
 const SOURCES_MAX: usize = 20;
 
 /// The events, and who reads them.
-#[derive(Default)]
 pub(super) struct Monitor {
+    started: UtcMillis,
     log: Rc<RefCell<Log>>,
     reader: Option<JoinHandle<()>>,
     /// A look at tables of millions takes memory bandwidth from the program itself.
@@ -31,6 +31,11 @@ pub(super) struct Monitor {
 }
 
 impl Monitor {
+    /// Begins with the gateway.
+    pub(super) fn new() -> Self {
+        Self { started: utc(), log: Rc::default(), reader: None, turn: Rc::default() }
+    }
+
     /// Reads the events of a door that was opened, in the place of those of an earlier one.
     pub(super) fn watch(&mut self, door: Option<&Door>) {
         if let Some(reader) = self.reader.take() {
@@ -160,7 +165,11 @@ impl Control {
         let events = self.monitor.log.borrow().count();
         let status = self.status()?;
         let door = self.policy.door.as_ref();
-        let text = metrics::page(&status, &self.config, &self.shared.counters.snapshot());
+        let text = metrics::page(
+            (&status, self.monitor.started),
+            &self.config,
+            &self.shared.counters.snapshot(),
+        );
         let kernel = door.map(|door| metrics::kernel(door, events)).transpose();
         Ok(Answer::Metrics(text + &kernel.map_err(Refusal::failed)?.unwrap_or_default()))
     }

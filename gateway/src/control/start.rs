@@ -99,7 +99,7 @@ impl Started {
         let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;
         let metrics = self.metrics.map(TcpListener::from_std).transpose();
         let metrics = metrics.map_err(RunError::failed)?;
-        let mut monitor = Monitor::default();
+        let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
             path: self.path,

@@ -84,7 +84,8 @@ pub fn kernel(
     });
     let note = joined(notes.chain(bare).collect());
     let counters = door
-        .counters()?
+        .counters()
+        .all()?
         .into_iter()
         .map(|count| CounterView {
             reason: count.reason.name().to_owned(),

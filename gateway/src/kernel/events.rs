@@ -166,6 +166,8 @@ impl Log {
             self.interfaces.clear();
         }
         let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());
+        // nix takes the null pointer of a missing interface for success, and the name is empty then.
+        let name = name.filter(|name| !name.is_empty());
         let name: Arc<str> = name.unwrap_or_else(|| index.to_string()).into();
         self.interfaces.insert(index, Arc::clone(&name));
         name

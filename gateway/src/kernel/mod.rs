@@ -8,7 +8,6 @@ use std::net::IpAddr;
 
 use aya::maps::MapData;
 use gateway_common::layout::{self, Hits, Profile};
-use gateway_common::rule::Origin;
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -18,6 +17,7 @@ use crate::rules::classify::Entry;
 
 pub mod attach;
 pub mod census;
+pub mod counters;
 pub mod events;
 pub mod filters;
 pub mod guard;
@@ -33,11 +33,12 @@ pub mod trial;
 
 use attach::{AttachError, Attached, Fresh};
 use census::Census;
+use counters::Counters;
 use guard::Compiled;
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
 use ring::Ring;
-use tables::{Count, Tables, TablesError};
+use tables::{Tables, TablesError};
 
 /// Why the kernel door is shut.
 #[derive(Debug, Error)]
@@ -194,8 +195,8 @@ impl Door {
         self.tables.memory_bytes()
     }
 
-    /// The counters, summed over CPUs.
-    pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
+    /// What the program counted.
+    pub fn counters(&self) -> &Counters {
         self.tables.counters()
     }
 
@@ -228,11 +229,6 @@ impl Door {
     /// The tables, to be counted by another thread.
     pub fn census(&self) -> Result<Census, TablesError> {
         Census::open(|map| MapData::from_pin(self.pins.map(map)))
-    }
-
-    /// The counters of packets that a rule of one origin decided about, or none.
-    pub fn counters_of(&self, origin: Option<Origin>) -> Result<Vec<Count>, TablesError> {
-        self.tables.counters_of(origin)
     }
 
     /// Hands the pins to the user that the daemon becomes.

@@ -8,15 +8,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
-use gateway_common::layout::{self, Counter, Hits, PROFILES_MAX, Profile, counter_index};
-use gateway_common::rule::Origin;
+use aya::maps::{Array, Map, MapData, MapError};
+use gateway_common::layout::{self, Hits, PROFILES_MAX, Profile};
 use gateway_common::source::Source;
 use gateway_common::table::{Head, Span, TagV4, TagV6};
-use gateway_common::verdict::Reason;
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
+use super::counters::Counters;
 use super::filters::{FiltersV4, FiltersV6};
 use super::guard::{ClearedPair, Compiled};
 use super::mapping::Mapping;
@@ -70,7 +69,7 @@ pub struct Tables {
     filters_v6: FiltersV6,
     profiles: Array<MapData, Profile>,
     ports: Array<MapData, u64>,
-    counters: PerCpuArray<MapData, Counter>,
+    counters: Counters,
     /// Rules of one family that may be.
     capacity: u32,
     memory_bytes: u64,
@@ -82,17 +81,6 @@ pub struct Tables {
 struct Written {
     first: (Head, Span),
     second: Option<(Head, Span)>,
-}
-
-/// A counter summed over the CPUs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Count {
-    /// What it counts.
-    pub reason: Reason,
-    /// What was done.
-    pub done: Counter,
-    /// What a dry run would have done.
-    pub would: Counter,
 }
 
 impl Tables {
@@ -122,7 +110,7 @@ impl Tables {
             v6,
             profiles: open_as(layout::PROFILES, data(layout::PROFILES)?)?,
             ports: open_as(layout::PORTS, data(layout::PORTS)?)?,
-            counters: open_as(layout::COUNTERS, data(layout::COUNTERS)?)?,
+            counters: Counters::open(&find)?,
             capacity,
             memory_bytes: memory_bytes(&find)?,
             held: BTreeMap::new(),
@@ -217,29 +205,9 @@ impl Tables {
         Ok(())
     }
 
-    /// All counters, in the order of their reasons.
-    pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
-        let mut sums = self.counters_of(None)?;
-        for origin in Origin::ALL {
-            for (sum, count) in sums.iter_mut().zip(self.counters_of(Some(origin))?) {
-                sum.done = add(sum.done, &count.done);
-                sum.would = add(sum.would, &count.would);
-            }
-        }
-        Ok(sums)
-    }
-
-    /// The counters of packets that a rule of one origin decided about, or none, in the order of their reasons.
-    pub fn counters_of(&self, origin: Option<Origin>) -> Result<Vec<Count>, TablesError> {
-        let origin = origin.map_or(0, |origin| origin as u32);
-        let sum = |reason, dry_run| -> Result<Counter, TablesError> {
-            let values = self.counters.get(&counter_index(reason, origin, dry_run), 0);
-            let values = values.map_err(failed(layout::COUNTERS))?;
-            Ok(values.iter().fold(Counter::default(), add))
-        };
-        let count =
-            |reason| Ok(Count { reason, done: sum(reason, false)?, would: sum(reason, true)? });
-        Reason::ALL.into_iter().map(count).collect()
+    /// What the program counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The rules that the kernel holds for a prefix, read from its memory now, each with what it has met.
@@ -360,10 +328,6 @@ impl Tables {
     }
 }
 
-fn add(sum: Counter, value: &Counter) -> Counter {
-    Counter { packets: sum.packets + value.packets, bytes: sum.bytes + value.bytes }
-}
-
 enum Tag {
     V4(TagV4),
     V6(TagV6),
@@ -480,14 +444,14 @@ pub(super) fn mapping(map: &'static str, data: &MapData) -> Result<Mapping, Tabl
     Mapping::new(data.fd(), bytes).map_err(|source| TablesError::Memory { map, source })
 }
 
-fn open_as<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn open_as<T: TryFrom<Map, Error = MapError>>(
     name: &'static str,
     data: MapData,
 ) -> Result<T, TablesError> {
     Map::from_map_data(data).and_then(T::try_from).map_err(failed(name))
 }
 
-fn failed(map: &'static str) -> impl Fn(MapError) -> TablesError {
+pub(super) fn failed(map: &'static str) -> impl Fn(MapError) -> TablesError {
     move |source| TablesError::Map { map, source }
 }
 

@@ -12,8 +12,9 @@ use gateway_common::table::{Head, Span};
 use ipnet::IpNet;
 
 use super::DoorError;
+use super::counters::Count;
 use super::object::{Capacity, LoadError, Switches, load_apart};
-use super::tables::{Count, Tables, TablesError};
+use super::tables::{Tables, TablesError};
 
 /// The program and its maps.
 pub struct Trial {
@@ -100,7 +101,7 @@ impl Trial {
 
     /// All counters.
     pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
-        self.tables.counters()
+        self.tables.counters().all()
     }
 }
 

@@ -3,16 +3,26 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::admin::api::{CounterView, KernelStatus, RuleHitsView, RuleMetView, SourceView, Top};
+use crate::admin::api::{
+    CounterView, InterfaceStatus, KernelStatus, RuleHitsView, RuleMetView, SourceView, Top,
+};
 
 /// What `top` shows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct View {
-    kernel: KernelStatus,
+    kernel: Door,
     reasons: Vec<ReasonRate>,
     sources: Vec<SourceView>,
     rules: Vec<RuleRate>,
     requests: Requests,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Door {
+    enforcing: bool,
+    dry_run: bool,
+    note: Option<String>,
+    interfaces: Vec<InterfaceStatus>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -93,7 +103,7 @@ impl View {
             RuleRate { rule, packets: now.packets, packets_per_second: rate(was, now.packets) }
         };
         Self {
-            kernel: KernelStatus { counters: Vec::new(), ..now.kernel.clone() },
+            kernel: Door::of(&now.kernel),
             reasons: now.kernel.counters.iter().map(reason).collect(),
             sources: now.sources.clone(),
             rules: now.busiest.iter().map(rule).collect(),
@@ -103,7 +113,7 @@ impl View {
 
     /// As people read it, the most important first.
     pub(super) fn lines(&self) -> Vec<Line> {
-        let mut lines = vec![heading(&self.door())];
+        let mut lines = vec![heading(&self.kernel.line())];
         let Requests { connections_open, active, per_second, .. } = self.requests;
         lines.push(text(format!(
             "proxy: {per_second} requests/s, {active} active, {connections_open} connections, \
@@ -154,21 +164,27 @@ impl View {
         }
         lines
     }
+}
 
-    fn door(&self) -> String {
+impl Door {
+    fn of(kernel: &KernelStatus) -> Self {
+        let KernelStatus { enforcing, dry_run, note, interfaces, .. } = kernel.clone();
+        Self { enforcing, dry_run, note, interfaces }
+    }
+
+    fn line(&self) -> String {
         let names: Vec<String> = self
-            .kernel
             .interfaces
             .iter()
             .map(|on| format!("{} {}", on.name, on.mode.map_or("not attached", |mode| mode.name())))
             .collect();
-        let state = match (self.kernel.enforcing, self.kernel.dry_run) {
+        let state = match (self.enforcing, self.dry_run) {
             (false, _) => "shut",
             (true, true) => "open, dry run: nothing is dropped",
             (true, false) => "open",
         };
         let mut text = format!("kernel door {state}");
-        for part in names.into_iter().chain(self.kernel.note.clone()) {
+        for part in names.into_iter().chain(self.note.clone()) {
             text.push_str(", ");
             text.push_str(&part);
         }
