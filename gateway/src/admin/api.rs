@@ -3,12 +3,17 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::monitor::{Events, Top};
 use super::query;
 use crate::base::time::UtcMillis;
 use crate::kernel::netlink::Mode;
+use crate::rules::Place;
+use crate::rules::entries::Entries;
+use crate::rules::list_file::Header;
 
 /// One command on its way to `control`.
 #[derive(Debug)]
@@ -26,8 +31,14 @@ pub struct Command {
 pub enum Request {
     /// How things stand.
     Status,
-    /// The rules, or those of one action.
-    List(Option<ListAction>),
+    /// A page of the rules.
+    List(ListQuery),
+    /// The lists that are in force.
+    Lists,
+    /// Put a list in force, in the place of the one of the same name.
+    PutList(Box<PutList>),
+    /// Take a list back with all of its entries.
+    RemoveList(RemoveList),
     /// Make rules.
     Add(Add),
     /// Take rules back.
@@ -46,7 +57,7 @@ pub enum Request {
     Detach,
 }
 
-/// The two lists that people keep by hand.
+/// What people keep rules for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ListAction {
@@ -54,6 +65,50 @@ pub enum ListAction {
     Allow,
     /// Dropped.
     Deny,
+}
+
+/// Which rules are asked for: a page of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListQuery {
+    /// With this action; all without it.
+    pub action: Option<ListAction>,
+    /// Of this list.
+    pub list: Option<String>,
+    /// Made by this origin.
+    pub origin: Option<String>,
+    /// Inside of this prefix.
+    pub inside: Option<IpNet>,
+    /// Those with the most packets first, and only one page of them.
+    pub by_packets: bool,
+    /// Rules of the page, at most [`PAGE_MAX_RULES`].
+    pub limit: usize,
+    /// Behind this place, which a page names for the next one.
+    pub after: Option<Place>,
+}
+
+/// Rules of one page.
+pub const PAGE_MAX_RULES: usize = 10_000;
+
+/// A list to be put in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutList {
+    /// What it is called, and what it does.
+    pub header: Header,
+    /// Its entries.
+    pub entries: Entries,
+    /// Deny very large prefixes too.
+    pub yes: bool,
+}
+
+/// A list to be taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveList {
+    /// What its entries do.
+    pub action: ListAction,
+    /// Its name.
+    pub name: String,
 }
 
 /// New rules, all or none of them.
@@ -99,6 +154,14 @@ pub enum Answer {
     Rules {
         /// The rules.
         rules: Vec<RuleView>,
+        /// Where the next page begins, if there is one.
+        #[serde(default)]
+        next: Option<Place>,
+    },
+    /// To [`Request::Lists`].
+    Lists {
+        /// The lists.
+        lists: Vec<ListView>,
     },
     /// To [`Request::Events`].
     Events(Events),
@@ -134,9 +197,15 @@ impl Request {
     /// Whether it changes anything, and so belongs into the audit trail.
     pub fn changes(&self) -> bool {
         match self {
-            Self::Add(_) | Self::Remove(_) | Self::Reload | Self::Detach => true,
+            Self::Add(_)
+            | Self::Remove(_)
+            | Self::PutList(_)
+            | Self::RemoveList(_)
+            | Self::Reload
+            | Self::Detach => true,
             Self::Status
             | Self::List(_)
+            | Self::Lists
             | Self::Why(_)
             | Self::Events(_)
             | Self::Metrics
@@ -153,7 +222,17 @@ impl fmt::Display for Request {
         };
         match self {
             Self::Status => formatter.write_str("status"),
-            Self::List(action) => write!(formatter, "{} list", action.map_or("rules", name)),
+            Self::List(query) => write!(formatter, "{} list", query.action.map_or("rules", name)),
+            Self::Lists => formatter.write_str("lists"),
+            Self::PutList(put) => {
+                let Header { name, action, source, .. } = &put.header;
+                let entries = put.entries.len();
+                write!(formatter, "{} import {source:?} --list {name:?}", action.name())?;
+                write!(formatter, " ({entries} entries)")
+            }
+            Self::RemoveList(remove) => {
+                write!(formatter, "{} remove --list {:?}", name(remove.action), remove.name)
+            }
             Self::Add(add) => {
                 write!(formatter, "{} add {}", name(add.action), first_of(&add.prefixes))?;
                 if let Some(milliseconds) = add.for_ms {
@@ -295,6 +374,9 @@ pub struct RuleView {
     pub action: String,
     /// Who made it.
     pub origin: String,
+    /// The list that it is an entry of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<String>,
     /// Why.
     pub reason: String,
     /// When it was made.
@@ -309,6 +391,29 @@ pub struct RuleView {
     pub packets: u64,
 }
 
+/// A list as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListView {
+    /// Its name.
+    pub name: String,
+    /// What is done with the packets of its prefixes.
+    pub action: String,
+    /// Who keeps it: `import`, `file` or `feed`.
+    pub kind: String,
+    /// Where it comes from.
+    pub source: String,
+    /// Whether it only counts what it would do.
+    pub dry_run: bool,
+    /// Its entries.
+    pub entries: usize,
+    /// When this version of it was read.
+    pub created_utc_ms: UtcMillis,
+    /// What they take in this process.
+    pub memory_bytes: usize,
+    /// Why this version is not the newest, if it is not.
+    pub note: Option<String>,
+}
+
 /// What happens to an address, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Why {
@@ -320,86 +425,6 @@ pub struct Why {
     pub rule: Option<RuleView>,
     /// Other rules that cover the address, most specific first.
     pub others: Vec<RuleView>,
-}
-
-/// Dropped packets that were reported: a sample, for the counters count every one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Events {
-    /// Oldest first.
-    pub events: Vec<EventView>,
-    /// What to ask for more after.
-    pub last: u64,
-    /// Events that came and went since what was asked after.
-    pub missed: u64,
-}
-
-/// One dropped packet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventView {
-    /// Counts up from 1 since the gateway started.
-    pub number: u64,
-    /// When.
-    pub time_utc_ms: UtcMillis,
-    /// Whose packet.
-    pub source: IpAddr,
-    /// Why it was dropped.
-    pub reason: String,
-    /// The rule that decided.
-    pub rule: Option<RuleMetView>,
-    /// `tcp`, `udp` or `other`.
-    pub protocol: String,
-    /// Its destination port.
-    pub port: Option<u16>,
-    /// Where it came in.
-    pub interface: String,
-    /// It passed all the same, for this is a dry run.
-    pub dry_run: bool,
-}
-
-/// A rule as packets meet it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuleMetView {
-    /// Whose packets.
-    pub prefix: String,
-    /// What is done with them.
-    pub action: String,
-    /// Who made it.
-    pub origin: String,
-}
-
-/// What goes on, as numbers that only grow; rates are what lies between two of these.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Top {
-    /// Milliseconds since the host's boot.
-    pub time_boot_ms: u64,
-    /// The kernel door.
-    pub kernel: KernelStatus,
-    /// The sources with most events of the last minute.
-    pub sources: Vec<SourceView>,
-    /// The rules that have met most packets.
-    pub busiest: Vec<RuleHitsView>,
-    /// What the proxy did.
-    pub proxy: serde_json::Value,
-}
-
-/// A source whose packets are dropped.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceView {
-    /// Its address.
-    pub source: IpAddr,
-    /// Its events, a sample of its packets.
-    pub events: u64,
-    /// Why the last one was dropped.
-    pub reason: String,
-}
-
-/// A rule and what it has met.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuleHitsView {
-    /// The rule.
-    pub rule: RuleMetView,
-    /// Packets that it decided about.
-    pub packets: u64,
 }
 
 #[cfg(test)]

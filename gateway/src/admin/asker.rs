@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-use super::api::{Answer, Command, Events, Refusal, Request};
+use super::api::{Answer, Command, Refusal, Request};
+use super::monitor::Events;
 use super::query;
 
 /// Who may follow the events at once.

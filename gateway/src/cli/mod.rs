@@ -18,6 +18,7 @@ mod check;
 mod events;
 mod kernel;
 mod list;
+mod lists;
 mod metrics;
 mod output;
 mod place;
@@ -70,6 +71,8 @@ enum Verb {
     /// Sources that are always let in
     #[command(subcommand)]
     Allow(ListVerb),
+    /// The lists that are in force
+    Lists,
     /// Which rule decides about an address, whose it is, since when, until when, and what it met
     Why {
         /// IPv4 or IPv6 address
@@ -90,14 +93,44 @@ enum Verb {
 enum ListVerb {
     /// Add prefixes: all of them or none
     Add(AddArgs),
-    /// Remove prefixes: all of them or none
+    /// Remove prefixes, all of them or none; or a whole list
     Remove {
         /// Addresses or prefixes
-        #[arg(required = true)]
+        #[arg(required_unless_present = "list")]
         prefixes: Vec<String>,
+        /// An imported list, with all of its entries
+        #[arg(long, value_name = "NAME", conflicts_with = "prefixes")]
+        list: Option<String>,
     },
-    /// Show the list
-    List,
+    /// Show the rules
+    List(ListArgs),
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// Of this list
+    #[arg(long, value_name = "NAME")]
+    list: Option<String>,
+    /// Made by this origin: operator, configuration, list, feed, ban, forced
+    #[arg(long)]
+    origin: Option<String>,
+    /// Inside of this prefix
+    #[arg(long, value_name = "PREFIX")]
+    inside: Option<String>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t = SortBy::Prefix)]
+    sort: SortBy,
+    /// Rules to show at most [default: 1000 on a terminal, else all]
+    #[arg(long, value_name = "RULES")]
+    limit: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SortBy {
+    /// Rules made one by one by their prefix, then the entries of each list by theirs
+    Prefix,
+    /// The rules that met the most packets, at most 10,000 of them
+    Packets,
 }
 
 #[derive(Debug, Args)]
@@ -182,6 +215,7 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Reload => reload::run(&place, output),
         Verb::Deny(verb) => list::run(&place, ListAction::Deny, verb, output),
         Verb::Allow(verb) => list::run(&place, ListAction::Allow, verb, output),
+        Verb::Lists => lists::run(&place, output),
         Verb::Why { address } => why::run(&place, address, output),
         Verb::Events(arguments) => events::run(&place, &arguments, output),
         Verb::Metrics => metrics::run(&place),

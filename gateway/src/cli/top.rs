@@ -7,7 +7,8 @@ use clap::Args;
 use super::output::Output;
 use super::place::Place;
 use super::{Failure, ask, unexpected};
-use crate::admin::api::{Answer, Request, Top};
+use crate::admin::api::{Answer, Request};
+use crate::admin::monitor::Top;
 use crate::admin::query::TOP_RULES_MAX;
 
 mod screen;

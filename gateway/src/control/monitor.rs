@@ -9,7 +9,8 @@ use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Control, metrics, views};
-use crate::admin::api::{Answer, Events, Refusal, Request, RuleHitsView, Top};
+use crate::admin::api::{Answer, Refusal, Request};
+use crate::admin::monitor::{Events, RuleHitsView, Top};
 use crate::admin::query;
 use crate::base::time::{Now, UtcMillis, utc};
 use crate::kernel::Door;

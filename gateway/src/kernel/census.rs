@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::maps::{MapData, MapError};
 use gateway_common::layout;
 use gateway_common::rule::{Action, Origin};
-use gateway_common::source::{Source, V6};
+use gateway_common::source::V6;
 use gateway_common::table::{Head, TagV4, TagV6, WORDS_V4, WORDS_V6, is_taken};
 
 use super::events::RuleMet;
-use super::mapping::Mapping;
-use super::tables::{TablesError, mapping, prefix};
+use super::tables::{TablesError, mapping};
+use crate::rules::tables::mapping::Mapping;
+use crate::rules::tables::{prefix_of_v4, prefix_of_v6};
 
 /// Words of the hits of a cell: packets, and when it met the last.
 const WORDS_HITS: usize = 2;
@@ -110,13 +111,13 @@ impl Census {
         let (word, head, prefix) = if v4 {
             let [head, _] = self.v4.words().as_chunks::<WORDS_V4>().0.get(cell)?;
             let word = load(head);
-            let tag = TagV4::of(word);
-            (word, head, prefix(Source::V4(tag.address()), tag.length()))
+            (word, head, prefix_of_v4(TagV4::of(word)))
         } else {
             let [high, low, head, _] = self.v6.words().as_chunks::<WORDS_V6>().0.get(cell)?;
             let word = load(head);
             let address = V6 { high: load(high), low: load(low) };
-            (word, head, prefix(Source::V6(address), TagV6::length_of(word)))
+            let tag = TagV6 { address, length: TagV6::length_of(word) };
+            (word, head, prefix_of_v6(tag))
         };
         let rule = Head::of(word);
         let same = is_taken(word) && load(head) == word;

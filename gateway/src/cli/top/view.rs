@@ -3,9 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::admin::api::{
-    CounterView, InterfaceStatus, KernelStatus, RuleHitsView, RuleMetView, SourceView, Top,
-};
+use crate::admin::api::{CounterView, InterfaceStatus, KernelStatus};
+use crate::admin::monitor::{RuleHitsView, RuleMetView, SourceView, Top};
 
 /// What `top` shows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
