@@ -52,7 +52,9 @@ fn a_dropped_packet_is_reported_with_what_it_met() -> Result {
     config["kernel"]["protected_ports"] = json!([UDP_PORT]);
     let mut gateway = Gateway::new(&hosts.gateway, config)?;
     gateway.start()?;
-    assert_eq!(events(&gateway, &[])?, Vec::<Value>::new());
+    // The hosts themselves speak up now and then, and the default profile is tight.
+    let ours = |more: &[&str]| events(&gateway, &[&["--source", "198.18.0.0/15"], more].concat());
+    assert_eq!(ours(&[])?, Vec::<Value>::new());
     gateway.cli(&["deny", "add", "198.18.7.0/24"])?.ok()?;
     let sender = Sender::new(&hosts.attacker)?;
     let path = |source: &str| -> Result<Path> { Ok(Path::new(&hosts.attacker, source.parse()?)) };
@@ -99,12 +101,12 @@ fn a_dropped_packet_is_reported_with_what_it_met() -> Result {
         assert_eq!(event["interface"], json!("to_attacker"), "{event}");
         assert_eq!(event["dry_run"], json!(false), "{event}");
     }
-    let all = events(&gateway, &["--limit", "4096"])?;
-    let limited = events(&gateway, &["--limit", "4096", "--reason", "limit"])?;
+    let all = ours(&["--limit", "4096"])?;
+    let limited = ours(&["--limit", "4096", "--reason", "limit"])?;
     assert!(limited.len() < all.len() && limited.iter().all(|event| event["reason"] == "limit"));
-    assert_eq!(events(&gateway, &["--limit", "1"])?, all[all.len() - 1..]);
-    let numbers: Vec<u64> = all.iter().filter_map(|event| event["number"].as_u64()).collect();
-    assert_eq!(numbers, (1..=all.len() as u64).collect::<Vec<_>>());
+    assert_eq!(ours(&["--limit", "1"])?, all[all.len() - 1..]);
+    let numbers: Vec<Option<u64>> = all.iter().map(|event| event["number"].as_u64()).collect();
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
     Ok(())
 }
 
