@@ -2,7 +2,7 @@
 
 use super::output::Output;
 use super::place::Place;
-use super::{AddArgs, Failure, ListArgs, ListVerb, SortBy, ask, unexpected};
+use super::{AddArgs, Failure, ListArgs, ListVerb, SortBy, ask, export, import, unexpected};
 use crate::admin::api::{
     Add, Answer, ListAction, ListQuery, PAGE_MAX_RULES, Remove, RemoveList, Request, RuleView,
 };
@@ -24,6 +24,8 @@ pub(super) fn run(
         }
         ListVerb::Remove { prefixes, list: None } => Request::Remove(Remove { action, prefixes }),
         ListVerb::List(arguments) => return list(place, action, arguments, output),
+        ListVerb::Import(arguments) => return import::run(place, action, arguments, output),
+        ListVerb::Export { file, list } => return export::run(place, action, &file, list),
     };
     match ask(place, &request)? {
         Answer::Done(done) => Ok(output.done(&done)?),

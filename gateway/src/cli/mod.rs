@@ -16,12 +16,15 @@ use crate::control::offline;
 
 mod check;
 mod events;
+mod export;
+mod import;
 mod kernel;
 mod list;
 mod lists;
 mod metrics;
 mod output;
 mod place;
+mod progress;
 mod reload;
 mod run;
 mod status;
@@ -104,6 +107,37 @@ enum ListVerb {
     },
     /// Show the rules
     List(ListArgs),
+    /// Put a list in force, in the place of the one of the same name: as a difference, whole or
+    /// not at all
+    Import(ImportArgs),
+    /// Write the rules so that they can be imported again
+    Export {
+        /// File to write; - for the standard output
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// Of this list alone
+        #[arg(long, value_name = "NAME")]
+        list: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    /// File with an address, prefix or range in each line, or JSON lines; - for the standard
+    /// input
+    file: PathBuf,
+    /// Name of the list [default: the file's]
+    #[arg(long, value_name = "NAME")]
+    list: Option<String>,
+    /// Why, for the entries that do not say so themselves
+    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+    reason: String,
+    /// Import the other lines where some cannot be read
+    #[arg(long)]
+    skip_invalid: bool,
+    /// Yes, that many addresses are meant
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]

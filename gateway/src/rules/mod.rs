@@ -19,8 +19,10 @@ use crate::base::time::{BootTime, Now, UtcMillis};
 
 pub mod classify;
 pub mod entries;
+pub mod feed;
 pub mod list;
 pub mod list_file;
+pub mod parse;
 pub mod protected;
 pub mod sockets;
 pub mod tables;
