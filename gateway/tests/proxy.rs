@@ -44,6 +44,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
         user: None,
         state: config::State { dir: PathBuf::new() },
         admin: config::Admin { socket: PathBuf::new() },
+        metrics: config::Metrics { listen: None },
         kernel: config::Kernel {
             interfaces: vec![],
             attach: config::Attach::Off,
@@ -64,6 +65,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             max_rules: 1,
             max_sources: 1,
             ipv6_source_length: 64,
+            events: None,
         },
         bounds: config::Bounds {
             connections: 100,

@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::monitor::{Events, Top};
+use super::query;
 use crate::base::time::UtcMillis;
 use crate::kernel::netlink::Mode;
 use crate::rules::Place;
@@ -45,6 +47,12 @@ pub enum Request {
     Confirm,
     /// Explain what happens to an address.
     Why(IpAddr),
+    /// Dropped packets that were reported.
+    Events(query::Events),
+    /// All figures, as Prometheus reads them.
+    Metrics,
+    /// What goes on, with so many of the busiest rules.
+    Top(usize),
     /// Read the configuration again.
     Reload,
     /// Take the programs out of the kernel.
@@ -165,8 +173,14 @@ pub enum Answer {
         /// The lists.
         lists: Vec<ListView>,
     },
+    /// To [`Request::Events`].
+    Events(Events),
+    /// To [`Request::Top`].
+    Top(Box<Top>),
     /// To everything that changes something.
     Done(Done),
+    /// To [`Request::Metrics`]. Goes over the socket as it is.
+    Metrics(String),
 }
 
 /// What was done, and what whoever asked should know about it.
@@ -187,6 +201,28 @@ pub struct Refusal {
     /// Whether the request itself was wrong, as opposed to its not being possible.
     #[serde(default)]
     pub usage: bool,
+}
+
+impl Request {
+    /// Whether it changes anything, and so belongs into the audit trail.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Add(_)
+            | Self::Remove(_)
+            | Self::PutList(_)
+            | Self::RemoveList(_)
+            | Self::Confirm
+            | Self::Reload
+            | Self::Detach => true,
+            Self::Status
+            | Self::List(_)
+            | Self::Lists
+            | Self::Why(_)
+            | Self::Events(_)
+            | Self::Metrics
+            | Self::Top(_) => false,
+        }
+    }
 }
 
 impl fmt::Display for Request {
@@ -223,6 +259,9 @@ impl fmt::Display for Request {
             }
             Self::Confirm => formatter.write_str("confirm"),
             Self::Why(address) => write!(formatter, "why {address}"),
+            Self::Events(_) => formatter.write_str("events"),
+            Self::Metrics => formatter.write_str("metrics"),
+            Self::Top(_) => formatter.write_str("top"),
             Self::Reload => formatter.write_str("reload"),
             Self::Detach => formatter.write_str("kernel detach"),
         }

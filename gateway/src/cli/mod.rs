@@ -15,17 +15,20 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 
 mod check;
+mod events;
 mod export;
 mod import;
 mod kernel;
 mod list;
 mod lists;
+mod metrics;
 mod output;
 mod place;
 mod progress;
 mod reload;
 mod run;
 mod status;
+mod top;
 mod why;
 
 use output::Output;
@@ -80,6 +83,12 @@ enum Verb {
         /// IPv4 or IPv6 address
         address: IpAddr,
     },
+    /// Packets that the kernel door dropped, as they come: a sample
+    Events(events::EventsArgs),
+    /// All figures, as Prometheus reads them
+    Metrics,
+    /// What goes on, every second: packets, rules, sources, requests
+    Top(top::TopArgs),
     /// The programs in the kernel
     #[command(subcommand)]
     Kernel(KernelVerb),
@@ -255,6 +264,9 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Confirm => list::confirm(&place, output),
         Verb::Lists => lists::run(&place, output),
         Verb::Why { address } => why::run(&place, address, output),
+        Verb::Events(arguments) => events::run(&place, &arguments, output),
+        Verb::Metrics => metrics::run(&place),
+        Verb::Top(arguments) => top::run(&place, &arguments, output),
         Verb::Kernel(KernelVerb::Detach) => kernel::detach(&place, output),
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use gateway_common::bucket::Bucket;
 use gateway_common::layout::{self, Settings};
 use gateway_common::source::mask64;
 use gateway_common::table::{CELLS, buckets_for};
@@ -93,6 +94,8 @@ pub struct Switches {
     pub dry_run: bool,
     /// Bits of an IPv6 address that tell one source's buckets from another's (1 to 64).
     pub ipv6_source_length: u8,
+    /// Drops that are reported; `None` for none.
+    pub events: Option<Bucket>,
 }
 
 /// The program in the kernel, not yet attached.
@@ -139,6 +142,7 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         buckets: u32::from(switches.buckets),
         dry_run: u32::from(switches.dry_run),
         reserved: 0,
+        events: switches.events.unwrap_or(Bucket::UNLIMITED),
     }
 }
 
