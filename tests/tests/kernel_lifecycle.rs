@@ -149,21 +149,6 @@ fn a_foreign_program_is_left_alone_and_named() -> Result {
 }
 
 #[test]
-fn an_interface_that_does_not_exist_is_named_with_those_that_do() -> Result {
-    require_root()?;
-    let hosts = Topology::new()?;
-    let origin = origin(&hosts)?;
-    let mut config = hosts.config(origin.address);
-    config["kernel"]["interfaces"] = json!(["to_client", "nowhere0"]);
-    let mut gateway = Gateway::new(&hosts.gateway, config)?;
-    let refusal = gateway.start_refused()?;
-    refusal.refused(1, "nowhere0")?;
-    refusal.refused(1, "to_attacker")?;
-    assert!(!has_xdp(&hosts)?, "nothing by halves");
-    Ok(())
-}
-
-#[test]
 fn a_port_in_use_is_named_and_what_was_enforced_stays() -> Result {
     require_root()?;
     let hosts = Topology::new()?;

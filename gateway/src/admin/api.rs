@@ -223,6 +223,9 @@ pub struct InterfaceStatus {
     pub name: String,
     /// As the kernel reports it; none when nothing runs there.
     pub mode: Option<Mode>,
+    /// Why nothing runs there, and what becomes of it.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// One counter of the kernel.

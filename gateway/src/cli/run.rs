@@ -50,7 +50,11 @@ fn banner(status: &Status, file: Option<&Path>) {
     let mut door: Vec<String> = kernel
         .interfaces
         .iter()
-        .map(|on| format!("{} in {} mode", on.name, on.mode.map_or("no", |mode| mode.name())))
+        .map(|on| match (on.mode, &on.note) {
+            (Some(mode), _) => format!("{} in {} mode", on.name, mode.name()),
+            (None, Some(note)) => format!("{} not attached: {note}", on.name),
+            (None, None) => format!("{} not attached", on.name),
+        })
         .collect();
     door.extend(kernel.note.clone());
     let capabilities = match status.capabilities.as_slice() {
@@ -76,6 +80,10 @@ fn farewell(ended: &Ended, people: bool) {
     match (ended, people) {
         (Ended::Detached, true) => anstream::eprintln!("ended; nothing is left in the kernel"),
         (Ended::Detached, false) => tracing::info!("ended; nothing is left in the kernel"),
+        (Ended::Enforcing(interfaces), _) if interfaces.is_empty() => {
+            let text = "ended; no interface of the configuration is here, so nothing is enforced";
+            if people { anstream::eprintln!("{text}") } else { tracing::info!("{text}") }
+        }
         (Ended::Enforcing(interfaces), true) => anstream::eprintln!(
             "ended; the kernel goes on enforcing on {}: `gateway kernel detach` ends that",
             interfaces.join(", ")

@@ -16,6 +16,8 @@ use crate::admin::api::{Answer, Command, Done, Refusal, Request, Status};
 use crate::admin::server;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, Endpoint, OnExit};
+use crate::kernel::interfaces::Change;
+use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::request::Snapshot;
@@ -132,12 +134,17 @@ impl Control {
         let mut signals = Signals::new().map_err(RunError::failed)?;
         let (commands, mut inbox) = mpsc::channel(server::QUEUE_COMMANDS);
         let admin = tokio::task::spawn_local(server::serve(admin, commands));
+        let links = Links::listen().inspect_err(|error| {
+            tracing::warn!(%error, "interfaces that come and go are noticed once a second only");
+        });
+        let links = links.ok();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut count = 0u64;
         loop {
             tokio::select! {
                 Some(command) = inbox.recv() => self.command(command),
+                () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {
                     count += 1;
                     self.tick(count.is_multiple_of(PROTECT_EVERY_TICKS));
@@ -178,7 +185,10 @@ impl Control {
                 door.detach().map_err(RunError::failed)?;
                 Ok(Ended::Detached)
             }
-            Some(_) => Ok(Ended::Enforcing(config.kernel.interfaces.clone())),
+            Some(door) => {
+                let on = door.running().into_iter().filter(|(_, mode)| mode.is_some());
+                Ok(Ended::Enforcing(on.map(|(name, _)| name).collect()))
+            }
         }
     }
 
@@ -229,8 +239,15 @@ impl Control {
             Ok(count) => tracing::info!(count, "rules ended"),
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
+        self.look_after_interfaces();
         if protect {
             self.protect(now);
+        }
+    }
+
+    fn look_after_interfaces(&mut self) {
+        if let Some(door) = &mut self.policy.door {
+            door.look_after(instant()).iter().for_each(Change::log);
         }
     }
 
@@ -279,6 +296,13 @@ impl Control {
             rules: views::counts(&self.policy),
             proxy,
         })
+    }
+}
+
+async fn changed(links: Option<&Links>) {
+    match links {
+        Some(links) => links.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use aya::maps::MapData;
-use gateway_common::layout::{Hits, Profile};
+use gateway_common::layout::{self, Hits, Profile};
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -16,8 +17,10 @@ use crate::config::{self, ProtectedPorts};
 use crate::rules::classify::Entry;
 
 pub mod attach;
+pub mod carry;
 pub mod filters;
 pub mod guard;
+pub mod interfaces;
 pub mod mapping;
 pub mod netlink;
 pub mod object;
@@ -29,6 +32,7 @@ pub mod trial;
 
 use attach::{AttachError, Attached, Fresh};
 use guard::Compiled;
+use interfaces::{Change, Interfaces, Seen};
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
 use tables::{Count, Tables, TablesError};
@@ -51,6 +55,9 @@ pub enum DoorError {
     /// The maps.
     #[error(transparent)]
     Tables(#[from] TablesError),
+    /// What other maps had counted.
+    #[error(transparent)]
+    Carry(#[from] carry::CarryError),
     /// What was done could not be undone.
     #[error("{0}; and {1}")]
     Half(Box<DoorError>, String),
@@ -71,7 +78,7 @@ impl DoorError {
 pub struct Door {
     pins: Pins,
     tables: Tables,
-    interfaces: Vec<String>,
+    interfaces: Interfaces,
 }
 
 /// What opening the door came to.
@@ -85,9 +92,9 @@ pub struct Opened {
 }
 
 impl Door {
-    /// Loads the program, fills the maps and attaches it to every interface of the configuration. A program that is
-    /// attached already is replaced in one step, and stays when an interface refuses the new one. `owner` is the user
-    /// whose pins are taken over besides root's.
+    /// Loads the program, fills the maps and attaches it to every interface of the configuration that is here; the others
+    /// may come. A program that is attached already is replaced in one step, and stays when an interface refuses the new
+    /// one. `owner` is the user whose pins are taken over besides root's.
     pub fn open(
         pins: &mut Pins,
         config: &config::Config,
@@ -140,8 +147,12 @@ impl Door {
                 None => error,
             }
         })?;
+        carry::let_finish();
         if let Some(before) = before {
             tables.inherit(&before);
+        }
+        if loaded.replaced.contains(&layout::COUNTERS) {
+            carry::counters(&pins.map(layout::COUNTERS), &pins.next(layout::COUNTERS))?;
         }
         loaded.settle(pins)?;
         for interface in pins.linked()? {
@@ -149,8 +160,12 @@ impl Door {
                 attach::take_off(&interface, pins)?;
             }
         }
-        let removed = pins.remove_stale()?;
-        let interfaces = kernel.interfaces.clone();
+        let mut removed = Vec::new();
+        for folder in pins.others()? {
+            carry::all(&folder, pins, &tables)?;
+            removed.push(pins.remove_other(&folder)?);
+        }
+        let interfaces = Interfaces::new(&kernel.interfaces, kernel.attach);
         let door = Self { pins: pins.clone(), tables, interfaces };
         Ok(Opened { door, attached, removed })
     }
@@ -164,8 +179,10 @@ impl Door {
         if interfaces.is_empty() {
             return Ok(None);
         }
+        pins.check_version()?;
         // No bound: whoever opens a door that was left takes rules back and adds none.
         let tables = Tables::open(|name| MapData::from_pin(pins.map(name)), u32::MAX)?;
+        let interfaces = Interfaces::new(&interfaces, config::Attach::Auto);
         Ok(Some(Self { pins: pins.clone(), tables, interfaces }))
     }
 
@@ -195,11 +212,17 @@ impl Door {
 
     /// What each interface runs at this moment, as the kernel reports it: `None` where nothing does.
     pub fn running(&self) -> Vec<(String, Option<netlink::Mode>)> {
-        let mode = |interface: &String| {
-            let running = attach::running(interface).ok().flatten();
-            (interface.clone(), running.map(|running| running.mode))
-        };
-        self.interfaces.iter().map(mode).collect()
+        self.interfaces().into_iter().map(|seen| (seen.name, seen.mode)).collect()
+    }
+
+    /// Each interface at this moment, with the reason where it runs nothing.
+    pub fn interfaces(&self) -> Vec<Seen> {
+        self.interfaces.seen(&self.pins)
+    }
+
+    /// Attaches to interfaces that have come, and tells what changed since the last time.
+    pub fn look_after(&mut self, now: Instant) -> Vec<Change> {
+        self.interfaces.look_after(&self.pins, now)
     }
 
     /// The rule that the kernel applies to `address`, and what it has met.
@@ -234,10 +257,14 @@ fn switch(
     let kernel = &config.kernel;
     let mut updatable = Vec::new();
     for interface in &kernel.interfaces {
-        if attach::is_updatable(interface, kernel.attach, pins)? {
-            updatable.push(interface);
-        } else {
-            fresh.push(attach::attach(loaded.program()?, interface, kernel.attach, pins)?);
+        match attach::is_updatable(interface, kernel.attach, pins) {
+            Ok(true) => updatable.push(interface),
+            Ok(false) => match attach::attach(loaded.program()?, interface, kernel.attach, pins) {
+                Err(AttachError::Absent { .. }) => {}
+                attached => fresh.push(attached?),
+            },
+            Err(AttachError::Absent { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     tables.write_profiles(&profiles(kernel))?;
@@ -245,7 +272,10 @@ fn switch(
     tables.apply(compiled)?;
     let mut attached: Vec<_> = fresh.iter().map(|fresh| fresh.attached.clone()).collect();
     for interface in updatable {
-        attached.push(attach::update(loaded.program()?, interface, pins)?);
+        match attach::update(loaded.program()?, interface, pins) {
+            Err(AttachError::Absent { .. }) => {}
+            updated => attached.push(updated?),
+        }
     }
     Ok(attached)
 }

@@ -16,6 +16,7 @@ use gateway_common::verdict::Reason;
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
+use super::carry;
 use super::filters::{FiltersV4, FiltersV6};
 use super::guard::{ClearedPair, Compiled};
 use super::mapping::Mapping;
@@ -219,11 +220,10 @@ impl Tables {
     /// All counters, in the order of their reasons.
     pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
         let sum = |index: u32| -> Result<Counter, TablesError> {
-            let values = self.counters.get(&index, 0).map_err(failed(layout::COUNTERS))?;
-            Ok(values.iter().fold(Counter::default(), |sum, value| Counter {
-                packets: sum.packets + value.packets,
-                bytes: sum.bytes + value.bytes,
-            }))
+            let counted = self.counters.get(&index, 0).map_err(failed(layout::COUNTERS))?;
+            let carried = self.counters.get(&(layout::COUNTERS_LEN + index), 0);
+            let carried = carried.map_err(failed(layout::COUNTERS))?;
+            Ok(carry::sum(counted.iter().chain(carried.iter())))
         };
         Reason::ALL
             .into_iter()
