@@ -24,8 +24,10 @@ fn origin(hosts: &Topology) -> Result<Origin> {
 /// A configuration that denies one source on these interfaces.
 fn config(hosts: &Topology, origin: &Origin, interfaces: &[&str]) -> Value {
     let mut config = hosts.config(origin.address);
-    config["kernel"]["interfaces"] = json!(interfaces);
-    config["kernel"]["deny"] = json!([DENIED]);
+    if let Some(kernel) = config.get_mut("kernel").and_then(Value::as_object_mut) {
+        kernel.insert("interfaces".to_owned(), json!(interfaces));
+        kernel.insert("deny".to_owned(), json!([DENIED]));
+    }
     config
 }
 
