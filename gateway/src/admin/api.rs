@@ -189,6 +189,9 @@ pub struct Status {
     pub capabilities: Vec<String>,
     /// Addresses that it listens on.
     pub listen: Vec<String>,
+    /// Those of them whose address no interface has yet.
+    #[serde(default)]
+    pub listen_absent: Vec<String>,
     /// Worker threads.
     pub workers: usize,
     /// The kernel door.

@@ -17,6 +17,10 @@ pub(super) fn run(file: Option<PathBuf>, output: &Output) -> Result<(), Failure>
         false => {
             let kernel = serde_json::to_string(&status.kernel.interfaces).unwrap_or_default();
             let Status { version, config, user, workers, listen, .. } = status;
+            let absent = status.listen_absent.join(", ");
+            if !absent.is_empty() {
+                tracing::warn!(listen = absent, "no interface has these addresses yet");
+            }
             let note = status.kernel.note.as_deref();
             let listen = listen.join(", ");
             tracing::info!(version, config, user, workers, listen, kernel, note, "serving");
@@ -65,6 +69,10 @@ fn banner(status: &Status, file: Option<&Path>) {
     let listen = status.listen.join(", ");
     anstream::eprintln!("gateway {version}, {config}");
     anstream::eprintln!("  listening    {listen} ({workers} workers)");
+    if !status.listen_absent.is_empty() {
+        let absent = status.listen_absent.join(", ");
+        anstream::eprintln!("               no interface has the address of {absent} yet");
+    }
     anstream::eprintln!("  kernel door  {}", door.join("; "));
     anstream::eprintln!("  running as   {user}, {capabilities}");
     if let (None, Some(address)) = (file, status.listen.first()) {

@@ -22,6 +22,10 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
     output.line(&format!("  configuration  {config}"))?;
     output.line(&format!("  user           {user}, {capabilities}"))?;
     output.line(&format!("  listening      {} ({workers} workers)", status.listen.join(", ")))?;
+    if !status.listen_absent.is_empty() {
+        let absent = status.listen_absent.join(", ");
+        output.line(&format!("                 no interface has the address of {absent} yet"))?;
+    }
     output.line(&format!("  kernel door    {}", door(&status.kernel)))?;
     output.line(&format!(
         "  rules          {} deny, {} allow, {} limit, {} protected, {} held back",

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,6 +22,7 @@ use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::request::Snapshot;
+use crate::rules::protected::own_addresses;
 
 pub mod offline;
 pub mod policy;
@@ -64,6 +66,7 @@ pub fn run(path: Option<&Path>, announce: impl FnOnce(&Status)) -> Result<Ended,
     local.block_on(&runtime, async {
         let (control, admin) = started.open()?;
         announce(&control.status().map_err(|refusal| RunError::Failed(refusal.error))?);
+        tell_manager(NotifyState::Ready);
         control.serve(admin).await
     })
 }
@@ -169,6 +172,7 @@ impl Control {
     async fn end(self, signals: &mut Signals) -> Result<Ended, RunError> {
         let Self { config, policy, door, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
+        tell_manager(NotifyState::Stopping);
         door.drain().map_err(RunError::failed)?;
         tokio::select! {
             joined = tokio::task::spawn_blocking(|| door.join()) => {
@@ -291,6 +295,7 @@ impl Control {
             user: self.target.name.clone(),
             capabilities: self.capabilities.iter().map(|name| (*name).to_owned()).collect(),
             listen: self.door.addresses().iter().map(ToString::to_string).collect(),
+            listen_absent: absent(self.door.addresses()),
             workers: self.config.workers,
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
@@ -303,6 +308,23 @@ async fn changed(links: Option<&Links>) {
     match links {
         Some(links) => links.changed().await,
         None => std::future::pending().await,
+    }
+}
+
+/// The addresses that no interface has.
+fn absent(listen: &[SocketAddr]) -> Vec<String> {
+    let own = own_addresses();
+    let is_here = |address: &&SocketAddr| {
+        let ip = address.ip();
+        ip.is_unspecified() || ip.is_loopback() || own.iter().any(|(_, own)| *own == ip)
+    };
+    listen.iter().filter(|address| !is_here(address)).map(ToString::to_string).collect()
+}
+
+/// Tells systemd, if it asked to be told (sd_notify(3)).
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager could not be told");
     }
 }
 

@@ -20,6 +20,8 @@ use crate::rules::{Rule, Until};
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
 const FILE: &str = "gateway.redb";
+/// What the gateway puts into `state.dir`.
+pub const FILES: [&str; 1] = [FILE];
 
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]
@@ -156,13 +158,9 @@ impl Store {
         transaction.commit().map_err(|error| self.failed(error))
     }
 
-    /// Hands the directory and the file to the user that the daemon becomes.
+    /// Hands the file to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
-        let paths = [self.path.parent().unwrap_or(&self.path), &self.path];
-        for path in paths {
-            chown(path, Some(user), Some(group)).map_err(|source| io_error(path, source))?;
-        }
-        Ok(())
+        chown(&self.path, Some(user), Some(group)).map_err(|source| io_error(&self.path, source))
     }
 
     fn stored(&self, rule: &Rule) -> Stored {
