@@ -81,8 +81,8 @@ impl Host {
         Ok(address)
     }
 
-    /// A host that has no link to a gateway yet. `number` is the third byte of its addresses; 1 to 3 are taken where there
-    /// is a [`Topology`].
+    /// A host that has no link to a gateway yet. `number` is the third byte of its addresses; 1 to 3 are taken where
+    /// there is a [`Topology`].
     pub fn new(role: &str, interface: &'static str, number: u8) -> Result<Self> {
         Ok(Self { namespace: Namespace::new(role)?, gateway_interface: interface, number })
     }

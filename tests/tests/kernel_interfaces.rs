@@ -233,7 +233,7 @@ fn one_in_another_namespace_is_refused_with_its_name() -> Result {
 
     gateway.kill9()?;
     let refusal = gateway.start_refused()?;
-    refusal.refused(1, &format!("guest0: it is in the network namespace {}", elsewhere.name()))?;
+    refusal.refused(1, &format!("guest0 is in the network namespace {}", elsewhere.name()))?;
     refusal.refused(1, "kernel.interfaces")?;
     assert!(!passes(&hosts.gateway, &hosts.attacker, DENIED)?, "what was enforced stays");
 
@@ -242,6 +242,12 @@ fn one_in_another_namespace_is_refused_with_its_name() -> Result {
     let listing =
         elsewhere.output(std::process::Command::new("ip").args(["link", "show", "guest0"]))?;
     assert!(!String::from_utf8(listing.stdout)?.contains("xdp"), "taken off there, too");
+
+    // One that never was here.
+    gateway.stop()?;
+    gateway.write_config(config(&hosts, &origin, &names))?;
+    gateway.start_refused()?.refused(1, "guest0 netns 1")?;
+    assert!(!passes(&hosts.gateway, &hosts.attacker, DENIED)?, "what was enforced stays");
     Ok(())
 }
 

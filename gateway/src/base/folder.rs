@@ -55,7 +55,8 @@ pub fn prepare(
     }
 }
 
-/// Refuses a folder where others than root, this process and `user` may have put something. One that is not there passes.
+/// Refuses a folder where others than root, this process and `user` may have put something. One that is not there
+/// passes.
 pub fn check(folder: &Path, user: u32) -> Result<(), FolderError> {
     let path = || folder.display().to_string();
     let found = match fs::symlink_metadata(folder) {

@@ -33,6 +33,19 @@ pub enum AttachError {
         /// Where it is instead.
         absence: Absence,
     },
+    /// It is in a network namespace that has a name.
+    #[error(
+        "{interface} is in the network namespace {namespace}, not in the gateway's: start the \
+         gateway there (`nsenter --net=/run/netns/{namespace} gateway run FILE`), move it to the \
+         host's (`ip -n {namespace} link set dev {interface} netns 1`) or take it out of \
+         kernel.interfaces"
+    )]
+    Elsewhere {
+        /// The name.
+        interface: String,
+        /// The namespace's.
+        namespace: String,
+    },
     /// Another program has the interface.
     #[error(
         "{interface} already runs XDP program {program}, which is not the gateway's: take it off \
@@ -93,28 +106,22 @@ pub enum Absence {
     Gone,
     /// Here, under another name.
     Renamed(String),
-    /// In the network namespace of this name, where it was found, or in another one, where its link tells that it went.
-    Elsewhere(Option<String>),
+    /// In another network namespace, as its link tells.
+    Moved,
 }
 
 impl fmt::Display for Absence {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gone => {
-                write!(formatter, "there is no such interface here, only {}", names_here())?;
-                formatter.write_str("; it is attached to as soon as it appears")
+                write!(formatter, "there is no such interface here, only {}; ", names_here())?;
+                formatter.write_str("it is attached to as soon as it appears")
             }
             Self::Renamed(name) => write!(
                 formatter,
-                "it is called {name} now, where its program goes on: name it so in kernel.interfaces"
+                "it is called {name} now and keeps its program: name it so in kernel.interfaces"
             ),
-            Self::Elsewhere(Some(namespace)) => write!(
-                formatter,
-                "it is in the network namespace {namespace}, where this gateway cannot enforce: move it here \
-                 (`ip -n {namespace} link set dev NAME netns 1` for the host's own), start the gateway there \
-                 (`nsenter --net=/run/netns/{namespace} gateway run ...`) or take it out of kernel.interfaces"
-            ),
-            Self::Elsewhere(None) => formatter.write_str(
+            Self::Moved => formatter.write_str(
                 "it was moved to another network namespace, where its program goes on enforcing: move it back, or \
                  take it out of kernel.interfaces, which takes the program off",
             ),
@@ -150,7 +157,7 @@ pub fn absence(interface: &str, pins: &Pins) -> Option<Absence> {
         |name: &String| matches!(running(name), Ok(Some(found)) if found.program == target.program);
     Some(match renamed.filter(runs) {
         Some(name) => Absence::Renamed(name),
-        None => Absence::Elsewhere(None),
+        None => Absence::Moved,
     })
 }
 
@@ -158,17 +165,11 @@ pub fn absence(interface: &str, pins: &Pins) -> Option<Absence> {
 /// may come.
 pub fn check(interface: &str, pins: &Pins) -> Result<(), AttachError> {
     if let Some(absence) = absence(interface, pins) {
-        let absence = match (absence, namespace_of(interface)) {
-            (Absence::Gone | Absence::Elsewhere(_), Some(namespace)) => {
-                Absence::Elsewhere(Some(namespace))
-            }
-            (absence, _) => absence,
-        };
-        return match absence {
-            Absence::Gone | Absence::Renamed(_) => Ok(()),
-            Absence::Elsewhere(_) => {
-                Err(AttachError::Absent { interface: interface.to_owned(), absence })
-            }
+        let interface = interface.to_owned();
+        return match (absence, namespace_of(&interface)) {
+            (Absence::Renamed(_), _) | (Absence::Gone, None) => Ok(()),
+            (_, Some(namespace)) => Err(AttachError::Elsewhere { interface, namespace }),
+            (absence @ Absence::Moved, None) => Err(AttachError::Absent { interface, absence }),
         };
     }
     let Some(found) = running(interface)? else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! Interfaces that come and go: a VPN, a bond, a card that is slow to start. Each is attached to when it is there, tried
-//! again where that was refused, and reported meanwhile; none stands in another's way.
+//! Interfaces that come and go: a VPN, a bond, a card that is slow to start. Each is attached to when it is there,
+//! tried again where that was refused, and reported meanwhile; none stands in another's way.
 
 use std::time::{Duration, Instant};
 

@@ -92,9 +92,9 @@ pub struct Opened {
 }
 
 impl Door {
-    /// Loads the program, fills the maps and attaches it to every interface of the configuration that is here; the others
-    /// may come. A program that is attached already is replaced in one step, and stays when an interface refuses the new
-    /// one. `owner` is the user whose pins are taken over besides root's.
+    /// Loads the program, fills the maps and attaches it to every interface of the configuration that is here; the
+    /// others may come. A program that is attached already is replaced in one step, and stays when an interface refuses
+    /// the new one. `owner` is the user whose pins are taken over besides root's.
     pub fn open(
         pins: &mut Pins,
         config: &config::Config,

@@ -1,5 +1,5 @@
-//! Asks the kernel which XDP program an interface runs, and in which mode. What was wished for is not what is shown. And
-//! listens for interfaces that come and go.
+//! Asks the kernel which XDP program an interface runs, and in which mode. What was wished for is not what is shown.
+//! And listens for interfaces that come and go.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
