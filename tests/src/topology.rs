@@ -9,11 +9,15 @@
 //! The attacker's link also carries 198.18.0.0/15 and fd00:bad::/32, so that it can send from many sources.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Result;
 use crate::namespace::Namespace;
+use crate::{Result, wait_for};
+
+const LINK: Duration = Duration::from_secs(10);
 
 /// Where the gateway serves.
 pub const PORT: u16 = 8080;
@@ -109,14 +113,19 @@ impl Host {
         ))
     }
 
-    /// Lets packets through the link.
+    /// Lets packets through the link, and waits until both ends send: before, the kernel drops what is sent.
     pub fn up(&self, gateway: &Namespace) -> Result {
         gateway.ip(&format!("link set {} up", self.gateway_interface))?;
         self.namespace.ip(&format!(
             "route add default via {}\nroute add ::/0 via {}",
             self.gateway_v4(),
             self.gateway_v6(),
-        ))
+        ))?;
+        for (namespace, interface) in [(&self.namespace, "eth0"), (gateway, self.gateway_interface)]
+        {
+            wait_for("the link", LINK, || Ok(is_up(namespace, interface)?.then_some(())))?;
+        }
+        Ok(())
     }
 
     fn join(gateway: &Namespace, role: &str, interface: &'static str, number: u8) -> Result<Self> {
@@ -168,6 +177,13 @@ impl Topology {
             "routes": [{"match": {"path": "/{rest*}"}, "upstream": "origin"}],
         })
     }
+}
+
+fn is_up(namespace: &Namespace, interface: &str) -> Result<bool> {
+    let listing =
+        namespace.output(Command::new("ip").args(["-json", "link", "show", "dev", interface]))?;
+    let links: Value = serde_json::from_slice(&listing.stdout)?;
+    Ok(links.pointer("/0/operstate").and_then(Value::as_str) == Some("UP"))
 }
 
 fn mac_text(mac: [u8; 6]) -> String {
