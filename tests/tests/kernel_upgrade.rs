@@ -137,7 +137,7 @@ fn a_refused_start_leaves_what_another_version_enforces() -> Result {
 }
 
 /// The counters of a newer version have more reasons, those of an older one fewer, and the first of all had no half for
-/// what was carried.
+/// what was carried. A map with two halves says at its end how they are made.
 #[test]
 fn counters_of_another_length_are_added_up_by_reason() -> Result {
     require_root()?;
@@ -146,9 +146,11 @@ fn counters_of_another_length_are_added_up_by_reason() -> Result {
     let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
     let ours = Reason::ALL.len() as u32;
     let runs = COUNTERS_LEN / ours;
-    for (abi, halves, runs, theirs) in
-        [(ABI + 1, 2, runs, ours + 3), (ABI - 1, 2, runs, Reason::Deny as u32 + 1), (ABI, 1, 2, 12)]
-    {
+    for (abi, halves, runs, theirs) in [
+        (ABI + 1, 2, runs + 2, ours + 3),
+        (ABI - 1, 2, runs, Reason::Deny as u32 + 1),
+        (ABI, 1, 2, 12),
+    ] {
         gateway.start()?;
         gateway.stop()?;
         if abi != ABI {
@@ -156,11 +158,17 @@ fn counters_of_another_length_are_added_up_by_reason() -> Result {
         }
         let pin = folder(&gateway, abi).join(layout::COUNTERS);
         fs::remove_file(&pin)?;
-        let definition = aya_obj::Map::new_from_params(6, 4, 16, halves * runs * theirs, 0);
+        let definition =
+            aya_obj::Map::new_from_params(6, 4, 16, halves * runs * theirs + halves - 1, 0);
         MapData::create(definition, layout::COUNTERS, None)?.pin(&pin)?;
         let map = Map::from_map_data(MapData::from_pin(&pin)?)?;
         let mut counters = PerCpuArray::<_, Counter>::try_from(map)?;
         let shares = counters.get(&0, 0)?.len();
+        if halves == 2 {
+            let mut shape = vec![Counter::default(); shares];
+            shape[0] = Counter { packets: runs.into(), bytes: theirs.into() };
+            counters.set(halves * runs * theirs, PerCpuValues::try_from(shape)?, 0)?;
+        }
         // Every CPU counted one packet of a deny, and as much was carried before; so did what only they may know.
         for reason in [Reason::Deny as u32, theirs - 1] {
             for half in 0..halves {

@@ -55,9 +55,6 @@ pub enum DoorError {
     /// The maps.
     #[error(transparent)]
     Tables(#[from] TablesError),
-    /// What other maps had counted.
-    #[error(transparent)]
-    Carry(#[from] carry::CarryError),
     /// What was done could not be undone.
     #[error("{0}; and {1}")]
     Half(Box<DoorError>, String),
@@ -152,9 +149,11 @@ impl Door {
             tables.inherit(&before);
         }
         if loaded.replaced.contains(&layout::COUNTERS) {
-            carry::counters(&pins.map(layout::COUNTERS), &pins.next(layout::COUNTERS))?;
+            let (from, into) = (pins.map(layout::COUNTERS), pins.next(layout::COUNTERS));
+            carry::log(carry::counters(&from, &into));
         }
         loaded.settle(pins)?;
+        carry::log(carry::describe(&pins.map(layout::COUNTERS)));
         for interface in pins.linked()? {
             if !kernel.interfaces.contains(&interface) {
                 attach::take_off(&interface, pins)?;
