@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use gateway::kernel::netlink::Links;
 use harness::frames::{Path, Sender};
 use harness::gateway::Gateway;
 use harness::namespace::Namespace;
@@ -88,6 +89,23 @@ fn one_that_comes_late_lets_not_even_its_first_packet_slip() -> Result {
     assert_eq!(gateway.kernel_packets("deny")?, 1);
     assert_eq!(told(&gateway, "late0", "nothing to attach to"), 1, "{}", gateway.log());
     assert_eq!(told(&gateway, "late0", "attached"), 1, "{}", gateway.log());
+    Ok(())
+}
+
+/// Without them, a second may pass until the gateway looks.
+#[test]
+fn the_kernel_tells_of_links_at_once() -> Result {
+    require_root()?;
+    let host = Namespace::new("news")?;
+    let told = host.enter(|| -> Result<_> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let links = Links::listen()?;
+            host.ip("link add news0 type veth peer name news1")?;
+            Ok(tokio::time::timeout(PATIENCE, links.changed()).await)
+        })
+    })??;
+    assert_eq!(told, Ok(()));
     Ok(())
 }
 

@@ -66,8 +66,8 @@ impl Shape {
         Ok(fits.then_some(Self { halves: 2, runs, reasons }))
     }
 
-    /// Each counter, and the one of ours that it is carried to: of the same reason and run, or where we know no such run
-    /// of the first of its kind.
+    /// Each counter, and the one of ours that it is carried to: of the same reason and run, or where we know no such
+    /// run of the first of its kind.
     fn pairs(self) -> impl Iterator<Item = (u32, u32)> {
         let ours = Self::OURS;
         (0..self.counters()).filter_map(move |index| {
