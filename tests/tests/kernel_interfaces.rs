@@ -1,6 +1,6 @@
 //! Interfaces that come late, go, return, change their names or their namespaces, and carry frames larger than a page.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use gateway::kernel::netlink::Links;
@@ -36,8 +36,7 @@ fn config(hosts: &Topology, origin: &Origin, interfaces: &[&str]) -> Value {
 fn passes(gateway: &Namespace, host: &Host, source: &str) -> Result<bool> {
     let source: IpAddr = source.parse()?;
     let frame = Path::new(host, source).udp(UDP_PORT, b"x")?;
-    let socket = gateway.enter(|| UdpSocket::bind(("::", UDP_PORT)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let socket = gateway.datagrams(UDP_PORT)?;
     Sender::new(host)?.send(&frame)?;
     Ok(socket.recv_from(&mut [0; 16]).is_ok())
 }
@@ -284,8 +283,7 @@ fn frames_of_nine_thousand_bytes_meet_the_same_verdicts_in_native_mode() -> Resu
     let mut gateway = Gateway::new(&hosts.gateway, config)?;
     gateway.start()?;
     assert_eq!(gateway.modes()?, [("to_attacker".to_owned(), "native".to_owned())]);
-    let socket = hosts.gateway.enter(|| UdpSocket::bind(("::", UDP_PORT)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let socket = hosts.gateway.datagrams(UDP_PORT)?;
     let sender = Sender::new(attacker)?;
     let mut buffer = vec![0; MTU];
     for (source, denied, headers) in [

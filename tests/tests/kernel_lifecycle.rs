@@ -1,7 +1,7 @@
 //! Enforcement and the process: what outlives it, what it takes over, what it refuses, and how it is ended for good.
 
 use std::fs::{self, Permissions};
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -26,8 +26,7 @@ fn origin(hosts: &Topology) -> Result<Origin> {
 
 /// Sends one datagram from `source` through the attacker's link and says whether it reaches a socket on the gateway.
 fn passes(hosts: &Topology, source: &str) -> Result<bool> {
-    let socket = hosts.gateway.enter(|| UdpSocket::bind(("::", UDP_PORT)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let socket = hosts.gateway.datagrams(UDP_PORT)?;
     let source: IpAddr = source.parse()?;
     Sender::new(&hosts.attacker)?.send(&Path::new(&hosts.attacker, source).udp(UDP_PORT, b"x")?)?;
     Ok(socket.recv_from(&mut [0; 16]).is_ok())
@@ -75,8 +74,7 @@ fn a_restart_leaves_no_moment_without_enforcement() -> Result {
     let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
     gateway.start()?;
     gateway.cli(&["deny", "add", DENIED])?.ok()?;
-    let socket = hosts.gateway.enter(|| UdpSocket::bind(("::", UDP_PORT)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let socket = hosts.gateway.datagrams(UDP_PORT)?;
     let frame = Path::new(&hosts.attacker, DENIED.parse()?).udp(UDP_PORT, b"x")?;
     let sender = Sender::new(&hosts.attacker)?;
     let before = gateway.kernel_packets("deny")?;

@@ -2,7 +2,7 @@
 //! source passes meanwhile, and no count is lost.
 
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -53,8 +53,7 @@ fn hits(gateway: &Gateway<'_>) -> Result<u64> {
 /// Sends datagrams of the denied source while `work` runs. Answers how many, none of which may have arrived.
 fn under_flood(hosts: &Topology, work: impl FnOnce() -> Result) -> Result<u64> {
     const PACKETS_MAX: u64 = 100_000;
-    let socket = hosts.gateway.enter(|| UdpSocket::bind(("::", UDP_PORT)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let socket = hosts.gateway.datagrams(UDP_PORT)?;
     let frame = Path::new(&hosts.attacker, DENIED.parse()?).udp(UDP_PORT, b"x")?;
     let sender = Sender::new(&hosts.attacker)?;
     let ending = AtomicBool::new(false);
@@ -133,6 +132,30 @@ fn a_refused_start_leaves_what_another_version_enforces() -> Result {
     gateway.write_config(config)?;
     under_flood(&hosts, || gateway.start())?;
     assert_eq!(names(&gateway.pins())?, [format!("abi-{ABI}"), "links".to_owned()]);
+    Ok(())
+}
+
+#[test]
+fn a_change_of_size_keeps_every_count_as_it_is() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["deny"] = json!([DENIED]);
+    let mut gateway = Gateway::new(&hosts.gateway, config.clone())?;
+    gateway.start()?;
+    let mut sent = 0;
+    for (size, value) in [("max_sources", 1000), ("max_rules", 1000), ("max_rules", 100_000)] {
+        config["kernel"][size] = json!(value);
+        gateway.write_config(config.clone())?;
+        sent += under_flood(&hosts, || {
+            gateway.cli(&["reload"])?.ok()?;
+            // A reload alone is soon done.
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(())
+        })?;
+        assert_eq!((gateway.kernel_packets("deny")?, hits(&gateway)?), (sent, sent), "{size}");
+    }
     Ok(())
 }
 

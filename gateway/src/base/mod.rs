@@ -8,4 +8,5 @@ pub mod folder;
 pub mod id;
 pub mod netlink;
 pub mod prefix;
+pub mod text;
 pub mod time;

@@ -138,7 +138,7 @@ pub fn all(folder: &Path, pins: &Pins, tables: &Tables) -> Result<(), PinsError>
             false => MapData::from_pin(pins.map(name)),
         };
         match Tables::open(find, u32::MAX) {
-            Ok(before) => tables.inherit(&before),
+            Ok(before) => tables.rules.inherit(&before.rules),
             Err(error) => tracing::error!(%error, "what rules have met starts anew"),
         }
     }
