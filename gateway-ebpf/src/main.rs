@@ -11,13 +11,15 @@ mod account;
 mod admit;
 mod classify;
 mod clock;
+mod host;
+mod hygiene;
 mod kernel;
 mod maps;
 mod memory;
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use gateway_common::packet::{Frame, Packet, Transport, parse};
+use gateway_common::packet::{Frame, parse};
 use gateway_common::rule::Action;
 use gateway_common::source::SourceKey;
 use gateway_common::verdict::Reason;
@@ -36,21 +38,28 @@ fn gateway(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn decide(ctx: &XdpContext) -> Reason {
-    let packet = match parse(&Memory::of(ctx)) {
+    let packet = match parse(&Memory::of(ctx), hygiene::is_strict(ctx)) {
         Frame::NotIp => return Reason::NotIp,
         Frame::Unparsed => return Reason::Unparsed,
         Frame::Neighbour => return Reason::Neighbour,
         Frame::Ip(packet) => packet,
     };
-    let Packet { source, transport } = packet;
-    let bucket = SourceKey::packets(source, maps::source_mask_v6());
-    let Ruling { action, profile } = classify(source);
-    match action {
-        Some(Action::Deny) => Reason::Deny,
-        Some(Action::Reset) => Reason::Reset,
-        _ if transport == Transport::MALFORMED => Reason::Malformed,
-        Some(Action::Allow) => Reason::Allow,
-        Some(Action::Limit) => admit(&bucket, transport, profile).unwrap_or(Reason::WithinLimit),
-        None => admit(&bucket, transport, profile).unwrap_or(Reason::NoRule),
+    if hygiene::is_from_nowhere(ctx, packet) {
+        return Reason::Martian;
     }
+    let (source, transport) = (packet.source(), packet.transport);
+    let bucket = SourceKey::packets(source, maps::source_mask_v6());
+    let ruling = classify(source);
+    let Ruling { action, profile } = ruling;
+    let passed = match action {
+        Some(Action::Deny) => return Reason::Deny,
+        Some(Action::Reset) => return Reason::Reset,
+        _ if transport.is_malformed() => return Reason::Malformed,
+        _ if let Some(reason) = hygiene::check(ctx, transport, &ruling) => return reason,
+        Some(Action::Allow) => return Reason::Allow,
+        Some(Action::Limit) => Reason::WithinLimit,
+        None => Reason::NoRule,
+    };
+    let reason = admit(&bucket, transport, profile).unwrap_or(passed);
+    host::admit(transport, reason)
 }

@@ -152,7 +152,7 @@ impl Model {
 }
 
 fn load() -> Trial {
-    let on = Switches { rules: true, buckets: true, dry_run: false, ipv6_source_length: 64 };
+    let on = Switches { buckets: true, ..Switches::RULES };
     let loaded = Trial::load(on, SMALL);
     loaded.unwrap_or_else(|error| panic!("loading an XDP program takes root: {error}"))
 }

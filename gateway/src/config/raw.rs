@@ -78,6 +78,8 @@ pub(super) struct RawKernel {
     pub(super) max_rules: u64,
     /// Sources whose buckets the kernel remembers.
     pub(super) max_sources: u64,
+    pub(super) hygiene: RawHygiene,
+    pub(super) host_limits: RawHostLimits,
     /// Bits of an IPv6 address that tell one source from another.
     pub(super) ipv6_source_length: u64,
 }
@@ -100,9 +102,39 @@ impl Default for RawKernel {
             limits: Vec::new(),
             max_rules: gateway_common::layout::RULES_DEFAULT.into(),
             max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
+            hygiene: RawHygiene::default(),
+            host_limits: RawHostLimits::default(),
             ipv6_source_length: 64,
         }
     }
+}
+
+/// What is dropped because nothing honest sends it.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawHygiene {
+    /// TCP with flags that no state of it sends.
+    pub(super) tcp_flags: bool,
+    /// Sources that cannot be, and the host's own addresses.
+    pub(super) martian: bool,
+    /// Headers that contradict themselves, each other or the frame.
+    pub(super) malformed: bool,
+}
+
+impl Default for RawHygiene {
+    fn default() -> Self {
+        Self { tcp_flags: true, martian: true, malformed: true }
+    }
+}
+
+/// What the host as a whole takes of what no source's bucket holds. Default: everything.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawHostLimits {
+    /// A rate of UDP packets to ports that are not protected.
+    pub(super) udp: Option<String>,
+    /// A rate of fragments.
+    pub(super) fragments: Option<String>,
 }
 
 /// Which XDP mode to ask for.

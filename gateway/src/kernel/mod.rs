@@ -11,13 +11,14 @@ use gateway_common::layout::{Hits, Profile};
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::base::time::BootTime;
+use crate::base::time::{BootTime, Now};
 use crate::config::{self, ProtectedPorts};
 use crate::rules::classify::Entry;
 
 pub mod attach;
 pub mod filters;
 pub mod guard;
+pub mod host;
 pub mod mapping;
 pub mod netlink;
 pub mod object;
@@ -29,6 +30,7 @@ pub mod trial;
 
 use attach::{AttachError, Attached, Fresh};
 use guard::Compiled;
+use host::Host;
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
 use tables::{Count, Tables, TablesError};
@@ -71,6 +73,7 @@ impl DoorError {
 pub struct Door {
     pins: Pins,
     tables: Tables,
+    host: Host,
     interfaces: Vec<String>,
 }
 
@@ -126,6 +129,7 @@ impl Door {
             false => pins.map(name),
         };
         let mut tables = Tables::open(|name| MapData::from_pin(path(name)), kernel.max_rules)?;
+        let mut host = Host::open(|name| MapData::from_pin(path(name)))?;
         let before = match loaded.replaced.as_slice() {
             [] => None,
             _ => Tables::open(|name| MapData::from_pin(pins.map(name)), kernel.max_rules).ok(),
@@ -133,6 +137,7 @@ impl Door {
         tables.check(compiled)?;
         let mut fresh = Vec::new();
         let switched = switch(&mut loaded, &mut tables, &mut fresh, (pins, config, compiled));
+        host.vouch(Now::read().boot)?;
         let attached = switched.map_err(|error| {
             let undone = fresh.iter().rev().filter_map(|fresh| fresh.undo(pins).err());
             match undone.reduce(|all, one| format!("{all}; {one}")) {
@@ -151,7 +156,7 @@ impl Door {
         }
         let removed = pins.remove_stale()?;
         let interfaces = kernel.interfaces.clone();
-        let door = Self { pins: pins.clone(), tables, interfaces };
+        let door = Self { pins: pins.clone(), tables, host, interfaces };
         Ok(Opened { door, attached, removed })
     }
 
@@ -166,7 +171,8 @@ impl Door {
         }
         // No bound: whoever opens a door that was left takes rules back and adds none.
         let tables = Tables::open(|name| MapData::from_pin(pins.map(name)), u32::MAX)?;
-        Ok(Some(Self { pins: pins.clone(), tables, interfaces }))
+        let host = Host::open(|name| MapData::from_pin(pins.map(name)))?;
+        Ok(Some(Self { pins: pins.clone(), tables, host, interfaces }))
     }
 
     /// Makes the kernel enforce what differs between two sets of rules, and leaves all others.
@@ -181,6 +187,11 @@ impl Door {
     /// Makes the kernel enforce exactly these rules.
     pub fn apply(&mut self, compiled: &Compiled) -> Result<(), TablesError> {
         self.tables.apply(compiled)
+    }
+
+    /// Says that the rules for the host's own addresses are right at `now`.
+    pub fn vouch(&mut self, now: BootTime) -> Result<(), TablesError> {
+        self.host.vouch(now)
     }
 
     /// What the maps cost the host (unit: bytes).
@@ -259,6 +270,9 @@ fn switches(kernel: &config::Kernel) -> Switches {
         buckets,
         dry_run: kernel.dry_run,
         ipv6_source_length: kernel.ipv6_source_length,
+        hygiene: kernel.hygiene,
+        spare_loopback: kernel.interfaces.iter().any(|interface| interface == "lo"),
+        host_limits: kernel.host_limits,
     }
 }
 

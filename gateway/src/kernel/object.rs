@@ -17,9 +17,14 @@ use thiserror::Error;
 
 use super::pins::{Pins, PinsError};
 use super::tables::chain;
+use crate::config::{HostLimits, Hygiene};
 
 /// What `cargo xtask ebpf` built; a test holds it against the hash of its sources.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../gateway-ebpf/prebuilt/gateway.bpf.o");
+
+/// Index of the loopback interface in every network namespace (LOOPBACK_IFINDEX of the kernel's
+/// include/net/flow.h, which it insists on).
+const LOOPBACK_INDEX: u32 = 1;
 
 /// Name of the program's pin.
 pub const PROGRAM_PIN: &str = "program";
@@ -109,6 +114,25 @@ pub struct Switches {
     pub dry_run: bool,
     /// Bits of an IPv6 address that tell one source's buckets from another's (1 to 64).
     pub ipv6_source_length: u8,
+    /// What is dropped because nothing honest sends it.
+    pub hygiene: Hygiene,
+    /// Spare the loopback interface that.
+    pub spare_loopback: bool,
+    /// The buckets of the host as a whole.
+    pub host_limits: HostLimits,
+}
+
+impl Switches {
+    /// Rules and nothing else.
+    pub const RULES: Self = Self {
+        rules: true,
+        buckets: false,
+        dry_run: false,
+        ipv6_source_length: 64,
+        hygiene: Hygiene::OFF,
+        spare_loopback: false,
+        host_limits: HostLimits::NONE,
+    };
 }
 
 /// The program in the kernel, not yet attached.
@@ -154,7 +178,13 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         rules: u32::from(switches.rules),
         buckets: u32::from(switches.buckets),
         dry_run: u32::from(switches.dry_run),
+        tcp_flags: u32::from(switches.hygiene.tcp_flags),
+        martian: u32::from(switches.hygiene.martian),
+        malformed: u32::from(switches.hygiene.malformed),
+        loopback: if switches.spare_loopback { LOOPBACK_INDEX } else { 0 },
         reserved: 0,
+        host_udp: switches.host_limits.udp,
+        host_fragments: switches.host_limits.fragments,
     }
 }
 

@@ -468,14 +468,14 @@ fn mapping(map: &'static str, data: &MapData) -> Result<Mapping, TablesError> {
     Mapping::new(data.fd(), bytes).map_err(|source| TablesError::Memory { map, source })
 }
 
-fn open_as<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn open_as<T: TryFrom<Map, Error = MapError>>(
     name: &'static str,
     data: MapData,
 ) -> Result<T, TablesError> {
     Map::from_map_data(data).and_then(T::try_from).map_err(failed(name))
 }
 
-fn failed(map: &'static str) -> impl Fn(MapError) -> TablesError {
+pub(super) fn failed(map: &'static str) -> impl Fn(MapError) -> TablesError {
     move |source| TablesError::Map { map, source }
 }
 

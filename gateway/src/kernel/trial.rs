@@ -1,19 +1,23 @@
 //! The program in the kernel, attached to nothing and pinned nowhere: for tests of its verdicts and for measurements.
 //! What is written here enforces nothing.
 
+use std::net::IpAddr;
+
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::{ProgramError, Xdp};
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::{self, Hits, Profile};
-use gateway_common::rule::{Action, Origin};
+use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 use gateway_common::source::SourceKey;
 use gateway_common::table::{Head, Span};
 use ipnet::IpNet;
 
 use super::DoorError;
+use super::host::Host;
 use super::object::{Capacity, LoadError, Switches, load_apart};
 use super::tables::{Count, Tables, TablesError};
+use crate::base::time::BootTime;
 
 /// The program and its maps.
 pub struct Trial {
@@ -67,6 +71,17 @@ impl Trial {
     /// Takes the rules of a prefix out.
     pub fn remove(&mut self, prefix: IpNet) {
         self.tables.remove(prefix);
+    }
+
+    /// Writes a rule for an address as one of the host's own.
+    pub fn own(&mut self, address: IpAddr) -> Result<(), TablesError> {
+        let head = Head::new(Action::Allow, Origin::Protected, OWN_ADDRESS, false);
+        self.tables.put(IpNet::from(address), (head, Span::ALWAYS), None)
+    }
+
+    /// Says that the rules for the host's own addresses are right at `now`.
+    pub fn vouch(&self, now: BootTime) -> Result<(), TablesError> {
+        Host::open(|name| self.map(name))?.vouch(now)
     }
 
     /// Writes the packet buckets of all profiles, the default one first.

@@ -149,7 +149,7 @@ impl Subject {
 fn load(rules: usize, buckets: bool) -> Result<Trial> {
     let rules = u32::try_from(rules)?.max(layout::RULES_DEFAULT);
     let capacity = Capacity { rules, sources: layout::BUCKETS_DEFAULT };
-    let switches = Switches { rules: true, buckets, dry_run: false, ipv6_source_length: 64 };
+    let switches = Switches { buckets, ..Switches::RULES };
     Ok(Trial::load(switches, capacity)?)
 }
 
