@@ -1,6 +1,7 @@
 //! What no honest packet looks like: flags that no state of TCP sends, and sources that cannot be.
 //!
-//! It refuses only what the host's own stack, left as it comes, would refuse further on: then dropping it here harms nobody.
+//! It owns what is possible, and refuses little that the host's own stack, or its connection tracking, would not refuse
+//! further on: dropping that here harms nobody.
 
 use crate::packet::Transport;
 use crate::source::{Source, V6};
@@ -106,7 +107,9 @@ mod tests {
     fn hosts_without_an_address_are_heard() {
         let unspecified = [Source::V4(0), Source::V6(V6 { high: 0, low: 0 })];
         for source in unspecified {
-            assert!(!is_martian(source, Transport::udp(67)) && is_martian(source, Transport::udp(68)));
+            assert!(
+                !is_martian(source, Transport::udp(67)) && is_martian(source, Transport::udp(68))
+            );
             assert!(!is_martian(source, Transport::MEMBERSHIP));
             assert!(is_martian(source, Transport::tcp(67, 2)));
         }

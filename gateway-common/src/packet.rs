@@ -184,8 +184,9 @@ const ICMPV6: u8 = 58;
 
 /// Reads a frame that starts with its Ethernet header.
 ///
-/// `strict` also finds malformed what the host's own stack would refuse: versions and lengths that contradict each other
-/// or the frame, fragments that end beyond the longest packet, and what overlaps the flags of TCP (RFC 1858, section 4).
+/// `strict` also finds malformed what the host's own stack would refuse: versions and lengths that contradict each
+/// other or the frame, fragments that end beyond the longest packet; and those that overlap the flags of TCP (RFC
+/// 1858, section 4).
 #[inline(always)]
 pub fn parse<R: Reader + ?Sized>(frame: &R, strict: bool) -> Frame {
     let mut at = ETHERTYPE_OFFSET;

@@ -1,6 +1,5 @@
 //! What is dropped because nothing honest sends it, whoever the source. A switch each, and none of it on the loopback
 //! interface, whose packets come from the host itself.
-#![expect(unsafe_code, reason = "the context is a raw address")]
 
 use aya_ebpf::programs::XdpContext;
 use gateway_common::hygiene::{is_impossible, is_martian};
@@ -50,6 +49,5 @@ fn is_own(ruling: &Ruling) -> bool {
 #[inline(always)]
 fn is_spared(ctx: &XdpContext) -> bool {
     let loopback = maps::loopback();
-    // SAFETY: the context is the one that the kernel called this program with.
-    loopback != 0 && unsafe { (*ctx.ctx).ingress_ifindex } == loopback
+    loopback != 0 && ctx.ingress_ifindex() == loopback as usize
 }

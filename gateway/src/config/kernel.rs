@@ -12,9 +12,7 @@ use super::diagnostic::suggestion;
 use super::raw::{RawAttach, RawHostLimits, RawHygiene, RawKernel, RawOnExit, RawProtectedPorts};
 use super::tree::shorten;
 use super::value::{absolute_path, count, name, one_prefix, ports, prefixes, rate};
-use super::{
-    Attach, HostLimits, Hygiene, Kernel, OnExit, Profile, ProtectedPorts, SourceLimit,
-};
+use super::{Attach, HostLimits, Hygiene, Kernel, OnExit, Profile, ProtectedPorts, SourceLimit};
 use crate::base::prefix::display;
 
 /// The kernel's IFNAMSIZ without its final zero.
