@@ -26,8 +26,7 @@ use ipnet::IpNet;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
-const CLEAN: Hygiene = Hygiene { tcp_flags: true, martian: true, malformed: true };
-const ON: Switches = Switches { hygiene: CLEAN, ..Switches::RULES };
+const ON: Switches = Switches { hygiene: Hygiene::ON, ..Switches::RULES };
 const SMALL: Capacity = Capacity { rules: 1024, sources: 1024 };
 
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));

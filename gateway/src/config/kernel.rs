@@ -2,6 +2,7 @@
 //! addresses that nobody may block.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::PROFILES_MAX;
@@ -9,10 +10,11 @@ use ipnet::IpNet;
 
 use super::at::At;
 use super::diagnostic::suggestion;
-use super::raw::{RawAttach, RawHostLimits, RawHygiene, RawKernel, RawOnExit, RawProtectedPorts};
+use super::lists::Lists;
+use super::raw::{RawAttach, RawHostLimits, RawKernel, RawOnExit, RawProtectedPorts};
 use super::tree::shorten;
 use super::value::{absolute_path, count, name, one_prefix, ports, prefixes, rate};
-use super::{Attach, HostLimits, Hygiene, Kernel, OnExit, Profile, ProtectedPorts, SourceLimit};
+use super::{Attach, HostLimits, Kernel, OnExit, Profile, ProtectedPorts, SourceLimit};
 use crate::base::prefix::display;
 
 /// The kernel's IFNAMSIZ without its final zero.
@@ -20,8 +22,17 @@ const INTERFACE_NAME_BYTES: usize = 15;
 /// Rules and sources that one table may hold: beyond it is more memory than a host gives.
 const TABLE_MAX: u64 = 1 << 24;
 
-/// `protected` are the other prefixes that no rule may block, each with what it is.
-pub(super) fn kernel(raw: &RawKernel, mut protected: Vec<(IpNet, String)>, at: At<'_>) -> Kernel {
+/// `folder` is the file's; `protected` are the other prefixes that no rule may block, each with what it is.
+pub(super) fn kernel(
+    raw: &RawKernel,
+    folder: &Path,
+    mut protected: Vec<(IpNet, String)>,
+    at: At<'_>,
+) -> Kernel {
+    let Lists { allow_files, deny_files, feeds } = super::lists::lists(raw, folder, at);
+    protected.extend(feeds.iter().filter_map(|feed| {
+        Some((feed.address()?.into(), format!("the address of the feed `{}`", feed.name)))
+    }));
     let (allow, deny, never_block) = lists(raw, at);
     let profiles = profiles(raw, at.key("profiles"));
     let limits = limits(raw, &profiles, at.key("limits"));
@@ -43,6 +54,9 @@ pub(super) fn kernel(raw: &RawKernel, mut protected: Vec<(IpNet, String)>, at: A
         dry_run: raw.dry_run,
         allow: only_prefixes(allow),
         deny: only_prefixes(deny),
+        allow_files,
+        deny_files,
+        feeds,
         never_block: only_prefixes(never_block),
         management_ports: ports(&raw.management_ports, at.key("management_ports")),
         protected_ports: protected_ports(&raw.protected_ports, at.key("protected_ports")),
@@ -54,15 +68,10 @@ pub(super) fn kernel(raw: &RawKernel, mut protected: Vec<(IpNet, String)>, at: A
         limits: limits.into_iter().map(|(limit, _)| limit).collect(),
         max_rules,
         max_sources: table(raw.max_sources, at.key("max_sources")),
-        hygiene: hygiene(&raw.hygiene),
+        hygiene: raw.hygiene,
         host_limits: host_limits(&raw.host_limits, at.key("host_limits")),
         ipv6_source_length: source_length(raw.ipv6_source_length, at.key("ipv6_source_length")),
     }
-}
-
-fn hygiene(raw: &RawHygiene) -> Hygiene {
-    let RawHygiene { tcp_flags, martian, malformed } = *raw;
-    Hygiene { tcp_flags, martian, malformed }
 }
 
 fn host_limits(raw: &RawHostLimits, at: At<'_>) -> HostLimits {

@@ -64,9 +64,7 @@ impl Subject {
         match with {
             With::Nothing => {}
             With::Profile(_) => switches.buckets = true,
-            With::Hygiene => {
-                switches.hygiene = Hygiene { tcp_flags: true, martian: true, malformed: true };
-            }
+            With::Hygiene => switches.hygiene = Hygiene::ON,
             With::HostLimit(udp) => switches.host_limits = HostLimits { udp, ..HostLimits::NONE },
         }
         let mut trial = load(denied.len(), switches)?;
