@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use crate::packet::Transport;
+use crate::packet::{Packet, Transport};
 use crate::source::{Source, V6};
 use crate::table::Head;
 use crate::verdict::Reason;
@@ -78,16 +78,13 @@ impl Event {
 
     /// What is known of a packet before it is decided about.
     #[inline(always)]
-    pub const fn of(source: Source, transport: Transport) -> Self {
-        let (family, V6 { high, low }) = match source {
-            Source::V4(address) => (4, V6 { high: 0, low: address as u64 }),
-            Source::V6(address) => (6, address),
-        };
+    pub const fn of(packet: Packet) -> Self {
+        let Packet { source: V6 { high, low }, family, transport } = packet;
         Self {
             time_ns: 0,
             high,
             low,
-            family,
+            family: family as u32,
             interface: 0,
             transport: transport.bits(),
             rule: 0,

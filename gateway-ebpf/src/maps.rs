@@ -10,8 +10,8 @@ use aya_ebpf::macros::btf_map;
 use gateway_common::bucket::Bucket;
 use gateway_common::event::Event;
 use gateway_common::layout::{
-    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, EVENTS_BYTES, Hits, LENGTH_WORDS_V6, PORT_WORDS,
-    PROFILES_MAX, Profile, Settings,
+    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, EVENTS_BYTES, HOST_LINES, HOST_OWN, Hits,
+    LENGTH_WORDS_V6, Line, PORT_WORDS, PROFILES_MAX, Profile, Settings,
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
@@ -49,6 +49,8 @@ static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, { COUNTERS_LEN as usize }> = PerCpuArray::new();
 #[btf_map]
+static HOST: Array<Line, { HOST_LINES as usize }> = Array::new();
+#[btf_map]
 static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 /// The word of the bucket of events. Of no use to user space, as what follows, and so not part of the layout.
 #[btf_map]
@@ -78,8 +80,14 @@ static SETTINGS: Settings = Settings {
     rules: 1,
     buckets: 1,
     dry_run: 0,
+    tcp_flags: 0,
+    martian: 0,
+    malformed: 0,
+    loopback: 0,
     reserved: 0,
     events: Bucket::UNLIMITED,
+    host_udp: Bucket::UNLIMITED,
+    host_fragments: Bucket::UNLIMITED,
 };
 
 /// A constant that is patched. Volatile, or the compiler would build in the value above instead of the patched one.
@@ -106,6 +114,51 @@ pub(crate) fn buckets_are_on() -> bool {
 #[inline(always)]
 pub(crate) fn is_dry_run() -> bool {
     setting!(dry_run) != 0
+}
+
+/// Whether TCP with flags that cannot be is dropped.
+#[inline(always)]
+pub(crate) fn tcp_flags_are_checked() -> bool {
+    setting!(tcp_flags) != 0
+}
+
+/// Whether what comes from where nothing can come from is dropped.
+#[inline(always)]
+pub(crate) fn sources_are_checked() -> bool {
+    setting!(martian) != 0
+}
+
+/// Whether headers that contradict themselves are dropped.
+#[inline(always)]
+pub(crate) fn headers_are_checked() -> bool {
+    setting!(malformed) != 0
+}
+
+/// The interface that is spared all that; 0 for none.
+#[inline(always)]
+pub(crate) fn loopback() -> u32 {
+    setting!(loopback)
+}
+
+/// What the host takes of UDP to ports that are not protected.
+#[inline(always)]
+pub(crate) fn host_udp() -> Bucket {
+    Bucket { interval_ns: setting!(host_udp.interval_ns), depth_ns: setting!(host_udp.depth_ns) }
+}
+
+/// What the host takes of fragments.
+#[inline(always)]
+pub(crate) fn host_fragments() -> Bucket {
+    Bucket {
+        interval_ns: setting!(host_fragments.interval_ns),
+        depth_ns: setting!(host_fragments.depth_ns),
+    }
+}
+
+/// Until when the host's own addresses are sure to be its own, by CLOCK_BOOTTIME.
+#[inline(always)]
+pub(crate) fn own_addresses_hold_until_ns() -> u64 {
+    HOST.get(HOST_OWN).map_or(0, |line| load(&line.word))
 }
 
 /// The bits of the first half of an IPv6 address that tell one source from another.
@@ -261,8 +314,8 @@ pub(crate) fn report(event: &Event) {
     }
 }
 
-/// The word of a source's bucket. It may be evicted and given to another source at any time: then a packet is charged
-/// to the wrong bucket once, and nothing worse.
+/// The word of a bucket. That of a source may be evicted and given to another source at any time: then a packet is
+/// charged to the wrong bucket once, and nothing worse.
 pub(crate) struct Word(*mut u64);
 
 impl Word {
@@ -270,6 +323,13 @@ impl Word {
     #[inline(always)]
     pub(crate) fn of(source: &SourceKey) -> Option<Self> {
         BUCKETS.get_ptr_mut(source).map(Self)
+    }
+
+    /// The word of the whole host in a line of [`HOST`].
+    #[inline(always)]
+    pub(crate) fn of_host(line: u32) -> Option<Self> {
+        // SAFETY: an array's elements live as long as the map.
+        HOST.get_ptr_mut(line).map(|line| Self(unsafe { &raw mut (*line).word }))
     }
 
     /// Makes the word of a source that has none. `false` when another CPU was first.

@@ -64,6 +64,8 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             limits: vec![],
             max_rules: 1,
             max_sources: 1,
+            hygiene: config::Hygiene::OFF,
+            host_limits: config::HostLimits::NONE,
             ipv6_source_length: 64,
             events: None,
         },

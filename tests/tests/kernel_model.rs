@@ -155,13 +155,7 @@ impl Model {
 }
 
 fn load() -> Trial {
-    let on = Switches {
-        rules: true,
-        buckets: true,
-        dry_run: false,
-        ipv6_source_length: 64,
-        events: Bucket::per_second(10, 10),
-    };
+    let on = Switches { buckets: true, events: Bucket::per_second(10, 10), ..Switches::RULES };
     let loaded = Trial::load(on, SMALL);
     loaded.unwrap_or_else(|error| panic!("loading an XDP program takes root: {error}"))
 }

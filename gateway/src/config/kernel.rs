@@ -11,10 +11,10 @@ use ipnet::IpNet;
 use super::at::At;
 use super::diagnostic::suggestion;
 use super::lists::Lists;
-use super::raw::{RawAttach, RawKernel, RawOnExit, RawProtectedPorts};
+use super::raw::{RawAttach, RawHostLimits, RawKernel, RawOnExit, RawProtectedPorts};
 use super::tree::shorten;
 use super::value::{absolute_path, count, name, one_prefix, ports, prefixes, rate};
-use super::{Attach, Kernel, OnExit, Profile, ProtectedPorts, SourceLimit};
+use super::{Attach, HostLimits, Kernel, OnExit, Profile, ProtectedPorts, SourceLimit};
 use crate::base::prefix::display;
 
 /// The kernel's IFNAMSIZ without its final zero.
@@ -71,6 +71,8 @@ pub(super) fn kernel(
         events: events(&raw.events, at.key("events")),
         max_rules,
         max_sources: table(raw.max_sources, at.key("max_sources")),
+        hygiene: raw.hygiene,
+        host_limits: host_limits(&raw.host_limits, at.key("host_limits")),
         ipv6_source_length: source_length(raw.ipv6_source_length, at.key("ipv6_source_length")),
     }
 }
@@ -88,6 +90,17 @@ fn events(text: &str, at: At<'_>) -> Option<Bucket> {
         );
     }
     Some(bucket)
+}
+
+fn host_limits(raw: &RawHostLimits, at: At<'_>) -> HostLimits {
+    HostLimits {
+        udp: bucket(raw.udp.as_deref(), at.key("udp")),
+        fragments: bucket(raw.fragments.as_deref(), at.key("fragments")),
+    }
+}
+
+fn bucket(text: Option<&str>, at: At<'_>) -> Bucket {
+    text.and_then(|text| rate(text, at)).unwrap_or(Bucket::UNLIMITED)
 }
 
 /// From what a registry gives an operator to what a subscriber has at least.
@@ -201,13 +214,10 @@ fn profiles(raw: &RawKernel, at: At<'_>) -> Vec<Profile> {
                 let help = "give it packets, connections or both: {packets: 20000/s}";
                 at.error_with_help(format!("profile `{own_name}` limits nothing"), help);
             }
-            let bucket = |text: &Option<String>, at| {
-                text.as_ref().and_then(|text| rate(text, at)).unwrap_or(Bucket::UNLIMITED)
-            };
             Profile {
                 name: own_name.clone(),
-                packets: bucket(&raw.packets, at.key("packets")),
-                connections: bucket(&raw.connections, at.key("connections")),
+                packets: bucket(raw.packets.as_deref(), at.key("packets")),
+                connections: bucket(raw.connections.as_deref(), at.key("connections")),
             }
         })
         .collect()

@@ -32,6 +32,7 @@ use std::time::Duration;
 use gateway_common::bucket::Bucket;
 use http::Method;
 use ipnet::IpNet;
+use serde::Deserialize;
 
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
@@ -301,6 +302,10 @@ pub struct Kernel {
     pub default_profile: Option<usize>,
     /// Sources with a profile of their own.
     pub limits: Vec<SourceLimit>,
+    /// What is dropped because nothing honest sends it.
+    pub hygiene: Hygiene,
+    /// What the host as a whole takes of what no source's bucket holds.
+    pub host_limits: HostLimits,
     /// Bits of an IPv6 address that tell one source's buckets from another's (32 to 64).
     pub ipv6_source_length: u8,
     /// Dropped packets that are reported as events, by all CPUs together; `None` for none.
@@ -309,6 +314,45 @@ pub struct Kernel {
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).
     pub max_sources: u32,
+}
+
+/// What the kernel door drops because nothing honest sends it. By default all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hygiene {
+    /// TCP with flags that no state of it sends.
+    pub tcp_flags: bool,
+    /// Sources that cannot be, and the host's own addresses.
+    pub martian: bool,
+    /// Headers that contradict themselves, each other or the frame.
+    pub malformed: bool,
+}
+
+impl Default for Hygiene {
+    fn default() -> Self {
+        Self::ON
+    }
+}
+
+impl Hygiene {
+    /// All of it is.
+    pub const ON: Self = Self { tcp_flags: true, martian: true, malformed: true };
+    /// Nothing is.
+    pub const OFF: Self = Self { tcp_flags: false, martian: false, malformed: false };
+}
+
+/// What the host as a whole takes of what no source's bucket holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostLimits {
+    /// UDP to ports that are not protected.
+    pub udp: Bucket,
+    /// Fragments.
+    pub fragments: Bucket,
+}
+
+impl HostLimits {
+    /// It takes everything.
+    pub const NONE: Self = Self { udp: Bucket::UNLIMITED, fragments: Bucket::UNLIMITED };
 }
 
 /// Which XDP mode to ask for.

@@ -8,6 +8,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::Hygiene;
+
 /// A whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -92,6 +94,8 @@ pub(super) struct RawKernel {
     pub(super) max_rules: u64,
     /// Sources whose buckets the kernel remembers.
     pub(super) max_sources: u64,
+    pub(super) hygiene: Hygiene,
+    pub(super) host_limits: RawHostLimits,
     /// Bits of an IPv6 address that tell one source from another.
     pub(super) ipv6_source_length: u64,
 }
@@ -118,9 +122,21 @@ impl Default for RawKernel {
             events: "10/s".to_owned(),
             max_rules: gateway_common::layout::RULES_DEFAULT.into(),
             max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
+            hygiene: Hygiene::ON,
+            host_limits: RawHostLimits::default(),
             ipv6_source_length: 64,
         }
     }
+}
+
+/// What the host as a whole takes of what no source's bucket holds. Default: everything.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawHostLimits {
+    /// A rate of UDP packets to ports that are not protected.
+    pub(super) udp: Option<String>,
+    /// A rate of fragments.
+    pub(super) fragments: Option<String>,
 }
 
 /// Which XDP mode to ask for.

@@ -383,6 +383,24 @@ fn events_and_metrics() {
 }
 
 #[test]
+fn hygiene_is_on_and_the_host_takes_everything_unless_told() {
+    let kernel = with("").unwrap().kernel;
+    assert_eq!(kernel.hygiene, Hygiene::ON);
+    assert_eq!(kernel.host_limits, HostLimits::NONE);
+    let config = with(
+        "kernel: {hygiene: {martian: false}, \
+         host_limits: {udp: 50000/s burst 100000, fragments: 1000/s}}",
+    );
+    let kernel = config.unwrap().kernel;
+    assert_eq!(kernel.hygiene, Hygiene { tcp_flags: true, martian: false, malformed: true });
+    assert_eq!(Some(kernel.host_limits.udp), Bucket::per_second(50_000, 100_000));
+    assert_eq!(Some(kernel.host_limits.fragments), Bucket::per_second(1000, 1000));
+    only("kernel: {host_limits: {udp: many}}", "`many` is no rate", "many");
+    let text = "kernel: {hygiene: {martian: maybe}}";
+    only(text, "expected true or false, found `maybe`", "maybe");
+}
+
+#[test]
 fn listeners_and_endpoints() {
     let listen = |address: &str| {
         let text = format!("listen: [{{address: '{address}'}}]");

@@ -294,7 +294,11 @@ impl Control {
 
     fn protect(&mut self, now: Now) {
         let protected = protect::collect(&self.config, self.echo);
-        match self.policy.refresh(protected, now) {
+        let refreshed = self.policy.refresh(protected, now).and_then(|changed| {
+            self.policy.door.as_mut().map_or(Ok(()), |door| door.vouch(now.boot))?;
+            Ok(changed)
+        });
+        match refreshed {
             Ok(true) => tracing::info!("protected addresses changed"),
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "protected addresses could not be updated"),

@@ -178,20 +178,20 @@ impl Log {
 mod tests {
     use super::*;
     use gateway_common::event::Ruled;
-    use gateway_common::source::Source;
+    use gateway_common::packet::Packet;
     use gateway_common::table::Head;
 
     const NOW: Now = Now { boot: BootTime(10_000_000_000), utc: UtcMillis(1_800_000_010_000) };
 
     fn event(last: u8, reason: Reason) -> Event {
         let rule = Ruled::new(Head::new(Action::Deny, Origin::Feed, 0, false), 24);
-        let source = Source::from(IpAddr::from([192, 0, 2, last]));
+        let source = u32::from_be_bytes([192, 0, 2, last]);
         Event {
             time_ns: 9_000_000_000,
             interface: u32::MAX,
             rule: rule.bits(),
             reason: reason as u32,
-            ..Event::of(source, Transport::tcp(443, 2))
+            ..Event::of(Packet::v4(source, Transport::tcp(443, 2)))
         }
     }
 

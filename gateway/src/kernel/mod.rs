@@ -11,6 +11,7 @@ use gateway_common::layout::{self, Hits, Profile};
 use ipnet::IpNet;
 use thiserror::Error;
 
+use crate::base::time::{BootTime, Now};
 use crate::config::{self, ProtectedPorts};
 use crate::rules::classify::Entry;
 use crate::rules::tables::{Reader, RuleTables};
@@ -22,6 +23,7 @@ pub mod census;
 pub mod counters;
 pub mod events;
 pub mod guard;
+pub mod host;
 pub mod interfaces;
 pub mod netlink;
 pub mod object;
@@ -35,6 +37,7 @@ use apply::Wanted;
 use attach::{AttachError, Attached, Fresh};
 use census::Census;
 use counters::Counters;
+use host::Host;
 use interfaces::{Change, Interfaces, Seen};
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
@@ -79,6 +82,7 @@ impl DoorError {
 pub struct Door {
     pins: Pins,
     tables: Tables,
+    host: Host,
     interfaces: Interfaces,
 }
 
@@ -134,6 +138,7 @@ impl Door {
             false => pins.map(name),
         };
         let mut tables = Tables::open(|name| MapData::from_pin(path(name)), kernel.max_rules)?;
+        let mut host = Host::open(|name| MapData::from_pin(path(name)))?;
         // The maps of the rules are replaced together. Those that stay must not inherit from themselves.
         let before = match loaded.replaced.contains(&layout::TABLE_V4) {
             true => Tables::open(|name| MapData::from_pin(pins.map(name)), kernel.max_rules).ok(),
@@ -142,7 +147,11 @@ impl Door {
         apply::check(&tables.rules, wanted).map_err(TablesError::from)?;
         let mut fresh = Vec::new();
         let switched = switch(&mut loaded, &mut tables, &mut fresh, (pins, config, wanted));
-        let attached = switched.map_err(|error| {
+        let vouched = switched.and_then(|attached| {
+            host.vouch(Now::read().boot)?;
+            Ok(attached)
+        });
+        let attached = vouched.map_err(|error| {
             let undone = fresh.iter().rev().filter_map(|fresh| fresh.undo(pins).err());
             match undone.reduce(|all, one| format!("{all}; {one}")) {
                 Some(left) => DoorError::Half(Box::new(error), left),
@@ -170,7 +179,7 @@ impl Door {
             removed.push(pins.remove_other(&folder)?);
         }
         let interfaces = Interfaces::new(&kernel.interfaces, kernel.attach);
-        let door = Self { pins: pins.clone(), tables, interfaces };
+        let door = Self { pins: pins.clone(), tables, host, interfaces };
         Ok(Opened { door, attached, removed })
     }
 
@@ -186,8 +195,9 @@ impl Door {
         pins.check_version()?;
         // No bound: whoever opens a door that was left takes rules back and adds none.
         let tables = Tables::open(|name| MapData::from_pin(pins.map(name)), u32::MAX)?;
+        let host = Host::open(|name| MapData::from_pin(pins.map(name)))?;
         let interfaces = Interfaces::new(&interfaces, config::Attach::Auto);
-        Ok(Some(Self { pins: pins.clone(), tables, interfaces }))
+        Ok(Some(Self { pins: pins.clone(), tables, host, interfaces }))
     }
 
     /// The rules that the kernel enforces.
@@ -198,6 +208,11 @@ impl Door {
     /// Somebody who looks up what the kernel enforces.
     pub fn reader(&self) -> Reader {
         self.tables.rules.reader()
+    }
+
+    /// Says that the rules for the host's own addresses are right at `now`.
+    pub fn vouch(&mut self, now: BootTime) -> Result<(), TablesError> {
+        self.host.vouch(now)
     }
 
     /// What the maps cost the host (unit: bytes).
@@ -297,6 +312,9 @@ fn switches(kernel: &config::Kernel) -> Switches {
         dry_run: kernel.dry_run,
         ipv6_source_length: kernel.ipv6_source_length,
         events: kernel.events,
+        hygiene: kernel.hygiene,
+        spare_loopback: kernel.interfaces.iter().any(|interface| interface == "lo"),
+        host_limits: kernel.host_limits,
     }
 }
 

@@ -17,10 +17,15 @@ use thiserror::Error;
 use super::carry;
 use super::pins::{Pins, PinsError};
 use super::tables::chain;
+use crate::config::{HostLimits, Hygiene};
 use crate::rules::tables::{blocks_for, filter_bits_for, random_seed};
 
 /// What `cargo xtask ebpf` built; a test holds it against the hash of its sources.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../gateway-ebpf/prebuilt/gateway.bpf.o");
+
+/// Index of the loopback interface in every network namespace (LOOPBACK_IFINDEX of the kernel's
+/// include/net/flow.h, which it insists on).
+const LOOPBACK_INDEX: u32 = 1;
 
 /// Name of the program's pin.
 pub const PROGRAM_PIN: &str = "program";
@@ -98,6 +103,26 @@ pub struct Switches {
     pub ipv6_source_length: u8,
     /// Drops that are reported; `None` for none.
     pub events: Option<Bucket>,
+    /// What is dropped because nothing honest sends it.
+    pub hygiene: Hygiene,
+    /// Spare the loopback interface that.
+    pub spare_loopback: bool,
+    /// The buckets of the host as a whole.
+    pub host_limits: HostLimits,
+}
+
+impl Switches {
+    /// Rules and nothing else.
+    pub const RULES: Self = Self {
+        rules: true,
+        buckets: false,
+        dry_run: false,
+        ipv6_source_length: 64,
+        hygiene: Hygiene::OFF,
+        spare_loopback: false,
+        host_limits: HostLimits::NONE,
+        events: None,
+    };
 }
 
 /// The program in the kernel, not yet attached.
@@ -143,8 +168,14 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         rules: u32::from(switches.rules),
         buckets: u32::from(switches.buckets),
         dry_run: u32::from(switches.dry_run),
+        tcp_flags: u32::from(switches.hygiene.tcp_flags),
+        martian: u32::from(switches.hygiene.martian),
+        malformed: u32::from(switches.hygiene.malformed),
+        loopback: if switches.spare_loopback { LOOPBACK_INDEX } else { 0 },
         reserved: 0,
         events: switches.events.unwrap_or(Bucket::UNLIMITED),
+        host_udp: switches.host_limits.udp,
+        host_fragments: switches.host_limits.fragments,
     }
 }
 

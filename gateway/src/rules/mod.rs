@@ -41,7 +41,8 @@ pub struct Rule {
     pub action: Action,
     /// Who made it.
     pub origin: Origin,
-    /// Index of the profile of a `limit` rule in the kernel's table of profiles; otherwise 0.
+    /// Index of the profile of a `limit` rule in the kernel's table of profiles; of an `allow` rule for an address of
+    /// the host itself [`gateway_common::rule::OWN_ADDRESS`]; otherwise 0.
     pub profile: u8,
     /// Why, in the words of whoever made it.
     pub reason: String,
