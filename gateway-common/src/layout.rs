@@ -7,7 +7,7 @@ use crate::verdict::Reason;
 
 /// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
 /// [`crate::table`].
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Name of the program in the kernel object.
 pub const PROGRAM: &str = "gateway";
@@ -32,6 +32,11 @@ pub const LENGTHS_V6: &str = "LENGTHS_V6";
 pub const SEED: &str = "SEED";
 /// LRU hash of [`SourceKey`] to the word of its bucket, by CLOCK_MONOTONIC.
 pub const BUCKETS: &str = "BUCKETS";
+/// Array of [`SHARED_LEN`] words: the buckets that sources share which have none of their own, by
+/// [`SourceKey::shared`].
+pub const SHARED: &str = "SHARED";
+/// Array of [`NEWCOMERS_LEN`] [`HostBucket`]s: [`NEW_SOURCES`] and [`UNKNOWN_SOURCES`].
+pub const NEWCOMERS: &str = "NEWCOMERS";
 /// Array of [`PROFILES_MAX`] [`Profile`]s; index 0 is the default one.
 pub const PROFILES: &str = "PROFILES";
 /// Array of [`PORT_WORDS`] words, a bit a TCP or UDP port that buckets apply to.
@@ -44,11 +49,19 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const RULE_MAPS: [&str; 9] =
     [SEED, TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The other maps.
-pub const OTHER_MAPS: [&str; 4] = [BUCKETS, PROFILES, PORTS, COUNTERS];
+pub const OTHER_MAPS: [&str; 6] = [BUCKETS, SHARED, NEWCOMERS, PROFILES, PORTS, COUNTERS];
 
 /// Name of the global with the [`Settings`] that are patched in before the verifier runs.
 pub const SETTINGS: &str = "SETTINGS";
 
+/// Shared buckets of packets, and as many of connections: 1 MiB.
+pub const SHARED_LEN: u32 = 1 << 17;
+/// Buckets of the whole host in [`NEWCOMERS`].
+pub const NEWCOMERS_LEN: u32 = 2;
+/// Index of the bucket of sources that are given a bucket of their own.
+pub const NEW_SOURCES: u32 = 0;
+/// Index of the bucket of packets from sources that have none.
+pub const UNKNOWN_SOURCES: u32 = 1;
 /// Profiles that can exist, the default one included.
 pub const PROFILES_MAX: u32 = 256;
 /// Words of 64 ports.
@@ -102,6 +115,16 @@ impl Profile {
     pub const UNLIMITED: Self = Self { packets: Bucket::UNLIMITED, connections: Bucket::UNLIMITED };
 }
 
+/// The word of a bucket of the whole host, on a cache line that it shares with no other.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostBucket {
+    /// As of any other bucket.
+    pub word: u64,
+    /// Zero.
+    pub reserved: [u64; 7],
+}
+
 /// One counter of one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,6 +147,10 @@ pub const fn counter_index(reason: Reason, dry_run: bool) -> u32 {
 pub struct Settings {
     /// What the tables and filters are hashed with.
     pub seed: u64,
+    /// Of sources that are given a bucket of their own; unlimited: every source is.
+    pub new_sources: Bucket,
+    /// Of packets from sources that have none.
+    pub unknown_sources: Bucket,
     /// The bits of the first half of an IPv6 address that tell one source from another.
     pub source_mask_v6: u64,
     /// Buckets of [`TABLE_V4`] less one.
@@ -150,9 +177,10 @@ const _: () = {
     assert!(size_of::<SourceKey>() == 16 && align_of::<SourceKey>() == 8);
     assert!(size_of::<Bucket>() == 16 && align_of::<Bucket>() == 8);
     assert!(size_of::<Profile>() == 32 && align_of::<Profile>() == 8);
+    assert!(size_of::<HostBucket>() == 64 && align_of::<HostBucket>() == 8);
     assert!(size_of::<Hits>() == 16 && align_of::<Hits>() == 8);
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
-    assert!(size_of::<Settings>() == 48 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 80 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
 };
 

@@ -37,11 +37,13 @@ pub enum Reason {
     Contended = 10,
     /// Over the bucket of new connections.
     Connections = 11,
+    /// Of a source without a bucket of its own, and over the bucket of all these.
+    UnknownSources = 12,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NotIp,
         Self::Unparsed,
         Self::Neighbour,
@@ -54,6 +56,7 @@ impl Reason {
         Self::Malformed,
         Self::Contended,
         Self::Connections,
+        Self::UnknownSources,
     ];
 
     /// What a packet with this reason meets.
@@ -65,7 +68,8 @@ impl Reason {
             | Self::Reset
             | Self::Malformed
             | Self::Contended
-            | Self::Connections => Verdict::Drop,
+            | Self::Connections
+            | Self::UnknownSources => Verdict::Drop,
             Self::NotIp
             | Self::Unparsed
             | Self::Neighbour
@@ -90,6 +94,7 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::Contended => "contended",
             Self::Connections => "connections",
+            Self::UnknownSources => "unknown_sources",
         }
     }
 }

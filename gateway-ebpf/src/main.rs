@@ -14,6 +14,8 @@ mod clock;
 mod kernel;
 mod maps;
 mod memory;
+mod newcomers;
+mod sockets;
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
@@ -50,7 +52,10 @@ fn decide(ctx: &XdpContext) -> Reason {
         Some(Action::Reset) => Reason::Reset,
         _ if transport == Transport::MALFORMED => Reason::Malformed,
         Some(Action::Allow) => Reason::Allow,
-        Some(Action::Limit) => admit(&bucket, transport, profile).unwrap_or(Reason::WithinLimit),
-        None => admit(&bucket, transport, profile).unwrap_or(Reason::NoRule),
+        Some(Action::Limit) | None => {
+            let unless_charged =
+                if action.is_none() { Reason::NoRule } else { Reason::WithinLimit };
+            admit(ctx, &bucket, transport, profile).unwrap_or(unless_charged)
+        }
     }
 }

@@ -9,8 +9,8 @@ use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::{
-    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, Hits, LENGTH_WORDS_V6, PORT_WORDS, PROFILES_MAX,
-    Profile, Settings,
+    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, Hits, HostBucket, LENGTH_WORDS_V6, NEWCOMERS_LEN,
+    PORT_WORDS, PROFILES_MAX, Profile, SHARED_LEN, Settings,
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
@@ -42,6 +42,10 @@ static SEED: Array<u64, 1, MAPPED> = Array::new();
 #[btf_map]
 static BUCKETS: LruHashMap<SourceKey, u64, { BUCKETS_DEFAULT as usize }> = LruHashMap::new();
 #[btf_map]
+static SHARED: Array<u64, { SHARED_LEN as usize }> = Array::new();
+#[btf_map]
+static NEWCOMERS: Array<HostBucket, { NEWCOMERS_LEN as usize }> = Array::new();
+#[btf_map]
 static PROFILES: Array<Profile, { PROFILES_MAX as usize }> = Array::new();
 #[btf_map]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
@@ -62,6 +66,8 @@ struct Tick {
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings {
     seed: 0,
+    new_sources: Bucket::UNLIMITED,
+    unknown_sources: Bucket::UNLIMITED,
     source_mask_v6: u64::MAX,
     table_mask_v4: 0,
     table_mask_v6: 0,
@@ -75,9 +81,9 @@ static SETTINGS: Settings = Settings {
 
 /// A constant that is patched. Volatile, or the compiler would build in the value above instead of the patched one.
 macro_rules! setting {
-    ($field:ident) => {
+    ($($field:ident).+) => {
         // SAFETY: it is a reference.
-        unsafe { core::ptr::read_volatile(&SETTINGS.$field) }
+        unsafe { core::ptr::read_volatile(&SETTINGS.$($field).+) }
     };
 }
 
@@ -103,6 +109,24 @@ pub(crate) fn is_dry_run() -> bool {
 #[inline(always)]
 pub(crate) fn source_mask_v6() -> u64 {
     setting!(source_mask_v6)
+}
+
+/// The bucket of sources that are given a bucket of their own.
+#[inline(always)]
+pub(crate) fn new_sources() -> Bucket {
+    Bucket {
+        interval_ns: setting!(new_sources.interval_ns),
+        depth_ns: setting!(new_sources.depth_ns),
+    }
+}
+
+/// The bucket of packets from sources that have none of their own.
+#[inline(always)]
+pub(crate) fn unknown_sources() -> Bucket {
+    Bucket {
+        interval_ns: setting!(unknown_sources.interval_ns),
+        depth_ns: setting!(unknown_sources.depth_ns),
+    }
 }
 
 /// Whether any rule touches the /24 of an IPv4 address.
@@ -218,8 +242,8 @@ pub(crate) fn count(index: u32, bytes: u64) {
     }
 }
 
-/// The word of a source's bucket. It may be evicted and given to another source at any time: then a packet is charged
-/// to the wrong bucket once, and nothing worse.
+/// The word of a bucket. A source's own may be evicted and given to another source at any time: then a packet is
+/// charged to the wrong bucket once, and nothing worse.
 pub(crate) struct Word(*mut u64);
 
 impl Word {
@@ -227,6 +251,19 @@ impl Word {
     #[inline(always)]
     pub(crate) fn of(source: &SourceKey) -> Option<Self> {
         BUCKETS.get_ptr_mut(source).map(Self)
+    }
+
+    /// The word that `source` shares with others while it has none of its own.
+    #[inline(always)]
+    pub(crate) fn shared(source: &SourceKey) -> Option<Self> {
+        SHARED.get_ptr_mut(source.shared(setting!(seed))).map(Self)
+    }
+
+    /// The word of a bucket of the whole host.
+    #[inline(always)]
+    pub(crate) fn of_host(index: u32) -> Option<Self> {
+        // The word comes first in it.
+        NEWCOMERS.get_ptr_mut(index).map(|bucket| Self(bucket.cast()))
     }
 
     /// Makes the word of a source that has none. `false` when another CPU was first.
@@ -237,7 +274,7 @@ impl Word {
 
     #[inline(always)]
     pub(crate) fn load(&self) -> u64 {
-        // SAFETY: the kernel keeps an element's memory readable until the program has ended, evicted or not.
+        // SAFETY: the kernel keeps an element's memory readable and writable until the program has ended, evicted or not.
         load(unsafe { &*self.0 })
     }
 

@@ -24,6 +24,7 @@ use gateway::observe::Registry;
 use gateway::request::Snapshot;
 use gateway::rules::classify::{Classifier, Entry, Pair};
 use gateway::upstream::echo::Echo;
+use gateway_common::bucket::Bucket;
 use gateway_common::rule::{self, Action, FOREVER};
 
 /// Longer than anything here takes; reached only by a test that fails.
@@ -60,6 +61,8 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             max_rules: 1,
             max_sources: 1,
             ipv6_source_length: 64,
+            new_sources: Bucket::UNLIMITED,
+            unknown_sources: Bucket::UNLIMITED,
         },
         bounds: config::Bounds {
             connections: 100,

@@ -22,6 +22,7 @@ use gateway::kernel::object::{Capacity, Switches};
 use gateway::kernel::trial::Trial;
 use gateway::rules::protected::Protected;
 use gateway::rules::{Rule, RuleSet, Until};
+use gateway_common::bucket::Bucket;
 use gateway_common::layout;
 use gateway_common::rule::{Action, Origin};
 use gateway_common::table::{Head, Span, TagV6, WORDS_V6, freed, is_taken};
@@ -152,7 +153,14 @@ impl Model {
 }
 
 fn load() -> Trial {
-    let on = Switches { rules: true, buckets: true, dry_run: false, ipv6_source_length: 64 };
+    let on = Switches {
+        rules: true,
+        buckets: true,
+        dry_run: false,
+        ipv6_source_length: 64,
+        new_sources: Bucket::UNLIMITED,
+        unknown_sources: Bucket::UNLIMITED,
+    };
     let loaded = Trial::load(on, SMALL);
     loaded.unwrap_or_else(|error| panic!("loading an XDP program takes root: {error}"))
 }

@@ -25,8 +25,14 @@ use ipnet::IpNet;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
-const ON: Switches =
-    Switches { rules: true, buckets: true, dry_run: false, ipv6_source_length: 64 };
+const ON: Switches = Switches {
+    rules: true,
+    buckets: true,
+    dry_run: false,
+    ipv6_source_length: 64,
+    new_sources: Bucket::UNLIMITED,
+    unknown_sources: Bucket::UNLIMITED,
+};
 const SMALL: Capacity = Capacity { rules: 1024, sources: 1024 };
 /// Ended long ago.
 const EXPIRED: Span = Span { from: 0, until: 1 };

@@ -1,9 +1,7 @@
 //! `cargo xtask bench`: the gateway beside its peers in one run, alternating. A bench measures; what is written down
 //! and how it is compared is `report`'s.
 
-mod bpf;
 mod kernel;
-mod programs;
 mod proxy;
 mod random;
 mod report;

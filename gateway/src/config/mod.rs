@@ -276,6 +276,10 @@ pub struct Kernel {
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).
     pub max_sources: u32,
+    /// Sources that are given buckets of their own; beyond it they share some.
+    pub new_sources: Bucket,
+    /// Packets of all sources together that share buckets.
+    pub unknown_sources: Bucket,
 }
 
 /// Which XDP mode to ask for.

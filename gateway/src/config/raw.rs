@@ -78,6 +78,10 @@ pub(super) struct RawKernel {
     pub(super) max_rules: u64,
     /// Sources whose buckets the kernel remembers.
     pub(super) max_sources: u64,
+    /// A rate of sources that are given buckets of their own. Default: by `max_sources`.
+    pub(super) new_sources: Option<String>,
+    /// A rate of packets of all the others together. Default: unlimited.
+    pub(super) unknown_sources: Option<String>,
     /// Bits of an IPv6 address that tell one source from another.
     pub(super) ipv6_source_length: u64,
 }
@@ -100,6 +104,8 @@ impl Default for RawKernel {
             limits: Vec::new(),
             max_rules: gateway_common::layout::RULES_DEFAULT.into(),
             max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
+            new_sources: None,
+            unknown_sources: None,
             ipv6_source_length: 64,
         }
     }

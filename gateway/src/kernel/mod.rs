@@ -259,6 +259,8 @@ fn switches(kernel: &config::Kernel) -> Switches {
         buckets,
         dry_run: kernel.dry_run,
         ipv6_source_length: kernel.ipv6_source_length,
+        new_sources: kernel.new_sources,
+        unknown_sources: kernel.unknown_sources,
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use gateway_common::bucket::Bucket;
 use gateway_common::layout::{self, Settings};
 use gateway_common::source::mask64;
 use gateway_common::table::{CELLS, buckets_for};
@@ -109,6 +110,10 @@ pub struct Switches {
     pub dry_run: bool,
     /// Bits of an IPv6 address that tell one source's buckets from another's (1 to 64).
     pub ipv6_source_length: u8,
+    /// Of sources that are given a bucket of their own; unlimited: every source is.
+    pub new_sources: Bucket,
+    /// Of packets from sources that have none.
+    pub unknown_sources: Bucket,
 }
 
 /// The program in the kernel, not yet attached.
@@ -146,6 +151,8 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
     let mask = buckets_for(capacity.rules) - 1;
     Settings {
         seed,
+        new_sources: switches.new_sources,
+        unknown_sources: switches.unknown_sources,
         source_mask_v6: mask64(u32::from(switches.ipv6_source_length)),
         table_mask_v4: mask,
         table_mask_v6: mask,

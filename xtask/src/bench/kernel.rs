@@ -8,14 +8,16 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use etherparse::PacketBuilder;
 use gateway_common::bucket::Bucket;
+use harness::bpf;
+use harness::programs::Prefix;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::json;
 
 use super::random::SplitMix;
 use super::report::{Comparison, Report};
-use super::subject::{Prefix, Subject};
-use super::{Args, bpf, random};
+use super::subject::Subject;
+use super::{Args, random};
 use crate::process;
 
 pub(super) const DROP: u32 = 1;

@@ -14,16 +14,12 @@ use gateway::kernel::trial::Trial;
 use gateway_common::bucket::Bucket;
 use gateway_common::layout;
 use gateway_common::rule::Action;
+use harness::programs::{self, Prefix, WithMap};
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount, umount};
 
-use super::programs::{self, WithMap};
-
 /// Set in the value of an address that xdp-filter looks for as a source (MAP_FLAG_SRC).
 const XDP_FILTER_SOURCE: u64 = 1;
-
-/// A prefix and its length.
-pub(super) type Prefix = (IpAddr, u32);
 
 /// A program in the kernel.
 pub(super) enum Subject {
@@ -149,7 +145,14 @@ impl Subject {
 fn load(rules: usize, buckets: bool) -> Result<Trial> {
     let rules = u32::try_from(rules)?.max(layout::RULES_DEFAULT);
     let capacity = Capacity { rules, sources: layout::BUCKETS_DEFAULT };
-    let switches = Switches { rules: true, buckets, dry_run: false, ipv6_source_length: 64 };
+    let switches = Switches {
+        rules: true,
+        buckets,
+        dry_run: false,
+        ipv6_source_length: 64,
+        new_sources: Bucket::UNLIMITED,
+        unknown_sources: Bucket::UNLIMITED,
+    };
     Ok(Trial::load(switches, capacity)?)
 }
 

@@ -5,8 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::bpf::{self, TrieKey};
-use super::subject::Prefix;
+use crate::bpf::{self, TrieKey};
 
 const ABORTED: i32 = 0;
 const DROP: i32 = 1;
@@ -20,31 +19,34 @@ const LOOKUP: i32 = 1;
 const PRANDOM: i32 = 7;
 const TAIL_CALL: i32 = 12;
 
+/// A prefix and its length.
+pub type Prefix = (IpAddr, u32);
+
 /// A program with the map that it uses.
-pub(super) struct WithMap {
+pub struct WithMap {
     program: OwnedFd,
     map: OwnedFd,
 }
 
 impl WithMap {
     /// The program.
-    pub(super) fn program(&self) -> BorrowedFd<'_> {
+    pub fn program(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
     }
 
     /// Its map.
-    pub(super) fn map(&self) -> BorrowedFd<'_> {
+    pub fn map(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
     }
 }
 
 /// Passes everything and does nothing else.
-pub(super) fn pass() -> io::Result<OwnedFd> {
+pub fn pass() -> io::Result<OwnedFd> {
     bpf::load(&[mov(0, PASS), EXIT])
 }
 
 /// Writes a random source into the frame and lets `next` decide. Aborts where it cannot.
-pub(super) fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
+pub fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
     let map = bpf::program_array(next)?;
     let [array, second] = map_address(2, &map);
     let program = bpf::load(&[
@@ -68,7 +70,7 @@ pub(super) fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
 }
 
 /// Drops what a trie has a prefix for, by the source at its fixed place. It parses and counts nothing.
-pub(super) fn trie(denied: &[Prefix]) -> io::Result<WithMap> {
+pub fn trie(denied: &[Prefix]) -> io::Result<WithMap> {
     let key = |(address, length): &Prefix| -> Option<TrieKey> {
         let IpAddr::V4(address) = address else { return None };
         let ([a, b, c, d], [e, f, g, h]) = (length.to_ne_bytes(), address.octets());
