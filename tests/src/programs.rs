@@ -15,9 +15,13 @@ const PASS: i32 = 2;
 const IPV4_END: i32 = 14 + 20;
 const SOURCE: i16 = 14 + 12;
 
+const ETHERNET_BYTES: i32 = 14;
+const TCP_BYTES: i32 = 20;
+
 const LOOKUP: i32 = 1;
 const PRANDOM: i32 = 7;
 const TAIL_CALL: i32 = 12;
+const SYN_COOKIE_V4: i32 = 204;
 
 /// A prefix and its length.
 pub type Prefix = (IpAddr, u32);
@@ -67,6 +71,26 @@ pub fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
         EXIT,
     ])?;
     Ok(WithMap { program, map })
+}
+
+/// Makes the SYN cookie of an IPv4 segment without options and passes it: of an answer to a SYN only the first step.
+pub fn syn_cookie() -> io::Result<OwnedFd> {
+    bpf::load(&[
+        load32(2, 1, 0),
+        load32(3, 1, 4),
+        copy(4, 2),
+        add(4, IPV4_END + TCP_BYTES),
+        jump_if_greater(4, 3, 7),
+        copy(1, 2),
+        add(1, ETHERNET_BYTES),
+        add(2, IPV4_END),
+        mov(3, TCP_BYTES),
+        call(SYN_COOKIE_V4),
+        mov(0, PASS),
+        EXIT,
+        mov(0, ABORTED),
+        EXIT,
+    ])
 }
 
 /// Drops what a trie has a prefix for, by the source at its fixed place. It parses and counts nothing.

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: the gateway beside its peers in one run, alternating. A bench measures; what is written down
 //! and how it is compared is `report`'s.
 
+mod exactness;
+mod flood;
 mod kernel;
 mod proxy;
 mod random;

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::random::SplitMix;
 use super::report::{Comparison, Report};
 use super::subject::Subject;
-use super::{Args, random};
+use super::{Args, exactness, flood, random};
 use crate::process;
 
 pub(super) const DROP: u32 = 1;
@@ -28,19 +28,20 @@ pub(super) const PASS: u32 = 2;
 pub(super) const TURNS: u32 = 4;
 pub(super) const PACKETS: u32 = 1_000_000;
 const PACKETS_QUICK: u32 = 100_000;
-const CPU: usize = 0;
+pub(super) const CPU: usize = 0;
 
 /// Of each family: xdp-filter's tables hold ten thousand, and one place is the source's.
 const RULES: usize = 9_999;
-const SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+pub(super) const SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 8);
 const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 0, 0, 0, 7);
 const NEIGHBOUR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 3, 0, 0, 0, 7);
 
 /// Never runs out, and costs what any other costs.
-const ENDLESS: Bucket = Bucket { interval_ns: 1, depth_ns: 1_000_000_000 };
+pub(super) const ENDLESS: Bucket = Bucket { interval_ns: 1, depth_ns: 1_000_000_000 };
 /// One packet an hour.
-const EXHAUSTED: Bucket = Bucket { interval_ns: 3_600_000_000_000, depth_ns: 3_600_000_000_000 };
+pub(super) const EXHAUSTED: Bucket =
+    Bucket { interval_ns: 3_600_000_000_000, depth_ns: 3_600_000_000_000 };
 
 const GROSS: &str = "ns_per_packet";
 const NET: &str = "net_ns_per_packet";
@@ -77,7 +78,7 @@ enum Runs {
     All,
     /// The gateway without buckets and with: what xdp-filter does not do.
     Ours,
-    /// The gateway with this profile.
+    /// The gateway with this profile, without a rate of new sources and with.
     Bucket(Bucket),
 }
 
@@ -111,6 +112,8 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
             measure((&empty, &subjects), frame, args.rounds, packets / TURNS, &mut report)?;
         }
     }
+    flood::run(args, &mut report)?;
+    exactness::run(args, &tcp(SOURCE.into())?, &mut report)?;
     random::run(args, &tcp(NEIGHBOUR.into())?, &mut report)?;
     report.finish(&COMPARISONS)
 }
@@ -165,7 +168,9 @@ fn check(subjects: &Subjects, case: &Case) -> Result<()> {
 fn subjects(group: &Group) -> Result<Subjects> {
     let gateway = |profile| Subject::gateway(&group.denied, profile);
     if let Runs::Bucket(bucket) = group.runs {
-        return Ok(vec![("gateway", gateway(Some(bucket))?)]);
+        let of_host = Bucket::per_second(1000, 1000).unwrap_or(ENDLESS);
+        let limited = Subject::limited(bucket, [of_host; 2])?;
+        return Ok(vec![("gateway", gateway(Some(bucket))?), ("gateway+new_sources", limited)]);
     }
     let mut subjects =
         vec![("gateway", gateway(None)?), ("gateway+profile", gateway(Some(ENDLESS))?)];
@@ -223,7 +228,7 @@ fn random(six: bool) -> Vec<Prefix> {
     (0..RULES).map(|_| host()).collect()
 }
 
-fn tcp(source: IpAddr) -> Result<Vec<u8>> {
+pub(super) fn tcp(source: IpAddr) -> Result<Vec<u8>> {
     let link = PacketBuilder::ethernet2([1; 6], [2; 6]);
     let mut frame = Vec::new();
     match source {
