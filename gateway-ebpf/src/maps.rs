@@ -274,7 +274,7 @@ impl Word {
 
     #[inline(always)]
     pub(crate) fn load(&self) -> u64 {
-        // SAFETY: the kernel keeps an element's memory readable and writable until the program has ended, evicted or not.
+        // SAFETY: the kernel keeps an element's memory until the program has ended, evicted or not.
         load(unsafe { &*self.0 })
     }
 

@@ -11,14 +11,13 @@ use super::subject::Subject;
 
 /// As in `random`: enough that the caches have forgotten the subject before.
 const REPEAT: u32 = PACKETS / TURNS;
-const ROUNDS_QUICK: u32 = 3;
 /// The flags byte of a frame of Ethernet, IPv4 and TCP without tags and options, and what continues a connection.
 const FLAGS: usize = 14 + 20 + 13;
 const ACK: u8 = 0x10;
 
 /// Measures a SYN and, as one that may have a socket, an ACK.
 pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
-    let rounds = if args.quick { args.rounds.min(ROUNDS_QUICK) } else { args.rounds };
+    let rounds = args.rounds;
     let syn = tcp(SOURCE.into())?;
     let mut ack = syn.clone();
     *ack.get_mut(FLAGS).context("no flags in the frame")? = ACK;
