@@ -164,6 +164,12 @@ impl Span {
         Self { from: 0, until: if ticks >= NEVER as u64 { NEVER } else { ticks as u32 } }
     }
 
+    /// The span between two times of CLOCK_BOOTTIME, both rounded up to a tick: what ends when another begins leaves no
+    /// moment between them.
+    pub const fn between_ns(from_ns: u64, until_ns: u64) -> Self {
+        Self { from: Self::until_ns(from_ns).until, until: Self::until_ns(until_ns).until }
+    }
+
     /// When it ends, in nanoseconds of CLOCK_BOOTTIME; `u64::MAX` for never.
     pub const fn end_ns(self) -> u64 {
         if self.until == NEVER { u64::MAX } else { (self.until as u64) << TICK_SHIFT }

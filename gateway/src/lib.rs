@@ -12,6 +12,7 @@ pub mod http;
 pub mod kernel;
 pub mod listen;
 pub mod observe;
+pub mod outbound;
 pub mod request;
 pub mod route;
 pub mod rules;

@@ -16,16 +16,17 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use gateway::base::time::BootTime;
 use gateway::config::{self, Config, Endpoint, PathPattern};
 use gateway::listen::sockets::Sockets;
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::request::Snapshot;
-use gateway::rules::classify::{Classifier, Entry, Pair};
+use gateway::rules::classify::Classifier;
+use gateway::rules::tables::{Memory, RuleTables};
 use gateway::upstream::echo::Echo;
 use gateway_common::bucket::Bucket;
-use gateway_common::rule::{self, Action, FOREVER};
+use gateway_common::rule::{self, Action};
+use gateway_common::table::{Head, Span};
 
 /// Longer than anything here takes; reached only by a test that fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,6 +53,9 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             dry_run: false,
             allow: vec![],
             deny: vec![],
+            allow_files: vec![],
+            deny_files: vec![],
+            feeds: vec![],
             never_block: vec![],
             management_ports: vec![],
             protected_ports: config::ProtectedPorts::Listeners,
@@ -140,10 +144,10 @@ impl Gateway {
     }
 
     fn deny(&self, prefix: &str) {
-        let until = BootTime(FOREVER);
-        let first = Entry { action: Action::Deny, origin: rule::Origin::Operator, until };
-        let rules = Pair { first, second: None };
-        self.shared.rules.store(Arc::new(Classifier::new([(prefix.parse().unwrap(), rules)])));
+        let mut tables = RuleTables::open(Memory::own(64).unwrap(), 64);
+        let head = Head::new(Action::Deny, rule::Origin::Operator, 0, false);
+        tables.put(prefix.parse().unwrap(), ((head, Span::ALWAYS), None)).unwrap();
+        self.shared.rules.store(Arc::new(Classifier::new(tables.reader())));
     }
 }
 

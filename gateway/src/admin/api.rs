@@ -3,11 +3,15 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::base::time::UtcMillis;
 use crate::kernel::netlink::Mode;
+use crate::rules::Place;
+use crate::rules::entries::Entries;
+use crate::rules::list_file::Header;
 
 /// One command on its way to `control`.
 #[derive(Debug)]
@@ -25,8 +29,14 @@ pub struct Command {
 pub enum Request {
     /// How things stand.
     Status,
-    /// The rules, or those of one action.
-    List(Option<ListAction>),
+    /// A page of the rules.
+    List(ListQuery),
+    /// The lists that are in force.
+    Lists,
+    /// Put a list in force, in the place of the one of the same name.
+    PutList(Box<PutList>),
+    /// Take a list back with all of its entries.
+    RemoveList(RemoveList),
     /// Make rules.
     Add(Add),
     /// Take rules back.
@@ -39,7 +49,7 @@ pub enum Request {
     Detach,
 }
 
-/// The two lists that people keep by hand.
+/// What people keep rules for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ListAction {
@@ -47,6 +57,50 @@ pub enum ListAction {
     Allow,
     /// Dropped.
     Deny,
+}
+
+/// Which rules are asked for: a page of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ListQuery {
+    /// With this action; all without it.
+    pub action: Option<ListAction>,
+    /// Of this list.
+    pub list: Option<String>,
+    /// Made by this origin.
+    pub origin: Option<String>,
+    /// Inside of this prefix.
+    pub inside: Option<IpNet>,
+    /// Those with the most packets first, and only one page of them.
+    pub by_packets: bool,
+    /// Rules of the page, at most [`PAGE_MAX_RULES`].
+    pub limit: usize,
+    /// Behind this place, which a page names for the next one.
+    pub after: Option<Place>,
+}
+
+/// Rules of one page.
+pub const PAGE_MAX_RULES: usize = 10_000;
+
+/// A list to be put in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutList {
+    /// What it is called, and what it does.
+    pub header: Header,
+    /// Its entries.
+    pub entries: Entries,
+    /// Deny very large prefixes too.
+    pub yes: bool,
+}
+
+/// A list to be taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveList {
+    /// What its entries do.
+    pub action: ListAction,
+    /// Its name.
+    pub name: String,
 }
 
 /// New rules, all or none of them.
@@ -92,6 +146,14 @@ pub enum Answer {
     Rules {
         /// The rules.
         rules: Vec<RuleView>,
+        /// Where the next page begins, if there is one.
+        #[serde(default)]
+        next: Option<Place>,
+    },
+    /// To [`Request::Lists`].
+    Lists {
+        /// The lists.
+        lists: Vec<ListView>,
     },
     /// To everything that changes something.
     Done(Done),
@@ -125,7 +187,17 @@ impl fmt::Display for Request {
         };
         match self {
             Self::Status => formatter.write_str("status"),
-            Self::List(action) => write!(formatter, "{} list", action.map_or("rules", name)),
+            Self::List(query) => write!(formatter, "{} list", query.action.map_or("rules", name)),
+            Self::Lists => formatter.write_str("lists"),
+            Self::PutList(put) => {
+                let Header { name, action, source, .. } = &put.header;
+                let entries = put.entries.len();
+                write!(formatter, "{} import {source:?} --list {name:?}", action.name())?;
+                write!(formatter, " ({entries} entries)")
+            }
+            Self::RemoveList(remove) => {
+                write!(formatter, "{} remove --list {:?}", name(remove.action), remove.name)
+            }
             Self::Add(add) => {
                 write!(formatter, "{} add {}", name(add.action), first_of(&add.prefixes))?;
                 if let Some(milliseconds) = add.for_ms {
@@ -264,6 +336,9 @@ pub struct RuleView {
     pub action: String,
     /// Who made it.
     pub origin: String,
+    /// The list that it is an entry of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<String>,
     /// Why.
     pub reason: String,
     /// When it was made.
@@ -276,6 +351,29 @@ pub struct RuleView {
     pub note: Option<String>,
     /// Packets that it decided about in the kernel.
     pub packets: u64,
+}
+
+/// A list as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListView {
+    /// Its name.
+    pub name: String,
+    /// What is done with the packets of its prefixes.
+    pub action: String,
+    /// Who keeps it: `import`, `file` or `feed`.
+    pub kind: String,
+    /// Where it comes from.
+    pub source: String,
+    /// Whether it only counts what it would do.
+    pub dry_run: bool,
+    /// Its entries.
+    pub entries: usize,
+    /// When this version of it was read.
+    pub created_utc_ms: UtcMillis,
+    /// What they take in this process.
+    pub memory_bytes: usize,
+    /// Why this version is not the newest, if it is not.
+    pub note: Option<String>,
 }
 
 /// What happens to an address, and why.

@@ -12,7 +12,8 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use super::api::{Answer, ListAction, Refusal, Request};
+use super::api::{Answer, Refusal, Request};
+use crate::rules::list_file::encode;
 
 const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
 const ANSWER_MAX_WAIT: Duration = Duration::from_secs(120);
@@ -94,12 +95,16 @@ fn write(
 ) -> Result<HttpRequest<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
     let (method, path, body) = match request {
         Request::Status => (Method::GET, "/v1/status".to_owned(), Vec::new()),
-        Request::List(None) => (Method::GET, "/v1/rules".to_owned(), Vec::new()),
-        Request::List(Some(ListAction::Allow)) => {
-            (Method::GET, "/v1/rules?action=allow".to_owned(), Vec::new())
+        Request::List(query) => {
+            (Method::POST, "/v1/rules/list".to_owned(), serde_json::to_vec(query)?)
         }
-        Request::List(Some(ListAction::Deny)) => {
-            (Method::GET, "/v1/rules?action=deny".to_owned(), Vec::new())
+        Request::Lists => (Method::GET, "/v1/lists".to_owned(), Vec::new()),
+        Request::PutList(put) => {
+            let path = if put.yes { "/v1/lists?yes" } else { "/v1/lists" };
+            (Method::POST, path.to_owned(), encode(&put.header, &put.entries))
+        }
+        Request::RemoveList(remove) => {
+            (Method::DELETE, "/v1/lists".to_owned(), serde_json::to_vec(remove)?)
         }
         Request::Add(add) => (Method::POST, "/v1/rules".to_owned(), serde_json::to_vec(add)?),
         Request::Remove(remove) => {

@@ -21,12 +21,15 @@ use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::api::{Answer, Command, ListAction, Refusal, Request};
+use super::api::{Answer, Command, PutList, Refusal, Request};
+use crate::rules::list_file::decode;
 
 /// Commands that may wait for `control`.
 pub const QUEUE_COMMANDS: usize = 16;
 const CONNECTIONS_MAX: usize = 32;
 const BODY_MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Ten million IPv6 prefixes with reasons.
+const LIST_MAX_BYTES: usize = 512 * 1024 * 1024;
 /// Time to say what is asked. Whoever says nothing must not keep others waiting for a connection.
 const HEAD_MAX: Duration = Duration::from_secs(2);
 const CONNECTION_MAX: Duration = Duration::from_secs(60);
@@ -147,16 +150,13 @@ async fn ask(
 async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Refusal)> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
-    let action = match head.uri.query() {
-        None => Ok(None),
-        Some("action=allow") => Ok(Some(ListAction::Allow)),
-        Some("action=deny") => Ok(Some(ListAction::Deny)),
-        Some(other) => Err(Refusal::usage(format!("unknown query `{other}`: action=allow|deny"))),
-    };
     let usage = |refusal| (StatusCode::BAD_REQUEST, refusal);
     match (head.method, path.as_str()) {
         (Method::GET, "/v1/status") => Ok(Request::Status),
-        (Method::GET, "/v1/rules") => action.map(Request::List).map_err(usage),
+        (Method::POST, "/v1/rules/list") => body_of(body).await.map(Request::List),
+        (Method::GET, "/v1/lists") => Ok(Request::Lists),
+        (Method::POST, "/v1/lists") => list_of(body, head.uri.query() == Some("yes")).await,
+        (Method::DELETE, "/v1/lists") => body_of(body).await.map(Request::RemoveList),
         (Method::POST, "/v1/rules") => body_of(body).await.map(Request::Add),
         (Method::DELETE, "/v1/rules") => body_of(body).await.map(Request::Remove),
         (Method::POST, "/v1/reload") => Ok(Request::Reload),
@@ -172,6 +172,20 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
             Err((StatusCode::NOT_FOUND, Refusal::usage(error)))
         }
     }
+}
+
+/// The list of a body. One at a time: each may be as large as a list can be.
+async fn list_of(body: Incoming, yes: bool) -> Result<Request, (StatusCode, Refusal)> {
+    static ONE: Semaphore = Semaphore::const_new(1);
+    let _turn = ONE.acquire().await;
+    let read = Limited::new(body, LIST_MAX_BYTES).collect().await;
+    let bytes =
+        read.map_err(|error| (StatusCode::PAYLOAD_TOO_LARGE, Refusal::usage(error)))?.to_bytes();
+    let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
+    let usage = |error: String| (StatusCode::BAD_REQUEST, Refusal::usage(error));
+    let decoded = decoded.map_err(|error| usage(error.to_string()))?;
+    let (header, entries) = decoded.map_err(|error| usage(format!("the list: {error}")))?;
+    Ok(Request::PutList(Box::new(PutList { header, entries, yes })))
 }
 
 async fn body_of<T: serde::de::DeserializeOwned>(

@@ -7,4 +7,5 @@ pub mod error;
 pub mod id;
 pub mod netlink;
 pub mod prefix;
+pub mod text;
 pub mod time;

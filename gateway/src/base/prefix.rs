@@ -86,6 +86,35 @@ pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
+/// Prefixes, to be asked whether another one lies in any of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cover {
+    /// Those that lie in no other one, in their order.
+    outermost: Vec<IpNet>,
+}
+
+impl FromIterator<IpNet> for Cover {
+    fn from_iter<T: IntoIterator<Item = IpNet>>(prefixes: T) -> Self {
+        let mut outermost: Vec<IpNet> = prefixes.into_iter().map(|prefix| prefix.trunc()).collect();
+        outermost.sort_unstable();
+        outermost.dedup_by(|inner, outer| outer.contains(&*inner));
+        Self { outermost }
+    }
+}
+
+impl Cover {
+    /// The prefix that `prefix` lies in, or is.
+    pub fn covering(&self, prefix: &IpNet) -> Option<&IpNet> {
+        let place = self.outermost.partition_point(|other| other.addr() <= prefix.addr());
+        self.outermost.get(place.checked_sub(1)?).filter(|found| found.contains(prefix))
+    }
+
+    /// The prefixes, those left out that lie in another one.
+    pub fn iter(&self) -> impl Iterator<Item = &IpNet> {
+        self.outermost.iter()
+    }
+}
+
 /// The prefix as people write it: an address alone without its length.
 pub fn display(prefix: &IpNet) -> String {
     if prefix.prefix_len() == prefix.max_prefix_len() {
@@ -128,6 +157,29 @@ mod tests {
             let length = if address.is_ipv4() { length % 33 } else { length };
             let prefix = canonical(IpNet::new(address, length).unwrap().trunc());
             prop_assert_eq!(parse(&display(&prefix)).unwrap(), prefix);
+        }
+
+        #[test]
+        fn a_cover_finds_what_a_search_finds(
+            nets in proptest::collection::vec((0u32..64, 0u8..=32), 0..20),
+            six: bool,
+            wanted in (0u32..64, 0u8..=32),
+        ) {
+            let net = |(bits, length): (u32, u8)| match six {
+                false => {
+                    let address = IpAddr::V4((bits << 26 | bits).into());
+                    IpNet::new(address, length).unwrap().trunc()
+                }
+                true => {
+                    let bits = u128::from(bits);
+                    IpNet::new(IpAddr::V6((bits << 122 | bits).into()), 4 * length).unwrap().trunc()
+                }
+            };
+            let nets: Vec<IpNet> = nets.into_iter().map(net).collect();
+            let cover: Cover = nets.iter().copied().collect();
+            let wanted = net(wanted);
+            let found = nets.iter().any(|other| other.contains(&wanted));
+            prop_assert_eq!(cover.covering(&wanted).is_some(), found);
         }
 
         #[test]

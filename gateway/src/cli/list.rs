@@ -1,9 +1,15 @@
-//! `gateway deny` and `gateway allow`: the two lists that people keep by hand.
+//! `gateway deny` and `gateway allow`: the rules that people keep by hand and by list.
 
 use super::output::Output;
 use super::place::Place;
-use super::{AddArgs, Failure, ListVerb, ask, unexpected};
-use crate::admin::api::{Add, Answer, ListAction, Remove, Request, RuleView};
+use super::{AddArgs, Failure, ListArgs, ListVerb, SortBy, ask, export, import, unexpected};
+use crate::admin::api::{
+    Add, Answer, ListAction, ListQuery, PAGE_MAX_RULES, Remove, RemoveList, Request, RuleView,
+};
+use crate::base::prefix;
+
+/// Rules in one table for people, unless they ask for more.
+const TABLE_RULES: usize = 1000;
 
 pub(super) fn run(
     place: &Place,
@@ -13,11 +19,15 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let request = match verb {
         ListVerb::Add(arguments) => Request::Add(add(action, arguments)),
-        ListVerb::Remove { prefixes } => Request::Remove(Remove { action, prefixes }),
-        ListVerb::List => Request::List(Some(action)),
+        ListVerb::Remove { list: Some(name), .. } => {
+            Request::RemoveList(RemoveList { action, name })
+        }
+        ListVerb::Remove { prefixes, list: None } => Request::Remove(Remove { action, prefixes }),
+        ListVerb::List(arguments) => return list(place, action, arguments, output),
+        ListVerb::Import(arguments) => return import::run(place, action, arguments, output),
+        ListVerb::Export { file, list } => return export::run(place, action, &file, list),
     };
     match ask(place, &request)? {
-        Answer::Rules { rules } => show(&rules, output),
         Answer::Done(done) => Ok(output.done(&done)?),
         _ => Err(unexpected()),
     }
@@ -29,17 +39,69 @@ fn add(action: ListAction, arguments: AddArgs) -> Add {
     Add { action, prefixes, for_ms, reason, force, yes }
 }
 
-fn show(rules: &[RuleView], output: &Output) -> Result<(), Failure> {
-    if output.is_json() {
-        for rule in rules {
-            output.object(rule)?;
+fn list(
+    place: &Place,
+    action: ListAction,
+    arguments: ListArgs,
+    output: &Output,
+) -> Result<(), Failure> {
+    let ListArgs { list, origin, inside, sort, limit } = arguments;
+    let inside = inside.map(|text| prefix::parse(&text)).transpose();
+    let by_packets = sort == SortBy::Packets;
+    let query = ListQuery {
+        action: Some(action),
+        list,
+        origin,
+        inside: inside.map_err(|error| Failure::Usage(error.to_string()))?,
+        by_packets,
+        ..ListQuery::default()
+    };
+    let most = if by_packets { PAGE_MAX_RULES } else { usize::MAX };
+    let usual = if output.is_json() { usize::MAX } else { TABLE_RULES };
+    let limit = limit.unwrap_or(usual).min(most);
+    let mut rows = Vec::new();
+    let is_all = pages(place, query, limit, |rule| {
+        if output.is_json() {
+            return Ok(output.object(&rule)?);
         }
+        rows.push(row(&rule));
+        Ok(())
+    })?;
+    if output.is_json() {
         return Ok(());
     }
-    if rules.is_empty() {
-        return Ok(output.line("the list is empty")?);
+    if rows.is_empty() {
+        return Ok(output.line("there are no such rules")?);
     }
-    Ok(output.table(&HEADER, rules.iter().map(row).collect())?)
+    let shown = rows.len();
+    output.table(&HEADER, rows)?;
+    if !is_all {
+        output.line(&format!("the first {shown}; more with --limit, all with --json"))?;
+    }
+    Ok(())
+}
+
+/// Asks for rules page by page and hands them over one by one, at most `limit`. Answers whether that was all of them.
+pub(super) fn pages(
+    place: &Place,
+    mut query: ListQuery,
+    limit: usize,
+    mut each: impl FnMut(RuleView) -> Result<(), Failure>,
+) -> Result<bool, Failure> {
+    let mut left = limit;
+    while left > 0 {
+        query.limit = left;
+        let Answer::Rules { rules, next } = ask(place, &Request::List(query.clone()))? else {
+            return Err(unexpected());
+        };
+        left -= rules.len().min(left);
+        rules.into_iter().try_for_each(&mut each)?;
+        if next.is_none() {
+            return Ok(true);
+        }
+        query.after = next;
+    }
+    Ok(false)
 }
 
 /// The columns of a rule.
@@ -53,10 +115,14 @@ pub(super) fn row(rule: &RuleView) -> Vec<String> {
         Some(note) => format!("{} ({note})", rule.reason),
         None => rule.reason.clone(),
     };
+    let origin = match &rule.list {
+        Some(list) => format!("{} {list}", rule.origin),
+        None => rule.origin.clone(),
+    };
     vec![
         rule.prefix.clone(),
         rule.action.clone(),
-        rule.origin.clone(),
+        origin,
         rule.until_utc_ms.map_or_else(|| "for ever".to_owned(), |until| until.display()),
         rule.enforced.clone(),
         rule.packets.to_string(),

@@ -15,10 +15,14 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 
 mod check;
+mod export;
+mod import;
 mod kernel;
 mod list;
+mod lists;
 mod output;
 mod place;
+mod progress;
 mod reload;
 mod run;
 mod status;
@@ -67,6 +71,8 @@ enum Verb {
     /// Sources that are always let in
     #[command(subcommand)]
     Allow(ListVerb),
+    /// The lists that are in force
+    Lists,
     /// Which rule decides about an address, whose it is, since when, until when, and what it met
     Why {
         /// IPv4 or IPv6 address
@@ -81,14 +87,75 @@ enum Verb {
 enum ListVerb {
     /// Add prefixes: all of them or none
     Add(AddArgs),
-    /// Remove prefixes: all of them or none
+    /// Remove prefixes, all of them or none; or a whole list
     Remove {
         /// Addresses or prefixes
-        #[arg(required = true)]
+        #[arg(required_unless_present = "list")]
         prefixes: Vec<String>,
+        /// An imported list, with all of its entries
+        #[arg(long, value_name = "NAME", conflicts_with = "prefixes")]
+        list: Option<String>,
     },
-    /// Show the list
-    List,
+    /// Show the rules
+    List(ListArgs),
+    /// Put a list in force, in the place of the one of the same name: as a difference, whole or
+    /// not at all
+    Import(ImportArgs),
+    /// Write the rules so that they can be imported again
+    Export {
+        /// File to write; - for the standard output
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// Of this list alone
+        #[arg(long, value_name = "NAME")]
+        list: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ImportArgs {
+    /// File with an address, prefix or range in each line, or JSON lines; - for the standard
+    /// input
+    file: PathBuf,
+    /// Name of the list [default: the file's]
+    #[arg(long, value_name = "NAME")]
+    list: Option<String>,
+    /// Why, for the entries that do not say so themselves
+    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+    reason: String,
+    /// Import the other lines where some cannot be read
+    #[arg(long)]
+    skip_invalid: bool,
+    /// Yes, that many addresses are meant
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// Of this list
+    #[arg(long, value_name = "NAME")]
+    list: Option<String>,
+    /// Made by this origin: operator, configuration, list, feed, ban, forced
+    #[arg(long)]
+    origin: Option<String>,
+    /// Inside of this prefix
+    #[arg(long, value_name = "PREFIX")]
+    inside: Option<String>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t = SortBy::Prefix)]
+    sort: SortBy,
+    /// Rules to show at most [default: 1000 on a terminal, else all]
+    #[arg(long, value_name = "RULES")]
+    limit: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SortBy {
+    /// Rules made one by one by their prefix, then the entries of each list by theirs
+    Prefix,
+    /// The rules that met the most packets, at most 10,000 of them
+    Packets,
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +240,7 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Reload => reload::run(&place, output),
         Verb::Deny(verb) => list::run(&place, ListAction::Deny, verb, output),
         Verb::Allow(verb) => list::run(&place, ListAction::Allow, verb, output),
+        Verb::Lists => lists::run(&place, output),
         Verb::Why { address } => why::run(&place, address, output),
         Verb::Kernel(KernelVerb::Detach) => kernel::detach(&place, output),
     }

@@ -2,6 +2,7 @@
 //! addresses that nobody may block.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::PROFILES_MAX;
@@ -9,6 +10,7 @@ use ipnet::IpNet;
 
 use super::at::At;
 use super::diagnostic::suggestion;
+use super::lists::Lists;
 use super::raw::{RawAttach, RawKernel, RawOnExit, RawProtectedPorts};
 use super::tree::shorten;
 use super::value::{absolute_path, count, name, one_prefix, ports, prefixes, rate};
@@ -20,8 +22,17 @@ const INTERFACE_NAME_BYTES: usize = 15;
 /// Rules and sources that one table may hold: beyond it is more memory than a host gives.
 const TABLE_MAX: u64 = 1 << 24;
 
-/// `protected` are the other prefixes that no rule may block, each with what it is.
-pub(super) fn kernel(raw: &RawKernel, mut protected: Vec<(IpNet, String)>, at: At<'_>) -> Kernel {
+/// `folder` is the file's; `protected` are the other prefixes that no rule may block, each with what it is.
+pub(super) fn kernel(
+    raw: &RawKernel,
+    folder: &Path,
+    mut protected: Vec<(IpNet, String)>,
+    at: At<'_>,
+) -> Kernel {
+    let Lists { allow_files, deny_files, feeds } = super::lists::lists(raw, folder, at);
+    protected.extend(feeds.iter().filter_map(|feed| {
+        Some((feed.address()?.into(), format!("the address of the feed `{}`", feed.name)))
+    }));
     let (allow, deny, never_block) = lists(raw, at);
     let profiles = profiles(raw, at.key("profiles"));
     let limits = limits(raw, &profiles, at.key("limits"));
@@ -45,6 +56,9 @@ pub(super) fn kernel(raw: &RawKernel, mut protected: Vec<(IpNet, String)>, at: A
         dry_run: raw.dry_run,
         allow: only_prefixes(allow),
         deny: only_prefixes(deny),
+        allow_files,
+        deny_files,
+        feeds,
         never_block: only_prefixes(never_block),
         management_ports: ports(&raw.management_ports, at.key("management_ports")),
         protected_ports: protected_ports(&raw.protected_ports, at.key("protected_ports")),

@@ -10,6 +10,7 @@ mod de;
 mod diagnostic;
 mod kernel;
 mod listen;
+mod lists;
 mod paths;
 mod pattern;
 mod raw;
@@ -33,6 +34,7 @@ use http::Method;
 use ipnet::IpNet;
 
 pub use self::diagnostic::{Diagnostic, Errors, Place};
+pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 
 use self::at::At;
@@ -57,14 +59,18 @@ pub fn read(path: &Path) -> Result<Config, Errors> {
         })
     })?;
     match String::from_utf8(bytes) {
-        Ok(text) => parse(&file, &text),
+        Ok(text) => parse_in(folder_of(path), &file, &text),
         Err(error) => Err(not_text(&file, &error)),
     }
 }
 
-/// Reads a text; `file` is what it is called in messages.
+/// Reads a text; `file` is what it is called in messages, and paths in it are relative to the folder of that.
 pub fn parse(file: &str, text: &str) -> Result<Config, Errors> {
-    match understand(text) {
+    parse_in(Path::new(file).parent().map(Path::to_owned).unwrap_or_default(), file, text)
+}
+
+fn parse_in(folder: PathBuf, file: &str, text: &str) -> Result<Config, Errors> {
+    match understand(&folder, text) {
         (Some(config), problems) if problems.is_empty() => Ok(config),
         (_, problems) => Err(explain(file, text, problems)),
     }
@@ -74,7 +80,7 @@ pub fn parse(file: &str, text: &str) -> Result<Config, Errors> {
 /// still says so unless the mistake is there, for a gateway must be reachable while somebody edits its file.
 pub fn places(path: &Path) -> Option<(PathBuf, PathBuf)> {
     let text = String::from_utf8(bytes_of(path).ok()?).ok()?;
-    let config = understand(&text).0?;
+    let config = understand(&folder_of(path), &text).0?;
     let (socket, pins) = (config.admin.socket, config.kernel.pins);
     (socket.is_absolute() && pins.is_absolute()).then_some((socket, pins))
 }
@@ -87,8 +93,14 @@ fn bytes_of(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The folder of a file, from the root on: the daemon's working directory may change.
+fn folder_of(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    whole.parent().map(Path::to_owned).unwrap_or_default()
+}
+
 /// As much of a text as makes sense, and what does not.
-fn understand(text: &str) -> (Option<Config>, Vec<Problem>) {
+fn understand(folder: &Path, text: &str) -> (Option<Config>, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut tree = match tree::read(text, &mut problems) {
         Ok(tree) => tree,
@@ -99,7 +111,7 @@ fn understand(text: &str) -> (Option<Config>, Vec<Problem>) {
     };
     let Some(raw) = de::read::<Raw>(&mut tree, &mut problems) else { return (None, problems) };
     let problems = RefCell::new(problems);
-    let config = meant(&raw, At::root(&tree, &problems));
+    let config = meant(folder, &raw, At::root(&tree, &problems));
     (Some(config), problems.into_inner())
 }
 
@@ -109,7 +121,7 @@ pub fn embedded() -> Result<Config, Errors> {
 }
 
 /// The sections as meant. What could not be read is reported, and stands in the result only until it is thrown away.
-fn meant(raw: &Raw, at: At<'_>) -> Config {
+fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let defaults = default_paths();
     let path = |text: &Option<String>, default, at| match text {
         Some(text) => value::absolute_path(text, at).unwrap_or_default(),
@@ -126,7 +138,7 @@ fn meant(raw: &Raw, at: At<'_>) -> Config {
     let upstreams = upstreams::upstreams(&raw.upstreams, &listen, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
     Config {
-        kernel: kernel::kernel(&raw.kernel, protected, at.key("kernel")),
+        kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
         routes: routes::routes(&raw.routes, &upstreams, at.key("routes")),
         workers: match raw.workers {
             Some(workers) => {
@@ -258,6 +270,12 @@ pub struct Kernel {
     pub allow: Vec<IpNet>,
     /// Prefixes that are dropped.
     pub deny: Vec<IpNet>,
+    /// Files of prefixes that are let in. Names are unique among these, `deny_files` and `feeds`.
+    pub allow_files: Vec<ListFile>,
+    /// Files of prefixes that are dropped.
+    pub deny_files: Vec<ListFile>,
+    /// Lists that are fetched.
+    pub feeds: Vec<Feed>,
     /// Prefixes that no rule may block, in addition to those that the gateway finds by itself.
     pub never_block: Vec<IpNet>,
     /// TCP ports whose established peers are never blocked.

@@ -66,6 +66,9 @@ pub(super) struct RawKernel {
     pub(super) dry_run: bool,
     pub(super) allow: Vec<String>,
     pub(super) deny: Vec<String>,
+    pub(super) allow_files: Vec<RawListFile>,
+    pub(super) deny_files: Vec<RawListFile>,
+    pub(super) feeds: Vec<RawFeed>,
     pub(super) never_block: Vec<String>,
     /// TCP ports whose established peers are never blocked.
     pub(super) management_ports: Vec<u16>,
@@ -96,6 +99,9 @@ impl Default for RawKernel {
             dry_run: false,
             allow: Vec::new(),
             deny: Vec::new(),
+            allow_files: Vec::new(),
+            deny_files: Vec::new(),
+            feeds: Vec::new(),
             never_block: Vec::new(),
             management_ports: vec![22],
             protected_ports: RawProtectedPorts::Listeners,
@@ -156,6 +162,95 @@ pub(super) struct RawLimit {
     pub(super) profile: String,
 }
 
+/// A file of prefixes: its path, alone or as `{path: ...}`.
+pub(super) type RawListFile = TextOr<RawListFileSection>;
+
+/// A file of prefixes with more to say than its path.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawListFileSection {
+    pub(super) path: String,
+    /// Default: the name of the file without what follows its last dot.
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    #[serde(default)]
+    pub(super) dry_run: bool,
+}
+
+impl Section for RawListFileSection {
+    const EXPECTED: &'static str = "the path of a file or a section with `path`";
+}
+
+/// A list that is fetched.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFeed {
+    pub(super) name: String,
+    /// `http://` or `https://`.
+    pub(super) url: String,
+    /// Time between two fetches.
+    #[serde(default = "feed::every")]
+    pub(super) every: String,
+    #[serde(default)]
+    pub(super) action: RawFeedAction,
+    #[serde(default)]
+    pub(super) dry_run: bool,
+    /// A file of certificates. Default: the system's.
+    #[serde(default)]
+    pub(super) ca: Option<String>,
+    /// For one fetch.
+    #[serde(default = "feed::timeout")]
+    pub(super) timeout: String,
+    /// Of one version.
+    #[serde(default = "feed::max_bytes")]
+    pub(super) max_bytes: String,
+    /// Share of the last good version's entries that must be left.
+    #[serde(default = "feed::min_entries")]
+    pub(super) min_entries: String,
+    /// Share of the last good version's entries that may be there.
+    #[serde(default = "feed::max_entries")]
+    pub(super) max_entries: String,
+    /// Share of the addresses of a family that may be covered.
+    #[serde(default = "feed::max_address_share")]
+    pub(super) max_address_share: String,
+}
+
+/// What a feed says if nothing else is said.
+mod feed {
+    pub(super) fn every() -> String {
+        "1h".to_owned()
+    }
+
+    pub(super) fn timeout() -> String {
+        "60s".to_owned()
+    }
+
+    pub(super) fn max_bytes() -> String {
+        "64MiB".to_owned()
+    }
+
+    pub(super) fn min_entries() -> String {
+        "50%".to_owned()
+    }
+
+    pub(super) fn max_entries() -> String {
+        "1000%".to_owned()
+    }
+
+    pub(super) fn max_address_share() -> String {
+        "5%".to_owned()
+    }
+}
+
+/// What is done with the sources of a feed.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawFeedAction {
+    #[default]
+    Deny,
+    Allow,
+}
+
 /// What a client may make the gateway hold or wait for.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -211,17 +306,17 @@ fn idle_connections() -> u64 {
 }
 
 /// `ip:port` or `echo`, alone or as `{address: ...}`.
-#[derive(Debug)]
-pub(super) enum RawEndpoint {
-    Text(String),
-    Section(RawEndpointSection),
-}
+pub(super) type RawEndpoint = TextOr<RawEndpointSection>;
 
 /// An endpoint with more to say than its address.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawEndpointSection {
     pub(super) address: String,
+}
+
+impl Section for RawEndpointSection {
+    const EXPECTED: &'static str = "`ip:port`, `echo` or a section with `address`";
 }
 
 /// How long an upstream may take.
@@ -338,32 +433,44 @@ impl<'de> Deserialize<'de> for RawProtectedPorts {
     }
 }
 
-impl<'de> Deserialize<'de> for RawEndpoint {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Endpoint;
+/// What most entries say in one word, and some in a section.
+#[derive(Debug)]
+pub(super) enum TextOr<S> {
+    Text(String),
+    Section(S),
+}
 
-        impl<'de> Visitor<'de> for Endpoint {
-            type Value = RawEndpoint;
+/// The long form of an entry.
+pub(super) trait Section {
+    /// Both forms, in words.
+    const EXPECTED: &'static str;
+}
+
+impl<'de, S: Section + Deserialize<'de>> Deserialize<'de> for TextOr<S> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<S>(PhantomData<S>);
+
+        impl<'de, S: Section + Deserialize<'de>> Visitor<'de> for Either<S> {
+            type Value = TextOr<S>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("`ip:port`, `echo` or a section with `address`")
+                formatter.write_str(S::EXPECTED)
             }
 
             fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(RawEndpoint::Text(text.to_owned()))
+                Ok(TextOr::Text(text.to_owned()))
             }
 
             /// A mistake that has been reported.
             fn visit_none<E>(self) -> Result<Self::Value, E> {
-                Ok(RawEndpoint::Text(String::new()))
+                Ok(TextOr::Text(String::new()))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                RawEndpointSection::deserialize(MapAccessDeserializer::new(map))
-                    .map(RawEndpoint::Section)
+                S::deserialize(MapAccessDeserializer::new(map)).map(TextOr::Section)
             }
         }
 
-        deserializer.deserialize_any(Endpoint)
+        deserializer.deserialize_any(Either(PhantomData))
     }
 }

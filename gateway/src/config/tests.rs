@@ -1,5 +1,6 @@
 //! The whole way from a text to a configuration or to its mistakes.
 
+use gateway_common::rule::Action;
 use proptest::prelude::*;
 
 use super::*;
@@ -175,6 +176,144 @@ fn lists_of_sources() {
     );
     only(&kernel("max_rules: 16777217"), "16777217 is out of bounds", "16777217");
     assert!(with("trusted_proxies: [10.1.0.0/16]\nkernel: {deny: [10.0.0.0/8]}").is_ok());
+}
+
+#[test]
+fn lists_that_are_kept_elsewhere() {
+    let config = parse(
+        "/etc/gateway/gateway.yaml",
+        "listen: [{address: 127.0.0.1:8080}]
+kernel:
+  allow_files: [{path: /srv/office.txt, name: our-office}]
+  deny_files: [lists/drop.txt, {path: ./level_1.netset, dry_run: true}]
+  feeds:
+    - {name: scanners, url: https://feeds.example.com/s?k=v}
+    - {name: partners, url: 'http://[::1]:8080/p', every: 30d, action: allow, dry_run: true,
+       ca: tls/ca.pem, timeout: 5s, max_bytes: 1MiB, min_entries: 0%, max_entries: 150%,
+       max_address_share: 0.05%}
+",
+    );
+    let kernel = config.unwrap_or_else(|errors| panic!("{errors}")).kernel;
+    let file = |name: &str, path: &str, dry_run| ListFile {
+        name: name.to_owned(),
+        path: PathBuf::from(path),
+        dry_run,
+    };
+    assert_eq!(kernel.allow_files, [file("our-office", "/srv/office.txt", false)]);
+    let deny = [
+        file("drop", "/etc/gateway/lists/drop.txt", false),
+        file("level_1", "/etc/gateway/level_1.netset", true),
+    ];
+    assert_eq!(kernel.deny_files, deny);
+    let plain = Feed {
+        name: "scanners".to_owned(),
+        url: "https://feeds.example.com/s?k=v".parse().unwrap(),
+        every: Duration::from_secs(3600),
+        action: Action::Deny,
+        dry_run: false,
+        ca: None,
+        timeout: Duration::from_secs(60),
+        max_bytes: 64 << 20,
+        bounds: FeedBounds {
+            min_entries: Share::per_million(500_000),
+            max_entries: Share::per_million(10_000_000),
+            max_address_share: Share::per_million(50_000),
+        },
+    };
+    let every_key = Feed {
+        name: "partners".to_owned(),
+        url: "http://[::1]:8080/p".parse().unwrap(),
+        every: Duration::from_secs(30 * 24 * 3600),
+        action: Action::Allow,
+        dry_run: true,
+        ca: Some(PathBuf::from("/etc/gateway/tls/ca.pem")),
+        timeout: Duration::from_secs(5),
+        max_bytes: 1 << 20,
+        bounds: FeedBounds {
+            min_entries: Share::ZERO,
+            max_entries: Share::per_million(1_500_000),
+            max_address_share: Share::per_million(500),
+        },
+    };
+    assert_eq!(kernel.feeds, [plain, every_key]);
+    assert_eq!(kernel.feeds[1].address(), Some("::1".parse().unwrap()));
+}
+
+#[test]
+fn the_paths_of_a_file_are_relative_to_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    let text = "listen: [{address: 127.0.0.1:8080}]\nkernel: {deny_files: [drop.txt]}";
+    std::fs::write(&path, text).unwrap();
+    let config = read(&path).unwrap();
+    assert_eq!(config.kernel.deny_files[0].path, folder.path().join("drop.txt"));
+}
+
+#[test]
+fn mistakes_of_lists_that_are_kept_elsewhere() {
+    let kernel = |keys: &str| format!("kernel: {{{keys}}}");
+    let no_name = "`Drop List` is no name for a list";
+    only(&kernel("deny_files: ['Drop List.txt']"), no_name, "'Drop List.txt'");
+    only(&kernel("deny_files: [{path: a, name: a.b}]"), "`a.b` is no name for a list", "a.b");
+    only(&kernel("deny_files: [../a]"), "`../a` is no path of a file", "../a");
+    only(&kernel("deny_files: [{path: lists/}]"), "`lists/` is no path of a file", "lists/");
+    only(&kernel("deny_files: [{name: a}]"), "`path` is missing", "{");
+    only(
+        &kernel("deny_files: [[a]]"),
+        "expected the path of a file or a section with `path`, found a list",
+        "[",
+    );
+    only(
+        &kernel("deny_files: [a.txt], allow_files: [{path: a.txt, name: b}]"),
+        "`a.txt` is given twice",
+        "a.txt",
+    );
+    only(&kernel("deny_files: [a.txt, b/a.txt]"), "two lists are called `a`", "b/a.txt");
+    only(
+        &kernel("deny_files: [a.txt], feeds: [{name: a, url: 'http://b.example/'}]"),
+        "two lists are called `a`",
+        "a",
+    );
+    let many: Vec<String> = (0..257).map(|number| format!("l{number}")).collect();
+    let many = kernel(&format!("deny_files: [{}]", many.join(", ")));
+    assert_eq!(wrong(&many)[0].0, "257 files and feeds are too many");
+    let feed = |keys: &str| kernel(&format!("feeds: [{{name: f, {keys}}}]"));
+    only(&feed("every: 1h"), "`url` is missing", "{");
+    for url in ["feeds.example.com/a", "ftp://a.example/b", "/b", "http://a.example:0/", "http://"]
+    {
+        let message = format!("`{url}` is no http:// or https:// URL");
+        only(&feed(&format!("url: '{url}'")), &message, &format!("'{url}'"));
+    }
+    only(
+        &feed("url: 'http://u:p@a.example/'"),
+        "`http://u:p@a.example/` has a user in it, which is not sent",
+        "'http://u:p@a.example/'",
+    );
+    let setting = |keys: &str| feed(&format!("url: 'http://a.example/', {keys}"));
+    for (key, value, message) in [
+        ("every", "59s", "`59s` is out of bounds"),
+        ("every", "31d", "`31d` is out of bounds"),
+        ("every", "often", "`often` is no duration"),
+        ("timeout", "0s", "`0s` leaves no time at all"),
+        ("max_bytes", "1023", "1023 bytes is out of bounds"),
+        ("min_entries", "101%", "101% is out of bounds"),
+        ("max_entries", "99.9999%", "99.9999% is out of bounds"),
+        ("max_address_share", "0%", "0% is out of bounds"),
+        ("min_entries", "50", "`50` is no share"),
+        ("min_entries", "0.00001%", "`0.00001%` is no share"),
+        ("min_entries", ".5%", "`.5%` is no share"),
+        ("min_entries", "-5%", "`-5%` is no share"),
+        ("min_entries", "99999999999999999999%", "`99999999999999999999%` is no share"),
+        ("ca", "..", "`..` is no path of a file"),
+        ("action", "limit", "expected `deny` or `allow`, found `limit`"),
+    ] {
+        only(&setting(&format!("{key}: {value}")), message, value);
+    }
+    only(
+        &kernel("feeds: [{name: f, url: 'http://192.0.2.1/'}], deny: [192.0.2.1]"),
+        "`192.0.2.1` cannot be denied: it is the address of the feed `f`",
+        "192.0.2.1",
+    );
 }
 
 #[test]

@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use gateway_common::bucket::Bucket;
+use humantime::format_duration;
 use ipnet::IpNet;
 
+use super::Share;
 use super::at::At;
 use super::tree::shorten;
 use crate::base::prefix;
@@ -82,13 +84,7 @@ pub(super) fn one_prefix(text: &str, at: At<'_>) -> Option<IpNet> {
 /// A duration above zero and of at most a day.
 pub(super) fn duration(text: &str, at: At<'_>) -> Option<Duration> {
     let shown = shorten(text);
-    let Ok(duration) = humantime::parse_duration(text.trim()) else {
-        at.error_with_help(
-            format!("`{shown}` is no duration"),
-            "write a number with its unit, such as 500ms, 10s, 1m30s or 1h",
-        );
-        return None;
-    };
+    let duration = any_duration(text, at)?;
     if duration.is_zero() {
         at.error_with_help(
             format!("`{shown}` leaves no time at all"),
@@ -104,6 +100,67 @@ pub(super) fn duration(text: &str, at: At<'_>) -> Option<Duration> {
         return None;
     }
     Some(duration)
+}
+
+/// A duration within bounds of its own.
+pub(super) fn interval(
+    text: &str,
+    bounds: RangeInclusive<Duration>,
+    at: At<'_>,
+) -> Option<Duration> {
+    let duration = any_duration(text, at)?;
+    if bounds.contains(&duration) {
+        return Some(duration);
+    }
+    let [min, max] = [bounds.start(), bounds.end()].map(|bound| format_duration(*bound));
+    at.error_with_help(
+        format!("`{}` is out of bounds", shorten(text)),
+        format!("write {min} to {max}"),
+    );
+    None
+}
+
+fn any_duration(text: &str, at: At<'_>) -> Option<Duration> {
+    let duration = humantime::parse_duration(text.trim());
+    if duration.is_err() {
+        at.error_with_help(
+            format!("`{}` is no duration", shorten(text)),
+            "write a number with its unit, such as 500ms, 10s, 1m30s or 1h",
+        );
+    }
+    duration.ok()
+}
+
+/// `50%` or `0.5%`, within bounds.
+pub(super) fn share(text: &str, bounds: RangeInclusive<Share>, at: At<'_>) -> Option<Share> {
+    let Some(share) = share_of(text) else {
+        at.error_with_help(
+            format!("`{}` is no share", shorten(text)),
+            "write a number of percent, such as 50% or 0.5%",
+        );
+        return None;
+    };
+    if !bounds.contains(&share) {
+        at.error_with_help(
+            format!("{share} is out of bounds"),
+            format!("write {} to {}", bounds.start(), bounds.end()),
+        );
+        return None;
+    }
+    Some(share)
+}
+
+fn share_of(text: &str) -> Option<Share> {
+    /// Parts per million have four digits behind the point of a percentage.
+    const DECIMALS: usize = 4;
+    let number = text.trim().strip_suffix('%')?;
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    if whole.is_empty() || fraction.is_empty() || fraction.len() > DECIMALS {
+        return None;
+    }
+    let fraction = digits(&format!("{fraction:0<DECIMALS$}"))?;
+    let per_million = digits(whole)?.checked_mul(10_000)?.checked_add(fraction)?;
+    u32::try_from(per_million).ok().map(Share::per_million)
 }
 
 /// A size in bytes, `KiB`, `MiB` or `GiB`, within bounds.

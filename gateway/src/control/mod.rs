@@ -12,7 +12,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use crate::admin::api::{Answer, Command, Done, Refusal, Request, Status};
+use crate::admin::api::{
+    Answer, Command, Done, ListQuery, PAGE_MAX_RULES, Refusal, Request, Status,
+};
 use crate::admin::server;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, Endpoint, OnExit};
@@ -184,32 +186,43 @@ impl Control {
 
     fn command(&mut self, command: Command) {
         let Command { request, uid, reply } = command;
-        let answer = self.answer(&request);
-        let changes = !matches!(request, Request::Status | Request::List(_) | Request::Why(_));
-        if changes {
+        let looks = matches!(
+            request,
+            Request::Status | Request::List(_) | Request::Lists | Request::Why(_)
+        );
+        let told = (!looks).then(|| request.to_string());
+        let answer = self.answer(request);
+        if let Some(command) = told {
             let error = answer.as_ref().err().map(|refusal| refusal.error.as_str());
-            tracing::info!(target: "audit", uid, command = %request, refused = error, "command");
+            tracing::info!(target: "audit", uid, command, refused = error, "command");
         }
         // Whoever asked may have gone; what was done stays done.
         drop(reply.send(answer));
     }
 
-    fn answer(&mut self, request: &Request) -> Result<Answer, Refusal> {
+    fn answer(&mut self, request: Request) -> Result<Answer, Refusal> {
         let now = Now::read();
         match request {
             Request::Status => Ok(Answer::Status(Box::new(self.status()?))),
-            Request::List(action) => {
-                Ok(Answer::Rules { rules: views::list(&self.policy, *action)? })
+            Request::List(query) => {
+                let limit = query.limit.min(PAGE_MAX_RULES);
+                views::list(&self.policy, &ListQuery { limit, ..query }, now)
             }
+            Request::Lists => Ok(Answer::Lists { lists: self.policy.list_views() }),
+            Request::RemoveList(remove) => self.policy.remove_list(&remove, now).map(Answer::Done),
             Request::Why(address) => {
-                Ok(Answer::Why(Box::new(views::why(&self.policy, *address, now)?)))
+                Ok(Answer::Why(Box::new(views::why(&self.policy, address, now)?)))
             }
             Request::Add(add) => {
                 // Whoever connected to a management port a moment ago must not lock themselves out.
                 self.protect(now);
-                self.policy.add(add, now).map(Answer::Done)
+                self.policy.add(&add, now).map(Answer::Done)
             }
-            Request::Remove(remove) => self.policy.remove(remove).map(Answer::Done),
+            Request::PutList(put) => {
+                self.protect(now);
+                self.policy.put_list(*put, now).map(Answer::Done)
+            }
+            Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
             Request::Reload => self.reload().map(Answer::Done),
             Request::Detach => self.detach().map(Answer::Done),
         }

@@ -13,7 +13,15 @@ use crate::store::Store;
 
 /// Answers as the gateway with this configuration would; `None` where that takes a running one, or where none ever ran.
 pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, Refusal>> {
-    if !matches!(request, Request::List(_) | Request::Why(_) | Request::Remove(_)) {
+    let possible = matches!(
+        request,
+        Request::List(_)
+            | Request::Lists
+            | Request::Why(_)
+            | Request::Remove(_)
+            | Request::RemoveList(_)
+    );
+    if !possible {
         return None;
     }
     let config = match read(path) {
@@ -30,10 +38,16 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
         let door = Door::pinned(&pins).map_err(Refusal::failed)?;
         let policy = Policy::new(&config, protect::collect(&config, None), store, now);
         let mut policy = policy.map_err(Refusal::failed)?.offline(door);
+        if policy.door.is_none() {
+            // Nothing enforces them, and still they are what would decide.
+            policy.publish(now).map_err(Refusal::failed)?;
+        }
         match request {
             Request::Why(address) => Ok(Answer::Why(Box::new(views::why(&policy, *address, now)?))),
-            Request::Remove(remove) => policy.remove(remove).map(Answer::Done),
-            Request::List(action) => Ok(Answer::Rules { rules: views::list(&policy, *action)? }),
+            Request::Remove(remove) => policy.remove(remove, now).map(Answer::Done),
+            Request::RemoveList(remove) => policy.remove_list(remove, now).map(Answer::Done),
+            Request::List(query) => views::list(&policy, query, now),
+            Request::Lists => Ok(Answer::Lists { lists: policy.list_views() }),
             _ => Err(Refusal::failed("no gateway runs")),
         }
     })())

@@ -12,6 +12,9 @@ use crate::config::{Attach, Config};
 use crate::listen::sockets::Sockets;
 use crate::upstream::echo::Echo;
 
+/// Rules that are held back, named in one message.
+const HELD_BACK_NOTES_MAX: usize = 20;
+
 impl Control {
     /// Reads the configuration again and puts it in force.
     pub(super) fn reload(&mut self) -> Result<Done, Refusal> {
@@ -31,11 +34,11 @@ impl Control {
             self.echo = Some(address);
         }
         self.reload_kernel(&config)?;
-        self.policy.publish();
+        self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
         self.shared.snapshot.store(snapshot(&config, self.echo));
         self.config = config;
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
-        let held_back = self.policy.compiled().held_back.values().map(ToString::to_string);
+        let held_back = self.policy.held_back_notes(HELD_BACK_NOTES_MAX).into_iter();
         let notes = held_back.chain(self.kernel_note.clone()).collect();
         Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }

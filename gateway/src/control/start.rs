@@ -53,7 +53,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
     let mut pins = Pins::at(&config.kernel.pins);
     let kernel_note = open_door(&mut policy, &mut pins, &config, &target)?;
-    policy.publish();
+    policy.publish(Now::read()).map_err(RunError::failed)?;
     if Uid::effective().is_root() {
         give_away(&policy, &config, &target)?;
     }
@@ -139,7 +139,7 @@ pub(super) fn open_door(
         }
         return Ok(Some(format!("{why}; user space enforces alone{}", leftovers(config))));
     }
-    match Door::open(pins, config, policy.compiled(), target.uid) {
+    match Door::open(pins, config, policy.wanted(Now::read()), target.uid) {
         Ok(Opened { door, attached, removed }) => {
             for folder in removed {
                 tracing::info!(folder, "pins of another version removed");

@@ -1,49 +1,130 @@
 //! Rules and verdicts as people see them, read from where they are enforced: the kernel's word comes from the kernel.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use gateway_common::rule::{Action, Origin};
 
 use crate::admin::api::{
-    CounterView, InterfaceStatus, KernelStatus, ListAction, Refusal, RuleCounts, RuleView, Why,
+    Answer, CounterView, InterfaceStatus, KernelStatus, ListAction, ListQuery, Refusal, RuleCounts,
+    RuleView, Why,
 };
 use crate::base::prefix::display;
 use crate::base::time::Now;
 use crate::kernel::Door;
 use crate::kernel::tables::TablesError;
-use crate::rules::Rule;
 use crate::rules::classify::Entry;
+use crate::rules::list::List;
+use crate::rules::{Place, RuleRef};
 use gateway_common::verdict::Verdict;
 
 use super::policy::Policy;
 
-/// The rules of one list, or all of them without the protected addresses.
-pub fn list(policy: &Policy, action: Option<ListAction>) -> Result<Vec<RuleView>, Refusal> {
-    let wanted = |rule: &&Rule| match action {
-        Some(ListAction::Allow) => rule.action == Action::Allow,
-        Some(ListAction::Deny) => rule.action == Action::Deny,
-        None => true,
+/// The rules that are asked for, as many as the limit allows.
+pub fn list(policy: &Policy, query: &ListQuery, now: Now) -> Result<Answer, Refusal> {
+    let origin = match &query.origin {
+        Some(name) => Some(origin_of(name)?),
+        None => None,
     };
-    let rules = policy.rules().iter().filter(wanted);
+    if let Some(name) = &query.list
+        && policy.rules().list(name).is_none()
+    {
+        return Err(Refusal::failed(format!("there is no list {name:?}: see `gateway lists`")));
+    }
+    let wanted = |rule: &RuleRef<'_>| {
+        query.action.is_none_or(|action| {
+            matches!(
+                (action, rule.action),
+                (ListAction::Allow, Action::Allow) | (ListAction::Deny, Action::Deny)
+            )
+        }) && query.list.as_deref().is_none_or(|name| rule.list == Some(name))
+            && origin.is_none_or(|origin| rule.origin == origin)
+            && query.inside.is_none_or(|prefix| prefix.contains(&rule.prefix))
+    };
     let running = is_running(policy);
-    rules.map(|rule| view(policy, rule, running)).collect::<Result<_, _>>().map_err(Refusal::failed)
+    let limit = query.limit.max(1);
+    let shown = |rule: &RuleRef<'_>| view(policy, rule, running, now);
+    if query.by_packets {
+        let rules = most_hit(policy, policy.rules().listed(None).filter(wanted), limit);
+        return Ok(Answer::Rules { rules: rules.iter().map(shown).collect(), next: None });
+    }
+    let from = match (&query.after, &query.list) {
+        // Straight to the list: no other rule is wanted.
+        (None, Some(name)) => Listed::of_list(policy, name),
+        (after, _) => Listed::Behind(after.as_ref()),
+    };
+    let mut rules = from.rules(policy).filter(wanted);
+    let page: Vec<RuleRef<'_>> = rules.by_ref().take(limit).collect();
+    let last = page.last().filter(|_| rules.next().is_some());
+    let next = last.map(|rule| Place {
+        list: rule.list.map(str::to_owned),
+        prefix: rule.prefix,
+        origin: rule.origin,
+    });
+    Ok(Answer::Rules { rules: page.iter().map(shown).collect(), next })
+}
+
+/// Where a page begins.
+enum Listed<'a> {
+    Behind(Option<&'a Place>),
+    List(&'a List),
+}
+
+impl<'a> Listed<'a> {
+    fn of_list(policy: &'a Policy, name: &str) -> Self {
+        policy.rules().list(name).map_or(Self::Behind(None), Self::List)
+    }
+
+    fn rules(self, policy: &'a Policy) -> Box<dyn Iterator<Item = RuleRef<'a>> + 'a> {
+        match self {
+            Self::Behind(place) => Box::new(policy.rules().listed(place)),
+            Self::List(list) => Box::new(list.after(None)),
+        }
+    }
+}
+
+/// The rules that met the most packets, those first.
+fn most_hit<'a>(
+    policy: &Policy,
+    rules: impl Iterator<Item = RuleRef<'a>>,
+    limit: usize,
+) -> Vec<RuleRef<'a>> {
+    let mut most: BTreeMap<(Reverse<u64>, usize), RuleRef<'a>> = BTreeMap::new();
+    for (place, rule) in rules.enumerate() {
+        let packets = policy.door.as_ref().and_then(|door| held(door, &rule)).unwrap_or(0);
+        let least = most.last_key_value().map(|((Reverse(packets), _), _)| *packets);
+        if most.len() == limit && least >= Some(packets) {
+            continue;
+        }
+        most.insert((Reverse(packets), place), rule);
+        if most.len() > limit {
+            most.pop_last();
+        }
+    }
+    most.into_values().collect()
+}
+
+fn origin_of(name: &str) -> Result<Origin, Refusal> {
+    Origin::ALL.into_iter().find(|origin| origin.name() == name).ok_or_else(|| {
+        let names = Origin::ALL.map(Origin::name).join(", ");
+        Refusal::usage(format!("there is no origin {name:?}: it is one of {names}"))
+    })
 }
 
 /// What happens to an address.
 pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
     let address = address.to_canonical();
-    let decided = match &policy.door {
-        Some(door) => door.find(address, now.boot).map(|(prefix, entry, _)| (prefix, entry)),
-        None => policy.compiled().classifier().find(address, now.boot),
-    };
+    let decided = policy.reader().and_then(|reader| reader.find(address, now.boot));
+    let running = is_running(policy);
     let mut rule = None;
     let mut others = Vec::new();
-    let covering = policy.rules().iter().filter(|rule| rule.prefix.contains(&address));
-    let running = is_running(policy);
-    for candidate in covering {
-        let seen = view(policy, candidate, running).map_err(Refusal::failed)?;
+    for candidate in policy.rules().covering(address) {
+        let seen = view(policy, &candidate, running, now);
         let decides = decided.is_some_and(|(prefix, entry)| {
-            prefix == candidate.prefix && entry.origin == candidate.origin
+            prefix == candidate.prefix
+                && (entry.origin, entry.action) == (candidate.origin, candidate.action)
+                && policy.winner(prefix, now).is_some_and(|winner| winner == candidate)
         });
         match decides {
             true => rule = Some(seen),
@@ -107,28 +188,25 @@ pub fn kernel(
 
 /// How many rules of each kind there are.
 pub fn counts(policy: &Policy) -> RuleCounts {
-    let mut counts =
-        RuleCounts { held_back: policy.compiled().held_back.len(), ..RuleCounts::default() };
-    for rule in policy.rules().iter() {
-        match (rule.origin, rule.action) {
-            (Origin::Protected, _) => counts.protected += 1,
-            (_, Action::Allow) => counts.allow += 1,
-            (_, Action::Limit) => counts.limit += 1,
-            (_, Action::Deny | Action::Reset) => counts.deny += 1,
+    let mut counts = RuleCounts { held_back: policy.held_back(), ..RuleCounts::default() };
+    let own = policy.rules().iter().map(|rule| (rule.origin, rule.action, 1));
+    let lists = policy.rules().lists().map(|list| (list.origin(), list.action, list.entries.len()));
+    for (origin, action, count) in own.chain(lists) {
+        match (origin, action) {
+            (Origin::Protected, _) => counts.protected += count,
+            (_, Action::Allow) => counts.allow += count,
+            (_, Action::Limit) => counts.limit += count,
+            (_, Action::Deny | Action::Reset) => counts.deny += count,
         }
     }
     counts
 }
 
-fn view(policy: &Policy, rule: &Rule, running: bool) -> Result<RuleView, TablesError> {
-    let held = match &policy.door {
-        Some(door) => held(door, rule),
-        None => None,
-    };
-    let refused = policy.compiled().held_back.get(&(rule.prefix, rule.origin));
-    let winner = policy.compiled().enforced.get(&rule.prefix);
-    let in_front = winner.is_some_and(|winner| winner.first.origin == rule.origin);
-    let kernel = held.is_some() && running;
+fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleView {
+    let winner = policy.winner(rule.prefix, now);
+    let in_front = winner.as_ref() == Some(rule);
+    let held = policy.door.as_ref().and_then(|door| held(door, rule));
+    let kernel = in_front && held.is_some() && running;
     // A bucket is the kernel's alone; everything else the proxy enforces too.
     let user_space =
         in_front && policy.is_serving() && !policy.is_dry_run() && rule.action != Action::Limit;
@@ -138,29 +216,31 @@ fn view(policy: &Policy, rule: &Rule, running: bool) -> Result<RuleView, TablesE
         (false, true) => "user space",
         (false, false) => "nowhere",
     };
-    let note = match (refused, winner) {
+    let note = match (policy.refuses(rule), winner) {
         (Some(refused), _) => Some(refused.to_string()),
         (None, Some(winner)) if !in_front => {
-            Some(format!("{} by {} wins", winner.first.action().name(), winner.first.origin.name()))
+            let list = winner.list.map(|list| format!(" {list}")).unwrap_or_default();
+            Some(format!("{} by {}{list} wins", winner.action.name(), winner.origin.name()))
         }
         _ if policy.is_dry_run() => Some("dry run: counted, not enforced".to_owned()),
         _ => None,
     };
-    Ok(RuleView {
+    RuleView {
         prefix: display(&rule.prefix),
         action: rule.action.name().to_owned(),
         origin: rule.origin.name().to_owned(),
-        reason: rule.reason.clone(),
+        list: rule.list.map(str::to_owned),
+        reason: rule.reason.to_owned(),
         created_utc_ms: rule.created,
         until_utc_ms: rule.until.utc,
         enforced: enforced.to_owned(),
         note,
         packets: held.unwrap_or(0),
-    })
+    }
 }
 
 /// The packets that the kernel's copy of a rule has met, if the kernel has it.
-fn held(door: &Door, rule: &Rule) -> Option<u64> {
+fn held(door: &Door, rule: &RuleRef<'_>) -> Option<u64> {
     let same = |entry: &Entry| (entry.origin, entry.action) == (rule.origin, rule.action);
     door.held(&rule.prefix).into_iter().find(|(entry, _)| same(entry)).map(|(_, hits)| hits.packets)
 }

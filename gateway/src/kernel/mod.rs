@@ -4,31 +4,28 @@
 //! does outlives the process; an opened door only writes the maps and reads what the kernel reports.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use aya::maps::MapData;
 use gateway_common::layout::{Hits, Profile};
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::base::time::BootTime;
 use crate::config::{self, ProtectedPorts};
 use crate::rules::classify::Entry;
+use crate::rules::tables::{Reader, RuleTables};
 
+pub mod apply;
 pub mod attach;
-pub mod filters;
 pub mod guard;
-pub mod mapping;
 pub mod netlink;
 pub mod object;
 pub mod pins;
 pub mod support;
-pub mod table;
 pub mod tables;
 pub mod trial;
 
+use apply::Wanted;
 use attach::{AttachError, Attached, Fresh};
-use guard::Compiled;
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
 use tables::{Count, Tables, TablesError};
@@ -91,7 +88,7 @@ impl Door {
     pub fn open(
         pins: &mut Pins,
         config: &config::Config,
-        compiled: &Compiled,
+        wanted: Wanted<'_>,
         owner: u32,
     ) -> Result<Opened, DoorError> {
         let kernel = &config.kernel;
@@ -104,7 +101,7 @@ impl Door {
         for interface in &kernel.interfaces {
             attach::check(interface, &pins)?;
         }
-        let opened = Self::take_over(&pins, config, compiled);
+        let opened = Self::take_over(&pins, config, wanted);
         if opened.is_err() {
             // What led to the error is worth telling, not that its remains are left to the next start.
             drop(pins.remove_unfinished());
@@ -115,7 +112,7 @@ impl Door {
     fn take_over(
         pins: &Pins,
         config: &config::Config,
-        compiled: &Compiled,
+        wanted: Wanted<'_>,
     ) -> Result<Opened, DoorError> {
         pins.remove_unfinished()?;
         let kernel = &config.kernel;
@@ -130,9 +127,9 @@ impl Door {
             [] => None,
             _ => Tables::open(|name| MapData::from_pin(pins.map(name)), kernel.max_rules).ok(),
         };
-        tables.check(compiled)?;
+        apply::check(&tables.rules, wanted).map_err(TablesError::from)?;
         let mut fresh = Vec::new();
-        let switched = switch(&mut loaded, &mut tables, &mut fresh, (pins, config, compiled));
+        let switched = switch(&mut loaded, &mut tables, &mut fresh, (pins, config, wanted));
         let attached = switched.map_err(|error| {
             let undone = fresh.iter().rev().filter_map(|fresh| fresh.undo(pins).err());
             match undone.reduce(|all, one| format!("{all}; {one}")) {
@@ -141,7 +138,7 @@ impl Door {
             }
         })?;
         if let Some(before) = before {
-            tables.inherit(&before);
+            tables.rules.inherit(&before.rules);
         }
         loaded.settle(pins)?;
         for interface in pins.linked()? {
@@ -169,18 +166,14 @@ impl Door {
         Ok(Some(Self { pins: pins.clone(), tables, interfaces }))
     }
 
-    /// Makes the kernel enforce what differs between two sets of rules, and leaves all others.
-    pub fn apply_difference(
-        &mut self,
-        before: &Compiled,
-        after: &Compiled,
-    ) -> Result<(), TablesError> {
-        self.tables.apply_difference(before, after)
+    /// The rules that the kernel enforces.
+    pub fn rules(&mut self) -> &mut RuleTables {
+        &mut self.tables.rules
     }
 
-    /// Makes the kernel enforce exactly these rules.
-    pub fn apply(&mut self, compiled: &Compiled) -> Result<(), TablesError> {
-        self.tables.apply(compiled)
+    /// Somebody who looks up what the kernel enforces.
+    pub fn reader(&self) -> Reader {
+        self.tables.rules.reader()
     }
 
     /// What the maps cost the host (unit: bytes).
@@ -200,11 +193,6 @@ impl Door {
             (interface.clone(), running.map(|running| running.mode))
         };
         self.interfaces.iter().map(mode).collect()
-    }
-
-    /// The rule that the kernel applies to `address`, and what it has met.
-    pub fn find(&self, address: IpAddr, now: BootTime) -> Option<(IpNet, Entry, Hits)> {
-        self.tables.find(address, now)
     }
 
     /// The rules that the kernel holds for a prefix, each with what it has met.
@@ -229,7 +217,7 @@ fn switch(
     loaded: &mut Loaded,
     tables: &mut Tables,
     fresh: &mut Vec<Fresh>,
-    (pins, config, compiled): (&Pins, &config::Config, &Compiled),
+    (pins, config, wanted): (&Pins, &config::Config, Wanted<'_>),
 ) -> Result<Vec<Attached>, DoorError> {
     let kernel = &config.kernel;
     let mut updatable = Vec::new();
@@ -242,7 +230,7 @@ fn switch(
     }
     tables.write_profiles(&profiles(kernel))?;
     tables.write_ports(&protected_ports(config))?;
-    tables.apply(compiled)?;
+    apply::apply_all(&mut tables.rules, wanted).map_err(TablesError::from)?;
     let mut attached: Vec<_> = fresh.iter().map(|fresh| fresh.attached.clone()).collect();
     for interface in updatable {
         attached.push(attach::update(loaded.program()?, interface, pins)?);

@@ -2,9 +2,7 @@
 //! are already pinned where these fit.
 
 use std::error::Error;
-use std::hash::{BuildHasher as _, RandomState};
 use std::io;
-use std::ops::RangeInclusive;
 use std::path::Path;
 
 use aya::maps::{Array, Map, MapData, MapInfo};
@@ -18,6 +16,7 @@ use thiserror::Error;
 
 use super::pins::{Pins, PinsError};
 use super::tables::chain;
+use crate::rules::tables::{blocks_for, filter_bits_for, random_seed};
 
 /// What `cargo xtask ebpf` built; a test holds it against the hash of its sources.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../gateway-ebpf/prebuilt/gateway.bpf.o");
@@ -70,29 +69,14 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Blocks of IPv4 addresses whose lengths are told apart: about one a rule, within what a cache holds and what a
-    /// host can spare.
-    const BLOCKS: RangeInclusive<u32> = 1 << 16..=1 << 22;
-    /// Bits of the IPv6 filter for each rule that fits; one in eight that is set makes a false look-up as rare.
-    const FILTER_BITS_A_RULE: u32 = 8;
-
-    fn blocks(self) -> u32 {
-        self.rules.next_power_of_two().clamp(*Self::BLOCKS.start(), *Self::BLOCKS.end())
-    }
-
-    fn filter_bits(self) -> u32 {
-        let bits = self.rules.saturating_mul(Self::FILTER_BITS_A_RULE).max(1 << 16);
-        bits.checked_next_power_of_two().unwrap_or(1 << 31)
-    }
-
     /// Entries of a map, where it is a setting.
     fn entries(self, map: &str) -> Option<u32> {
         let buckets = buckets_for(self.rules);
         match map {
             layout::TABLE_V4 | layout::TABLE_V6 => Some(buckets),
             layout::HITS_V4 | layout::HITS_V6 => Some(buckets * CELLS as u32),
-            layout::BLOCKS_V4 => Some(self.blocks()),
-            layout::FILTER_V6 => Some(self.filter_bits() / 64),
+            layout::BLOCKS_V4 => Some(blocks_for(self.rules)),
+            layout::FILTER_V6 => Some(filter_bits_for(self.rules) / 64),
             layout::BUCKETS => Some(self.sources),
             _ => None,
         }
@@ -143,7 +127,7 @@ pub fn load(pins: &Pins, switches: Switches, capacity: Capacity) -> Result<Loade
 
 /// Loads the program with maps of its own that nobody else sees.
 pub fn load_apart(switches: Switches, capacity: Capacity) -> Result<Ebpf, LoadError> {
-    let settings = settings(RandomState::new().hash_one(0), switches, capacity);
+    let settings = settings(random_seed(), switches, capacity);
     load_with(&mut EbpfLoader::new(), &settings, capacity)
 }
 
@@ -156,8 +140,8 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         source_mask_v6: mask64(u32::from(switches.ipv6_source_length)),
         table_mask_v4: mask,
         table_mask_v6: mask,
-        block_shift_v4: 32 - capacity.blocks().ilog2(),
-        filter_mask_v6: capacity.filter_bits() - 1,
+        block_shift_v4: 32 - blocks_for(capacity.rules).ilog2(),
+        filter_mask_v6: filter_bits_for(capacity.rules) - 1,
         rules: u32::from(switches.rules),
         buckets: u32::from(switches.buckets),
         dry_run: u32::from(switches.dry_run),
@@ -203,7 +187,7 @@ fn seed(pin: &Path) -> u64 {
         .and_then(Map::from_map_data)
         .and_then(Array::<_, u64>::try_from)
         .and_then(|kept| kept.get(&0, 0))
-        .unwrap_or_else(|_| RandomState::new().hash_one(0))
+        .unwrap_or_else(|_| random_seed())
 }
 
 impl Loaded {

@@ -1,6 +1,8 @@
 //! The program in the kernel, attached to nothing and pinned nowhere: for tests of its verdicts and for measurements.
 //! What is written here enforces nothing.
 
+use std::collections::BTreeSet;
+
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::{ProgramError, Xdp};
@@ -8,17 +10,20 @@ use gateway_common::bucket::Bucket;
 use gateway_common::layout::{self, Hits, Profile};
 use gateway_common::rule::{Action, Origin};
 use gateway_common::source::SourceKey;
-use gateway_common::table::{Head, Span};
+use gateway_common::table::{Head, Span, TagV4};
 use ipnet::IpNet;
 
 use super::DoorError;
 use super::object::{Capacity, LoadError, Switches, load_apart};
 use super::tables::{Count, Tables, TablesError};
+use crate::rules::tables::{Pair, tag_v4};
 
 /// The program and its maps.
 pub struct Trial {
     object: Ebpf,
     tables: Tables,
+    /// The networks with IPv4 rules.
+    networks: BTreeSet<TagV4>,
 }
 
 impl Trial {
@@ -26,7 +31,7 @@ impl Trial {
     pub fn load(switches: Switches, capacity: Capacity) -> Result<Self, DoorError> {
         let object = load_apart(switches, capacity)?;
         let tables = Tables::open(|name| map(&object, name), capacity.rules)?;
-        Ok(Self { object, tables })
+        Ok(Self { object, tables, networks: BTreeSet::new() })
     }
 
     /// The tables once more, as another process would open them.
@@ -49,7 +54,7 @@ impl Trial {
     /// Writes one rule without an end, in the place of those that the prefix has.
     pub fn put(&mut self, prefix: IpNet, action: Action, profile: u8) -> Result<(), TablesError> {
         let head = Head::new(action, Origin::Operator, profile, false);
-        self.tables.put(prefix, (head, Span::ALWAYS), None)
+        self.write(prefix, ((head, Span::ALWAYS), None))
     }
 
     /// Writes two rules by what they do and when they hold.
@@ -61,12 +66,25 @@ impl Trial {
     ) -> Result<(), TablesError> {
         let head = |action, second| Head::new(action, Origin::Operator, 0, second);
         let second = (head(second.0, true), second.1);
-        self.tables.put(prefix, (head(first.0, false), first.1), Some(second))
+        self.write(prefix, ((head(first.0, false), first.1), Some(second)))
     }
 
     /// Takes the rules of a prefix out.
     pub fn remove(&mut self, prefix: IpNet) {
-        self.tables.remove(prefix);
+        if let Some(tag) = tag_v4(&prefix) {
+            self.networks.remove(&tag);
+        }
+        self.tables.rules.remove(prefix, Some(&self.networks));
+    }
+
+    fn write(&mut self, prefix: IpNet, rules: Pair) -> Result<(), TablesError> {
+        let written = self.tables.rules.put(prefix, rules);
+        match written {
+            // What was there is still there, and what was begun is not.
+            Err(_) if !self.tables.rules.has(&prefix) => self.remove(prefix),
+            _ => self.networks.extend(tag_v4(&prefix)),
+        }
+        Ok(written?)
     }
 
     /// Writes the packet buckets of all profiles, the default one first.
@@ -88,7 +106,7 @@ impl Trial {
 
     /// What the first or the second rule of a prefix has met.
     pub fn hits(&self, prefix: IpNet, second: bool) -> Hits {
-        self.tables.hits(&prefix, second)
+        self.tables.rules.hits(&prefix, second)
     }
 
     /// How many sources have a packet bucket.

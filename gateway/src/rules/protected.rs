@@ -6,12 +6,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::base::prefix::{self, canonical};
+use crate::base::prefix::{self, Cover, canonical};
 
 /// Prefixes that no rule may block, each with its reasons.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Protected {
     prefixes: BTreeMap<IpNet, String>,
+    cover: Cover,
 }
 
 impl Protected {
@@ -20,6 +21,7 @@ impl Protected {
         let reasons = self.prefixes.entry(canonical(prefix)).or_default();
         if reasons.is_empty() {
             reasons.push_str(reason);
+            self.cover = self.prefixes.keys().copied().collect();
         } else if !reasons.split(", ").any(|held| held == reason) {
             reasons.push_str(", ");
             reasons.push_str(reason);
@@ -33,7 +35,8 @@ impl Protected {
 
     /// The protected prefix that `prefix` lies inside, so that a rule for it would block protected addresses alone.
     pub fn covering(&self, prefix: &IpNet) -> Option<(&IpNet, &str)> {
-        self.iter().find(|(protected, _)| protected.contains(prefix))
+        let found = self.cover.covering(prefix)?;
+        self.prefixes.get_key_value(found).map(|(prefix, reason)| (prefix, reason.as_str()))
     }
 
     /// The protected prefixes that lie inside `prefix`: a rule for it applies around them.

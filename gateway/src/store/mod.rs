@@ -16,7 +16,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::base::time::{BootTime, Now, UtcMillis};
-use crate::rules::{Rule, Until};
+use crate::rules::list_file::Malformed;
+use crate::rules::{Rule, RuleSet, Until};
+
+mod lists;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
 const FILE: &str = "gateway.redb";
@@ -47,6 +50,14 @@ pub enum StoreError {
         path: String,
         /// What is wrong with it.
         source: Box<redb::Error>,
+    },
+    /// A list file is not one, or is broken.
+    #[error("{path}: {source}; move it away to start without this list, and import it again")]
+    List {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: Malformed,
     },
     /// An entry makes no sense.
     #[error("{path}: the entry {key} cannot be read ({reason}); it was written by another version")]
@@ -109,9 +120,21 @@ impl Store {
         directory.join(FILE).exists()
     }
 
+    /// Everything that has not ended.
+    pub fn rule_set(&self, now: Now) -> Result<RuleSet, StoreError> {
+        let mut set = RuleSet::default();
+        for rule in self.rules(now)? {
+            set.insert(rule);
+        }
+        for list in self.lists(now)? {
+            set.insert_list(list);
+        }
+        Ok(set)
+    }
+
     /// Every rule that has not ended. Those that have are forgotten, and those of another boot are kept from now on by
     /// this boot's clock.
-    pub fn rules(&self, now: Now) -> Result<Vec<Rule>, StoreError> {
+    fn rules(&self, now: Now) -> Result<Vec<Rule>, StoreError> {
         let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
         let table = match transaction.open_table(RULES) {
             Ok(table) => table,
@@ -158,9 +181,11 @@ impl Store {
 
     /// Hands the directory and the file to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
-        let paths = [self.path.parent().unwrap_or(&self.path), &self.path];
+        let mut paths =
+            vec![self.path.parent().unwrap_or(&self.path).to_owned(), self.path.clone()];
+        paths.extend(self.list_paths()?);
         for path in paths {
-            chown(path, Some(user), Some(group)).map_err(|source| io_error(path, source))?;
+            chown(&path, Some(user), Some(group)).map_err(|source| io_error(&path, source))?;
         }
         Ok(())
     }

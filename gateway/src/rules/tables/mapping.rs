@@ -1,4 +1,5 @@
-//! The memory of a BPF array, mapped: what is stored here the program reads, without a system call.
+//! The memory of a BPF array, mapped: what is stored here the program reads, without a system call. And memory like it,
+//! where there is no kernel door.
 #![expect(unsafe_code, reason = "a mapping is raw memory until its length and alignment are known")]
 
 use std::io;
@@ -32,12 +33,11 @@ impl Mapping {
         Ok(Self { memory: memory.cast(), words: bytes / size_of::<AtomicU64>() })
     }
 
-    /// Memory of this process alone, for tests.
-    #[cfg(test)]
+    /// Memory of this process alone, all zero. What is never written takes none.
     pub fn anonymous(bytes: usize) -> io::Result<Self> {
         let length = NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: as above.
+        // SAFETY: the kernel chooses the address, so no memory of this process is replaced.
         let memory = unsafe {
             nix::sys::mman::mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE)
         }?;

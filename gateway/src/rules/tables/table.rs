@@ -1,14 +1,15 @@
-//! Writes one table of rules in the program's own memory: a store a word, in an order in which no reader ever sees half
-//! a rule, and none stays if this process is killed in between.
+//! One table of rules in memory that the XDP program reads, or the proxy's workers: a store a word, in an order in
+//! which no reader ever sees half a rule, and none stays if this process is killed in between.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gateway_common::layout::{Hits, hits_index};
 use gateway_common::source::V6;
 use gateway_common::table::{
     CELLS, Head, PROBES_MAX, Span, TagV4, TagV6, WORDS_V4, WORDS_V6, continued, freed,
-    is_continued, is_taken,
+    is_continued, is_same_rule, is_taken,
 };
 
 use super::mapping::Mapping;
@@ -96,30 +97,19 @@ pub struct Held<T> {
     pub span: Span,
 }
 
-/// One table, with what its rules have met.
-pub struct Table<F> {
+/// The cells of a table, for everybody who reads them.
+pub struct Cells<F> {
     words: Mapping,
     hits: Mapping,
     seed: u64,
     mask: u32,
-    /// Rules that lie beyond a bucket that they hash to or pass, by bucket; its mark stays as long as there are any.
-    passed: HashMap<u32, u32>,
     family: std::marker::PhantomData<F>,
 }
 
-impl<F: Family> Table<F> {
-    /// The table in `words` with `mask + 1` buckets.
+impl<F: Family> Cells<F> {
+    /// The cells in `words` with `mask + 1` buckets, and what their rules have met in `hits`.
     pub fn new(words: Mapping, hits: Mapping, seed: u64, mask: u32) -> Self {
-        let mut table =
-            Self { words, hits, seed, mask, passed: HashMap::new(), family: Default::default() };
-        let mut passed = HashMap::new();
-        for (bucket, held) in table.located() {
-            for passing in table.path(held.tag).take_while(|passing| *passing != bucket) {
-                *passed.entry(passing).or_insert(0) += 1;
-            }
-        }
-        table.passed = passed;
-        table
+        Self { words, hits, seed, mask, family: std::marker::PhantomData }
     }
 
     /// Every rule in the table.
@@ -131,6 +121,27 @@ impl<F: Family> Table<F> {
     pub fn find(&self, tag: F::Tag, second: bool) -> Option<Held<F::Tag>> {
         let (bucket, cell) = self.locate(tag, second)?;
         self.read(bucket, cell)
+    }
+
+    /// The rule of a prefix that holds now, read while somebody may be writing: as the XDP program does it.
+    pub fn live(&self, tag: F::Tag, now_ns: u64) -> Option<(Head, Span)> {
+        let mut second = None;
+        for bucket in self.path(tag) {
+            for cell in 0..CELLS {
+                let Some(held) = self.read_settled(bucket, cell) else { continue };
+                if held.tag != tag || !held.span.holds(now_ns) {
+                    continue;
+                }
+                if !held.head.is_second() {
+                    return Some((held.head, held.span));
+                }
+                second = Some((held.head, held.span));
+            }
+            if !is_continued(load(self.head_of(bucket, 0)?)) {
+                break;
+            }
+        }
+        second
     }
 
     /// What a rule has met.
@@ -148,56 +159,6 @@ impl<F: Family> Table<F> {
             packets.fetch_add(hits.packets, Ordering::Relaxed);
             last_ns.fetch_max(hits.last_ns, Ordering::Relaxed);
         }
-    }
-
-    /// Writes a rule, over the one of the same prefix and turn if there is one. That keeps its hits if the same origin
-    /// does the same.
-    pub fn put(&mut self, tag: F::Tag, head: Head, span: Span) -> Result<(), NoRoom> {
-        let Some((bucket, cell)) = self.locate(tag, head.is_second()) else {
-            return self.insert(tag, head, span);
-        };
-        let Some(before) = self.read(bucket, cell) else { return Err(NoRoom) };
-        if (before.head.action(), before.head.origin()) != (head.action(), head.origin()) {
-            self.forget_hits(bucket, cell);
-        }
-        self.store(bucket, cell, tag, (head, span));
-        Ok(())
-    }
-
-    /// Takes a rule out.
-    pub fn remove(&mut self, tag: F::Tag, second: bool) {
-        let Some((bucket, cell)) = self.locate(tag, second) else { return };
-        if let Some(word) = self.head_of(bucket, cell) {
-            word.store(freed(load(word)), Ordering::Release);
-        }
-        let passed: Vec<u32> = self.path(tag).take_while(|passing| *passing != bucket).collect();
-        for passing in passed {
-            let Some(count) = self.passed.get_mut(&passing) else { continue };
-            *count -= 1;
-            if *count == 0 {
-                self.passed.remove(&passing);
-                self.mark(passing, false);
-            }
-        }
-    }
-
-    /// A new rule goes into the first free cell on its path. Buckets that it passes are marked before it appears, so
-    /// that whoever looks for it gets there.
-    fn insert(&mut self, tag: F::Tag, head: Head, span: Span) -> Result<(), NoRoom> {
-        let free = |bucket: u32| {
-            (0..CELLS)
-                .find(|cell| self.head_of(bucket, *cell).is_some_and(|word| !is_taken(load(word))))
-        };
-        let found = self.path(tag).find_map(|bucket| Some((bucket, free(bucket)?)));
-        let (bucket, cell) = found.ok_or(NoRoom)?;
-        let passed: Vec<u32> = self.path(tag).take_while(|passing| *passing != bucket).collect();
-        for passing in passed {
-            *self.passed.entry(passing).or_insert(0) += 1;
-            self.mark(passing, true);
-        }
-        self.forget_hits(bucket, cell);
-        self.store(bucket, cell, tag, (head, span));
-        Ok(())
     }
 
     fn store(&self, bucket: u32, cell: usize, tag: F::Tag, (head, span): (Head, Span)) {
@@ -269,6 +230,25 @@ impl<F: Family> Table<F> {
         Some(Held { tag: F::tag(words)?, head: Head::of(head), span })
     }
 
+    /// The same, unless the cell was given to another rule meanwhile.
+    fn read_settled(&self, bucket: u32, cell: usize) -> Option<Held<F::Tag>> {
+        let (head, span) = match self.cell(bucket, cell).get(F::HEAD..F::HEAD + 2)? {
+            [head, span] => (head, span),
+            _ => return None,
+        };
+        let before = load(head);
+        let mut held = self.read(bucket, cell)?;
+        let now = load(head);
+        if !is_same_rule(before, now) {
+            return None;
+        }
+        // What was read first may be the span of the old decision; what is read now is not.
+        if Head::of(before) != Head::of(now) {
+            (held.head, held.span) = (Head::of(now), Span::of(load(span)));
+        }
+        Some(held)
+    }
+
     fn head_of(&self, bucket: u32, cell: usize) -> Option<&AtomicU64> {
         self.cell(bucket, cell).get(F::HEAD)
     }
@@ -284,7 +264,96 @@ impl<F: Family> Table<F> {
     }
 }
 
-/// This process is the only one that writes rules; what it wrote it reads.
+/// One table with its only writer.
+pub struct Table<F> {
+    cells: Arc<Cells<F>>,
+    /// Rules that lie beyond a bucket that they hash to or pass, by bucket; its mark stays as long as there are any.
+    passed: HashMap<u32, u32>,
+    /// Prefixes that have rules.
+    prefixes: usize,
+}
+
+impl<F: Family> Table<F> {
+    /// The table in these cells, with the rules that it has.
+    pub fn new(cells: Cells<F>) -> Self {
+        let mut table = Self { cells: Arc::new(cells), passed: HashMap::new(), prefixes: 0 };
+        let cells = Arc::clone(&table.cells);
+        for (bucket, held) in cells.located() {
+            table.prefixes += usize::from(!held.head.is_second());
+            for passing in cells.path(held.tag).take_while(|passing| *passing != bucket) {
+                *table.passed.entry(passing).or_insert(0) += 1;
+            }
+        }
+        table
+    }
+
+    /// For everybody who reads.
+    pub fn cells(&self) -> &Arc<Cells<F>> {
+        &self.cells
+    }
+
+    /// How many prefixes have rules.
+    pub fn prefixes(&self) -> usize {
+        self.prefixes
+    }
+
+    /// Writes a rule, over the one of the same prefix and turn if there is one. That keeps its hits if the same origin
+    /// does the same.
+    pub fn put(&mut self, tag: F::Tag, head: Head, span: Span) -> Result<(), NoRoom> {
+        let Some((bucket, cell)) = self.cells.locate(tag, head.is_second()) else {
+            return self.insert(tag, head, span);
+        };
+        let Some(before) = self.cells.read(bucket, cell) else { return Err(NoRoom) };
+        if (before.head, before.span) == (head, span) {
+            return Ok(());
+        }
+        if (before.head.action(), before.head.origin()) != (head.action(), head.origin()) {
+            self.cells.forget_hits(bucket, cell);
+        }
+        self.cells.store(bucket, cell, tag, (head, span));
+        Ok(())
+    }
+
+    /// Takes a rule out. Answers whether there was one.
+    pub fn remove(&mut self, tag: F::Tag, second: bool) -> bool {
+        let Some((bucket, cell)) = self.cells.locate(tag, second) else { return false };
+        if let Some(word) = self.cells.head_of(bucket, cell) {
+            word.store(freed(load(word)), Ordering::Release);
+        }
+        self.prefixes -= usize::from(!second);
+        for passing in self.cells.path(tag).take_while(|passing| *passing != bucket) {
+            let Some(count) = self.passed.get_mut(&passing) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.passed.remove(&passing);
+                self.cells.mark(passing, false);
+            }
+        }
+        true
+    }
+
+    /// A new rule goes into the first free cell on its path. Buckets that it passes are marked before it appears, so
+    /// that whoever looks for it gets there.
+    fn insert(&mut self, tag: F::Tag, head: Head, span: Span) -> Result<(), NoRoom> {
+        let cells = &self.cells;
+        let free = |bucket: u32| {
+            (0..CELLS)
+                .find(|cell| cells.head_of(bucket, *cell).is_some_and(|word| !is_taken(load(word))))
+        };
+        let found = cells.path(tag).find_map(|bucket| Some((bucket, free(bucket)?)));
+        let (bucket, cell) = found.ok_or(NoRoom)?;
+        for passing in cells.path(tag).take_while(|passing| *passing != bucket) {
+            *self.passed.entry(passing).or_insert(0) += 1;
+            cells.mark(passing, true);
+        }
+        cells.forget_hits(bucket, cell);
+        cells.store(bucket, cell, tag, (head, span));
+        self.prefixes += usize::from(!head.is_second());
+        Ok(())
+    }
+}
+
+/// What was stored before is seen with it.
 fn load(word: &AtomicU64) -> u64 {
     word.load(Ordering::Acquire)
 }
@@ -299,7 +368,7 @@ mod tests {
     fn table(buckets: u32) -> Table<V4Cells> {
         let words = Mapping::anonymous(buckets as usize * 64).unwrap();
         let hits = Mapping::anonymous(buckets as usize * 64).unwrap();
-        Table::new(words, hits, 7, buckets - 1)
+        Table::new(Cells::new(words, hits, 7, buckets - 1))
     }
 
     fn head(action: u8, second: bool) -> Head {
@@ -323,14 +392,16 @@ mod tests {
                     model.insert((tag, second), head(action, second));
                 }
                 for (key, head) in &model {
-                    prop_assert_eq!(table.find(key.0, key.1).map(|held| held.head), Some(*head));
+                    let held = table.cells.find(key.0, key.1);
+                    prop_assert_eq!(held.map(|held| held.head), Some(*head));
                 }
-                prop_assert_eq!(table.iter().count(), model.len());
+                prop_assert_eq!(table.cells.iter().count(), model.len());
             }
-            let opened: Table<V4Cells> = Table::new(table.words, table.hits, 7, 15);
-            prop_assert_eq!(&opened.passed, &table.passed, "what is kept beside can be found again");
+            let Table { cells, passed, prefixes } = table;
+            let opened = Table::new(Arc::into_inner(cells).unwrap());
+            prop_assert_eq!((&opened.passed, opened.prefixes), (&passed, prefixes));
             for (tag, second) in model.into_keys() {
-                prop_assert!(opened.find(tag, second).is_some());
+                prop_assert!(opened.cells.find(tag, second).is_some());
             }
         }
     }
@@ -349,7 +420,7 @@ mod tests {
         }
         assert!(table.passed.is_empty());
         let marked =
-            (0..16).filter(|bucket| is_continued(load(table.head_of(*bucket, 0).unwrap())));
+            (0..16).filter(|bucket| is_continued(load(table.cells.head_of(*bucket, 0).unwrap())));
         assert_eq!(marked.count(), 0);
     }
 
@@ -357,14 +428,14 @@ mod tests {
     #[test]
     fn the_next_rule_of_an_ipv6_cell_differs_in_its_version_and_a_changed_one_does_not() {
         let mapping = || Mapping::anonymous(16 * 128).unwrap();
-        let mut table: Table<V6Cells> = Table::new(mapping(), mapping(), 7, 15);
+        let mut table: Table<V6Cells> = Table::new(Cells::new(mapping(), mapping(), 7, 15));
         let tag = TagV6::new(V6 { high: 1, low: 2 }, 128);
         let mut versions = Vec::new();
         for _ in 0..2 {
             for action in [1, 2] {
                 table.put(tag, head(action, false), Span::ALWAYS).unwrap();
-                let (bucket, cell) = table.locate(tag, false).unwrap();
-                let word = load(table.head_of(bucket, cell).unwrap());
+                let (bucket, cell) = table.cells.locate(tag, false).unwrap();
+                let word = load(table.cells.head_of(bucket, cell).unwrap());
                 versions.push((bucket, cell, TagV6::version_of(word)));
             }
             table.remove(tag, false);
@@ -379,14 +450,18 @@ mod tests {
         let mut table = table(16);
         let tag = TagV4::new(9, 32);
         table.put(tag, head(2, false), Span::ALWAYS).unwrap();
-        table.add_hits(tag, false, Hits { packets: 3, last_ns: 5 });
+        table.cells.add_hits(tag, false, Hits { packets: 3, last_ns: 5 });
         table.put(tag, head(2, false), Span::until_ns(1 << 40)).unwrap();
-        assert_eq!(table.hits(tag, false), Hits { packets: 3, last_ns: 5 }, "only its end changed");
+        assert_eq!(
+            table.cells.hits(tag, false),
+            Hits { packets: 3, last_ns: 5 },
+            "only its end changed"
+        );
         table.put(tag, head(1, false), Span::ALWAYS).unwrap();
-        assert_eq!(table.hits(tag, false), Hits::default(), "it is another rule now");
-        table.add_hits(tag, false, Hits { packets: 1, last_ns: 1 });
+        assert_eq!(table.cells.hits(tag, false), Hits::default(), "it is another rule now");
+        table.cells.add_hits(tag, false, Hits { packets: 1, last_ns: 1 });
         table.remove(tag, false);
         table.put(tag, head(1, false), Span::ALWAYS).unwrap();
-        assert_eq!(table.hits(tag, false), Hits::default());
+        assert_eq!(table.cells.hits(tag, false), Hits::default());
     }
 }

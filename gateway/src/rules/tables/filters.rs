@@ -1,10 +1,11 @@
-//! What tells the program that it need not look: which /24 networks rules touch, which lengths they have there, and
+//! What tells a lookup that it need not look: which /24 networks rules touch, which lengths they have there, and
 //! which IPv6 networks long rules lie in.
 //!
 //! A bit is set before the first rule that needs it appears, and cleared after the last one is gone. A process that is
 //! killed in between leaves a bit too many, which costs look-ups, and never one too few.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use gateway_common::layout::length_bit_v6;
@@ -89,6 +90,22 @@ impl FiltersV4 {
         }
     }
 
+    /// The lengths of the rules that may cover an address, as bits, the longest first (see [`length_bit_v4`]).
+    pub fn lengths(&self, address: u32) -> u64 {
+        let (word, bit) = filter_bit_v4(address);
+        let touched = self.touched.words().get(word as usize).map_or(0, load);
+        if touched >> bit & 1 == 0 {
+            return 0;
+        }
+        self.blocks_of(address, address).first().map_or(0, load)
+    }
+
+    /// The lengths of the rules that touch the block of an address.
+    pub fn lengths_of_block(&self, address: u32) -> Vec<u32> {
+        let lengths = self.blocks_of(address, address).first().map_or(0, load);
+        (0..=32).filter(|length| lengths & length_bit_v4(*length) != 0).collect()
+    }
+
     fn blocks_of(&self, first: u32, last: u32) -> &[AtomicU64] {
         let index = |address: u32| (u64::from(address) >> self.block_shift) as usize;
         self.blocks.words().get(index(first)..=index(last)).unwrap_or_default()
@@ -100,62 +117,91 @@ impl FiltersV4 {
     }
 }
 
-/// The filters of IPv6.
-pub struct FiltersV6 {
+/// The filters of IPv6, for everybody who reads them.
+pub struct NetworksV6 {
     networks: Mapping,
     lengths: Mapping,
     seed: u64,
-    /// Rules by bit of `networks`.
+}
+
+impl NetworksV6 {
+    /// The filters in these mappings.
+    pub fn new(networks: Mapping, lengths: Mapping, seed: u64) -> Self {
+        Self { networks, lengths, seed }
+    }
+
+    /// The lengths that rules have, the longest first, as [`length_bit_v6`] numbers their bits.
+    pub fn lengths(&self) -> impl Iterator<Item = u64> {
+        self.lengths.words().iter().map(load)
+    }
+
+    /// Whether a rule of this length may cover an address with this first half.
+    pub fn may_have(&self, high: u64, length: u32) -> bool {
+        let Some(bit) = self.bit(high, length) else { return true };
+        let word = self.networks.words().get(bit as usize / 64).map_or(0, load);
+        word >> (bit % 64) & 1 == 1
+    }
+
+    fn bit(&self, high: u64, length: u32) -> Option<u32> {
+        let bits = match length {
+            LONG_V6.. => LONG_V6,
+            MIDDLE_V6.. => MIDDLE_V6,
+            _ => return None,
+        };
+        let mask = u32::try_from(self.networks.words().len() * 64 - 1).ok()?;
+        Some(filter_bit_v6(high, bits, self.seed, mask))
+    }
+}
+
+/// The filters of IPv6 with their only writer.
+pub struct FiltersV6 {
+    shared: Arc<NetworksV6>,
+    /// Rules by bit of the networks.
     uses: HashMap<u32, u32>,
     /// Rules by length.
     counts: HashMap<u32, u32>,
 }
 
 impl FiltersV6 {
-    /// The filters in these mappings. They know of no rule until it is added, be it there already.
-    pub fn new(networks: Mapping, lengths: Mapping, seed: u64) -> Self {
-        Self { networks, lengths, seed, uses: HashMap::new(), counts: HashMap::new() }
+    /// Writes these filters. It knows of no rule until it is added, be it there already.
+    pub fn new(filters: NetworksV6) -> Self {
+        Self { shared: Arc::new(filters), uses: HashMap::new(), counts: HashMap::new() }
+    }
+
+    /// For everybody who reads.
+    pub fn shared(&self) -> &Arc<NetworksV6> {
+        &self.shared
     }
 
     /// A rule is about to appear.
     pub fn add(&mut self, tag: TagV6) {
-        if let Some(bit) = self.bit(tag) {
+        if let Some(bit) = self.shared.bit(tag.address.high, tag.length) {
             *self.uses.entry(bit).or_default() += 1;
-            if let Some(word) = self.networks.words().get(bit as usize / 64) {
+            if let Some(word) = self.shared.networks.words().get(bit as usize / 64) {
                 word.fetch_or(1 << (bit % 64), Ordering::Release);
             }
         }
         *self.counts.entry(tag.length).or_default() += 1;
         let (index, bit) = length_bit_v6(tag.length);
-        if let Some(word) = self.lengths.words().get(index as usize) {
+        if let Some(word) = self.shared.lengths.words().get(index as usize) {
             word.fetch_or(bit, Ordering::Release);
         }
     }
 
     /// A rule is gone.
     pub fn remove(&mut self, tag: TagV6) {
-        if let Some(bit) = self.bit(tag)
+        if let Some(bit) = self.shared.bit(tag.address.high, tag.length)
             && is_last(&mut self.uses, bit)
-            && let Some(word) = self.networks.words().get(bit as usize / 64)
+            && let Some(word) = self.shared.networks.words().get(bit as usize / 64)
         {
             word.fetch_and(!(1 << (bit % 64)), Ordering::Release);
         }
         let (index, bit) = length_bit_v6(tag.length);
         if is_last(&mut self.counts, tag.length)
-            && let Some(word) = self.lengths.words().get(index as usize)
+            && let Some(word) = self.shared.lengths.words().get(index as usize)
         {
             word.fetch_and(!bit, Ordering::Release);
         }
-    }
-
-    fn bit(&self, tag: TagV6) -> Option<u32> {
-        let bits = match tag.length {
-            LONG_V6.. => LONG_V6,
-            MIDDLE_V6.. => MIDDLE_V6,
-            _ => return None,
-        };
-        let mask = u32::try_from(self.networks.words().len() * 64 - 1).ok()?;
-        Some(filter_bit_v6(tag.address.high, bits, self.seed, mask))
     }
 }
 
@@ -168,6 +214,10 @@ fn is_last(counts: &mut HashMap<u32, u32>, key: u32) -> bool {
         counts.remove(&key);
     }
     last
+}
+
+fn load(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Acquire)
 }
 
 /// The first and the last address of a prefix.
@@ -257,16 +307,17 @@ mod tests {
                 .collect();
             let networks = Mapping::anonymous(4096).unwrap();
             let lengths = Mapping::anonymous(24).unwrap();
-            let mut filters = FiltersV6::new(networks, lengths, 3);
+            let mut filters = FiltersV6::new(NetworksV6::new(networks, lengths, 3));
             tags.iter().for_each(|tag| filters.add(*tag));
             for tag in &tags {
-                if let Some(bit) = filters.bit(*tag) {
-                    let word = filters.networks.words()[bit as usize / 64].load(Ordering::Relaxed);
+                if let Some(bit) = filters.shared.bit(tag.address.high, tag.length) {
+                    let word = &filters.shared.networks.words()[bit as usize / 64];
+                    let word = word.load(Ordering::Relaxed);
                     prop_assert!(word >> (bit % 64) & 1 == 1);
                 }
             }
             tags.iter().for_each(|tag| filters.remove(*tag));
-            let left = filters.networks.words().iter().chain(filters.lengths.words());
+            let left = filters.shared.networks.words().iter().chain(filters.shared.lengths.words());
             prop_assert!(left.map(|word| word.load(Ordering::Relaxed)).all(|word| word == 0));
         }
     }

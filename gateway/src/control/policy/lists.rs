@@ -1,0 +1,214 @@
+//! Lists put in force and taken back: on the disk first, then in the tables as a difference.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use gateway_common::rule::Action;
+use ipnet::IpNet;
+
+use super::Policy;
+use super::manual::{is_large, share_of_all};
+use crate::admin::api::{Done, ListAction, ListView, PutList, Refusal, RemoveList};
+use crate::base::time::{BootTime, Now};
+use crate::rules::entries::Entries;
+use crate::rules::list::{Kind, List, NAME_MAX_CHARS};
+use crate::rules::list_file::Header;
+
+/// Lists that there may be.
+const LISTS_MAX: usize = 256;
+
+impl Policy {
+    /// Puts an imported list in force.
+    pub fn put_list(&mut self, put: PutList, now: Now) -> Result<Done, Refusal> {
+        let PutList { mut header, entries, yes } = put;
+        header.kind = Kind::Import;
+        check_name(&header.name).map_err(Refusal::usage)?;
+        let large = |prefix: &IpNet| is_large(prefix) && header.action.name() == "deny";
+        if !yes && let Some(prefix) = entries.iter().map(|entry| entry.prefix).find(large) {
+            return Err(Refusal::failed(format!(
+                "the list has {prefix}, which is {}: add --yes if that is meant",
+                share_of_all(&prefix)
+            )));
+        }
+        if let Some(held) = self.rules.list(&header.name).filter(|held| held.kind != Kind::Import) {
+            return Err(Refusal::failed(format!(
+                "the list {} comes from the configuration ({}): choose another name with --list",
+                held.name, held.source
+            )));
+        }
+        let list = list_of(header, entries, now);
+        let (name, action, count) = (list.name.clone(), list.action.name(), list.entries.len());
+        let before = self.rules.list(&name).map(|held| Arc::clone(&held.entries));
+        let (added, removed) = match &before {
+            Some(before) => changes(before, &list.entries),
+            None => (count, 0),
+        };
+        self.replace_list(&name, Some(list), now).map_err(Refusal::failed)?;
+        let mut done = Done::default();
+        done.done.push(match before {
+            Some(_) => format!(
+                "{action} list {name}: {count} entries, {added} added or changed, {removed} removed"
+            ),
+            None => format!("{action} list {name}: {count} entries"),
+        });
+        if let Some(held_back @ 1..) = self.list_held_back(&name) {
+            done.notes.push(format!(
+                "{held_back} of its entries are held back: see `gateway {action} list --list {name}`"
+            ));
+        }
+        Ok(done)
+    }
+
+    /// Takes an imported list back.
+    pub fn remove_list(&mut self, remove: &RemoveList, now: Now) -> Result<Done, Refusal> {
+        let action = match remove.action {
+            ListAction::Allow => Action::Allow,
+            ListAction::Deny => Action::Deny,
+        };
+        let held = self.rules.list(&remove.name).filter(|list| list.action == action);
+        let Some(list) = held else {
+            return Err(Refusal::failed(format!(
+                "there is no {} list {:?}: see `gateway lists`",
+                action.name(),
+                remove.name
+            )));
+        };
+        let count = list.entries.len();
+        if list.kind != Kind::Import {
+            return Err(Refusal::failed(format!(
+                "the list {} comes from the configuration ({}): take it out there and run \
+                 `gateway reload`",
+                list.name, list.source
+            )));
+        }
+        self.replace_list(&remove.name, None, now).map_err(Refusal::failed)?;
+        let done = format!("{} list {}: {count} entries removed", action.name(), remove.name);
+        Ok(Done { done: vec![done], notes: Vec::new() })
+    }
+
+    /// The lists as people see them.
+    pub fn list_views(&self) -> Vec<ListView> {
+        let view = |list: &List| ListView {
+            name: list.name.clone(),
+            action: list.action.name().to_owned(),
+            kind: list.kind.name().to_owned(),
+            source: list.source.clone(),
+            dry_run: list.dry_run,
+            entries: list.entries.len(),
+            created_utc_ms: list.created,
+            memory_bytes: list.entries.memory_bytes(),
+            note: None,
+        };
+        self.rules.lists().map(view).collect()
+    }
+
+    /// Puts a list in the place of the one of this name, or none: in the store, then in the tables. What cannot be
+    /// enforced is undone in both.
+    pub(in crate::control) fn replace_list(
+        &mut self,
+        name: &str,
+        list: Option<List>,
+        now: Now,
+    ) -> anyhow::Result<()> {
+        if list.is_some() && self.rules.list(name).is_none() {
+            let count = self.rules.lists().count();
+            anyhow::ensure!(
+                count < LISTS_MAX,
+                "there are {count} lists already, as many as may be"
+            );
+        }
+        match &list {
+            Some(list) => self.store.put_list(list)?,
+            None => self.store.remove_list(name)?,
+        }
+        let before = self.rules.list(name).cloned();
+        let Err(error) = self.exchange(name, list, now) else { return Ok(()) };
+        // Both are tried, whatever becomes of the other.
+        let enforced = self.exchange(name, before.clone(), now);
+        match &before {
+            Some(before) => self.store.put_list(before),
+            None => self.store.remove_list(name),
+        }
+        .with_context(|| {
+            format!("{error}; and it could not be undone in the store, so the next start tries it")
+        })?;
+        enforced?;
+        self.lag = None;
+        Err(error.into())
+    }
+
+    /// Exchanges a list in the set and enforces what is different.
+    fn exchange(
+        &mut self,
+        name: &str,
+        list: Option<List>,
+        now: Now,
+    ) -> Result<(), crate::kernel::tables::TablesError> {
+        let new = list.as_ref().map(|list| Arc::clone(&list.entries));
+        let old = match list {
+            Some(list) => {
+                let decides = self.rules.list(name).is_some_and(|held| held.decides_like(&list));
+                self.rules.insert_list(list).map(|old| (old.entries, decides))
+            }
+            None => self.rules.remove_list(name).map(|old| (old.entries, false)),
+        };
+        let all = |entries: &Entries| entries.iter().map(|entry| entry.prefix).collect();
+        let changed: Vec<IpNet> = match (old, new) {
+            (Some((old, true)), Some(new)) => old.difference(&new).collect(),
+            (Some((old, _)), Some(new)) => {
+                let gone = old.iter().filter(|entry| new.find(entry.prefix).is_none());
+                new.iter().chain(gone).map(|entry| entry.prefix).collect()
+            }
+            (Some((old, _)), None) => all(&old),
+            (None, Some(new)) => all(&new),
+            (None, None) => Vec::new(),
+        };
+        self.enforce(changed, now)
+    }
+
+    fn list_held_back(&self, name: &str) -> Option<usize> {
+        let list = self.rules.list(name)?;
+        let has = |prefix: &&IpNet| list.entries.find(**prefix).is_some();
+        Some(self.held_back.keys().filter(has).count())
+    }
+}
+
+/// A list that is read now.
+pub(in crate::control) fn list_of(header: Header, entries: Entries, now: Now) -> List {
+    let mut list = List {
+        name: header.name,
+        action: header.action.into(),
+        kind: header.kind,
+        source: header.source,
+        dry_run: header.dry_run,
+        reason: header.reason,
+        created: now.utc,
+        clocks: now,
+        entries: Arc::new(entries),
+        before: None,
+        swept: BootTime(0),
+    };
+    list.expire(now.boot);
+    list
+}
+
+/// How many entries came or changed, and how many went.
+fn changes(old: &Entries, new: &Entries) -> (usize, usize) {
+    let changed = old.difference(new).map(|prefix| new.find(prefix).is_some());
+    changed.fold((0, 0), |(added, removed), is_there| match is_there {
+        true => (added + 1, removed),
+        false => (added, removed + 1),
+    })
+}
+
+/// Refuses a name that would not do as one of a file.
+pub(in crate::control) fn check_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    if (1..=NAME_MAX_CHARS).contains(&name.len()) && name.chars().all(fits) {
+        return Ok(());
+    }
+    Err(format!(
+        "{name:?} is no name for a list: 1 to {NAME_MAX_CHARS} of a to z, 0 to 9, - and _; \
+         choose one with --list"
+    ))
+}

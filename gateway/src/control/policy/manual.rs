@@ -1,0 +1,211 @@
+//! Rules that people make and take back one by one, with what they ought to know about it.
+
+use std::time::Duration;
+
+use gateway_common::rule::{Action, Origin};
+use ipnet::IpNet;
+
+use super::Policy;
+use crate::admin::api::{Add, Done, ListAction, Refusal, Remove};
+use crate::base::prefix::{self, display};
+use crate::base::time::Now;
+use crate::rules::protected::describe;
+use crate::rules::{Rule, Until};
+
+/// Prefixes shorter than this cover so much that somebody has to say yes. (bits)
+const LARGE_V4_BITS: u8 = 8;
+/// The same for IPv6; the shortest prefix that a registry hands out is a /12, an operator's usually a /32.
+const LARGE_V6_BITS: u8 = 20;
+/// Protected addresses named in one message.
+const NAMED_MAX: usize = 5;
+/// Length of a reason: a sentence, not a report.
+const REASON_MAX_CHARS: usize = 200;
+/// Longest time that a rule with an end may hold.
+const FOR_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+impl Policy {
+    /// Makes rules: all of them or none.
+    pub fn add(&mut self, add: &Add, now: Now) -> Result<Done, Refusal> {
+        if add.prefixes.is_empty() {
+            return Err(Refusal::usage(
+                "no prefix given: write 192.0.2.1, 192.0.2.0/24 or 2001:db8::/32",
+            ));
+        }
+        check(add)?;
+        let mut done = Done::default();
+        let mut put = Vec::new();
+        for text in &add.prefixes {
+            let prefix = prefix::parse(text).map_err(Refusal::usage)?;
+            let rule = self.rule(prefix, add, now)?;
+            self.comment(&rule, &mut done);
+            put.push(rule);
+        }
+        self.change(&put, &[], now).map_err(Refusal::failed)?;
+        for rule in &put {
+            self.note_winner(rule.prefix, Some(rule.origin), now, &mut done);
+        }
+        Ok(done)
+    }
+
+    /// Takes rules back: all of them or none.
+    pub fn remove(&mut self, remove: &Remove, now: Now) -> Result<Done, Refusal> {
+        let action = action_of(remove.action);
+        let mut done = Done::default();
+        let mut gone = Vec::new();
+        for text in &remove.prefixes {
+            let prefix = prefix::parse(text).map_err(Refusal::usage)?;
+            let made_by = |origin: &Origin| {
+                self.rules.find(prefix, *origin).is_some_and(|rule| rule.action == action)
+            };
+            let origins: Vec<Origin> =
+                [Origin::Operator, Origin::Forced].into_iter().filter(made_by).collect();
+            if origins.is_empty() {
+                return Err(self.not_removable(prefix, action));
+            }
+            gone.extend(origins.into_iter().map(|origin| (prefix, origin)));
+            done.done.push(format!("{} {} removed", action.name(), display(&prefix)));
+        }
+        self.change(&[], &gone, now).map_err(Refusal::failed)?;
+        for (prefix, _) in gone {
+            self.note_winner(prefix, None, now, &mut done);
+        }
+        Ok(done)
+    }
+
+    /// The rule that a command makes for one prefix.
+    fn rule(&self, prefix: IpNet, add: &Add, now: Now) -> Result<Rule, Refusal> {
+        let action = action_of(add.action);
+        if is_large(&prefix) && !add.yes {
+            let share = share_of_all(&prefix);
+            return Err(Refusal::failed(format!(
+                "{prefix} is {share}: add --yes if that is meant"
+            )));
+        }
+        let mut origin = Origin::Operator;
+        if action != Action::Allow
+            && let Err(refused) = self.guard.clear(prefix, origin)
+        {
+            if !add.force {
+                return Err(Refusal::failed(format!(
+                    "{refused}: insist with --force if it is to be, all the same"
+                )));
+            }
+            origin = Origin::Forced;
+        }
+        Ok(Rule {
+            prefix,
+            action,
+            origin,
+            profile: 0,
+            reason: add.reason.clone(),
+            created: now.utc,
+            until: Until::after(now, add.for_ms.map(Duration::from_millis)),
+        })
+    }
+
+    /// Says what will be done, and what else the rule meets.
+    fn comment(&self, rule: &Rule, done: &mut Done) {
+        let prefix = display(&rule.prefix);
+        let until = rule.until.utc.map(|end| format!(" until {}", end.display()));
+        let action = rule.action.name();
+        done.done.push(format!("{action} {prefix}{}", until.unwrap_or_default()));
+        if let Some(held) = self.rules.find(rule.prefix, rule.origin) {
+            let (action, origin) = (held.action.name(), held.origin.name());
+            done.notes.push(format!("{prefix}: replaces `{action}` by {origin}"));
+        }
+        if rule.action == Action::Allow {
+            return;
+        }
+        let spared: Vec<String> =
+            self.guard.protected().inside(&rule.prefix).map(describe).collect();
+        if !spared.is_empty() {
+            let named = spared.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+            let more = match spared.len().saturating_sub(NAMED_MAX) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            done.notes.push(format!("{prefix}: applies around {named}{more}, never blocked"));
+        }
+    }
+
+    /// Says so when another rule than the one by `origin` holds for a prefix.
+    fn note_winner(&self, prefix: IpNet, origin: Option<Origin>, now: Now, done: &mut Done) {
+        let winner = self.wanted(now).winners(prefix).map(|winners| winners.first);
+        if let Some(winner) = winner.filter(|winner| Some(winner.origin) != origin) {
+            let (action, origin) = (winner.action().name(), winner.origin.name());
+            let prefix = display(&prefix);
+            done.notes.push(format!("{prefix} is still under {action} by {origin}"));
+        }
+    }
+
+    fn not_removable(&self, prefix: IpNet, action: Action) -> Refusal {
+        let (shown, name) = (display(&prefix), action.name());
+        let held =
+            |origin: Origin| self.rules.find(prefix, origin).filter(|rule| rule.action == action);
+        Refusal::failed(if held(Origin::Configuration).is_some() {
+            format!(
+                "{name} {shown} comes from the configuration: \
+                 take it out there and run `gateway reload`"
+            )
+        } else if let Some(rule) = held(Origin::Protected) {
+            format!("{shown} ({}) is always let in, nobody put it on the list", rule.reason)
+        } else {
+            format!("there is no {name} rule for {shown}: see `gateway {name} list`")
+        })
+    }
+}
+
+/// Whether a prefix covers so much that somebody has to say yes.
+pub(super) fn is_large(prefix: &IpNet) -> bool {
+    let least = if prefix.addr().is_ipv4() { LARGE_V4_BITS } else { LARGE_V6_BITS };
+    prefix.prefix_len() < least
+}
+
+/// How much of its family a prefix of at most 63 bits covers, in words.
+pub(super) fn share_of_all(prefix: &IpNet) -> String {
+    let family = if prefix.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+    match prefix.prefix_len().min(63) {
+        0 => format!("all of {family}"),
+        length => format!("1/{} of all {family} addresses", 1u64 << length),
+    }
+}
+
+/// Refuses what the rule of a command cannot say.
+fn check(add: &Add) -> Result<(), Refusal> {
+    let length = add.reason.chars().count();
+    if length > REASON_MAX_CHARS {
+        return Err(Refusal::usage(format!(
+            "the reason has {length} characters: at most {REASON_MAX_CHARS} are kept"
+        )));
+    }
+    if let Some(odd) = add.reason.chars().find(|c| is_hidden(*c)) {
+        return Err(Refusal::usage(format!(
+            "the reason has {} in it: write one line of plain text",
+            odd.escape_unicode()
+        )));
+    }
+    match add.for_ms.map(Duration::from_millis) {
+        Some(Duration::ZERO) => {
+            Err(Refusal::usage("a rule for no time is none: write --for 10m, or leave it out"))
+        }
+        Some(time) if time > FOR_MAX => Err(Refusal::usage(
+            "--for has an end at 100 years: leave it out for a rule without one",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a terminal does something else with it than to show it: move the cursor, turn the line around.
+fn is_hidden(c: char) -> bool {
+    let turns = ['\u{200e}', '\u{200f}'].contains(&c)
+        || ('\u{2028}'..='\u{202e}').contains(&c)
+        || ('\u{2066}'..='\u{2069}').contains(&c);
+    c.is_control() || turns
+}
+
+fn action_of(action: ListAction) -> Action {
+    match action {
+        ListAction::Allow => Action::Allow,
+        ListAction::Deny => Action::Deny,
+    }
+}

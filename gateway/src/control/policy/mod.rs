@@ -1,0 +1,343 @@
+//! The rules and everything that enforces them, changed together: the store first, then the kernel, then user space.
+//! What cannot be enforced is undone in the store, so that nobody is told of a rule that is not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use gateway_common::rule::Origin;
+use ipnet::IpNet;
+
+use crate::base::prefix::display;
+use crate::base::time::Now;
+use crate::config::Config;
+use crate::kernel::Door;
+use crate::kernel::apply::{Wanted, apply, apply_all};
+use crate::kernel::guard::{Guard, Refused};
+use crate::kernel::tables::TablesError;
+use crate::rules::classify::Classifier;
+use crate::rules::protected::Protected;
+use crate::rules::tables::{Memory, Reader, RuleTables};
+use crate::rules::{Rule, RuleRef, RuleSet};
+use crate::store::Store;
+
+use super::protect;
+
+pub(super) mod lists;
+mod manual;
+
+/// The rules and what enforces them.
+pub struct Policy {
+    rules: RuleSet,
+    guard: Guard,
+    store: Store,
+    /// The kernel door, when it is open.
+    pub door: Option<Door>,
+    /// What is enforced where the kernel door is shut.
+    own: Option<RuleTables>,
+    /// What the workers look up. Empty in a dry run.
+    classifier: Arc<ArcSwap<Classifier>>,
+    /// Rules that the guard keeps out of the tables, by prefix.
+    held_back: BTreeMap<IpNet, usize>,
+    dry_run: bool,
+    max_rules: u32,
+    /// Whether the proxy runs, which enforces too.
+    serving: bool,
+    /// Why what is enforced is not what ought to be, since the last attempt to change it.
+    lag: Option<String>,
+}
+
+impl Policy {
+    /// The policy of a configuration and of what the store kept.
+    pub fn new(
+        config: &Config,
+        protected: Protected,
+        store: Store,
+        now: Now,
+    ) -> Result<Self, crate::store::StoreError> {
+        let rules = store.rule_set(now)?;
+        let mut policy = Self {
+            rules,
+            guard: Guard::default(),
+            store,
+            door: None,
+            own: None,
+            classifier: Arc::default(),
+            held_back: BTreeMap::new(),
+            dry_run: false,
+            max_rules: 0,
+            serving: true,
+            lag: None,
+        };
+        policy.configure(config, protected, now);
+        Ok(policy)
+    }
+
+    /// The policy while no gateway runs: the kernel alone enforces it.
+    pub fn offline(self, door: Option<Door>) -> Self {
+        Self { door, serving: false, ..self }
+    }
+
+    /// Whether user space enforces, too.
+    pub fn is_serving(&self) -> bool {
+        self.serving
+    }
+
+    /// Takes over the rules of a configuration, without telling the kernel.
+    pub fn configure(&mut self, config: &Config, protected: Protected, now: Now) {
+        self.rules.replace(Origin::Configuration, protect::configured(config, now.utc));
+        self.rules.replace(Origin::Protected, protect::rules(&protected, now.utc));
+        self.dry_run = config.kernel.dry_run;
+        self.max_rules = config.kernel.max_rules;
+        self.guard = Guard::new(protected, &self.rules);
+        self.held_back.clear();
+        let prefixes: Vec<IpNet> = self.guarded().collect();
+        self.look_for_held_back(prefixes);
+        self.lag = None;
+    }
+
+    /// What the workers look up.
+    pub fn classifier(&self) -> Arc<ArcSwap<Classifier>> {
+        Arc::clone(&self.classifier)
+    }
+
+    /// What is to be enforced.
+    pub fn wanted(&self, now: Now) -> Wanted<'_> {
+        let Self { rules, guard, serving, .. } = self;
+        Wanted { rules, guard, now: now.boot, complete: *serving }
+    }
+
+    /// The rule that holds for a prefix.
+    pub fn winner(&self, prefix: IpNet, now: Now) -> Option<RuleRef<'_>> {
+        self.guard.winner(&self.rules, prefix, now.boot)
+    }
+
+    /// Looks up what the tables hold; `None` where there are none.
+    pub fn reader(&self) -> Option<Reader> {
+        let own = || self.own.as_ref().map(RuleTables::reader);
+        self.door.as_ref().map(Door::reader).or_else(own)
+    }
+
+    /// All rules, enforced or not.
+    pub fn rules(&self) -> &RuleSet {
+        &self.rules
+    }
+
+    /// Why a rule is held back, if it is.
+    pub fn refuses(&self, rule: &RuleRef<'_>) -> Option<Refused> {
+        self.guard.refuses(rule)
+    }
+
+    /// How many rules are held back.
+    pub fn held_back(&self) -> usize {
+        self.held_back.values().sum()
+    }
+
+    /// Why they are, those that `notes_max` bounds.
+    pub fn held_back_notes(&self, notes_max: usize) -> Vec<String> {
+        let rules = self.held_back.keys().flat_map(|prefix| self.rules.of(*prefix));
+        let refused = rules.filter_map(|rule| self.guard.refuses(&rule));
+        let mut notes: Vec<String> = refused.take(notes_max).map(|note| note.to_string()).collect();
+        if let Some(more @ 1..) = self.held_back().checked_sub(notes.len()) {
+            notes.push(format!("and {more} more rules are held back"));
+        }
+        notes
+    }
+
+    /// The store, to be handed to another user.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether drops are only counted.
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// Lets user space enforce what the tables hold now: those of the kernel, or its own where there are none.
+    pub fn publish(&mut self, now: Now) -> Result<(), TablesError> {
+        let reader = match &self.door {
+            Some(door) => {
+                self.own = None;
+                door.reader()
+            }
+            None => {
+                let mut tables = match self.own.take() {
+                    Some(tables) if tables.capacity() == self.max_rules => tables,
+                    _ => own_tables(self.max_rules)?,
+                };
+                apply_all(&mut tables, self.wanted(now))?;
+                self.own.insert(tables).reader()
+            }
+        };
+        self.show(reader);
+        Ok(())
+    }
+
+    /// Whoever has a connection open is looked at again.
+    fn show(&self, reader: Reader) {
+        let classifier = if self.dry_run { Classifier::default() } else { Classifier::new(reader) };
+        self.classifier.store(Arc::new(classifier));
+    }
+
+    /// Why what is enforced lags behind what ought to be, if it does.
+    pub fn lag(&self) -> Option<&str> {
+        self.lag.as_deref()
+    }
+
+    /// Takes note of the protected addresses as they are now, and tries again what failed before. Answers whether there
+    /// was anything to do.
+    pub fn refresh(&mut self, protected: Protected, now: Now) -> Result<bool, TablesError> {
+        if protected == *self.guard.protected() {
+            if self.lag.is_none() {
+                return Ok(false);
+            }
+            self.enforce_all(now)?;
+            return Ok(true);
+        }
+        let mut changed =
+            self.rules.replace(Origin::Protected, protect::rules(&protected, now.utc));
+        let guarded = std::mem::replace(&mut self.guard, Guard::new(protected, &self.rules));
+        let moved: Vec<IpNet> = {
+            let prefixes = |guard: &Guard| guard.protected().iter().map(|(p, _)| *p).collect();
+            let (old, new): (BTreeSet<IpNet>, BTreeSet<IpNet>) =
+                (prefixes(&guarded), prefixes(&self.guard));
+            old.symmetric_difference(&new).copied().collect()
+        };
+        for prefix in moved {
+            changed.extend(self.rules.inside(prefix).map(|rule| rule.prefix));
+        }
+        match self.lag {
+            Some(_) => self.enforce_all(now)?,
+            None => self.enforce(changed.into_iter().collect(), now)?,
+        }
+        Ok(true)
+    }
+
+    /// Takes out what has ended. Answers how many rules that were.
+    pub fn expire(&mut self, now: Now) -> anyhow::Result<usize> {
+        if self.rules.next_end().is_none_or(|end| end > now.boot) {
+            return Ok(0);
+        }
+        let expired = self.rules.expire(now.boot);
+        let prefixes: Vec<IpNet> = expired.prefixes().collect();
+        let count = prefixes.len();
+        self.enforce(prefixes, now)?;
+        self.store.change(&[], &expired.over)?;
+        Ok(count)
+    }
+
+    /// Makes kernel and user space enforce all rules as they are.
+    fn enforce_all(&mut self, now: Now) -> Result<(), TablesError> {
+        let Self { rules, guard, serving, door, .. } = self;
+        let wanted = Wanted { rules, guard, now: now.boot, complete: *serving };
+        if let Some(door) = door {
+            apply_all(door.rules(), wanted)?;
+        }
+        self.lag = None;
+        self.publish(now)
+    }
+
+    /// Makes kernel and user space enforce what changed about these prefixes.
+    fn enforce(&mut self, prefixes: Vec<IpNet>, now: Now) -> Result<(), TablesError> {
+        self.look_for_held_back(prefixes.iter().copied());
+        let Self { rules, guard, serving, door, own, .. } = self;
+        let wanted = Wanted { rules, guard, now: now.boot, complete: *serving };
+        let Some(tables) = door.as_mut().map(Door::rules).or(own.as_mut()) else { return Ok(()) };
+        if let Err(error) = apply(tables, wanted, prefixes.iter().copied()) {
+            self.lag = Some(error.to_string());
+            return Err(error.into());
+        }
+        let reader = tables.reader();
+        self.show(reader);
+        Ok(())
+    }
+
+    /// The prefixes whose rules may be held back.
+    fn guarded(&self) -> impl Iterator<Item = IpNet> {
+        let inside = |prefix: &IpNet| self.rules.inside(*prefix).map(|rule| rule.prefix);
+        self.guard.covers().flat_map(inside)
+    }
+
+    /// Notes which rules of these prefixes are held back, and says so when one is that was not.
+    fn look_for_held_back(&mut self, prefixes: impl IntoIterator<Item = IpNet>) {
+        const TOLD_MAX: usize = 20;
+        let mut told = 0;
+        for prefix in prefixes {
+            if !self.guard.covers_all_of(&prefix) {
+                if !self.held_back.is_empty() {
+                    self.held_back.remove(&prefix);
+                }
+                continue;
+            }
+            let refused: Vec<_> = self
+                .rules
+                .of(prefix)
+                .filter_map(|rule| Some((rule.origin, self.guard.refuses(&rule)?)))
+                .collect();
+            if refused.is_empty() {
+                self.held_back.remove(&prefix);
+                continue;
+            }
+            if self.held_back.insert(prefix, refused.len()) == Some(refused.len()) {
+                continue;
+            }
+            for (origin, refused) in refused {
+                told += 1;
+                if told <= TOLD_MAX {
+                    let (prefix, origin) = (display(&prefix), origin.name());
+                    tracing::warn!(prefix, origin, reason = %refused, "rule held back");
+                }
+            }
+        }
+        if told > TOLD_MAX {
+            tracing::warn!(more = told - TOLD_MAX, "more rules held back");
+        }
+    }
+
+    /// Changes the store, then the kernel and user space; what cannot be enforced is undone everywhere.
+    fn change(&mut self, put: &[Rule], remove: &[(IpNet, Origin)], now: Now) -> anyhow::Result<()> {
+        let touched = put.iter().map(|rule| (rule.prefix, rule.origin));
+        let touched: Vec<(IpNet, Origin)> = touched.chain(remove.iter().copied()).collect();
+        self.store.change(put, remove)?;
+        let old: Vec<Rule> =
+            touched.iter().filter_map(|key| self.rules.remove(key.0, key.1)).collect();
+        let Err(error) = self.take_over(put, &touched, now) else { return Ok(()) };
+        for (prefix, origin) in &touched {
+            self.rules.remove(*prefix, *origin);
+        }
+        // Both are tried, whatever becomes of the other.
+        let enforced = self.take_over(&old, &touched, now);
+        self.store.change(&old, &touched).with_context(|| {
+            format!("{error}; and it could not be undone in the store, so the next start tries it")
+        })?;
+        enforced?;
+        self.lag = None;
+        Err(error.into())
+    }
+
+    /// Takes rules into the set, and enforces them with what changed about the `touched` ones.
+    fn take_over(
+        &mut self,
+        rules: &[Rule],
+        touched: &[(IpNet, Origin)],
+        now: Now,
+    ) -> Result<(), TablesError> {
+        rules.iter().for_each(|rule| drop(self.rules.insert(rule.clone())));
+        let mut changed: BTreeSet<IpNet> = touched.iter().map(|key| key.0).collect();
+        // What an operator lets in, feeds and bans inside of it have no say about.
+        for (prefix, _) in touched.iter().filter(|(_, origin)| *origin == Origin::Operator) {
+            changed.extend(self.rules.inside(*prefix).map(|rule| rule.prefix));
+        }
+        self.guard.follow(&self.rules);
+        self.enforce(changed.into_iter().collect(), now)
+    }
+}
+
+/// Tables of this process, for where the kernel door is shut.
+fn own_tables(max_rules: u32) -> Result<RuleTables, TablesError> {
+    let memory = Memory::own(max_rules);
+    let memory = memory.map_err(|source| TablesError::Memory { map: "rules", source })?;
+    Ok(RuleTables::open(memory, max_rules))
+}

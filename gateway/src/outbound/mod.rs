@@ -1,0 +1,329 @@
+//! The client for the gateway's own calls: one GET over HTTP/1.1, plain or TLS, in which nothing is unbounded.
+//!
+//! It says which addresses it talks to, so that no rule ever blocks them, and never follows a redirect from https to
+//! http. It keeps no connections, knows no proxies and asks for no compression. It runs on a tokio runtime of any kind
+//! and spawns nothing.
+
+mod connect;
+mod url;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::pending;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode, Uri};
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::time::timeout;
+
+pub use self::connect::CaError;
+
+use self::connect::{Connector, Stream};
+use self::url::{Target, join};
+
+/// Redirects that are followed.
+pub const REDIRECTS_MAX: usize = 3;
+/// The head of an answer (unit: bytes).
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// A validator that is longer is not kept (unit: bytes).
+const VALIDATOR_BYTES_MAX: usize = 1024;
+const USER_AGENT: &str = concat!("gateway/", env!("CARGO_PKG_VERSION"));
+
+/// Makes calls that trust the same authorities.
+pub struct Client(Connector);
+
+/// What one call may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// To look a name up, connect and agree on TLS, for each redirect anew.
+    pub connect_timeout: Duration,
+    /// For everything, redirects and body included.
+    pub total_timeout: Duration,
+    /// Bytes of a body.
+    pub body_max_bytes: u64,
+}
+
+/// What a server said about a version, so that it need not send the same one again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Validators {
+    /// `ETag`, as it was.
+    pub etag: Option<String>,
+    /// `Last-Modified`, as it was.
+    pub last_modified: Option<String>,
+}
+
+/// A good answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// The version of the validators is still the latest.
+    NotModified,
+    /// Another one.
+    Body {
+        /// All of it; at least one byte that is no white space.
+        bytes: Vec<u8>,
+        /// For the next call.
+        validators: Validators,
+    },
+}
+
+/// Why there is no good answer. Begins with the URL, without its query, which may hold a key.
+#[derive(Debug, Error)]
+#[error("{url} {reason}")]
+pub struct FetchError {
+    /// The URL as it is shown, with where it was redirected to.
+    pub url: String,
+    /// What happened.
+    pub reason: Reason,
+}
+
+/// What happened to a call.
+#[derive(Debug, Error)]
+pub enum Reason {
+    /// Not for this client.
+    #[error("is no http:// or https:// URL with a host")]
+    Url,
+    /// There is nothing to check a certificate by.
+    #[error(
+        "cannot be trusted: this host has no certificates of authorities, \
+         so install ca-certificates or name a file of them by `ca`"
+    )]
+    NoAuthorities,
+    /// The name has no address.
+    #[error("cannot be looked up: {0}")]
+    Lookup(io::Error),
+    /// No address of it took a connection; the last one's error.
+    #[error("cannot be reached at {0}: {1}")]
+    Connect(SocketAddr, io::Error),
+    /// The other side is not who it should be, or speaks no TLS.
+    #[error("cannot be trusted: {0}")]
+    Tls(io::Error),
+    /// It took too long.
+    #[error("did not {0} within {time}", time = humantime::format_duration(*.1))]
+    Timeout(&'static str, Duration),
+    /// The connection broke, or what came over it is no HTTP.
+    #[error("broke off: {0}")]
+    Broken(String),
+    /// Neither 200 nor 304.
+    #[error("answered {0}")]
+    Status(StatusCode),
+    /// A redirect without a place that can be gone to.
+    #[error("answered {0} without a Location that can be followed")]
+    Location(StatusCode),
+    /// Round and round.
+    #[error("redirects more than {REDIRECTS_MAX} times")]
+    Redirects,
+    /// What was protected would not be any more.
+    #[error("redirects from https to http, which anybody on the way can change")]
+    Downgrade,
+    /// A page for people: a login, an error, a notice.
+    #[error("answered with a web page ({0}) where a list should be")]
+    Html(String),
+    /// Not as it is.
+    #[error("answered in the encoding {0}, which was not asked for")]
+    Encoding(String),
+    /// No body, or white space.
+    #[error("answered with nothing")]
+    Empty,
+    /// A body beyond the bound.
+    #[error("answered with more than {0} bytes")]
+    TooLarge(u64),
+}
+
+enum Step {
+    Done(Fetched),
+    Redirect(Uri),
+}
+
+impl Client {
+    /// A client that trusts the authorities in the PEM file `ca` alone, or those of the system.
+    pub fn new(ca: Option<&Path>) -> Result<Self, CaError> {
+        Connector::new(ca).map(Self)
+    }
+
+    /// Gets `url`, unless it is still what `validators` say. Every address that is going to be talked to is added to
+    /// `peers` before it is, so that the caller knows them also after an error.
+    pub async fn fetch(
+        &self,
+        url: &Uri,
+        validators: &Validators,
+        bounds: Bounds,
+        peers: &mut Vec<IpAddr>,
+    ) -> Result<Fetched, FetchError> {
+        let mut at = url.clone();
+        let reason = {
+            let following = self.follow(&mut at, validators, bounds, peers);
+            match timeout(bounds.total_timeout, following).await {
+                Ok(Ok(fetched)) => return Ok(fetched),
+                Ok(Err(reason)) => reason,
+                Err(_) => Reason::Timeout("answer in full", bounds.total_timeout),
+            }
+        };
+        let url = if at == *url {
+            url::display(url)
+        } else {
+            format!("{} (redirected to {})", url::display(url), url::display(&at))
+        };
+        Err(FetchError { url, reason })
+    }
+
+    async fn follow(
+        &self,
+        at: &mut Uri,
+        validators: &Validators,
+        bounds: Bounds,
+        peers: &mut Vec<IpAddr>,
+    ) -> Result<Fetched, Reason> {
+        for _ in 0..=REDIRECTS_MAX {
+            let target = Target::of(at).ok_or(Reason::Url)?;
+            let connecting = self.0.connect(&target, bounds.connect_timeout, peers);
+            let connected = timeout(bounds.connect_timeout, connecting).await;
+            let stream =
+                connected.map_err(|_| Reason::Timeout("connect", bounds.connect_timeout))??;
+            let request = request(&target, validators)?;
+            match exchange(stream, request, at, bounds.body_max_bytes).await? {
+                Step::Done(fetched) => return Ok(fetched),
+                Step::Redirect(next) => *at = next,
+            }
+        }
+        Err(Reason::Redirects)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+fn request(target: &Target, validators: &Validators) -> Result<Request<Empty<Bytes>>, Reason> {
+    let mut request = Request::get(target.path_and_query.as_str())
+        .header(header::HOST, &target.authority)
+        .header(header::USER_AGENT, USER_AGENT)
+        .header(header::ACCEPT, "text/plain, application/json, */*;q=0.5")
+        .header(header::ACCEPT_ENCODING, "identity")
+        .body(Empty::new())
+        .map_err(|_| Reason::Url)?;
+    let conditions = [
+        (header::IF_NONE_MATCH, &validators.etag),
+        (header::IF_MODIFIED_SINCE, &validators.last_modified),
+    ];
+    for (name, value) in conditions {
+        // One that cannot be sent costs a transfer, no more.
+        if let Some(value) = value.as_ref().and_then(|text| HeaderValue::from_str(text).ok()) {
+            request.headers_mut().insert(name, value);
+        }
+    }
+    Ok(request)
+}
+
+async fn exchange(
+    stream: Stream,
+    request: Request<Empty<Bytes>>,
+    at: &Uri,
+    body_max_bytes: u64,
+) -> Result<Step, Reason> {
+    let conditional = request.headers().contains_key(header::IF_NONE_MATCH)
+        || request.headers().contains_key(header::IF_MODIFIED_SINCE);
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(HEAD_BYTES_MAX).max_header_size(HEAD_BYTES_MAX);
+    let handshake = builder.handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
+    // It ends when the connection does, but what was read by then is still the answer.
+    let driver = async {
+        connection.await.ok();
+        pending::<Infallible>().await
+    };
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        match response.status() {
+            StatusCode::OK => body(response, body_max_bytes).await.map(Step::Done),
+            StatusCode::NOT_MODIFIED if conditional => Ok(Step::Done(Fetched::NotModified)),
+            status @ (StatusCode::MOVED_PERMANENTLY
+            | StatusCode::FOUND
+            | StatusCode::SEE_OTHER
+            | StatusCode::TEMPORARY_REDIRECT
+            | StatusCode::PERMANENT_REDIRECT) => {
+                redirect(at, status, response.headers()).map(Step::Redirect)
+            }
+            status => Err(Reason::Status(status)),
+        }
+    };
+    tokio::select! {
+        result = exchange => result,
+        never = driver => match never {},
+    }
+}
+
+fn redirect(at: &Uri, status: StatusCode, headers: &HeaderMap) -> Result<Uri, Reason> {
+    let location = text(headers, &header::LOCATION);
+    let next = location.and_then(|location| join(at, location));
+    let next = next.ok_or(Reason::Location(status))?;
+    if at.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
+        return Err(Reason::Downgrade);
+    }
+    Ok(next)
+}
+
+async fn body(response: Response<Incoming>, max_bytes: u64) -> Result<Fetched, Reason> {
+    let (head, mut body) = response.into_parts();
+    let kind = text(&head.headers, &header::CONTENT_TYPE).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if matches!(kind.as_str(), "text/html" | "application/xhtml+xml") {
+        return Err(Reason::Html(kind));
+    }
+    if let Some(encoding) = head.headers.get(header::CONTENT_ENCODING)
+        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    {
+        return Err(Reason::Encoding(String::from_utf8_lossy(encoding.as_bytes()).into_owned()));
+    }
+    // What is declared is believed only when it is too much; it reserves no memory.
+    if body.size_hint().lower() > max_bytes {
+        return Err(Reason::TooLarge(max_bytes));
+    }
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| broken(&error))?;
+        let Some(data) = frame.data_ref() else { continue };
+        if (bytes.len() + data.len()) as u64 > max_bytes {
+            return Err(Reason::TooLarge(max_bytes));
+        }
+        bytes.extend_from_slice(data);
+    }
+    if bytes.trim_ascii().is_empty() {
+        return Err(Reason::Empty);
+    }
+    let validator = |name| {
+        let value = text(&head.headers, name).filter(|value| value.len() <= VALIDATOR_BYTES_MAX);
+        value.map(str::to_owned)
+    };
+    let validators = Validators {
+        etag: validator(&header::ETAG),
+        last_modified: validator(&header::LAST_MODIFIED),
+    };
+    Ok(Fetched::Body { bytes, validators })
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// With what lies beneath, which is where hyper keeps the cause.
+fn broken(error: &hyper::Error) -> Reason {
+    let mut said = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        said = format!("{said}: {error}");
+        cause = error.source();
+    }
+    Reason::Broken(said)
+}
