@@ -20,8 +20,10 @@ const RATE: u64 = 100_000;
 /// More than refills while no CPU runs the program, so that nothing overflows.
 const BURST: u64 = 20_000;
 const SPAN: Duration = Duration::from_secs(2);
-const SPAN_QUICK: Duration = Duration::from_millis(500);
+/// Times that a round is begun again, each some seconds.
+const ATTEMPTS_MAX: u32 = 20;
 const SAMPLES_MAX: u32 = 100;
+/// An interruption of this thread that hardly shows in the figures: 0.025 percent of the span.
 const PAUSE_MAX: Duration = Duration::from_micros(500);
 /// Run before, to know how long a packet takes.
 const PACKETS_FIRST: u32 = 100_000;
@@ -33,24 +35,28 @@ pub(super) fn run(args: &Args, frame: &[u8], report: &mut Report) -> Result<()> 
         report.skip(CASE, "it takes two CPUs");
         return Ok(());
     }
-    let (rounds, span) = match args.quick {
-        true => (args.rounds.min(ROUNDS_QUICK), SPAN_QUICK),
-        false => (args.rounds, SPAN),
-    };
+    let rounds = if args.quick { args.rounds.min(ROUNDS_QUICK) } else { args.rounds };
     for round in 1..=rounds {
-        let figures = once(frame, span).with_context(|| format!("case {CASE}"))?;
-        report.round(CASE, "gateway", round, &figures);
+        let mut attempts = (0..ATTEMPTS_MAX).map(|_| once(frame));
+        match attempts.find_map(Result::transpose) {
+            Some(figures) => {
+                let figures = figures.with_context(|| format!("case {CASE}"))?;
+                report.round(CASE, "gateway", round, &figures);
+            }
+            None => report.skip(CASE, "the machine is too busy to see when it begins"),
+        }
     }
     Ok(())
 }
 
-fn once(frame: &[u8], span: Duration) -> Result<[(&'static str, f64); 6]> {
+/// `None` where this thread did not see when it began.
+fn once(frame: &[u8]) -> Result<Option<[(&'static str, f64); 6]>> {
     let bucket = Bucket::per_second(RATE, BURST).context("the bucket is none")?;
     let unlimited = [Bucket::UNLIMITED; 2];
     let trial = Subject::limited(bucket, unlimited)?;
     let alone_ns = bpf::test_run(trial.program()?, frame, PACKETS_FIRST)?.ns.max(1);
     // Twice as long as it would take without the other CPUs.
-    let packets = u32::try_from(2 * span.as_nanos() / u128::from(alone_ns))?;
+    let packets = u32::try_from(2 * SPAN.as_nanos() / u128::from(alone_ns))?;
 
     let subject = Subject::limited(bucket, unlimited)?;
     let program = subject.program()?;
@@ -66,26 +72,31 @@ fn once(frame: &[u8], span: Duration) -> Result<[(&'static str, f64); 6]> {
         // Ours goes last, so that the first packet is seen when it comes.
         let others = cpus.iter().filter(|cpu| **cpu as usize != CPU);
         let mut threads: Vec<_> = others.map(|cpu| scope.spawn(move || hit(*cpu))).collect();
+        let mut nothing_yet = Instant::now();
         while subject.admitted()?[0] == 0 {
             ensure!(threads.iter().any(|thread| !thread.is_finished()), "nothing was admitted");
+            nothing_yet = Instant::now();
         }
         let started = Instant::now();
+        if started - nothing_yet > PAUSE_MAX {
+            return Ok(None);
+        }
         threads.push(scope.spawn(move || hit(CPU as u32)));
-        thread::sleep(span);
+        thread::sleep(SPAN);
         let (seconds, [admitted, contended]) = sample(&subject, started)?;
         ensure!(threads.iter().all(|thread| !thread.is_finished()), "a CPU ended too early");
         for thread in threads {
             thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
         }
         let expected = BURST as f64 + RATE as f64 * seconds;
-        Ok([
+        Ok(Some([
             ("cpus", cpus.len() as f64),
             ("seconds", seconds),
             ("admitted", admitted as f64),
             ("burst_and_rate", expected),
             ("contended", contended as f64),
             ("error_percent", (admitted as f64 / expected - 1.0) * 100.0),
-        ])
+        ]))
     })
 }
 
