@@ -1,6 +1,7 @@
 //! The maps: their names, keys, values and sizes, fixed at compile time on both sides.
 
 use crate::bucket::Bucket;
+use crate::rule::Origin;
 use crate::source::SourceKey;
 use crate::table::{BucketV4, BucketV6, CELLS};
 use crate::verdict::Reason;
@@ -43,13 +44,15 @@ pub const PROFILES: &str = "PROFILES";
 pub const PORTS: &str = "PORTS";
 /// Per-CPU array of [`COUNTERS_LEN`] [`Counter`]s, by [`counter_index`].
 pub const COUNTERS: &str = "COUNTERS";
+/// Ring buffer of [`EVENTS_BYTES`], with a [`crate::event::Event`] for some of the packets that were dropped.
+pub const EVENTS: &str = "EVENTS";
 
 /// The maps that hold the rules. They belong together: where one does not fit, all are made anew, and take their places
 /// in this order. Tables never stand beside the seed of others, and what filters lack is added when they are opened.
 pub const RULE_MAPS: [&str; 9] =
     [SEED, TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The other maps.
-pub const OTHER_MAPS: [&str; 6] = [BUCKETS, SHARED, NEWCOMERS, PROFILES, PORTS, COUNTERS];
+pub const OTHER_MAPS: [&str; 7] = [BUCKETS, SHARED, NEWCOMERS, PROFILES, PORTS, COUNTERS, EVENTS];
 
 /// Name of the global with the [`Settings`] that are patched in before the verifier runs.
 pub const SETTINGS: &str = "SETTINGS";
@@ -68,8 +71,14 @@ pub const PROFILES_MAX: u32 = 256;
 pub const PORT_WORDS: u32 = 1024;
 /// Words for the 129 lengths of IPv6.
 pub const LENGTH_WORDS_V6: u32 = 3;
-/// Counters: one a reason, and again for what `dry_run` let pass.
-pub const COUNTERS_LEN: u32 = 2 * Reason::ALL.len() as u32;
+/// Origins of rules, and 0 for no rule.
+pub const ORIGINS_LEN: u32 = 8;
+/// Counters of one origin: one a reason, and again for what `dry_run` let pass.
+const REASONS_LEN: u32 = 2 * Reason::ALL.len() as u32;
+/// Counters of all origins.
+pub const COUNTERS_LEN: u32 = ORIGINS_LEN * REASONS_LEN;
+/// Bytes of [`EVENTS`]: a power of two of whole pages, on every host. About a thousand events.
+pub const EVENTS_BYTES: u32 = 1 << 16;
 
 /// Rules of one family that fit unless the configuration says otherwise.
 pub const RULES_DEFAULT: u32 = 65_536;
@@ -135,10 +144,12 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// The counter of `reason`, or of what would have been dropped for it were it not for a dry run.
+/// The counter of `reason` where a rule of this origin decided (its number, 0 for none), or of what would have been
+/// dropped were it not for a dry run.
 #[inline(always)]
-pub const fn counter_index(reason: Reason, dry_run: bool) -> u32 {
-    reason as u32 + if dry_run { Reason::ALL.len() as u32 } else { 0 }
+pub const fn counter_index(reason: Reason, origin: u32, dry_run: bool) -> u32 {
+    let spared = if dry_run { Reason::ALL.len() as u32 } else { 0 };
+    origin % ORIGINS_LEN * REASONS_LEN + reason as u32 + spared
 }
 
 /// Constants of the program, patched before the verifier sees it, which then removes what they switch off.
@@ -169,6 +180,8 @@ pub struct Settings {
     pub dry_run: u32,
     /// Zero.
     pub reserved: u32,
+    /// The drops that are reported; unlimited for none.
+    pub events: Bucket,
 }
 
 const _: () = {
@@ -180,8 +193,9 @@ const _: () = {
     assert!(size_of::<HostBucket>() == 64 && align_of::<HostBucket>() == 8);
     assert!(size_of::<Hits>() == 16 && align_of::<Hits>() == 8);
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
-    assert!(size_of::<Settings>() == 80 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 96 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
+    assert!(Origin::ALL.len() as u32 + 1 == ORIGINS_LEN);
 };
 
 #[cfg(feature = "user")]

@@ -9,6 +9,7 @@
 extern crate std;
 
 pub mod bucket;
+pub mod event;
 pub mod flow;
 pub mod layout;
 pub mod packet;

@@ -68,6 +68,26 @@ impl Transport {
         Self(Self::UDP << Self::KIND_SHIFT | port as u32)
     }
 
+    /// As a number.
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// From [`Transport::bits`].
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// The name in events.
+    pub const fn name(self) -> &'static str {
+        match self.0 >> Self::KIND_SHIFT {
+            Self::TCP => "tcp",
+            Self::UDP => "udp",
+            _ => "other",
+        }
+    }
+
     /// The destination port, where it is known.
     #[inline(always)]
     pub const fn port(self) -> Option<u16> {

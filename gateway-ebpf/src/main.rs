@@ -15,10 +15,12 @@ mod kernel;
 mod maps;
 mod memory;
 mod newcomers;
+mod report;
 mod sockets;
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use gateway_common::event::{Event, Ruled};
 use gateway_common::packet::{Frame, Packet, Transport, parse};
 use gateway_common::rule::Action;
 use gateway_common::source::SourceKey;
@@ -28,26 +30,32 @@ use crate::account::account;
 use crate::admit::admit;
 use crate::classify::{Ruling, classify};
 use crate::memory::Memory;
+use crate::report::report;
 
 /// Runs for every frame of the interfaces that it is attached to. `frags`: also where frames are larger than a page.
 #[xdp(frags)]
 fn gateway(ctx: XdpContext) -> u32 {
-    let reason = decide(&ctx);
-    account(&ctx, reason)
+    let packet = match parse(&Memory::of(&ctx)) {
+        Frame::NotIp => return account(&ctx, Reason::NotIp, Ruled::NONE),
+        Frame::Unparsed => return account(&ctx, Reason::Unparsed, Ruled::NONE),
+        Frame::Neighbour => return account(&ctx, Reason::Neighbour, Ruled::NONE),
+        Frame::Ip(packet) => packet,
+    };
+    // Now, and not when it is known that it is needed: of an enumeration that has come through branches the compiler
+    // leaves words undefined, which the verifier refuses to see moved.
+    let event = Event::of(packet.source, packet.transport);
+    let (reason, rule) = decide(&ctx, &packet);
+    let verdict = account(&ctx, reason, rule);
+    report(&ctx, event, reason, rule);
+    verdict
 }
 
 #[inline(always)]
-fn decide(ctx: &XdpContext) -> Reason {
-    let packet = match parse(&Memory::of(ctx)) {
-        Frame::NotIp => return Reason::NotIp,
-        Frame::Unparsed => return Reason::Unparsed,
-        Frame::Neighbour => return Reason::Neighbour,
-        Frame::Ip(packet) => packet,
-    };
-    let Packet { source, transport } = packet;
+fn decide(ctx: &XdpContext, packet: &Packet) -> (Reason, Ruled) {
+    let Packet { source, transport } = *packet;
     let bucket = SourceKey::packets(source, maps::source_mask_v6());
-    let Ruling { action, profile } = classify(source);
-    match action {
+    let Ruling { action, rule, profile } = classify(source);
+    let reason = match action {
         Some(Action::Deny) => Reason::Deny,
         Some(Action::Reset) => Reason::Reset,
         _ if transport == Transport::MALFORMED => Reason::Malformed,
@@ -57,5 +65,6 @@ fn decide(ctx: &XdpContext) -> Reason {
                 if action.is_none() { Reason::NoRule } else { Reason::WithinLimit };
             admit(ctx, &bucket, transport, profile).unwrap_or(unless_charged)
         }
-    }
+    };
+    (reason, rule)
 }

@@ -5,12 +5,13 @@
 use core::intrinsics::{AtomicOrdering::Relaxed, atomic_cxchg, atomic_xadd};
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
-use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use gateway_common::bucket::Bucket;
+use gateway_common::event::Event;
 use gateway_common::layout::{
-    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, Hits, HostBucket, LENGTH_WORDS_V6, NEWCOMERS_LEN,
-    PORT_WORDS, PROFILES_MAX, Profile, SHARED_LEN, Settings,
+    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, EVENTS_BYTES, Hits, HostBucket, LENGTH_WORDS_V6,
+    NEWCOMERS_LEN, PORT_WORDS, PROFILES_MAX, Profile, SHARED_LEN, Settings,
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
@@ -51,15 +52,22 @@ static PROFILES: Array<Profile, { PROFILES_MAX as usize }> = Array::new();
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, { COUNTERS_LEN as usize }> = PerCpuArray::new();
-/// Of no use to user space, so not part of the layout.
+#[btf_map]
+static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+/// The word of the bucket of events. Of no use to user space, as what follows, and so not part of the layout.
+#[btf_map]
+static EVENTS_DUE: Array<u64, 1> = Array::new();
 #[btf_map]
 static TICK: PerCpuArray<Tick, 1> = PerCpuArray::new();
 
-/// The time as it was read first in a timer tick.
+/// What a CPU does once in a timer tick.
 #[repr(C)]
 struct Tick {
+    /// In which the time was read.
     tick: u64,
     now_ns: u64,
+    /// In which a dropped packet was last held against the bucket of events.
+    asked: u64,
 }
 
 /// Patched by the loader, after which the verifier knows each field and removes what it switches off.
@@ -77,6 +85,7 @@ static SETTINGS: Settings = Settings {
     buckets: 1,
     dry_run: 0,
     reserved: 0,
+    events: Bucket::UNLIMITED,
 };
 
 /// A constant that is patched. Volatile, or the compiler would build in the value above instead of the patched one.
@@ -224,7 +233,8 @@ pub(crate) fn once_a_tick(tick: u64, now_ns: impl Fn() -> u64) -> u64 {
     // SAFETY: the element is this CPU's own and the kernel does not interrupt one XDP program by another.
     unsafe {
         if (*last).tick != tick {
-            *last = Tick { tick, now_ns: now_ns() };
+            (*last).tick = tick;
+            (*last).now_ns = now_ns();
         }
         (*last).now_ns
     }
@@ -239,6 +249,39 @@ pub(crate) fn count(index: u32, bytes: u64) {
             (*counter).packets += 1;
             (*counter).bytes += bytes;
         }
+    }
+}
+
+/// Whether dropped packets are reported, and this CPU has not asked for one in `tick`. It has then.
+#[inline(always)]
+pub(crate) fn may_report(tick: impl Fn() -> u64) -> bool {
+    if setting!(events.interval_ns) == 0 {
+        return false;
+    }
+    let Some(last) = TICK.get_ptr_mut(0) else { return false };
+    let tick = tick();
+    // SAFETY: the element is this CPU's own and the kernel does not interrupt one XDP program by another.
+    unsafe { core::mem::replace(&mut (*last).asked, tick) != tick }
+}
+
+/// Takes a report from the bucket of all CPUs, and says whether there was one.
+#[inline(always)]
+pub(crate) fn take_report(now_ns: u64) -> bool {
+    let bucket =
+        Bucket { interval_ns: setting!(events.interval_ns), depth_ns: setting!(events.depth_ns) };
+    let Some(word) = EVENTS_DUE.get_ptr_mut(0).map(Word) else { return false };
+    let before = word.load();
+    let taken = bucket.take(before, now_ns);
+    // Whoever loses against another CPU leaves the report to that one.
+    taken.admitted && word.exchange(before, taken.word)
+}
+
+/// Hands an event to user space, unless the buffer is full.
+#[inline(always)]
+pub(crate) fn report(event: &Event) {
+    if let Some(mut room) = EVENTS.reserve(0) {
+        room.write(*event);
+        room.submit(0);
     }
 }
 

@@ -45,6 +45,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
         user: None,
         state: config::State { dir: PathBuf::new() },
         admin: config::Admin { socket: PathBuf::new() },
+        metrics: config::Metrics { listen: None },
         kernel: config::Kernel {
             interfaces: vec![],
             attach: config::Attach::Off,
@@ -67,6 +68,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             ipv6_source_length: 64,
             new_sources: Bucket::UNLIMITED,
             unknown_sources: Bucket::UNLIMITED,
+            events: None,
         },
         bounds: config::Bounds {
             connections: 100,

@@ -269,7 +269,8 @@ impl<'n> Gateway<'n> {
         self.unprivileged && nix::unistd::geteuid().is_root()
     }
 
-    fn command(&self, arguments: &[&str]) -> Result<Command> {
+    /// A command of the gateway, to be started in its namespace by whoever needs more than its answer.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(self.binary.clone().map_or_else(built, Ok)?);
         command.args(arguments).current_dir("/").env_remove("GATEWAY_CONFIG");
         if self.embedded {

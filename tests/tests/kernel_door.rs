@@ -233,7 +233,7 @@ fn what_others_left_at_the_pins_is_cleared_away_or_refused() -> Result {
     let old = gateway.pins().join("abi-0");
     fs::create_dir(&old)?;
     let folder = fs::read_dir(gateway.pins())?.filter_map(|entry| Some(entry.ok()?.path()));
-    let folder = folder.into_iter().find(|path| path.ends_with("abi-2")).unwrap_or_default();
+    let folder = folder.into_iter().find(|path| path.ends_with("abi-3")).unwrap_or_default();
     fs::rename(folder.join("TABLE_V4"), old.join("TABLE_V4"))?;
     fs::rename(folder.join("program"), folder.join("TABLE_V4"))?;
     gateway.start()?;

@@ -162,6 +162,7 @@ fn load() -> Trial {
         ipv6_source_length: 64,
         new_sources: Bucket::UNLIMITED,
         unknown_sources: Bucket::UNLIMITED,
+        events: Bucket::per_second(10, 10),
     };
     let loaded = Trial::load(on, SMALL);
     loaded.unwrap_or_else(|error| panic!("loading an XDP program takes root: {error}"))

@@ -33,6 +33,7 @@ const ON: Switches = Switches {
     ipv6_source_length: 64,
     new_sources: Bucket::UNLIMITED,
     unknown_sources: Bucket::UNLIMITED,
+    events: None,
 };
 
 /// So many at once and, as far as a test is concerned, no more.

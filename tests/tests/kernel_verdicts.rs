@@ -32,6 +32,7 @@ const ON: Switches = Switches {
     ipv6_source_length: 64,
     new_sources: Bucket::UNLIMITED,
     unknown_sources: Bucket::UNLIMITED,
+    events: Bucket::per_second(10, 10),
 };
 const SMALL: Capacity = Capacity { rules: 1024, sources: 1024 };
 /// Ended long ago.

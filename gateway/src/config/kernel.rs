@@ -19,6 +19,8 @@ use crate::base::prefix::display;
 
 /// The kernel's IFNAMSIZ without its final zero.
 const INTERFACE_NAME_BYTES: usize = 15;
+/// Of the highest rate of events, 1000/s: beyond it telling of a flood becomes work of its own.
+const EVENT_INTERVAL_MIN_NS: u64 = 1_000_000;
 /// Rules and sources that one table may hold: beyond it is more memory than a host gives.
 const TABLE_MAX: u64 = 1 << 24;
 
@@ -68,6 +70,7 @@ pub(super) fn kernel(
             .and_then(|name| profile(name, &profiles, at.key("default_profile"))),
         profiles,
         limits: limits.into_iter().map(|(limit, _)| limit).collect(),
+        events: events(&raw.events, at.key("events")),
         max_rules,
         max_sources,
         new_sources,
@@ -97,6 +100,21 @@ fn newcomers(raw: &RawKernel, max_sources: u32, at: At<'_>) -> (Bucket, Bucket) 
         );
     }
     (new, unknown)
+}
+
+/// The rate at which dropped packets are reported, if any are.
+fn events(text: &str, at: At<'_>) -> Option<Bucket> {
+    if text.trim() == "off" {
+        return None;
+    }
+    let bucket = rate(text, at)?;
+    if bucket.interval_ns < EVENT_INTERVAL_MIN_NS {
+        at.error_with_help(
+            format!("`{}` reports more than anybody reads", shorten(text)),
+            "events are a sample, and the totals count every packet: write off or at most 1000/s",
+        );
+    }
+    Some(bucket)
 }
 
 /// From what a registry gives an operator to what a subscriber has at least.

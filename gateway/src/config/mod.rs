@@ -135,7 +135,10 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         "name the addresses of your load balancers",
     );
     let trusted_proxies: Vec<IpNet> = trusted_proxies.into_iter().map(|(net, _)| net).collect();
-    let upstreams = upstreams::upstreams(&raw.upstreams, &listen, at.key("upstreams"));
+    let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics").key("listen"));
+    let own: Vec<Listener> =
+        listen.iter().cloned().chain(metrics.map(|address| Listener { address })).collect();
+    let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
@@ -151,6 +154,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         admin: Admin {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
+        metrics: Metrics { listen: metrics },
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -222,6 +226,8 @@ pub struct Config {
     pub state: State,
     /// The administrative interface.
     pub admin: Admin,
+    /// Metrics over TCP.
+    pub metrics: Metrics,
     /// The kernel door.
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.
@@ -251,6 +257,13 @@ pub struct State {
 pub struct Admin {
     /// Path of the Unix socket (mode 0600).
     pub socket: PathBuf,
+}
+
+/// Metrics over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where they are served to anybody who asks; `None`: only over the admin socket.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The kernel door.
@@ -290,6 +303,8 @@ pub struct Kernel {
     pub limits: Vec<SourceLimit>,
     /// Bits of an IPv6 address that tell one source's buckets from another's (32 to 64).
     pub ipv6_source_length: u8,
+    /// Dropped packets that are reported as events, by all CPUs together; `None` for none.
+    pub events: Option<Bucket>,
     /// Rules of one address family that the kernel's tables hold (unit: rules).
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).

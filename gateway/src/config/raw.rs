@@ -22,6 +22,7 @@ pub(super) struct Raw {
     pub(super) trusted_proxies: Vec<String>,
     pub(super) state: RawState,
     pub(super) admin: RawAdmin,
+    pub(super) metrics: RawMetrics,
     pub(super) kernel: RawKernel,
     pub(super) bounds: RawBounds,
     pub(super) upstreams: Named<RawUpstream>,
@@ -52,6 +53,14 @@ pub(super) struct RawAdmin {
     pub(super) socket: Option<String>,
 }
 
+/// Metrics over TCP.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawMetrics {
+    /// `ip:port`. Default: nowhere.
+    pub(super) listen: Option<String>,
+}
+
 /// The kernel door.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -77,6 +86,8 @@ pub(super) struct RawKernel {
     pub(super) default_profile: Option<String>,
     pub(super) profiles: Named<RawProfile>,
     pub(super) limits: Vec<RawLimit>,
+    /// A rate of dropped packets that are reported as events, or `off`.
+    pub(super) events: String,
     /// Rules of one address family that the kernel's tables hold.
     pub(super) max_rules: u64,
     /// Sources whose buckets the kernel remembers.
@@ -108,6 +119,7 @@ impl Default for RawKernel {
             default_profile: None,
             profiles: Named(Vec::new()),
             limits: Vec::new(),
+            events: "10/s".to_owned(),
             max_rules: gateway_common::layout::RULES_DEFAULT.into(),
             max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
             new_sources: None,

@@ -20,6 +20,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
             | Request::Why(_)
             | Request::Remove(_)
             | Request::RemoveList(_)
+            | Request::Confirm
     );
     if !possible {
         return None;
@@ -45,6 +46,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
         match request {
             Request::Why(address) => Ok(Answer::Why(Box::new(views::why(&policy, *address, now)?))),
             Request::Remove(remove) => policy.remove(remove, now).map(Answer::Done),
+            Request::Confirm => policy.confirm(now).map(Answer::Done),
             Request::RemoveList(remove) => policy.remove_list(remove, now).map(Answer::Done),
             Request::List(query) => views::list(&policy, query, now),
             Request::Lists => Ok(Answer::Lists { lists: policy.list_views() }),

@@ -33,7 +33,9 @@ impl Control {
             echo.spawn().map_err(|error| unchanged(&error))?;
             self.echo = Some(address);
         }
-        self.reload_kernel(&config)?;
+        let reloaded = self.reload_kernel(&config);
+        self.monitor.watch(self.policy.door.as_ref());
+        reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
         self.shared.snapshot.store(snapshot(&config, self.echo));
         self.config = config;
@@ -51,6 +53,7 @@ impl Control {
             ("user", old.user != new.user),
             ("state.dir", old.state != new.state),
             ("admin.socket", old.admin != new.admin),
+            ("metrics.listen", old.metrics != new.metrics),
             ("kernel.pins", old.kernel.pins != new.kernel.pins),
         ];
         match fixed.iter().find(|(_, changed)| *changed) {

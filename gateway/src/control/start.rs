@@ -8,8 +8,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 
+use super::monitor::Monitor;
 use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::{Control, RunError, addresses, protect, read, snapshot, uses_echo};
@@ -18,7 +19,7 @@ use crate::base::time::{Now, instant};
 use crate::config::{Attach, Config};
 use crate::kernel::pins::Pins;
 use crate::kernel::{Door, DoorError, Opened, attach};
-use crate::listen::sockets::Sockets;
+use crate::listen::sockets::{Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::store::{Store, StoreError};
@@ -32,6 +33,7 @@ pub(super) struct Started {
     pins: Pins,
     sockets: Sockets,
     admin: std::os::unix::net::UnixListener,
+    metrics: Option<std::net::TcpListener>,
     echo: Option<Echo>,
     target: Target,
     capabilities: Vec<&'static str>,
@@ -45,6 +47,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     raise_descriptor_limit();
     let sockets = Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
     let admin = server::bind(&config.admin.socket).map_err(RunError::failed)?;
+    let metrics = config.metrics.listen.map(bind_one).transpose().map_err(RunError::failed)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address));
@@ -66,6 +69,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
         pins,
         sockets,
         admin,
+        metrics,
         echo,
         target,
         capabilities,
@@ -73,9 +77,15 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     })
 }
 
+/// Where `control` is asked.
+pub(super) struct Inlets {
+    pub(super) admin: UnixListener,
+    pub(super) metrics: Option<TcpListener>,
+}
+
 impl Started {
     /// Starts the threads. Runs inside of the runtime of `control`.
-    pub(super) fn open(self) -> Result<(Control, UnixListener), RunError> {
+    pub(super) fn open(self) -> Result<(Control, Inlets), RunError> {
         let address = self.echo.as_ref().map(Echo::address);
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
@@ -87,6 +97,10 @@ impl Started {
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;
+        let metrics = self.metrics.map(TcpListener::from_std).transpose();
+        let metrics = metrics.map_err(RunError::failed)?;
+        let mut monitor = Monitor::new();
+        monitor.watch(self.policy.door.as_ref());
         let control = Control {
             path: self.path,
             config: self.config,
@@ -99,9 +113,10 @@ impl Started {
             target: self.target,
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,
+            monitor,
             started: instant(),
         };
-        Ok((control, admin))
+        Ok((control, Inlets { admin, metrics }))
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use aya::maps::MapData;
-use gateway_common::layout::{Hits, Profile};
+use gateway_common::layout::{self, Hits, Profile};
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -16,19 +16,26 @@ use crate::rules::tables::{Reader, RuleTables};
 
 pub mod apply;
 pub mod attach;
+pub mod census;
+pub mod counters;
+pub mod events;
 pub mod guard;
 pub mod netlink;
 pub mod object;
 pub mod pins;
+pub mod ring;
 pub mod support;
 pub mod tables;
 pub mod trial;
 
 use apply::Wanted;
 use attach::{AttachError, Attached, Fresh};
+use census::Census;
+use counters::Counters;
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
-use tables::{Count, Tables, TablesError};
+use ring::Ring;
+use tables::{Tables, TablesError};
 
 /// Why the kernel door is shut.
 #[derive(Debug, Error)]
@@ -181,8 +188,8 @@ impl Door {
         self.tables.memory_bytes()
     }
 
-    /// The counters, summed over CPUs.
-    pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
+    /// What the program counted.
+    pub fn counters(&self) -> &Counters {
         self.tables.counters()
     }
 
@@ -198,6 +205,18 @@ impl Door {
     /// The rules that the kernel holds for a prefix, each with what it has met.
     pub fn held(&self, prefix: &IpNet) -> Vec<(Entry, Hits)> {
         self.tables.held(prefix)
+    }
+
+    /// Where the program reports dropped packets. Runs inside of a runtime.
+    pub fn ring(&self) -> Result<Ring, TablesError> {
+        let map = layout::EVENTS;
+        let data = MapData::from_pin(self.pins.map(map));
+        Ring::open(data.map_err(|source| TablesError::Map { map, source })?)
+    }
+
+    /// The tables, to be counted by another thread.
+    pub fn census(&self) -> Result<Census, TablesError> {
+        Census::open(|map| MapData::from_pin(self.pins.map(map)))
     }
 
     /// Hands the pins to the user that the daemon becomes.
@@ -249,6 +268,7 @@ fn switches(kernel: &config::Kernel) -> Switches {
         ipv6_source_length: kernel.ipv6_source_length,
         new_sources: kernel.new_sources,
         unknown_sources: kernel.unknown_sources,
+        events: kernel.events,
     }
 }
 

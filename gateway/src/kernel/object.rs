@@ -98,6 +98,8 @@ pub struct Switches {
     pub new_sources: Bucket,
     /// Of packets from sources that have none.
     pub unknown_sources: Bucket,
+    /// Drops that are reported; `None` for none.
+    pub events: Option<Bucket>,
 }
 
 /// The program in the kernel, not yet attached.
@@ -146,6 +148,7 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         buckets: u32::from(switches.buckets),
         dry_run: u32::from(switches.dry_run),
         reserved: 0,
+        events: switches.events.unwrap_or(Bucket::UNLIMITED),
     }
 }
 

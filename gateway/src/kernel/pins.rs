@@ -3,7 +3,7 @@
 //! ```text
 //! /sys/fs/bpf/gateway/          0700, refused when somebody else owns it
 //!     links/eth0                one link an interface; it keeps the program attached
-//!     abi-2/program             the program
+//!     abi-3/program             the program
 //!     abi-3/TABLE_V4 …          the maps, which a program of another ABI version must not touch
 //! ```
 

@@ -14,8 +14,9 @@ use gateway_common::table::{Head, Span, TagV4};
 use ipnet::IpNet;
 
 use super::DoorError;
+use super::counters::Count;
 use super::object::{Capacity, LoadError, Switches, load_apart};
-use super::tables::{Count, Tables, TablesError};
+use super::tables::{Tables, TablesError};
 use crate::rules::tables::{Pair, tag_v4};
 
 /// The program and its maps.
@@ -118,15 +119,15 @@ impl Trial {
 
     /// All counters.
     pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
-        self.tables.counters()
+        self.tables.counters().all()
     }
 }
 
 fn map(object: &Ebpf, name: &str) -> Result<MapData, MapError> {
     match object.map(name) {
-        Some(Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map)) => {
-            MapData::from_id(map.info()?.id())
-        }
+        Some(
+            Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map) | Map::RingBuf(map),
+        ) => MapData::from_id(map.info()?.id()),
         _ => Err(MapError::InvalidName { name: name.to_owned() }),
     }
 }

@@ -84,6 +84,11 @@ impl Sockets {
     }
 }
 
+/// Binds an address for one.
+pub fn bind_one(address: SocketAddr) -> Result<TcpListener, BindError> {
+    open(address, false).map_err(|error| explain(address, error))
+}
+
 fn open(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of a gateway that has just ended may still linger on the port.

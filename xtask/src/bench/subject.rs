@@ -30,6 +30,7 @@ const BUCKETS: Switches = Switches {
     ipv6_source_length: 64,
     new_sources: Bucket::UNLIMITED,
     unknown_sources: Bucket::UNLIMITED,
+    events: Bucket::per_second(10, 10),
 };
 const NO_BUCKETS: Switches = Switches { buckets: false, ..BUCKETS };
 
