@@ -311,6 +311,9 @@ pub struct Status {
     pub capabilities: Vec<String>,
     /// Addresses that it listens on.
     pub listen: Vec<String>,
+    /// Those of them whose address no interface has yet.
+    #[serde(default)]
+    pub listen_absent: Vec<String>,
     /// Worker threads.
     pub workers: usize,
     /// The kernel door.
@@ -345,6 +348,9 @@ pub struct InterfaceStatus {
     pub name: String,
     /// As the kernel reports it; none when nothing runs there.
     pub mode: Option<Mode>,
+    /// Why nothing runs there, and what becomes of it.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// One counter of the kernel.

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::api::{Answer, Refusal, Request};
+use crate::base::folder;
 use crate::observe::prometheus;
 use crate::rules::list_file::encode;
 
@@ -47,6 +48,11 @@ pub enum ClientError {
 pub fn ask(socket: &Path, request: &Request) -> Result<Answer, ClientError> {
     let path = socket.display().to_string();
     let broken = |reason: String| ClientError::Broken { path: path.clone(), reason };
+    if let Some(folder) = socket.parent() {
+        // Whoever listens there is told what to do and believed.
+        folder::check(folder, rustix::process::geteuid().as_raw())
+            .map_err(|error| broken(error.to_string()))?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

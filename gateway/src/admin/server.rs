@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use super::api::{Answer, PutList, Refusal, Request};
 use super::asker::Asker;
 use super::query;
+use crate::base::folder::{self, FolderError};
 use crate::observe::prometheus;
 use crate::rules::list_file::decode;
 
@@ -48,6 +49,9 @@ pub enum SocketError {
     /// Something that is no socket, and so was not left behind by a gateway.
     #[error("admin.socket {0} is there and is no socket: name another path, or move it away")]
     NoSocket(String),
+    /// Others may do as they like where it is to be.
+    #[error("admin.socket: {0}")]
+    Folder(#[from] FolderError),
     /// Anything else.
     #[error("admin.socket {path}: {source}")]
     Io {
@@ -59,10 +63,14 @@ pub enum SocketError {
 }
 
 /// Binds the socket with mode 0600. A socket that nobody answers at is left over from a killed gateway and replaced.
-pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, SocketError> {
+/// `user` is who the daemon becomes.
+pub fn bind(path: &Path, user: u32) -> Result<std::os::unix::net::UnixListener, SocketError> {
     let failed = |source| SocketError::Io { path: path.display().to_string(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
+    }
+    if let Some(folder) = path.parent() {
+        folder::check(folder, user)?;
     }
     if let Ok(metadata) = fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
@@ -228,15 +236,15 @@ mod tests {
     fn a_socket_left_behind_is_replaced_and_nothing_else_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
-        let first = bind(&path).unwrap();
+        let first = bind(&path, 0).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(bind(&path).unwrap_err().to_string().contains("another gateway answers"));
+        assert!(bind(&path, 0).unwrap_err().to_string().contains("another gateway answers"));
         drop(first);
-        drop(bind(&path).unwrap());
+        drop(bind(&path, 0).unwrap());
 
         let file = folder.path().join("precious");
         fs::write(&file, "data").unwrap();
-        assert!(bind(&file).unwrap_err().to_string().contains("is no socket"));
+        assert!(bind(&file, 0).unwrap_err().to_string().contains("is no socket"));
         assert_eq!(fs::read_to_string(&file).unwrap(), "data");
     }
 }

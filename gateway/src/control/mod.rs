@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -18,9 +19,12 @@ use crate::admin::asker::Asker;
 use crate::admin::{scrape, server};
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, Endpoint, OnExit};
+use crate::kernel::interfaces::Change;
+use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::request::Snapshot;
+use crate::rules::protected::own_addresses;
 
 mod metrics;
 mod monitor;
@@ -67,6 +71,7 @@ pub fn run(path: Option<&Path>, announce: impl FnOnce(&Status)) -> Result<Ended,
     local.block_on(&runtime, async {
         let (control, sockets) = started.open()?;
         announce(&control.status().map_err(|refusal| RunError::Failed(refusal.error))?);
+        tell_manager(NotifyState::Ready);
         control.serve(sockets).await
     })
 }
@@ -140,6 +145,10 @@ impl Control {
         let asker = Asker::new(commands, self.monitor.news());
         let admin = tokio::task::spawn_local(server::serve(sockets.admin, asker.clone()));
         let metrics = sockets.metrics.map(|on| tokio::task::spawn_local(scrape::serve(on, asker)));
+        let links = Links::listen().inspect_err(|error| {
+            tracing::warn!(%error, "interfaces that come and go are noticed once a second only");
+        });
+        let links = links.ok();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut count = 0u64;
@@ -149,6 +158,7 @@ impl Control {
                     self.command(command);
                     self.recheck();
                 }
+                () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {
                     count += 1;
                     self.tick(count.is_multiple_of(PROTECT_EVERY_TICKS));
@@ -177,6 +187,7 @@ impl Control {
     async fn end(self, signals: &mut Signals) -> Result<Ended, RunError> {
         let Self { config, policy, door, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
+        tell_manager(NotifyState::Stopping);
         door.drain().map_err(RunError::failed)?;
         tokio::select! {
             joined = tokio::task::spawn_blocking(|| door.join()) => {
@@ -193,7 +204,10 @@ impl Control {
                 door.detach().map_err(RunError::failed)?;
                 Ok(Ended::Detached)
             }
-            Some(_) => Ok(Ended::Enforcing(config.kernel.interfaces.clone())),
+            Some(door) => {
+                let on = door.running().into_iter().filter(|(_, mode)| mode.is_some());
+                Ok(Ended::Enforcing(on.map(|(name, _)| name).collect()))
+            }
         }
     }
 
@@ -266,8 +280,15 @@ impl Control {
             Ok(count) => tracing::info!(count, "rules ended"),
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
+        self.look_after_interfaces();
         if protect {
             self.protect(now);
+        }
+    }
+
+    fn look_after_interfaces(&mut self) {
+        if let Some(door) = &mut self.policy.door {
+            door.look_after(instant()).iter().for_each(Change::log);
         }
     }
 
@@ -312,11 +333,36 @@ impl Control {
             user: self.target.name.clone(),
             capabilities: self.capabilities.iter().map(|name| (*name).to_owned()).collect(),
             listen: self.door.addresses().iter().map(ToString::to_string).collect(),
+            listen_absent: absent(self.door.addresses()),
             workers: self.config.workers,
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             proxy,
         })
+    }
+}
+
+async fn changed(links: Option<&Links>) {
+    match links {
+        Some(links) => links.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The addresses that no interface has.
+fn absent(listen: &[SocketAddr]) -> Vec<String> {
+    let own = own_addresses();
+    let is_here = |address: &&SocketAddr| {
+        let ip = address.ip();
+        ip.is_unspecified() || ip.is_loopback() || own.iter().any(|(_, own)| *own == ip)
+    };
+    listen.iter().filter(|address| !is_here(address)).map(ToString::to_string).collect()
+}
+
+/// Tells systemd, if it asked to be told (sd_notify(3)).
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager could not be told");
     }
 }
 

@@ -9,6 +9,8 @@ use super::{Control, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::api::{Done, Refusal};
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
+use crate::kernel::Door;
+use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::Sockets;
 use crate::upstream::echo::Echo;
 
@@ -41,7 +43,11 @@ impl Control {
         self.config = config;
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
         let held_back = self.policy.held_back_notes(HELD_BACK_NOTES_MAX).into_iter();
-        let notes = held_back.chain(self.kernel_note.clone()).collect();
+        let interfaces = self.policy.door.as_ref().map(Door::interfaces).unwrap_or_default();
+        let bare = interfaces.into_iter().filter_map(|Seen { name, note, .. }| {
+            Some(format!("{name} is not attached: {}", note?))
+        });
+        let notes = held_back.chain(self.kernel_note.clone()).chain(bare).collect();
         Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }
 

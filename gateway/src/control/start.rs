@@ -1,6 +1,7 @@
 //! From a configuration to a running gateway, in the one order that works: whatever needs privileges first, then their
 //! end, then threads.
 
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::{Control, RunError, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::server;
+use crate::base::folder;
 use crate::base::time::{Now, instant};
 use crate::config::{Attach, Config};
 use crate::kernel::pins::Pins;
@@ -22,7 +24,7 @@ use crate::kernel::{Door, DoorError, Opened, attach};
 use crate::listen::sockets::{Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::upstream::echo::Echo;
 
 /// Everything that needed privileges, before any thread exists.
@@ -46,19 +48,25 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     let path = path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
     raise_descriptor_limit();
     let sockets = Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
-    let admin = server::bind(&config.admin.socket).map_err(RunError::failed)?;
+    let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
+    let admin = server::bind(&config.admin.socket, target.uid).map_err(RunError::failed)?;
     let metrics = config.metrics.listen.map(bind_one).transpose().map_err(RunError::failed)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
+    let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &store::FILES)
+        .map_err(|error| RunError::Failed(format!("state.dir: {error}")))?;
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address));
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
-    let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
     let mut pins = Pins::at(&config.kernel.pins);
     let kernel_note = open_door(&mut policy, &mut pins, &config, &target)?;
     policy.publish(Now::read()).map_err(RunError::failed)?;
     if Uid::effective().is_root() {
         give_away(&policy, &config, &target)?;
+        if is_given {
+            let (dir, Target { uid, gid, .. }) = (&config.state.dir, &target);
+            chown(dir, Some(*uid), Some(*gid)).map_err(RunError::failed)?;
+        }
     }
     let capabilities =
         privileges::drop_to(&target, policy.door.is_some()).map_err(RunError::failed)?;

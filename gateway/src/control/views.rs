@@ -15,6 +15,7 @@ use crate::base::prefix::display;
 use crate::base::time::Now;
 use crate::kernel::Door;
 use crate::kernel::events::{Dropped, RuleMet};
+use crate::kernel::interfaces::Seen;
 use crate::kernel::tables::TablesError;
 use crate::rules::classify::Entry;
 use crate::rules::list::List;
@@ -154,16 +155,10 @@ pub fn kernel(
             counters: Vec::new(),
         });
     };
+    let interfaces = door.interfaces().into_iter();
     let interfaces: Vec<InterfaceStatus> =
-        door.running().into_iter().map(|(name, mode)| InterfaceStatus { name, mode }).collect();
-    let bare = interfaces.iter().filter(|interface| interface.mode.is_none()).map(|interface| {
-        format!(
-            "{} runs no program any more, it went away or somebody took it off: \
-             `gateway reload` attaches again",
-            interface.name
-        )
-    });
-    let note = joined(notes.chain(bare).collect());
+        interfaces.map(|Seen { name, mode, note }| InterfaceStatus { name, mode, note }).collect();
+    let note = joined(notes.collect());
     let counters = door
         .counters()
         .all()?

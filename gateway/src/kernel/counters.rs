@@ -1,10 +1,11 @@
 //! The program's counters: one of each CPU for every reason and origin, read as sums.
 
 use aya::maps::{MapData, MapError, PerCpuArray};
-use gateway_common::layout::{self, Counter, counter_index};
+use gateway_common::layout::{self, COUNTERS_LEN, Counter, counter_index};
 use gateway_common::rule::Origin;
 use gateway_common::verdict::Reason;
 
+use super::carry;
 use super::tables::{TablesError, failed, open_as};
 
 /// The counters.
@@ -33,8 +34,8 @@ impl Counters {
         let mut sums = self.of(None)?;
         for origin in Origin::ALL {
             for (sum, count) in sums.iter_mut().zip(self.of(Some(origin))?) {
-                sum.done = add(sum.done, &count.done);
-                sum.would = add(sum.would, &count.would);
+                sum.done = carry::sum([sum.done, count.done].iter());
+                sum.would = carry::sum([sum.would, count.would].iter());
             }
         }
         Ok(sums)
@@ -44,16 +45,13 @@ impl Counters {
     pub fn of(&self, origin: Option<Origin>) -> Result<Vec<Count>, TablesError> {
         let origin = origin.map_or(0, |origin| origin as u32);
         let sum = |reason, dry_run| -> Result<Counter, TablesError> {
-            let values = self.0.get(&counter_index(reason, origin, dry_run), 0);
-            let values = values.map_err(failed(layout::COUNTERS))?;
-            Ok(values.iter().fold(Counter::default(), add))
+            let index = counter_index(reason, origin, dry_run);
+            let read = |index| self.0.get(&index, 0).map_err(failed(layout::COUNTERS));
+            let (counted, carried) = (read(index)?, read(COUNTERS_LEN + index)?);
+            Ok(carry::sum(counted.iter().chain(carried.iter())))
         };
         let count =
             |reason| Ok(Count { reason, done: sum(reason, false)?, would: sum(reason, true)? });
         Reason::ALL.into_iter().map(count).collect()
     }
-}
-
-fn add(sum: Counter, value: &Counter) -> Counter {
-    Counter { packets: sum.packets + value.packets, bytes: sum.bytes + value.bytes }
 }

@@ -14,6 +14,7 @@ use gateway_common::source::mask64;
 use gateway_common::table::{CELLS, buckets_for};
 use thiserror::Error;
 
+use super::carry;
 use super::pins::{Pins, PinsError};
 use super::tables::chain;
 use crate::rules::tables::{blocks_for, filter_bits_for, random_seed};
@@ -78,6 +79,7 @@ impl Capacity {
             layout::BLOCKS_V4 => Some(blocks_for(self.rules)),
             layout::FILTER_V6 => Some(filter_bits_for(self.rules) / 64),
             layout::BUCKETS => Some(self.sources),
+            layout::COUNTERS => Some(carry::ENTRIES),
             _ => None,
         }
     }
@@ -231,12 +233,7 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
             continue;
         };
         let entries = capacity.entries(name).unwrap_or(map.max_entries());
-        let kind = pinned.map_type().map(|kind| kind as u32).ok();
-        let fits = kind == Some(map.map_type())
-            && pinned.key_size() == map.key_size()
-            && pinned.value_size() == map.value_size()
-            && pinned.max_entries() == entries;
-        if !fits {
+        if !is_alike(&pinned, map) || pinned.max_entries() != entries {
             misfits.push(name);
         }
     }
@@ -247,6 +244,21 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
         misfits.extend(rules);
     }
     Ok(misfits)
+}
+
+/// Whether the maps of rules that are pinned in a folder have the shapes of ours, whatever their sizes.
+pub fn has_our_rule_maps(folder: &Path) -> bool {
+    let Ok(object) = aya_obj::Object::parse(OBJECT) else { return false };
+    layout::RULE_MAPS.iter().all(|name| {
+        let pinned = MapInfo::from_pin(folder.join(name));
+        object.maps.get(*name).is_some_and(|map| pinned.is_ok_and(|pinned| is_alike(&pinned, map)))
+    })
+}
+
+fn is_alike(pinned: &MapInfo, map: &aya_obj::Map) -> bool {
+    pinned.map_type().is_ok_and(|kind| kind as u32 == map.map_type())
+        && pinned.key_size() == map.key_size()
+        && pinned.value_size() == map.value_size()
 }
 
 #[cfg(test)]

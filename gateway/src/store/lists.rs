@@ -15,7 +15,7 @@ use crate::rules::list::{Before, List};
 use crate::rules::list_file::{ActionName, Header, decode, encode};
 use gateway_common::rule::{Action, FOREVER};
 
-const FOLDER: &str = "lists";
+pub(super) const FOLDER: &str = "lists";
 const EXTENSION: &str = "list";
 const BEFORE: &str = "before";
 const UNFINISHED: &str = "unfinished";

@@ -27,6 +27,8 @@ const PENDING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pending"
 /// What the rules of commands do.
 const ACTIONS: [Action; 3] = [Action::Allow, Action::Deny, Action::Limit];
 const FILE: &str = "gateway.redb";
+/// What the gateway puts into `state.dir`.
+pub const FILES: [&str; 2] = [FILE, lists::FOLDER];
 
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]
@@ -243,10 +245,9 @@ impl Store {
         transaction.commit().map_err(|error| self.failed(error))
     }
 
-    /// Hands the directory and the file to the user that the daemon becomes.
+    /// Hands the files to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
-        let mut paths =
-            vec![self.path.parent().unwrap_or(&self.path).to_owned(), self.path.clone()];
+        let mut paths = vec![self.path.clone()];
         paths.extend(self.list_paths()?);
         for path in paths {
             chown(&path, Some(user), Some(group)).map_err(|source| io_error(&path, source))?;
