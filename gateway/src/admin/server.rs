@@ -157,6 +157,8 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
         (Method::GET, "/v1/lists") => Ok(Request::Lists),
         (Method::POST, "/v1/lists") => list_of(body, head.uri.query() == Some("yes")).await,
         (Method::DELETE, "/v1/lists") => body_of(body).await.map(Request::RemoveList),
+        (Method::POST, "/v1/lists/refresh") => body_of(body).await.map(Request::RefreshList),
+        (Method::POST, "/v1/lists/accept") => body_of(body).await.map(Request::AcceptList),
         (Method::POST, "/v1/rules") => body_of(body).await.map(Request::Add),
         (Method::DELETE, "/v1/rules") => body_of(body).await.map(Request::Remove),
         (Method::POST, "/v1/reload") => Ok(Request::Reload),
