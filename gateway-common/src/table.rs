@@ -92,6 +92,12 @@ impl Head {
         Action::from_number((self.0 >> ACTION_SHIFT & 0xf) as u8)
     }
 
+    /// The number of whoever made it, 0 where there is no rule.
+    #[inline(always)]
+    pub const fn origin_number(self) -> u32 {
+        (self.0 >> ORIGIN_SHIFT & 0xf) as u32
+    }
+
     /// Who made it.
     pub fn origin(self) -> Option<Origin> {
         Origin::from_number((self.0 >> ORIGIN_SHIFT & 0xf) as u8)

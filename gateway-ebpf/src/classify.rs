@@ -9,6 +9,7 @@
 //! led there.
 #![expect(unsafe_code, reason = "a global function has an exported name")]
 
+use gateway_common::event::Ruled;
 use gateway_common::layout::{hits_index, length_bit_v6};
 use gateway_common::rule::Action;
 use gateway_common::source::{Source, V6};
@@ -21,7 +22,7 @@ use crate::clock;
 use crate::maps::{self, load};
 
 /// What a walk answers where there is no rule: no action, and the default profile.
-const NO_RULE: u32 = 0;
+const NO_RULE: u32 = Ruled::NONE.bits();
 
 /// Of the first word of lengths of either family: whether hosts have rules.
 const HOSTS: u64 = length_bit_v4(32);
@@ -31,6 +32,8 @@ const _: () = assert!(matches!(length_bit_v6(128), (0, HOSTS)));
 pub(crate) struct Ruling {
     /// `None`: no rule.
     pub(crate) action: Option<Action>,
+    /// The rule itself.
+    pub(crate) rule: Ruled,
     /// The profile that `Limit` and no rule at all are held to.
     pub(crate) profile: u16,
 }
@@ -38,12 +41,13 @@ pub(crate) struct Ruling {
 /// Finds the rule for `source` and counts the hit.
 #[inline(always)]
 pub(crate) fn classify(source: Source) -> Ruling {
-    let found = Head::from_bits(match source {
+    let rule = Ruled::from_bits(match source {
         _ if !maps::rules_are_on() => NO_RULE,
         Source::V4(address) => classify_v4(address),
         Source::V6(address) => classify_v6(address),
     });
-    Ruling { action: found.action(), profile: u16::from(found.profile()) }
+    let found = rule.head();
+    Ruling { action: found.action(), rule, profile: u16::from(found.profile()) }
 }
 
 #[inline(always)]
@@ -57,7 +61,7 @@ fn classify_v4(address: u32) -> u32 {
         if !is_settled(found) {
             found = follow(found, scan_v4(address, 32, 1));
         }
-        let found = if is_settled(found) { decide_v4(found) } else { prefix_v4(address, 32) };
+        let found = if is_settled(found) { decide_v4(found, 32) } else { prefix_v4(address, 32) };
         if found != NO_RULE {
             return found;
         }
@@ -77,7 +81,7 @@ fn classify_v6(address: V6) -> u32 {
             found = follow(found, scan_v6(address, 128, 1));
         }
         let found = match is_settled(found) {
-            true => decide_v6(found),
+            true => decide_v6(found, 128),
             false => prefix_v6(address.high, address.low, 128),
         };
         if found != NO_RULE {
@@ -119,7 +123,7 @@ extern "C" fn prefix_v4(address: u32, length: u32) -> u32 {
         }
         found = follow(found, further_v4(address, length, probe));
     }
-    decide_v4(found)
+    decide_v4(found, length)
 }
 
 #[inline(never)]
@@ -171,7 +175,7 @@ extern "C" fn prefix_v6(high: u64, low: u64, length: u32) -> u32 {
         }
         found = follow(found, further_v6(high, low, length, probe));
     }
-    decide_v6(found)
+    decide_v6(found, length)
 }
 
 #[inline(never)]
@@ -199,21 +203,21 @@ fn follow(found: u64, next: u64) -> u64 {
 }
 
 #[inline(always)]
-fn decide_v4(found: u64) -> u32 {
+fn decide_v4(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
     maps::count_hit_v4((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
-    Head::of(found & RULE).bits()
+    Ruled::new(Head::of(found & RULE), length).bits()
 }
 
 #[inline(always)]
-fn decide_v6(found: u64) -> u32 {
+fn decide_v6(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
     maps::count_hit_v6((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
-    Head::of(found & RULE).bits()
+    Ruled::new(Head::of(found & RULE), length).bits()
 }
 
 /// What one bucket says about an IPv4 prefix: its live rule, the first before the second.

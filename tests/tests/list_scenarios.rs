@@ -230,6 +230,7 @@ fn a_reload_takes_over_lists_and_refuses_what_would_leave_none() -> Result {
     assert!(verdict(&gateway, "198.18.0.2")?.starts_with("allowed"));
     let three = list(&gateway, "three")?.unwrap_or_default();
     assert_eq!((&three["dry_run"], &three["entries"]), (&json!(true), &json!(1)));
+    assert!(!verdict(&gateway, "198.18.0.3")?.starts_with("denied"));
 
     let path = file(&gateway, "two.txt").display().to_string();
     gateway.cli(&["deny", "import", "--list", "mine", &path])?.ok()?;

@@ -3,6 +3,9 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::later::Later;
 use super::sources::files::{self, Reading};
@@ -12,11 +15,15 @@ use super::{Control, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
+use crate::kernel::Door;
+use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::Sockets;
 use crate::upstream::echo::Echo;
 
 /// Reloads that wait for one to end. Whoever signals once more will be served by the last of them.
 const RELOADS_MAX: usize = 16;
+/// Time to read the configuration with its files.
+const READ_MAX: Duration = Duration::from_secs(45);
 /// Rules that are held back, named in one message.
 const HELD_BACK_NOTES_MAX: usize = 20;
 
@@ -51,7 +58,13 @@ impl Control {
                 let files = files::read_all(&config, &user);
                 Ok(Prepared { config, files })
             });
-            let prepared = reading.await.unwrap_or_else(|error| Err(Refusal::failed(error)));
+            let prepared = match timeout(READ_MAX, reading).await {
+                Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
+                Err(_) => Err(unchanged(&format!(
+                    "the configuration and its files could not be read within {} s",
+                    READ_MAX.as_secs()
+                ))),
+            };
             drop(events.send(Event::Reload(Box::new(prepared))).await);
         });
     }
@@ -88,7 +101,9 @@ impl Control {
             echo.spawn().map_err(|error| unchanged(&error))?;
             self.echo = Some(address);
         }
-        self.reload_kernel(&config)?;
+        let reloaded = self.reload_kernel(&config);
+        self.monitor.watch(self.policy.door.as_ref());
+        reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
         self.shared.snapshot.store(snapshot(&config, self.echo));
         self.config = config;
@@ -96,7 +111,12 @@ impl Control {
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
         let held_back = self.policy.held_back_notes(HELD_BACK_NOTES_MAX).into_iter();
-        let notes = held_back.chain(self.kernel_note.clone()).chain(about_lists).collect();
+        let interfaces = self.policy.door.as_ref().map(Door::interfaces).unwrap_or_default();
+        let bare = interfaces.into_iter().filter_map(|Seen { name, note, .. }| {
+            Some(format!("{name} is not attached: {}", note?))
+        });
+        let notes = held_back.chain(self.kernel_note.clone()).chain(bare).chain(about_lists);
+        let notes = notes.collect();
         Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }
 
@@ -108,6 +128,7 @@ impl Control {
             ("user", old.user != new.user),
             ("state.dir", old.state != new.state),
             ("admin.socket", old.admin != new.admin),
+            ("metrics.listen", old.metrics != new.metrics),
             ("kernel.pins", old.kernel.pins != new.kernel.pins),
         ];
         match fixed.iter().find(|(_, changed)| *changed) {
