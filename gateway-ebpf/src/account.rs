@@ -15,7 +15,12 @@ use crate::maps;
 pub(crate) fn account(ctx: &XdpContext, reason: Reason, rule: Ruled) -> u32 {
     let drops = reason.verdict() == Verdict::Drop;
     let spared = drops && maps::is_dry_run();
-    maps::count(counter_index(reason, rule.head().origin_number(), spared), frame_bytes(ctx));
+    let origin = rule.head().origin_number();
+    let bytes = frame_bytes(ctx);
+    maps::count(counter_index(reason, origin, spared), bytes);
+    if rule.head().is_tried() && !drops {
+        maps::count(counter_index(Reason::Deny, origin, true), bytes);
+    }
     if drops && !spared { XDP_DROP } else { XDP_PASS }
 }
 

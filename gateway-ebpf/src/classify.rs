@@ -62,11 +62,12 @@ fn classify_v4(address: u32) -> u32 {
             found = follow(found, scan_v4(address, 32, 1));
         }
         let found = if is_settled(found) { decide_v4(found, 32) } else { prefix_v4(address, 32) };
-        if found != NO_RULE {
+        if decides(found) || lengths & !HOSTS == 0 {
             return found;
         }
+        return after(walk_v4(address), found);
     }
-    if lengths & !HOSTS == 0 { NO_RULE } else { walk_v4(address) }
+    if lengths == 0 { NO_RULE } else { walk_v4(address) }
 }
 
 #[inline(always)]
@@ -84,9 +85,10 @@ fn classify_v6(address: V6) -> u32 {
             true => decide_v6(found, 128),
             false => prefix_v6(address.high, address.low, 128),
         };
-        if found != NO_RULE {
+        if decides(found) || first & !HOSTS | second | third == 0 {
             return found;
         }
+        return after(walk_v6(address.high, address.low), found);
     }
     if first & !HOSTS | second | third == 0 {
         return NO_RULE;
@@ -99,6 +101,7 @@ fn classify_v6(address: V6) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn walk_v4(address: u32) -> u32 {
     let mut lengths = maps::lengths_v4(address) & !HOSTS;
+    let mut trace = NO_RULE;
     for _ in 0..32 {
         if lengths == 0 {
             break;
@@ -106,11 +109,12 @@ extern "C" fn walk_v4(address: u32) -> u32 {
         let length = 32 - lengths.trailing_zeros().min(32);
         lengths &= lengths - 1;
         let found = prefix_v4(address, length);
-        if found != NO_RULE {
-            return found;
+        if decides(found) {
+            return after(found, trace);
         }
+        trace = after(trace, found);
     }
-    NO_RULE
+    trace
 }
 
 #[inline(never)]
@@ -139,6 +143,7 @@ extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
     let long = maps::is_touched_v6(high, LONG_V6);
     let middle = maps::is_touched_v6(high, MIDDLE_V6);
     let mut skipped = HOSTS;
+    let mut trace = NO_RULE;
     for word in 0..3 {
         let mut lengths = maps::lengths_v6(word) & !skipped;
         skipped = 0;
@@ -157,12 +162,13 @@ extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
                 continue;
             }
             let found = prefix_v6(high, low, length);
-            if found != NO_RULE {
-                return found;
+            if decides(found) {
+                return after(found, trace);
             }
+            trace = after(trace, found);
         }
     }
-    NO_RULE
+    trace
 }
 
 #[inline(never)]
@@ -202,13 +208,36 @@ fn follow(found: u64, next: u64) -> u64 {
     if is_taken(next) { next } else { found & !CONTINUES | next & CONTINUES }
 }
 
+/// Whether what was looked up is a rule that decides, and not just the trace of a trial.
+#[inline(always)]
+fn decides(found: u32) -> bool {
+    is_taken(found as u64)
+}
+
+/// What two lookups say together, of which the one that `trace` came from decided nothing.
+#[inline(always)]
+fn after(found: u32, trace: u32) -> u32 {
+    if decides(found) {
+        found | trace & Head::TRIED_BITS
+    } else if found == NO_RULE {
+        trace
+    } else {
+        found
+    }
+}
+
+#[inline(always)]
+fn ruled(head: Head, length: u32) -> u32 {
+    if head.is_trial() { head.trace().bits() } else { Ruled::new(head, length).bits() }
+}
+
 #[inline(always)]
 fn decide_v4(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
     maps::count_hit_v4((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
-    Ruled::new(Head::of(found & RULE), length).bits()
+    ruled(Head::of(found & RULE), length)
 }
 
 #[inline(always)]
@@ -217,7 +246,7 @@ fn decide_v6(found: u64, length: u32) -> u32 {
         return NO_RULE;
     }
     maps::count_hit_v6((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
-    Ruled::new(Head::of(found & RULE), length).bits()
+    ruled(Head::of(found & RULE), length)
 }
 
 /// What one bucket says about an IPv4 prefix: its live rule, the first before the second.

@@ -12,12 +12,15 @@ use crate::maps;
 /// one once in a timer tick, so that a flood pays for a comparison.
 #[inline(always)]
 pub(crate) fn report(ctx: &XdpContext, event: Event, reason: Reason, rule: Ruled) {
-    if reason.verdict() != Verdict::Drop || !maps::may_report(clock::tick) {
+    let drops = reason.verdict() == Verdict::Drop;
+    let tried = rule.head().is_tried() && !drops;
+    if !(drops || tried) || !maps::may_report(clock::tick) {
         return;
     }
+    let reason = if tried { Reason::Deny } else { reason };
     send(&mut Event {
         interface: ctx.ingress_ifindex() as u32,
-        dry_run: u32::from(maps::is_dry_run()),
+        dry_run: u32::from(tried || maps::is_dry_run()),
         rule: rule.bits(),
         reason: reason as u32,
         ..event

@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(20);
 const COMMAND: Duration = Duration::from_secs(20);
 /// The user and group `nobody`.
-const NOBODY: u32 = 65_534;
+pub const NOBODY: u32 = 65_534;
 
 /// What a command of the gateway answered.
 #[derive(Clone, Debug)]

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use harness::client::{Client, get};
 use harness::frames::{Path, Sender};
-use harness::gateway::Gateway;
+use harness::gateway::{Gateway, NOBODY};
 use harness::namespace::Namespace;
 use harness::origin::{Origin, Reply};
 use harness::topology::Topology;
@@ -398,6 +399,9 @@ fn top_gives_the_terminal_back() -> Result {
     command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
     command.env("GATEWAY_CONFIG", gateway.config());
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    if namespace.is_some() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
     let mut script = match &namespace {
         Some(namespace) => namespace.spawn(&mut command)?,
         None => command.spawn()?,

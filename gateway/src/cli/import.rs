@@ -27,7 +27,7 @@ pub(super) fn run(
     arguments: ImportArgs,
     output: &Output,
 ) -> Result<(), Failure> {
-    let ImportArgs { file, list, reason, skip_invalid, yes, confirm_within } = arguments;
+    let ImportArgs { file, list, reason, dry_run, skip_invalid, yes, confirm_within } = arguments;
     let confirm_within_ms = confirm_within.map(milliseconds);
     let name = match list {
         Some(name) => name,
@@ -44,6 +44,7 @@ pub(super) fn run(
     };
     let mut header = Header::new(&name, action, Kind::Import, &source);
     header.reason = reason;
+    header.dry_run = dry_run;
     let bar = progress::waiting("putting it in force");
     let put = PutList { header, entries, yes, confirm_within_ms };
     let answer = ask(place, &Request::PutList(Box::new(put)));

@@ -155,6 +155,9 @@ struct ImportArgs {
     /// Why, for the entries that do not say so themselves
     #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
     reason: String,
+    /// Count what the list would drop, and drop nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Import the other lines where some cannot be read
     #[arg(long)]
     skip_invalid: bool,

@@ -233,6 +233,10 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
     let winner = policy.winner(rule.prefix, now);
     let in_front = winner.as_ref() == Some(rule);
     let held = policy.door.as_ref().and_then(|door| held(door, rule));
+    if rule.dry_run {
+        let note = Some("dry run of its list: counted, not enforced".to_owned());
+        return RuleView { note, packets: held.unwrap_or(0), ..shown(rule, "nowhere") };
+    }
     let kernel = in_front && held.is_some() && running;
     // A bucket is the kernel's alone; everything else the proxy enforces too.
     let user_space =
@@ -253,6 +257,11 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
         _ if policy.is_dry_run() => Some("dry run: counted, not enforced".to_owned()),
         _ => None,
     };
+    RuleView { note, packets: held.unwrap_or(0), ..shown(rule, enforced) }
+}
+
+/// A rule as it was made.
+fn shown(rule: &RuleRef<'_>, enforced: &str) -> RuleView {
     RuleView {
         prefix: display(&rule.prefix),
         action: rule.action.name().to_owned(),
@@ -262,13 +271,16 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
         created_utc_ms: rule.created,
         until_utc_ms: rule.until.utc,
         enforced: enforced.to_owned(),
-        note,
-        packets: held.unwrap_or(0),
+        note: None,
+        packets: 0,
     }
 }
 
 /// The packets that the kernel's copy of a rule has met, if the kernel has it.
 fn held(door: &Door, rule: &RuleRef<'_>) -> Option<u64> {
+    if rule.dry_run {
+        return door.tried(&rule.prefix).map(|hits| hits.packets);
+    }
     let same = |entry: &Entry| (entry.origin, entry.action) == (rule.origin, rule.action);
     door.held(&rule.prefix).into_iter().find(|(entry, _)| same(entry)).map(|(_, hits)| hits.packets)
 }

@@ -240,6 +240,11 @@ impl Door {
         self.interfaces.look_after(&self.pins, now)
     }
 
+    /// What the dry run of a list has met, where nothing else holds for the prefix.
+    pub fn tried(&self, prefix: &IpNet) -> Option<Hits> {
+        self.tables.tried(prefix)
+    }
+
     /// The rules that the kernel holds for a prefix, each with what it has met.
     pub fn held(&self, prefix: &IpNet) -> Vec<(Entry, Hits)> {
         self.tables.held(prefix)

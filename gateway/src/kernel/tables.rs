@@ -110,6 +110,12 @@ impl Tables {
         &self.counters
     }
 
+    /// What the dry run of a list has met, where nothing else holds for the prefix.
+    pub fn tried(&self, prefix: &IpNet) -> Option<Hits> {
+        self.rules.held(prefix, false).filter(|(head, _)| head.is_trial())?;
+        Some(self.rules.hits(prefix, false))
+    }
+
     /// The rules that the kernel holds for a prefix, read from its memory now, each with what it has met.
     pub fn held(&self, prefix: &IpNet) -> Vec<(Entry, Hits)> {
         let read = |second: bool| {

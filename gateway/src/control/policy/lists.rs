@@ -24,6 +24,11 @@ impl Policy {
         let PutList { mut header, entries, yes, confirm_within_ms } = put;
         header.kind = Kind::Import;
         check_name(&header.name).map_err(Refusal::usage)?;
+        if header.dry_run && header.action.name() == "allow" {
+            return Err(Refusal::usage(
+                "--dry-run is for what drops: an allow list that lets nobody in does nothing",
+            ));
+        }
         let large = |prefix: &IpNet| is_large(prefix) && header.action.name() == "deny";
         if !yes && let Some(prefix) = entries.iter().map(|entry| entry.prefix).find(large) {
             return Err(Refusal::failed(format!(
