@@ -144,12 +144,6 @@ impl Head {
         self.0 & TRIAL != 0
     }
 
-    /// What a trial leaves for the rule that decides: that there was one, and on whose word.
-    #[inline(always)]
-    pub const fn trace(self) -> Self {
-        Self(self.0 & (TRIED | 0xf << ORIGIN_SHIFT))
-    }
-
     /// The same, but taking over from nobody.
     pub const fn as_first(self) -> Self {
         Self(self.0 & !SECOND)

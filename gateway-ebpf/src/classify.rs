@@ -65,7 +65,7 @@ fn classify_v4(address: u32) -> u32 {
         if decides(found) || lengths & !HOSTS == 0 {
             return found;
         }
-        return after(walk_v4(address), found);
+        return walk_v4(address) | found;
     }
     if lengths == 0 { NO_RULE } else { walk_v4(address) }
 }
@@ -88,7 +88,7 @@ fn classify_v6(address: V6) -> u32 {
         if decides(found) || first & !HOSTS | second | third == 0 {
             return found;
         }
-        return after(walk_v6(address.high, address.low), found);
+        return walk_v6(address.high, address.low) | found;
     }
     if first & !HOSTS | second | third == 0 {
         return NO_RULE;
@@ -110,9 +110,9 @@ extern "C" fn walk_v4(address: u32) -> u32 {
         lengths &= lengths - 1;
         let found = prefix_v4(address, length);
         if decides(found) {
-            return after(found, trace);
+            return found | trace;
         }
-        trace = after(trace, found);
+        trace |= found;
     }
     trace
 }
@@ -163,9 +163,9 @@ extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
             }
             let found = prefix_v6(high, low, length);
             if decides(found) {
-                return after(found, trace);
+                return found | trace;
             }
-            trace = after(trace, found);
+            trace |= found;
         }
     }
     trace
@@ -214,21 +214,12 @@ fn decides(found: u32) -> bool {
     is_taken(found as u64)
 }
 
-/// What two lookups say together, of which the one that `trace` came from decided nothing.
-#[inline(always)]
-fn after(found: u32, trace: u32) -> u32 {
-    if decides(found) {
-        found | trace & Head::TRIED_BITS
-    } else if found == NO_RULE {
-        trace
-    } else {
-        found
-    }
-}
-
+/// A trial leaves nothing but the trace that there was one. Without a branch, which the verifier would follow both ways
+/// for everything that comes after.
 #[inline(always)]
 fn ruled(head: Head, length: u32) -> u32 {
-    if head.is_trial() { head.trace().bits() } else { Ruled::new(head, length).bits() }
+    let trial = u32::from(head.is_trial()).wrapping_neg();
+    Ruled::new(head, length).bits() & !trial | Head::TRIED_BITS & trial
 }
 
 #[inline(always)]
