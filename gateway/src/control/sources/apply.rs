@@ -174,13 +174,13 @@ impl Sources {
             Ok(Some(version)) => match state.judge(version, held(policy, &list, Kind::Feed)) {
                 Ok(version) => take_version(policy, state, version, now),
                 Err(reason) => {
-                    tracing::warn!(list, reason, "feed held back, the last good copy stays");
+                    tracing::warn!(list, reason, "feed held back, what was in force stays");
                     state.succeeded(instant());
                     Err(reason)
                 }
             },
             Err(error) => {
-                tracing::warn!(list, error, "feed not fetched, the last good copy stays");
+                tracing::warn!(list, error, "feed not fetched, what was in force stays");
                 state.failed(error.clone(), instant());
                 Err(error)
             }
@@ -266,7 +266,7 @@ impl Watched {
             }
             Err(error) => {
                 let error = format!("cannot be put in force: {error:#}");
-                tracing::error!(list, error, "list file not in force, the last good copy stays");
+                tracing::error!(list, error, "list file not in force, what was in force stays");
                 self.note = Some(error.clone());
                 Err(format!("file {list}: {error}"))
             }
@@ -275,7 +275,7 @@ impl Watched {
 
     fn unread(&mut self, unread: &Unread) {
         let (list, error) = (&self.file.name, unread.in_full().collect::<Vec<_>>().join("; "));
-        tracing::error!(list, error, "list file not read, the last good copy stays");
+        tracing::error!(list, error, "list file not read, what was in force stays");
         self.note = Some(unread.to_string());
     }
 }
@@ -295,7 +295,7 @@ fn take_version(
         }
         Err(error) => {
             let list = &state.feed.name;
-            tracing::error!(list, error, "feed not in force, the last good copy stays");
+            tracing::error!(list, error, "feed not in force, what was in force stays");
             state.failed(error.clone(), instant());
             Err(error)
         }
