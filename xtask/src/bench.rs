@@ -1,9 +1,9 @@
 //! `cargo xtask bench`: the gateway beside its peers in one run, alternating. A bench measures; what is written down
 //! and how it is compared is `report`'s.
 
-mod bpf;
+mod exactness;
+mod flood;
 mod kernel;
-mod programs;
 mod proxy;
 mod random;
 mod report;

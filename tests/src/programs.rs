@@ -5,8 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::bpf::{self, TrieKey};
-use super::subject::Prefix;
+use crate::bpf::{self, TrieKey};
 
 const ABORTED: i32 = 0;
 const DROP: i32 = 1;
@@ -16,35 +15,42 @@ const PASS: i32 = 2;
 const IPV4_END: i32 = 14 + 20;
 const SOURCE: i16 = 14 + 12;
 
+const ETHERNET_BYTES: i32 = 14;
+const TCP_BYTES: i32 = 20;
+
 const LOOKUP: i32 = 1;
 const PRANDOM: i32 = 7;
 const TAIL_CALL: i32 = 12;
+const SYN_COOKIE_V4: i32 = 204;
+
+/// A prefix and its length.
+pub type Prefix = (IpAddr, u32);
 
 /// A program with the map that it uses.
-pub(super) struct WithMap {
+pub struct WithMap {
     program: OwnedFd,
     map: OwnedFd,
 }
 
 impl WithMap {
     /// The program.
-    pub(super) fn program(&self) -> BorrowedFd<'_> {
+    pub fn program(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
     }
 
     /// Its map.
-    pub(super) fn map(&self) -> BorrowedFd<'_> {
+    pub fn map(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
     }
 }
 
 /// Passes everything and does nothing else.
-pub(super) fn pass() -> io::Result<OwnedFd> {
+pub fn pass() -> io::Result<OwnedFd> {
     bpf::load(&[mov(0, PASS), EXIT])
 }
 
 /// Writes a random source into the frame and lets `next` decide. Aborts where it cannot.
-pub(super) fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
+pub fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
     let map = bpf::program_array(next)?;
     let [array, second] = map_address(2, &map);
     let program = bpf::load(&[
@@ -67,8 +73,28 @@ pub(super) fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
     Ok(WithMap { program, map })
 }
 
+/// Makes the SYN cookie of an IPv4 segment without options and passes it: of an answer to a SYN only the first step.
+pub fn syn_cookie() -> io::Result<OwnedFd> {
+    bpf::load(&[
+        load32(2, 1, 0),
+        load32(3, 1, 4),
+        copy(4, 2),
+        add(4, IPV4_END + TCP_BYTES),
+        jump_if_greater(4, 3, 7),
+        copy(1, 2),
+        add(1, ETHERNET_BYTES),
+        add(2, IPV4_END),
+        mov(3, TCP_BYTES),
+        call(SYN_COOKIE_V4),
+        mov(0, PASS),
+        EXIT,
+        mov(0, ABORTED),
+        EXIT,
+    ])
+}
+
 /// Drops what a trie has a prefix for, by the source at its fixed place. It parses and counts nothing.
-pub(super) fn trie(denied: &[Prefix]) -> io::Result<WithMap> {
+pub fn trie(denied: &[Prefix]) -> io::Result<WithMap> {
     let key = |(address, length): &Prefix| -> Option<TrieKey> {
         let IpAddr::V4(address) = address else { return None };
         let ([a, b, c, d], [e, f, g, h]) = (length.to_ne_bytes(), address.octets());
