@@ -3,7 +3,7 @@
 use crate::bucket::Bucket;
 use crate::rule::Origin;
 use crate::source::SourceKey;
-use crate::table::{BucketV4, BucketV6, CELLS};
+use crate::table::{BucketV4, BucketV6};
 use crate::verdict::Reason;
 
 /// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
@@ -17,10 +17,6 @@ pub const PROGRAM: &str = "gateway";
 pub const TABLE_V4: &str = "TABLE_V4";
 /// Array of [`BucketV6`], a power of two of them.
 pub const TABLE_V6: &str = "TABLE_V6";
-/// Array of [`Hits`], one a cell of [`TABLE_V4`].
-pub const HITS_V4: &str = "HITS_V4";
-/// Array of [`Hits`], one a cell of [`TABLE_V6`].
-pub const HITS_V6: &str = "HITS_V6";
 /// Array of [`crate::table::FILTER_WORDS_V4`] words, a bit a /24 that a rule touches.
 pub const FILTER_V4: &str = "FILTER_V4";
 /// Array of words, a power of two of them: which lengths the rules have that touch a block of addresses.
@@ -50,8 +46,8 @@ pub const HOST: &str = "HOST";
 
 /// The maps that hold the rules. They belong together: where one does not fit, all are made anew, and take their places
 /// in this order. Tables never stand beside the seed of others, and what filters lack is added when they are opened.
-pub const RULE_MAPS: [&str; 9] =
-    [SEED, TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
+pub const RULE_MAPS: [&str; 7] =
+    [SEED, TABLE_V4, TABLE_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The other maps.
 pub const OTHER_MAPS: [&str; 7] = [BUCKETS, SHARED, PROFILES, PORTS, COUNTERS, EVENTS, HOST];
 
@@ -101,13 +97,7 @@ pub const fn length_bit_v6(length: u32) -> (u32, u64) {
     (position / 64, 1 << (position % 64))
 }
 
-/// Where the hits of a cell are counted.
-#[inline(always)]
-pub const fn hits_index(bucket: u32, cell: usize) -> u32 {
-    bucket * CELLS as u32 + cell as u32
-}
-
-/// What a rule has met.
+/// What a rule has met, as a bucket has it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hits {
@@ -206,7 +196,7 @@ pub struct Settings {
 
 const _: () = {
     use core::mem::{align_of, size_of};
-    assert!(size_of::<BucketV4>() == 64 && size_of::<BucketV6>() == 128);
+    assert!(size_of::<BucketV4>() == 128 && size_of::<BucketV6>() == 192);
     assert!(size_of::<SourceKey>() == 16 && align_of::<SourceKey>() == 8);
     assert!(size_of::<Bucket>() == 16 && align_of::<Bucket>() == 8);
     assert!(size_of::<Profile>() == 32 && align_of::<Profile>() == 8);

@@ -29,10 +29,25 @@ pub const PROBES_MAX: u32 = 64;
 /// How full a table of the configured capacity gets (percent).
 pub const LOAD_PERCENT_MAX: u64 = 60;
 
+/// Words of what the rule of a cell has met: packets that it decided about, and CLOCK_BOOTTIME in nanoseconds of the
+/// last one, 0 for none.
+pub const WORDS_HITS: usize = 2;
+/// Words of an IPv4 bucket: its cells, and behind them the hits of each. Whoever has the one has the other soon, for
+/// processors fetch cache lines in pairs.
+pub const BUCKET_WORDS_V4: usize = CELLS * (WORDS_V4 + WORDS_HITS);
+/// Words of an IPv6 bucket.
+pub const BUCKET_WORDS_V6: usize = CELLS * (WORDS_V6 + WORDS_HITS);
+
 /// One IPv4 bucket.
-pub type BucketV4 = [u64; CELLS * WORDS_V4];
+pub type BucketV4 = [u64; BUCKET_WORDS_V4];
 /// One IPv6 bucket.
-pub type BucketV6 = [u64; CELLS * WORDS_V6];
+pub type BucketV6 = [u64; BUCKET_WORDS_V6];
+
+/// The number of a cell among all of a table.
+#[inline(always)]
+pub const fn cell_index(bucket: u32, cell: usize) -> u32 {
+    bucket * CELLS as u32 + cell as u32
+}
 
 /// Nanoseconds of a tick, the unit of spans: 2^26, about 67 ms.
 pub const TICK_SHIFT: u32 = 26;

@@ -10,12 +10,12 @@
 #![expect(unsafe_code, reason = "a global function has an exported name")]
 
 use gateway_common::event::Ruled;
-use gateway_common::layout::{hits_index, length_bit_v6};
+use gateway_common::layout::length_bit_v6;
 use gateway_common::rule::Action;
 use gateway_common::source::{Source, V6};
 use gateway_common::table::{
     CELLS, Head, LONG_V6, MIDDLE_V6, PROBES_MAX, Span, TagV4, TagV6, WORDS_V4, WORDS_V6,
-    is_continued, is_same_rule, is_taken, length_bit_v4,
+    cell_index, is_continued, is_same_rule, is_taken, length_bit_v4,
 };
 
 use crate::clock;
@@ -190,11 +190,11 @@ extern "C" fn further_v6(high: u64, low: u64, length: u32, probe: u32) -> u64 {
     scan_v6(V6 { high, low }, length, probe)
 }
 
-/// Of what a scan found: the rule, none if its action is 0. Above it where its hits are counted.
+/// Of what a scan found: the rule, none if its action is 0. Above it the number of its cell.
 const RULE: u64 = 0xff_ffff;
 /// Of what a scan found: the prefix may have rules further on.
 const CONTINUES: u64 = 1 << 24;
-const HITS_SHIFT: u32 = 32;
+const CELL_SHIFT: u32 = 32;
 
 /// Whether no further bucket can change what was found.
 #[inline(always)]
@@ -227,7 +227,7 @@ fn decide_v4(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
-    maps::count_hit_v4((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
+    maps::count_hit_v4((found >> CELL_SHIFT) as u32, clock::boot_tick_ns());
     ruled(Head::of(found & RULE), length)
 }
 
@@ -236,7 +236,7 @@ fn decide_v6(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
-    maps::count_hit_v6((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
+    maps::count_hit_v6((found >> CELL_SHIFT) as u32, clock::boot_tick_ns());
     ruled(Head::of(found & RULE), length)
 }
 
@@ -262,7 +262,7 @@ fn scan_v4(address: u32, length: u32, probe: u32) -> u64 {
         if !span.holds(clock::boot_tick_ns()) {
             continue;
         }
-        found = rule(head, hits_index(index, cell)) | continues;
+        found = rule(head, cell_index(index, cell)) | continues;
         if !Head::of(head).is_second() {
             return found;
         }
@@ -296,7 +296,7 @@ fn scan_v6(address: V6, length: u32, probe: u32) -> u64 {
         if !span.holds(clock::boot_tick_ns()) {
             continue;
         }
-        found = rule(head, hits_index(index, cell)) | continues;
+        found = rule(head, cell_index(index, cell)) | continues;
         if !Head::of(head).is_second() {
             return found;
         }
@@ -305,8 +305,8 @@ fn scan_v6(address: V6, length: u32, probe: u32) -> u64 {
 }
 
 #[inline(always)]
-fn rule(head: u64, hits: u32) -> u64 {
-    u64::from(Head::of(head).bits()) | u64::from(hits) << HITS_SHIFT
+fn rule(head: u64, cell: u32) -> u64 {
+    u64::from(Head::of(head).bits()) | u64::from(cell) << CELL_SHIFT
 }
 
 /// The span that belongs to `head`, which was `before` ahead of the first reading of the span. If the rule changed in

@@ -15,7 +15,8 @@ use gateway_common::layout::{
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
-    BucketV4, BucketV6, FILTER_WORDS_V4, TagV4, TagV6, filter_bit_v4, filter_bit_v6,
+    BucketV4, BucketV6, CELLS, FILTER_WORDS_V4, TagV4, TagV6, WORDS_V4, WORDS_V6, filter_bit_v4,
+    filter_bit_v6,
 };
 
 /// User space writes these through a mapping. Where the number here is 1 the loader says how many there are.
@@ -25,10 +26,6 @@ const MAPPED: usize = BPF_F_MMAPABLE as usize;
 static TABLE_V4: Array<BucketV4, 1, MAPPED> = Array::new();
 #[btf_map]
 static TABLE_V6: Array<BucketV6, 1, MAPPED> = Array::new();
-#[btf_map]
-static HITS_V4: Array<Hits, 1, MAPPED> = Array::new();
-#[btf_map]
-static HITS_V6: Array<Hits, 1, MAPPED> = Array::new();
 #[btf_map]
 static FILTER_V4: Array<u64, { FILTER_WORDS_V4 as usize }, MAPPED> = Array::new();
 #[btf_map]
@@ -256,24 +253,30 @@ pub(crate) fn profile(index: u16) -> Option<Profile> {
 /// Notes that the IPv4 rule of a cell decided about a packet.
 #[inline(always)]
 pub(crate) fn count_hit_v4(index: u32, now_ns: u64) {
-    count_hit(HITS_V4.get_ptr_mut(index), now_ns);
+    if let Some(bucket) = TABLE_V4.get_ptr_mut(index / CELLS as u32) {
+        count_hit(bucket.cast(), CELLS * WORDS_V4, index, now_ns);
+    }
 }
 
 /// Notes that the IPv6 rule of a cell decided about a packet.
 #[inline(always)]
 pub(crate) fn count_hit_v6(index: u32, now_ns: u64) {
-    count_hit(HITS_V6.get_ptr_mut(index), now_ns);
+    if let Some(bucket) = TABLE_V6.get_ptr_mut(index / CELLS as u32) {
+        count_hit(bucket.cast(), CELLS * WORDS_V6, index, now_ns);
+    }
 }
 
+/// Counts at the hits of a bucket, which begin `at` so many words.
 #[inline(always)]
-fn count_hit(hits: Option<*mut Hits>, now_ns: u64) {
-    if let Some(hits) = hits {
-        // SAFETY: an array's elements live as long as the map. Other CPUs write here too: the count is added to
-        // atomically, and of two times that are less than a packet apart either may stay.
-        unsafe {
-            atomic_xadd::<u64, u64, { Relaxed }>(&raw mut (*hits).packets, 1);
-            core::ptr::write_volatile(&raw mut (*hits).last_ns, now_ns);
-        }
+fn count_hit(bucket: *mut u64, at: usize, index: u32, now_ns: u64) {
+    let cell = index as usize % CELLS;
+    // SAFETY: an array's elements live as long as the map, and behind its cells a bucket has the hits of each. Other
+    // CPUs write here too: the count is added to atomically, and of two times that are less than a packet apart either
+    // may stay.
+    unsafe {
+        let hits: *mut Hits = bucket.add(at).cast::<Hits>().add(cell);
+        atomic_xadd::<u64, u64, { Relaxed }>(&raw mut (*hits).packets, 1);
+        core::ptr::write_volatile(&raw mut (*hits).last_ns, now_ns);
     }
 }
 

@@ -27,7 +27,7 @@ use gateway::rules::{Rule, RuleSet, Until};
 use gateway_common::bucket::Bucket;
 use gateway_common::layout;
 use gateway_common::rule::{Action, Origin};
-use gateway_common::table::{Head, Span, TagV6, WORDS_V6, freed, is_taken};
+use gateway_common::table::{BUCKET_WORDS_V6, CELLS, Head, Span, TagV6, WORDS_V6, freed, is_taken};
 use gateway_common::verdict::Reason;
 use ipnet::IpNet;
 use proptest::prelude::*;
@@ -383,7 +383,9 @@ fn what_a_killed_process_left_is_made_whole_by_the_next() {
     trial.put_pair(half, (Action::Allow, Span::ALWAYS), (Action::Deny, Span::ALWAYS)).unwrap();
     // Killed between the two rules of a prefix, with filters that were taken over from somewhere else.
     let table = memory(&trial, layout::TABLE_V6);
-    let heads = table.words().chunks(WORDS_V6).map(|cell| &cell[2]);
+    let buckets = || table.words().chunks(BUCKET_WORDS_V6);
+    let cells = || buckets().flat_map(|bucket| bucket.chunks(WORDS_V6).take(CELLS));
+    let heads = cells().map(|cell| &cell[2]);
     let allow = Head::new(Action::Allow, Origin::Operator, 0, false);
     let first = heads.into_iter().find(|head| {
         let head = head.load(Ordering::Relaxed);
@@ -401,7 +403,7 @@ fn what_a_killed_process_left_is_made_whole_by_the_next() {
     assert_eq!([host(1), host(2)].map(verdict), [XDP_DROP, XDP_PASS]);
     hold(&mut tables.rules, &RuleSet::default()).unwrap();
     assert!(are_zero(&filters));
-    assert!(!table.words().chunks(WORDS_V6).any(|cell| is_taken(cell[2].load(Ordering::Relaxed))));
+    assert!(!cells().any(|cell| is_taken(cell[2].load(Ordering::Relaxed))));
 }
 
 #[test]

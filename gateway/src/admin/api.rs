@@ -426,6 +426,9 @@ pub struct RuleView {
     pub note: Option<String>,
     /// Packets that it decided about in the kernel.
     pub packets: u64,
+    /// When it met the last of them.
+    #[serde(default)]
+    pub last_packet_utc_ms: Option<UtcMillis>,
 }
 
 /// A list as people see it.

@@ -125,8 +125,8 @@ pub(super) fn pages(
 }
 
 /// The columns of a rule.
-pub(super) const HEADER: [&str; 7] =
-    ["prefix", "action", "origin", "until", "enforced", "packets", "reason"];
+pub(super) const HEADER: [&str; 8] =
+    ["prefix", "action", "origin", "until", "enforced", "packets", "last packet", "reason"];
 
 /// A rule in these columns.
 pub(super) fn row(rule: &RuleView) -> Vec<String> {
@@ -146,6 +146,7 @@ pub(super) fn row(rule: &RuleView) -> Vec<String> {
         rule.until_utc_ms.map_or_else(|| "for ever".to_owned(), |until| until.display()),
         rule.enforced.clone(),
         rule.packets.to_string(),
+        rule.last_packet_utc_ms.map_or_else(String::new, |last| last.display()),
         reason,
     ]
 }

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use gateway_common::layout::Hits;
 use gateway_common::rule::{Action, Origin};
 
 use crate::admin::api::{
@@ -12,7 +13,7 @@ use crate::admin::api::{
 };
 use crate::admin::monitor::{EventView, RuleMetView, SourceView};
 use crate::base::prefix::display;
-use crate::base::time::Now;
+use crate::base::time::{BootTime, Now};
 use crate::kernel::Door;
 use crate::kernel::events::{Dropped, RuleMet};
 use crate::kernel::interfaces::Seen;
@@ -95,7 +96,8 @@ fn most_hit<'a>(
 ) -> Vec<RuleRef<'a>> {
     let mut most: BTreeMap<(Reverse<u64>, usize), RuleRef<'a>> = BTreeMap::new();
     for (place, rule) in rules.enumerate() {
-        let packets = policy.door.as_ref().and_then(|door| held(door, &rule)).unwrap_or(0);
+        let packets =
+            policy.door.as_ref().and_then(|door| held(door, &rule)).map_or(0, |hits| hits.packets);
         let least = most.last_key_value().map(|((Reverse(packets), _), _)| *packets);
         if most.len() == limit && least >= Some(packets) {
             continue;
@@ -235,7 +237,7 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
     let held = policy.door.as_ref().and_then(|door| held(door, rule));
     if rule.dry_run {
         let note = Some("dry run of its list: counted, not enforced".to_owned());
-        return RuleView { note, packets: held.unwrap_or(0), ..shown(rule, "nowhere") };
+        return RuleView { note, ..met(shown(rule, "nowhere"), held, now) };
     }
     let kernel = in_front && held.is_some() && running;
     // A bucket is the kernel's alone; everything else the proxy enforces too.
@@ -257,7 +259,14 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
         _ if policy.is_dry_run() => Some("dry run: counted, not enforced".to_owned()),
         _ => None,
     };
-    RuleView { note, packets: held.unwrap_or(0), ..shown(rule, enforced) }
+    RuleView { note, ..met(shown(rule, enforced), held, now) }
+}
+
+/// The same with what the kernel says that it has met.
+fn met(rule: RuleView, held: Option<Hits>, now: Now) -> RuleView {
+    let Some(Hits { packets, last_ns }) = held else { return rule };
+    let last_packet_utc_ms = (packets > 0).then(|| now.utc_of(BootTime(last_ns)));
+    RuleView { packets, last_packet_utc_ms, ..rule }
 }
 
 /// A rule as it was made.
@@ -273,16 +282,17 @@ fn shown(rule: &RuleRef<'_>, enforced: &str) -> RuleView {
         enforced: enforced.to_owned(),
         note: None,
         packets: 0,
+        last_packet_utc_ms: None,
     }
 }
 
-/// The packets that the kernel's copy of a rule has met, if the kernel has it.
-fn held(door: &Door, rule: &RuleRef<'_>) -> Option<u64> {
+/// What the kernel's copy of a rule has met, if the kernel has it.
+fn held(door: &Door, rule: &RuleRef<'_>) -> Option<Hits> {
     if rule.dry_run {
-        return door.tried(&rule.prefix).map(|hits| hits.packets);
+        return door.tried(&rule.prefix);
     }
     let same = |entry: &Entry| (entry.origin, entry.action) == (rule.origin, rule.action);
-    door.held(&rule.prefix).into_iter().find(|(entry, _)| same(entry)).map(|(_, hits)| hits.packets)
+    door.held(&rule.prefix).into_iter().find(|(entry, _)| same(entry)).map(|(_, hits)| hits)
 }
 
 /// Whether the kernel runs the program on any interface.

@@ -9,22 +9,20 @@ use aya::maps::{MapData, MapError};
 use gateway_common::layout;
 use gateway_common::rule::{Action, Origin};
 use gateway_common::source::V6;
-use gateway_common::table::{Head, TagV4, TagV6, WORDS_V4, WORDS_V6, is_taken};
+use gateway_common::table::{
+    BUCKET_WORDS_V4, BUCKET_WORDS_V6, CELLS, Head, TagV4, TagV6, WORDS_HITS, WORDS_V4, WORDS_V6,
+    is_taken,
+};
 
 use super::events::RuleMet;
 use super::tables::{TablesError, mapping};
 use crate::rules::tables::mapping::Mapping;
 use crate::rules::tables::{prefix_of_v4, prefix_of_v6};
 
-/// Words of the hits of a cell: packets, and when it met the last.
-const WORDS_HITS: usize = 2;
-
 /// The tables, as anybody may read them.
 pub struct Census {
     v4: Mapping,
-    hits_v4: Mapping,
     v6: Mapping,
-    hits_v6: Mapping,
 }
 
 /// Rules of one kind that the kernel holds.
@@ -56,12 +54,7 @@ impl Census {
             let data = find(map).map_err(|source| TablesError::Map { map, source })?;
             mapping(map, &data)
         };
-        Ok(Self {
-            v4: mapped(layout::TABLE_V4)?,
-            hits_v4: mapped(layout::HITS_V4)?,
-            v6: mapped(layout::TABLE_V6)?,
-            hits_v6: mapped(layout::HITS_V6)?,
-        })
+        Ok(Self { v4: mapped(layout::TABLE_V4)?, v6: mapped(layout::TABLE_V6)? })
     }
 
     /// How many rules there are of each kind.
@@ -80,8 +73,8 @@ impl Census {
 
     /// The rules that have met most packets, at most so many, the busiest first.
     pub fn busiest(&self, most: usize) -> Vec<RuleHits> {
-        let v4 = self.hits_v4.words().as_chunks::<WORDS_HITS>().0.iter();
-        let v6 = self.hits_v6.words().as_chunks::<WORDS_HITS>().0.iter();
+        let v4 = hits::<BUCKET_WORDS_V4>(&self.v4, CELLS * WORDS_V4);
+        let v6 = hits::<BUCKET_WORDS_V6>(&self.v6, CELLS * WORDS_V6);
         let packets = v4.map(|[packets, _]| (true, packets)).enumerate();
         let packets = packets.chain(v6.map(|[packets, _]| (false, packets)).enumerate());
         let mut heap = BinaryHeap::with_capacity(most + 1);
@@ -109,11 +102,13 @@ impl Census {
     /// The rule of a cell, unless it is free or given to another one at this moment.
     fn rule(&self, v4: bool, cell: usize) -> Option<RuleMet> {
         let (word, head, prefix) = if v4 {
-            let [head, _] = self.v4.words().as_chunks::<WORDS_V4>().0.get(cell)?;
+            let bucket = self.v4.words().as_chunks::<BUCKET_WORDS_V4>().0.get(cell / CELLS)?;
+            let [head, _] = bucket.as_chunks::<WORDS_V4>().0.get(cell % CELLS)?;
             let word = load(head);
             (word, head, prefix_of_v4(TagV4::of(word)))
         } else {
-            let [high, low, head, _] = self.v6.words().as_chunks::<WORDS_V6>().0.get(cell)?;
+            let bucket = self.v6.words().as_chunks::<BUCKET_WORDS_V6>().0.get(cell / CELLS)?;
+            let [high, low, head, _] = bucket.as_chunks::<WORDS_V6>().0.get(cell % CELLS)?;
             let word = load(head);
             let address = V6 { high: load(high), low: load(low) };
             let tag = TagV6 { address, length: TagV6::length_of(word) };
@@ -126,12 +121,25 @@ impl Census {
     }
 
     fn cells_v4(&self) -> impl Iterator<Item = &[AtomicU64; WORDS_V4]> {
-        self.v4.words().as_chunks().0.iter()
+        let buckets = self.v4.words().as_chunks::<BUCKET_WORDS_V4>().0.iter();
+        buckets.flat_map(|bucket| bucket.as_chunks().0.iter().take(CELLS))
     }
 
     fn cells_v6(&self) -> impl Iterator<Item = &[AtomicU64; WORDS_V6]> {
-        self.v6.words().as_chunks().0.iter()
+        let buckets = self.v6.words().as_chunks::<BUCKET_WORDS_V6>().0.iter();
+        buckets.flat_map(|bucket| bucket.as_chunks().0.iter().take(CELLS))
     }
+}
+
+/// The hits of every cell, which begin `at` so many words of each bucket.
+fn hits<const BUCKET: usize>(
+    words: &Mapping,
+    at: usize,
+) -> impl Iterator<Item = &[AtomicU64; WORDS_HITS]> {
+    let buckets = words.words().as_chunks::<BUCKET>().0.iter();
+    buckets.flat_map(move |bucket| {
+        bucket.get(at..).unwrap_or_default().as_chunks::<WORDS_HITS>().0.iter()
+    })
 }
 
 fn load(word: &AtomicU64) -> u64 {
@@ -145,7 +153,14 @@ mod tests {
 
     fn empty() -> Census {
         let words = |words: usize| Mapping::anonymous(words * 8).unwrap();
-        Census { v4: words(64), hits_v4: words(64), v6: words(64), hits_v6: words(32) }
+        Census { v4: words(8 * BUCKET_WORDS_V4), v6: words(4 * BUCKET_WORDS_V6) }
+    }
+
+    /// Where a cell of so many words begins, and where its hits do.
+    fn places(cell: usize, words: usize) -> [usize; 2] {
+        let bucket = cell / CELLS * CELLS * (words + WORDS_HITS);
+        let cell = cell % CELLS;
+        [bucket + cell * words, bucket + CELLS * words + cell * WORDS_HITS]
     }
 
     fn store(words: &Mapping, at: usize, values: &[u64]) {
@@ -160,19 +175,17 @@ mod tests {
         let head = |origin| Head::new(Action::Deny, origin, 0, false);
         for (cell, packets) in [(3, 5), (7, 0), (9, 70), (12, 6)] {
             let tag = TagV4::new(0xc000_0200 + cell as u32, 32);
-            store(
-                &census.v4,
-                cell * WORDS_V4,
-                &[tag.head(head(Origin::Feed)), Span::ALWAYS.word()],
-            );
-            store(&census.hits_v4, cell * WORDS_HITS, &[packets, 1]);
+            let [at, hits] = places(cell, WORDS_V4);
+            store(&census.v4, at, &[tag.head(head(Origin::Feed)), Span::ALWAYS.word()]);
+            store(&census.v4, hits, &[packets, 1]);
         }
         // Met by a rule that is gone.
-        store(&census.hits_v4, 20 * WORDS_HITS, &[1000, 1]);
+        store(&census.v4, places(20, WORDS_V4)[1], &[1000, 1]);
         let tag = TagV6::new(V6 { high: 0x2001 << 48, low: 0 }, 16);
         let word = tag.head(head(Origin::Ban), 1);
-        store(&census.v6, 2 * WORDS_V6, &[tag.address.high, 0, word, Span::ALWAYS.word()]);
-        store(&census.hits_v6, 2 * WORDS_HITS, &[40, 1]);
+        let [at, hits] = places(2, WORDS_V6);
+        store(&census.v6, at, &[tag.address.high, 0, word, Span::ALWAYS.word()]);
+        store(&census.v6, hits, &[40, 1]);
 
         let kind = |v4, origin| Kind { v4, origin, action: Action::Deny };
         let counts = BTreeMap::from([(kind(true, Origin::Feed), 4), (kind(false, Origin::Ban), 1)]);

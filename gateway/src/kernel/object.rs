@@ -11,7 +11,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::{self, Settings};
 use gateway_common::source::mask64;
-use gateway_common::table::{CELLS, buckets_for};
+use gateway_common::table::buckets_for;
 use thiserror::Error;
 
 use super::carry;
@@ -80,7 +80,6 @@ impl Capacity {
         let buckets = buckets_for(self.rules);
         match map {
             layout::TABLE_V4 | layout::TABLE_V6 => Some(buckets),
-            layout::HITS_V4 | layout::HITS_V6 => Some(buckets * CELLS as u32),
             layout::BLOCKS_V4 => Some(blocks_for(self.rules)),
             layout::FILTER_V6 => Some(filter_bits_for(self.rules) / 64),
             layout::BUCKETS => Some(self.sources),

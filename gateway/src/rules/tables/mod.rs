@@ -12,7 +12,7 @@ use std::sync::Arc;
 use gateway_common::layout::{Hits, LENGTH_WORDS_V6};
 use gateway_common::source::Source;
 use gateway_common::table::{
-    BucketV4, BucketV6, CELLS, FILTER_WORDS_V4, Head, Span, TagV4, TagV6, buckets_for,
+    BucketV4, BucketV6, FILTER_WORDS_V4, Head, Span, TagV4, TagV6, buckets_for,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
@@ -85,8 +85,6 @@ impl Networks for BTreeSet<TagV4> {
 pub struct Memory {
     /// Buckets of either family.
     pub tables: [Mapping; 2],
-    /// What the rules in them have met.
-    pub hits: [Mapping; 2],
     /// Which /24 networks IPv4 rules touch, and which lengths they have by block.
     pub filters_v4: [Mapping; 2],
     /// Which networks long IPv6 rules lie in, and which lengths there are.
@@ -102,7 +100,6 @@ impl Memory {
         let table = |bytes: usize| Mapping::anonymous(buckets_for(rules) as usize * bytes);
         Ok(Self {
             tables: [table(size_of::<BucketV4>())?, table(size_of::<BucketV6>())?],
-            hits: [table(size_of::<Hits>() * CELLS)?, table(size_of::<Hits>() * CELLS)?],
             filters_v4: [words(FILTER_WORDS_V4)?, words(blocks_for(rules))?],
             filters_v6: [words(filter_bits_for(rules) / 64)?, words(LENGTH_WORDS_V6)?],
             seed: random_seed(),
@@ -126,8 +123,7 @@ pub type Pair = ((Head, Span), Option<(Head, Span)>);
 impl RuleTables {
     /// The tables in `memory`, with the rules that they hold.
     pub fn open(memory: Memory, capacity: u32) -> Self {
-        let Memory { tables: [v4, v6], hits, filters_v4, filters_v6, seed } = memory;
-        let [hits_v4, hits_v6] = hits;
+        let Memory { tables: [v4, v6], filters_v4, filters_v6, seed } = memory;
         let mask = |table: &Mapping, bucket: usize| {
             u32::try_from((table.words().len() * size_of::<u64>() / bucket).saturating_sub(1))
                 .unwrap_or(u32::MAX)
@@ -136,8 +132,8 @@ impl RuleTables {
         let [touched, blocks] = filters_v4;
         let [networks, lengths] = filters_v6;
         let mut tables = Self {
-            v4: Table::new(Cells::new(v4, hits_v4, seed, masks.0)),
-            v6: Table::new(Cells::new(v6, hits_v6, seed, masks.1)),
+            v4: Table::new(Cells::new(v4, seed, masks.0)),
+            v6: Table::new(Cells::new(v6, seed, masks.1)),
             filters_v4: Arc::new(FiltersV4::new(touched, blocks)),
             filters_v6: FiltersV6::new(NetworksV6::new(networks, lengths, seed)),
             capacity,

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use gateway_common::layout::{Hits, hits_index};
+use gateway_common::layout::Hits;
 use gateway_common::source::V6;
 use gateway_common::table::{
-    CELLS, Head, PROBES_MAX, Span, TagV4, TagV6, WORDS_V4, WORDS_V6, continued, freed,
+    CELLS, Head, PROBES_MAX, Span, TagV4, TagV6, WORDS_HITS, WORDS_V4, WORDS_V6, continued, freed,
     is_continued, is_same_rule, is_taken,
 };
 
@@ -100,16 +100,18 @@ pub struct Held<T> {
 /// The cells of a table, for everybody who reads them.
 pub struct Cells<F> {
     words: Mapping,
-    hits: Mapping,
     seed: u64,
     mask: u32,
     family: std::marker::PhantomData<F>,
 }
 
 impl<F: Family> Cells<F> {
-    /// The cells in `words` with `mask + 1` buckets, and what their rules have met in `hits`.
-    pub fn new(words: Mapping, hits: Mapping, seed: u64, mask: u32) -> Self {
-        Self { words, hits, seed, mask, family: std::marker::PhantomData }
+    /// Words of a bucket.
+    const BUCKET: usize = CELLS * (F::WORDS + WORDS_HITS);
+
+    /// The cells in `words` with `mask + 1` buckets.
+    pub fn new(words: Mapping, seed: u64, mask: u32) -> Self {
+        Self { words, seed, mask, family: std::marker::PhantomData }
     }
 
     /// Every rule in the table.
@@ -254,13 +256,13 @@ impl<F: Family> Cells<F> {
     }
 
     fn cell(&self, bucket: u32, cell: usize) -> &[AtomicU64] {
-        let start = (bucket as usize * CELLS + cell) * F::WORDS;
+        let start = bucket as usize * Self::BUCKET + cell * F::WORDS;
         self.words.words().get(start..start + F::WORDS).unwrap_or_default()
     }
 
     fn hits_of(&self, bucket: u32, cell: usize) -> &[AtomicU64] {
-        let start = hits_index(bucket, cell) as usize * 2;
-        self.hits.words().get(start..start + 2).unwrap_or_default()
+        let start = bucket as usize * Self::BUCKET + CELLS * F::WORDS + cell * WORDS_HITS;
+        self.words.words().get(start..start + WORDS_HITS).unwrap_or_default()
     }
 }
 
@@ -362,13 +364,13 @@ fn load(word: &AtomicU64) -> u64 {
 mod tests {
     use super::*;
     use gateway_common::rule::{Action, Origin};
+    use gateway_common::table::{BucketV4, BucketV6};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
     fn table(buckets: u32) -> Table<V4Cells> {
-        let words = Mapping::anonymous(buckets as usize * 64).unwrap();
-        let hits = Mapping::anonymous(buckets as usize * 64).unwrap();
-        Table::new(Cells::new(words, hits, 7, buckets - 1))
+        let words = Mapping::anonymous(buckets as usize * size_of::<BucketV4>()).unwrap();
+        Table::new(Cells::new(words, 7, buckets - 1))
     }
 
     fn head(action: u8, second: bool) -> Head {
@@ -427,8 +429,8 @@ mod tests {
     /// Or a reader could take one half of an address from one rule and the other half from the next.
     #[test]
     fn the_next_rule_of_an_ipv6_cell_differs_in_its_version_and_a_changed_one_does_not() {
-        let mapping = || Mapping::anonymous(16 * 128).unwrap();
-        let mut table: Table<V6Cells> = Table::new(Cells::new(mapping(), mapping(), 7, 15));
+        let words = Mapping::anonymous(16 * size_of::<BucketV6>()).unwrap();
+        let mut table: Table<V6Cells> = Table::new(Cells::new(words, 7, 15));
         let tag = TagV6::new(V6 { high: 1, low: 2 }, 128);
         let mut versions = Vec::new();
         for _ in 0..2 {
