@@ -12,9 +12,9 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::random::SplitMix;
+use super::prefixes::{Prefix, SplitMix};
 use super::report::{Comparison, Report};
-use super::subject::{Prefix, Subject};
+use super::subject::Subject;
 use super::{Args, bpf, random};
 use crate::process;
 
@@ -182,6 +182,7 @@ fn groups() -> Result<Vec<Group>> {
     let hosts = [(source, 32), (source_v6, 128)].into_iter();
     let hosts = hosts.chain(random(false)).chain(random(true)).collect();
     let prefix = [(source, 24)].into_iter().chain(random(false)).collect();
+    let ours = |denied, cases| Group { denied, runs: Runs::Ours, cases };
     let empty = vec![
         case("pass_empty", tcp(source)?, PASS),
         case("ipv6_pass_empty", tcp(source_v6)?, PASS),
@@ -199,13 +200,35 @@ fn groups() -> Result<Vec<Group>> {
         Ok(Group { denied: Vec::new(), runs: Runs::Bucket(bucket), cases })
     };
     let deny_prefix = vec![case("deny_prefix", tcp(source)?, DROP)];
+    let ipv4_worst = vec![case("ipv4_worst", tcp(source)?, DROP)];
+    let ipv6_worst = vec![case("ipv6_worst", tcp(source_v6)?, DROP)];
     Ok(vec![
         Group { denied: Vec::new(), runs: Runs::All, cases: empty },
         Group { denied: hosts, runs: Runs::All, cases: rules },
-        Group { denied: prefix, runs: Runs::Ours, cases: deny_prefix },
+        ours(prefix, deny_prefix),
+        ours(every_length(source), ipv4_worst),
+        ours(every_length(source_v6), ipv6_worst),
         bucket("bucket_admit", PASS, ENDLESS)?,
         bucket("bucket_refuse", DROP, EXHAUSTED)?,
     ])
+}
+
+/// Rules of every length that a rule may have, next to `source`, whose packets nothing says less about: each length is
+/// looked for, and only the shortest is found. Those around differ from it in their last bit.
+fn every_length(source: IpAddr) -> Vec<Prefix> {
+    let neighbour = |length: u32| -> IpAddr {
+        match source {
+            IpAddr::V4(source) => Ipv4Addr::from_bits(source.to_bits() ^ 1 << (32 - length)).into(),
+            IpAddr::V6(source) => {
+                Ipv6Addr::from_bits(source.to_bits() ^ 1 << (128 - length)).into()
+            }
+        }
+    };
+    let longest = if source.is_ipv4() { 32 } else { 128 };
+    [(source, 1)]
+        .into_iter()
+        .chain((2..=longest).map(|length| (neighbour(length), length)))
+        .collect()
 }
 
 /// Hosts that are none of ours, the same in every run.

@@ -17,13 +17,11 @@ use gateway_common::rule::Action;
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount, umount};
 
+use super::prefixes::Prefix;
 use super::programs::{self, WithMap};
 
 /// Set in the value of an address that xdp-filter looks for as a source (MAP_FLAG_SRC).
 const XDP_FILTER_SOURCE: u64 = 1;
-
-/// A prefix and its length.
-pub(super) type Prefix = (IpAddr, u32);
 
 /// A program in the kernel.
 pub(super) enum Subject {
@@ -43,6 +41,11 @@ impl Subject {
     /// A program that passes everything.
     pub(super) fn empty() -> Result<Self> {
         Ok(Self::Empty(programs::pass().context("the kernel did not take an empty program")?))
+    }
+
+    /// A program that drops everything.
+    pub(super) fn drop_all() -> Result<Self> {
+        Ok(Self::Empty(programs::drop_all().context("the kernel did not take an empty program")?))
     }
 
     /// The committed object with these denied, and with packet buckets where there is a profile.
