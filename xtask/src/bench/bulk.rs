@@ -5,9 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -17,8 +18,9 @@ use super::report::{Comparison, Report};
 use super::{Args, peers};
 use crate::{lab, process, test};
 
-const RULES: usize = 1_000_000;
-const RULES_QUICK: usize = 100_000;
+/// Rules, and how long memory has to be given back.
+const FULL: (usize, Duration) = (1_000_000, Duration::from_secs(5));
+const QUICK: (usize, Duration) = (100_000, Duration::from_millis(200));
 /// One in so many differs in the second version of a list.
 const CHANGED: usize = 100;
 /// nft takes a minute where a list has more than hosts.
@@ -43,16 +45,14 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     }
     let binary = lab::build(root)?;
     let interrupted = lab::watch_signals()?;
-    let rules = if args.quick { RULES_QUICK } else { RULES };
+    let (rules, settle) = if args.quick { QUICK } else { FULL };
     let mut report = Report::start(root, args, setup(rules)?)?;
     let cases = [("ipv4_mixed", Lengths::Mixed), ("hosts_and_ipv6", Lengths::BothFamilies)];
     for (name, lengths) in cases {
-        let lists = Lists::write(lengths, rules)?;
+        let lists = Lists::write(lengths, (rules, settle))?;
         for round in 1..=args.rounds {
             for subject in subjects(round) {
-                if interrupted.load(std::sync::atomic::Ordering::Relaxed) {
-                    bail!("interrupted");
-                }
+                ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
                 let figures = measure(subject, &binary, &lists)
                     .with_context(|| format!("{subject}, case {name}"))?;
                 report.round(name, subject, round, &figures);
@@ -99,54 +99,82 @@ fn gateway(link: &Link, binary: &Path, lists: &Lists) -> Result<Figures> {
     gateway.start()?;
     ensure!(gateway.modes()? == [(INTERFACE.to_owned(), "native".to_owned())], "not native");
     let pid = gateway.status()?.get("pid").and_then(Value::as_u64).context("no process")?;
-    let idle = Memory::of(pid)?;
+    let settled = || {
+        std::thread::sleep(lists.settle);
+        Memory::of(pid)
+    };
     let import = |file: &str| {
         let file = lists.folder.path().join(file);
         let file = file.to_str().context("a path is not text")?;
         // A list with short prefixes wants to be meant.
-        timed(|| Ok(gateway.cli(&["deny", "import", file, "--list", "bench", "--yes"])?.ok()?))
+        timed(|| gateway.cli(&["deny", "import", file, "--list", "bench", "--yes"])?.ok())
     };
+    let idle = settled()?;
     let import_ms = import("first.txt")?;
-    let loaded = Memory::of(pid)?;
+    let [at_once, later] = [Memory::of(pid)?, settled()?];
     let replace_ms = import("second.txt")?;
-    let replaced = Memory::of(pid)?;
+    let replaced = settled()?;
     let status = gateway.status()?;
     let known = status.pointer("/rules/deny").and_then(Value::as_u64);
     ensure!(known == Some(lists.rules as u64), "not {} rules: {status}", lists.rules);
-    let per_rule = |now: u64, before: u64| now.saturating_sub(before) as f64 / lists.rules as f64;
+    let mib = |memory: &Memory| tenths(memory.resident as f64 / f64::from(1 << 20));
+    let most = [&at_once, &later, &replaced].map(|memory| memory.resident).into_iter().max();
     Ok(vec![
         (IMPORT, import_ms),
         (REPLACE, replace_ms),
-        ("idle_anonymous_kib", idle.anonymous as f64 / 1024.0),
-        ("anonymous_bytes_per_rule", per_rule(loaded.anonymous, idle.anonymous)),
-        ("replaced_anonymous_bytes_per_rule", per_rule(replaced.anonymous, idle.anonymous)),
-        ("rss_bytes_per_rule", per_rule(loaded.resident, idle.resident)),
+        ("idle_mib", mib(&idle)),
+        ("loaded_mib", mib(&at_once)),
+        ("settled_mib", mib(&later)),
+        ("replaced_mib", mib(&replaced)),
+        ("replaced_anonymous_mib", tenths(replaced.anonymous as f64 / f64::from(1 << 20))),
+        // Of all that the process has, not only of what the rules took: what it had before may have been free.
+        ("bytes_per_rule_at_most", tenths(most.unwrap_or(0) as f64 / lists.rules as f64)),
     ])
+}
+
+fn tenths(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
     let started = Instant::now();
     work()?;
-    Ok(started.elapsed().as_secs_f64() * 1000.0)
+    Ok(tenths(started.elapsed().as_secs_f64() * 1000.0))
 }
 
 /// Of a process, in bytes.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Memory {
+    /// Without what it has mapped of the kernel's maps, which are there with or without it; with mapped files.
     resident: u64,
-    /// Without what is mapped: the arrays of the kernel's maps, which the kernel keeps with or without the process.
     anonymous: u64,
 }
 
 impl Memory {
     fn of(pid: u64) -> Result<Self> {
-        let path = format!("/proc/{pid}/smaps_rollup");
+        let path = format!("/proc/{pid}/smaps");
         let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-        let bytes = |key: &str| -> Result<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(key));
-            let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-            Ok(kib.with_context(|| format!("{path} has no {key}"))?.parse::<u64>()? * 1024)
-        };
-        Ok(Self { resident: bytes("Rss:")?, anonymous: bytes("Anonymous:")? })
+        let memory = Self::parse(&text);
+        ensure!(memory.anonymous > 0, "{path} says nothing");
+        Ok(memory)
+    }
+
+    fn parse(smaps: &str) -> Self {
+        let mut memory = Self::default();
+        let mut is_kernels = false;
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(key), value) = (words.next(), words.next()) else { continue };
+            let bytes = value.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024;
+            match key {
+                "Rss:" if !is_kernels => memory.resident += bytes,
+                "Anonymous:" => memory.anonymous += bytes,
+                // The first line of a mapping has its addresses in this place.
+                _ if !key.ends_with(':') => is_kernels = line.ends_with("anon_inode:bpf-map"),
+                _ => {}
+            }
+        }
+        memory
     }
 }
 
@@ -154,10 +182,12 @@ impl Memory {
 struct Lists {
     folder: TempDir,
     rules: usize,
+    /// How long memory has to be given back before it is counted.
+    settle: Duration,
 }
 
 impl Lists {
-    fn write(lengths: Lengths, rules: usize) -> Result<Self> {
+    fn write(lengths: Lengths, (rules, settle): (usize, Duration)) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("gateway-bench-").tempdir()?;
         let (first, second) = versions(lengths, rules);
         let files = [
@@ -172,7 +202,7 @@ impl Lists {
             let path: PathBuf = folder.path().join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        Ok(Self { folder, rules })
+        Ok(Self { folder, rules, settle })
     }
 }
 
@@ -212,6 +242,15 @@ mod tests {
             [&first, &second].map(|list| list.iter().copied().collect());
         assert_eq!([before.len(), after.len()], [1000, 1000]);
         assert_eq!(before.intersection(&after).count(), 990);
+    }
+
+    #[test]
+    fn mapped_files_are_memory_of_the_process_and_the_kernels_maps_are_not() {
+        let smaps = "7f00-7f10 rw-s 00000000 00:0f 1  anon_inode:bpf-map\nRss:  64 kB\n\
+                     Anonymous: 0 kB\nVmFlags: rd wr\n7f10-7f20 r--s 0 00:01 2  list\nRss: 8 kB\n\
+                     Anonymous: 0 kB\n7f20-7f30 rw-p 00000000 00:00 0\nRss: 16 kB\nAnonymous: 12 kB\n";
+        let memory = Memory { resident: 24 * 1024, anonymous: 12 * 1024 };
+        assert_eq!(Memory::parse(smaps), memory);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! `cargo xtask bench flood`: what one CPU pays for each packet of a flood that it drops, beside xdp-filter, nftables and
-//! ipset with the same list. The flood goes through veth pairs between namespaces that the bench made, and nowhere else.
+//! `cargo xtask bench flood`: what one CPU pays for each packet of a flood that it drops, beside xdp-filter, nftables
+//! and ipset with the same list. The flood goes through veth pairs between namespaces that the bench made, and nowhere
+//! else.
 
 use std::fs;
 use std::os::fd::OwnedFd;

@@ -92,6 +92,7 @@ mod tests {
         ));
         let script = ipset_replace(&both);
         assert!(script.contains("create new-v6 hash:net family inet6"), "{script}");
-        assert!(script.ends_with("add new-v6 2001:db8::/48\nswap new-v4 v4\ndestroy new-v4\nswap new-v6 v6\ndestroy new-v6\n"));
+        let last = "swap new-v4 v4\ndestroy new-v4\nswap new-v6 v6\ndestroy new-v6\n";
+        assert!(script.ends_with(&format!("add new-v6 2001:db8::/48\n{last}")), "{script}");
     }
 }
