@@ -1,15 +1,23 @@
-//! No frame makes the parser panic, and cutting one off changes nothing about a source that was read.
+//! No frame makes the parser panic, cutting one off changes nothing about a source that was read, and being strict only
+//! finds some malformed.
 #![no_main]
 
 use gateway_common::packet::{Frame, Packet, parse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|frame: &[u8]| {
-    let whole = parse(frame);
+    let whole = parse(frame, false);
+    match (whole, parse(frame, true)) {
+        (Frame::Ip(loose), Frame::Ip(strict)) => {
+            assert_eq!(loose.source(), strict.source());
+            assert!(strict.transport.is_malformed() || strict == loose, "{strict:?} of {loose:?}");
+        }
+        (loose, strict) => assert_eq!(loose, strict),
+    }
     for length in 0..frame.len().min(256) {
-        match (whole, parse(&frame[..length])) {
+        match (whole, parse(&frame[..length], false)) {
             (Frame::Ip(whole), Frame::Ip(cut)) => {
-                assert_eq!(cut.source, whole.source, "cut at {length}");
+                assert_eq!(cut.source(), whole.source(), "cut at {length}");
                 if cut.transport != whole.transport {
                     assert!(is_less(cut), "cut at {length}: {cut:?} of {whole:?}");
                 }

@@ -1,13 +1,14 @@
 //! The maps: their names, keys, values and sizes, fixed at compile time on both sides.
 
 use crate::bucket::Bucket;
+use crate::rule::Origin;
 use crate::source::SourceKey;
 use crate::table::{BucketV4, BucketV6, CELLS};
 use crate::verdict::Reason;
 
 /// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
 /// [`crate::table`].
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Name of the program in the kernel object.
 pub const PROGRAM: &str = "gateway";
@@ -38,13 +39,18 @@ pub const PROFILES: &str = "PROFILES";
 pub const PORTS: &str = "PORTS";
 /// Per-CPU array of [`COUNTERS_LEN`] [`Counter`]s, by [`counter_index`].
 pub const COUNTERS: &str = "COUNTERS";
+/// Ring buffer of [`EVENTS_BYTES`], with a [`crate::event::Event`] for some of the packets that were dropped.
+pub const EVENTS: &str = "EVENTS";
+
+/// Array of [`HOST_LINES`] [`Line`]s, about the host as a whole.
+pub const HOST: &str = "HOST";
 
 /// The maps that hold the rules. They belong together: where one does not fit, all are made anew, and take their places
 /// in this order. Tables never stand beside the seed of others, and what filters lack is added when they are opened.
 pub const RULE_MAPS: [&str; 9] =
     [SEED, TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The other maps.
-pub const OTHER_MAPS: [&str; 4] = [BUCKETS, PROFILES, PORTS, COUNTERS];
+pub const OTHER_MAPS: [&str; 6] = [BUCKETS, PROFILES, PORTS, COUNTERS, EVENTS, HOST];
 
 /// Name of the global with the [`Settings`] that are patched in before the verifier runs.
 pub const SETTINGS: &str = "SETTINGS";
@@ -55,8 +61,23 @@ pub const PROFILES_MAX: u32 = 256;
 pub const PORT_WORDS: u32 = 1024;
 /// Words for the 129 lengths of IPv6.
 pub const LENGTH_WORDS_V6: u32 = 3;
-/// Counters: one a reason, and again for what `dry_run` let pass.
-pub const COUNTERS_LEN: u32 = 2 * Reason::ALL.len() as u32;
+/// Origins of rules, and 0 for no rule.
+pub const ORIGINS_LEN: u32 = 8;
+/// Counters of one origin: one a reason, and again for what `dry_run` let pass.
+const REASONS_LEN: u32 = 2 * Reason::ALL.len() as u32;
+/// Counters of all origins.
+pub const COUNTERS_LEN: u32 = ORIGINS_LEN * REASONS_LEN;
+/// Bytes of [`EVENTS`]: a power of two of whole pages, on every host. About a thousand events.
+pub const EVENTS_BYTES: u32 = 1 << 16;
+
+/// Lines of [`HOST`].
+pub const HOST_LINES: u32 = 3;
+/// The line with the bucket of UDP to ports that are not protected, by CLOCK_MONOTONIC.
+pub const HOST_UDP: u32 = 0;
+/// The line with the bucket of fragments, by CLOCK_MONOTONIC.
+pub const HOST_FRAGMENTS: u32 = 1;
+/// The line that says until when rules for [`crate::rule::OWN_ADDRESS`] are sure to be right, by CLOCK_BOOTTIME.
+pub const HOST_OWN: u32 = 2;
 
 /// Rules of one family that fit unless the configuration says otherwise.
 pub const RULES_DEFAULT: u32 = 65_536;
@@ -102,6 +123,16 @@ impl Profile {
     pub const UNLIMITED: Self = Self { packets: Bucket::UNLIMITED, connections: Bucket::UNLIMITED };
 }
 
+/// A word with a cache line to itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// The word.
+    pub word: u64,
+    /// Zero.
+    pub reserved: [u64; 7],
+}
+
 /// One counter of one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,10 +143,12 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// The counter of `reason`, or of what would have been dropped for it were it not for a dry run.
+/// The counter of `reason` where a rule of this origin decided (its number, 0 for none), or of what would have been
+/// dropped were it not for a dry run.
 #[inline(always)]
-pub const fn counter_index(reason: Reason, dry_run: bool) -> u32 {
-    reason as u32 + if dry_run { Reason::ALL.len() as u32 } else { 0 }
+pub const fn counter_index(reason: Reason, origin: u32, dry_run: bool) -> u32 {
+    let spared = if dry_run { Reason::ALL.len() as u32 } else { 0 };
+    origin % ORIGINS_LEN * REASONS_LEN + reason as u32 + spared
 }
 
 /// Constants of the program, patched before the verifier sees it, which then removes what they switch off.
@@ -140,8 +173,22 @@ pub struct Settings {
     pub buckets: u32,
     /// 1: count what would be dropped and drop nothing.
     pub dry_run: u32,
+    /// 1: drop TCP with flags that cannot be.
+    pub tcp_flags: u32,
+    /// 1: drop what comes from where nothing can come from.
+    pub martian: u32,
+    /// 1: drop headers that contradict themselves.
+    pub malformed: u32,
+    /// Index of the interface that the three above spare; 0: none.
+    pub loopback: u32,
     /// Zero.
     pub reserved: u32,
+    /// The drops that are reported; unlimited for none.
+    pub events: Bucket,
+    /// What the host takes of UDP to ports that are not protected.
+    pub host_udp: Bucket,
+    /// What the host takes of fragments.
+    pub host_fragments: Bucket,
 }
 
 const _: () = {
@@ -151,15 +198,17 @@ const _: () = {
     assert!(size_of::<Bucket>() == 16 && align_of::<Bucket>() == 8);
     assert!(size_of::<Profile>() == 32 && align_of::<Profile>() == 8);
     assert!(size_of::<Hits>() == 16 && align_of::<Hits>() == 8);
+    assert!(size_of::<Line>() == 64 && align_of::<Line>() == 8);
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
-    assert!(size_of::<Settings>() == 48 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 112 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
+    assert!(Origin::ALL.len() as u32 + 1 == ORIGINS_LEN);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     #![expect(unsafe_code, reason = "aya asks for the promise that these are plain old data")]
-    use super::{Bucket, Counter, Hits, Profile, Settings, SourceKey};
+    use super::{Bucket, Counter, Hits, Line, Profile, Settings, SourceKey};
 
     // SAFETY: each is `repr(C)`, `Copy`, made of integers alone and without padding: the sizes asserted above are the
     // sums of their fields, so every byte is initialised and every bit pattern is valid.
@@ -172,6 +221,8 @@ mod pod {
     unsafe impl aya::Pod for Hits {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Counter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Line {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Settings {}
 }

@@ -9,6 +9,8 @@
 extern crate std;
 
 pub mod bucket;
+pub mod event;
+pub mod hygiene;
 pub mod layout;
 pub mod packet;
 pub mod reader;

@@ -1,6 +1,8 @@
 //! Bounds-checked reads from a packet. The XDP program implements [`Reader`] over raw packet memory, tests and the
 //! fuzzer over a slice, and the parser is generic over it, so that one parser is what all of them run.
 
+use crate::packet::{Chain, Transport};
+
 /// Reads big-endian integers at byte offsets from the start of a frame.
 ///
 /// Every read answers `None` when a byte of it lies outside of the frame.
@@ -13,6 +15,14 @@ pub trait Reader {
     fn be32(&self, offset: usize) -> Option<u32>;
     /// Eight bytes in network order.
     fn be64(&self, offset: usize) -> Option<u64>;
+    /// Whether the frame, also where it cannot be read, has so many bytes.
+    fn reaches(&self, end: usize) -> bool;
+    /// Follows the headers of an IPv6 packet that do not begin with TCP or UDP. For the XDP program that is a call, so
+    /// that the others do not pay for the loop.
+    #[inline(always)]
+    fn follow(&self, chain: Chain) -> Transport {
+        chain.walk(self)
+    }
 }
 
 impl Reader for [u8] {
@@ -30,6 +40,10 @@ impl Reader for [u8] {
 
     fn be64(&self, offset: usize) -> Option<u64> {
         array(self, offset).map(u64::from_be_bytes)
+    }
+
+    fn reaches(&self, end: usize) -> bool {
+        end <= self.len()
     }
 }
 

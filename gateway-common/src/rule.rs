@@ -90,6 +90,9 @@ impl Origin {
     }
 }
 
+/// In the place of the profile of an `allow` rule: its address is the host's own.
+pub const OWN_ADDRESS: u8 = 1;
+
 /// A rule without end, in nanoseconds of CLOCK_BOOTTIME.
 pub const FOREVER: u64 = u64::MAX;
 

@@ -49,6 +49,10 @@ const PROFILE_SHIFT: u32 = 8;
 const DECISION: u64 = (1 << TAG_SHIFT) - 1;
 /// The rule of the prefix that takes over when the other one ends.
 const SECOND: u64 = 1;
+/// The dry run of a list would drop what this rule, or the lack of one, lets through.
+const TRIED: u64 = 4;
+/// Nothing but the dry run of a list is there: it decides nothing.
+const TRIAL: u64 = 8;
 /// In the first cell of a bucket, free or not: rules that hash here or before lie further on.
 const CONTINUED: u64 = 2;
 
@@ -57,6 +61,9 @@ const CONTINUED: u64 = 2;
 pub struct Head(u64);
 
 impl Head {
+    /// What [`Head::is_tried`] asks for, in [`Head::bits`].
+    pub const TRIED_BITS: u32 = TRIED as u32;
+
     /// The decision part of a head.
     pub const fn new(action: Action, origin: Origin, profile: u8, second: bool) -> Self {
         let flags = if second { SECOND } else { 0 };
@@ -92,6 +99,12 @@ impl Head {
         Action::from_number((self.0 >> ACTION_SHIFT & 0xf) as u8)
     }
 
+    /// The number of whoever made it, 0 where there is no rule.
+    #[inline(always)]
+    pub const fn origin_number(self) -> u32 {
+        (self.0 >> ORIGIN_SHIFT & 0xf) as u32
+    }
+
     /// Who made it.
     pub fn origin(self) -> Option<Origin> {
         Origin::from_number((self.0 >> ORIGIN_SHIFT & 0xf) as u8)
@@ -107,6 +120,28 @@ impl Head {
     #[inline(always)]
     pub const fn is_second(self) -> bool {
         self.0 & SECOND != 0
+    }
+
+    /// The same, of a prefix that the dry run of a list would drop if this rule did not decide.
+    pub const fn tried(self) -> Self {
+        Self(self.0 | TRIED)
+    }
+
+    /// The same, in the dry run of its list: it counts what it would drop and decides nothing.
+    pub const fn trial(self) -> Self {
+        Self(self.0 | TRIED | TRIAL)
+    }
+
+    /// Whether the dry run of a list would drop.
+    #[inline(always)]
+    pub const fn is_tried(self) -> bool {
+        self.0 & TRIED != 0
+    }
+
+    /// Whether it decides nothing.
+    #[inline(always)]
+    pub const fn is_trial(self) -> bool {
+        self.0 & TRIAL != 0
     }
 
     /// The same, but taking over from nobody.

@@ -31,17 +31,26 @@ pub enum Reason {
     Limit = 7,
     /// A `reset` rule. Reserved: nothing answers with RST yet.
     Reset = 8,
-    /// A first fragment or a packet too short for its TCP flags.
+    /// A first fragment or a packet too short for its TCP flags; with `hygiene.malformed`, any header that contradicts
+    /// itself, another one or the frame.
     Malformed = 9,
     /// The bucket word was lost to other CPUs too often in a row.
     Contended = 10,
     /// Over the bucket of new connections.
     Connections = 11,
+    /// Flags that no state of TCP sends.
+    TcpFlags = 12,
+    /// A source address that cannot be, or one of the host's own.
+    Martian = 13,
+    /// Over the host's bucket of UDP to ports that are not protected.
+    HostUdp = 14,
+    /// Over the host's bucket of fragments.
+    HostFragments = 15,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::NotIp,
         Self::Unparsed,
         Self::Neighbour,
@@ -54,6 +63,10 @@ impl Reason {
         Self::Malformed,
         Self::Contended,
         Self::Connections,
+        Self::TcpFlags,
+        Self::Martian,
+        Self::HostUdp,
+        Self::HostFragments,
     ];
 
     /// What a packet with this reason meets.
@@ -65,7 +78,11 @@ impl Reason {
             | Self::Reset
             | Self::Malformed
             | Self::Contended
-            | Self::Connections => Verdict::Drop,
+            | Self::Connections
+            | Self::TcpFlags
+            | Self::Martian
+            | Self::HostUdp
+            | Self::HostFragments => Verdict::Drop,
             Self::NotIp
             | Self::Unparsed
             | Self::Neighbour
@@ -90,6 +107,10 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::Contended => "contended",
             Self::Connections => "connections",
+            Self::TcpFlags => "tcp_flags",
+            Self::Martian => "martian",
+            Self::HostUdp => "host_udp",
+            Self::HostFragments => "host_fragments",
         }
     }
 }

@@ -1,9 +1,10 @@
-//! What was decided, counted by reason on this CPU, and turned into what the kernel does.
+//! What was decided, counted by reason and by the rule's origin on this CPU, and turned into what the kernel does.
 #![expect(unsafe_code, reason = "every helper of the kernel is declared unsafe")]
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
+use gateway_common::event::Ruled;
 use gateway_common::layout::counter_index;
 use gateway_common::verdict::{Reason, Verdict};
 
@@ -11,10 +12,15 @@ use crate::maps;
 
 /// Counts the frame and answers what becomes of it.
 #[inline(always)]
-pub(crate) fn account(ctx: &XdpContext, reason: Reason) -> u32 {
+pub(crate) fn account(ctx: &XdpContext, reason: Reason, rule: Ruled) -> u32 {
     let drops = reason.verdict() == Verdict::Drop;
     let spared = drops && maps::is_dry_run();
-    maps::count(counter_index(reason, spared), frame_bytes(ctx));
+    let origin = rule.head().origin_number();
+    let bytes = frame_bytes(ctx);
+    maps::count(counter_index(reason, origin, spared), bytes);
+    if rule.head().is_tried() && !drops {
+        maps::count(counter_index(Reason::Deny, origin, true), bytes);
+    }
     if drops && !spared { XDP_DROP } else { XDP_PASS }
 }
 

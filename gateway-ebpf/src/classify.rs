@@ -9,6 +9,7 @@
 //! led there.
 #![expect(unsafe_code, reason = "a global function has an exported name")]
 
+use gateway_common::event::Ruled;
 use gateway_common::layout::{hits_index, length_bit_v6};
 use gateway_common::rule::Action;
 use gateway_common::source::{Source, V6};
@@ -21,7 +22,7 @@ use crate::clock;
 use crate::maps::{self, load};
 
 /// What a walk answers where there is no rule: no action, and the default profile.
-const NO_RULE: u32 = 0;
+const NO_RULE: u32 = Ruled::NONE.bits();
 
 /// Of the first word of lengths of either family: whether hosts have rules.
 const HOSTS: u64 = length_bit_v4(32);
@@ -31,6 +32,8 @@ const _: () = assert!(matches!(length_bit_v6(128), (0, HOSTS)));
 pub(crate) struct Ruling {
     /// `None`: no rule.
     pub(crate) action: Option<Action>,
+    /// The rule itself.
+    pub(crate) rule: Ruled,
     /// The profile that `Limit` and no rule at all are held to.
     pub(crate) profile: u16,
 }
@@ -38,12 +41,13 @@ pub(crate) struct Ruling {
 /// Finds the rule for `source` and counts the hit.
 #[inline(always)]
 pub(crate) fn classify(source: Source) -> Ruling {
-    let found = Head::from_bits(match source {
+    let rule = Ruled::from_bits(match source {
         _ if !maps::rules_are_on() => NO_RULE,
         Source::V4(address) => classify_v4(address),
         Source::V6(address) => classify_v6(address),
     });
-    Ruling { action: found.action(), profile: u16::from(found.profile()) }
+    let found = rule.head();
+    Ruling { action: found.action(), rule, profile: u16::from(found.profile()) }
 }
 
 #[inline(always)]
@@ -57,12 +61,13 @@ fn classify_v4(address: u32) -> u32 {
         if !is_settled(found) {
             found = follow(found, scan_v4(address, 32, 1));
         }
-        let found = if is_settled(found) { decide_v4(found) } else { prefix_v4(address, 32) };
-        if found != NO_RULE {
+        let found = if is_settled(found) { decide_v4(found, 32) } else { prefix_v4(address, 32) };
+        if decides(found) || lengths & !HOSTS == 0 {
             return found;
         }
+        return walk_v4(address) | found;
     }
-    if lengths & !HOSTS == 0 { NO_RULE } else { walk_v4(address) }
+    if lengths == 0 { NO_RULE } else { walk_v4(address) }
 }
 
 #[inline(always)]
@@ -77,12 +82,13 @@ fn classify_v6(address: V6) -> u32 {
             found = follow(found, scan_v6(address, 128, 1));
         }
         let found = match is_settled(found) {
-            true => decide_v6(found),
+            true => decide_v6(found, 128),
             false => prefix_v6(address.high, address.low, 128),
         };
-        if found != NO_RULE {
+        if decides(found) || first & !HOSTS | second | third == 0 {
             return found;
         }
+        return walk_v6(address.high, address.low) | found;
     }
     if first & !HOSTS | second | third == 0 {
         return NO_RULE;
@@ -95,6 +101,7 @@ fn classify_v6(address: V6) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn walk_v4(address: u32) -> u32 {
     let mut lengths = maps::lengths_v4(address) & !HOSTS;
+    let mut trace = NO_RULE;
     for _ in 0..32 {
         if lengths == 0 {
             break;
@@ -102,11 +109,12 @@ extern "C" fn walk_v4(address: u32) -> u32 {
         let length = 32 - lengths.trailing_zeros().min(32);
         lengths &= lengths - 1;
         let found = prefix_v4(address, length);
-        if found != NO_RULE {
-            return found;
+        if decides(found) {
+            return found | trace;
         }
+        trace |= found;
     }
-    NO_RULE
+    trace
 }
 
 #[inline(never)]
@@ -119,7 +127,7 @@ extern "C" fn prefix_v4(address: u32, length: u32) -> u32 {
         }
         found = follow(found, further_v4(address, length, probe));
     }
-    decide_v4(found)
+    decide_v4(found, length)
 }
 
 #[inline(never)]
@@ -135,6 +143,7 @@ extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
     let long = maps::is_touched_v6(high, LONG_V6);
     let middle = maps::is_touched_v6(high, MIDDLE_V6);
     let mut skipped = HOSTS;
+    let mut trace = NO_RULE;
     for word in 0..3 {
         let mut lengths = maps::lengths_v6(word) & !skipped;
         skipped = 0;
@@ -153,12 +162,13 @@ extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
                 continue;
             }
             let found = prefix_v6(high, low, length);
-            if found != NO_RULE {
-                return found;
+            if decides(found) {
+                return found | trace;
             }
+            trace |= found;
         }
     }
-    NO_RULE
+    trace
 }
 
 #[inline(never)]
@@ -171,7 +181,7 @@ extern "C" fn prefix_v6(high: u64, low: u64, length: u32) -> u32 {
         }
         found = follow(found, further_v6(high, low, length, probe));
     }
-    decide_v6(found)
+    decide_v6(found, length)
 }
 
 #[inline(never)]
@@ -198,22 +208,36 @@ fn follow(found: u64, next: u64) -> u64 {
     if is_taken(next) { next } else { found & !CONTINUES | next & CONTINUES }
 }
 
+/// Whether what was looked up is a rule that decides, and not just the trace of a trial.
 #[inline(always)]
-fn decide_v4(found: u64) -> u32 {
+fn decides(found: u32) -> bool {
+    is_taken(found as u64)
+}
+
+/// A trial leaves nothing but the trace that there was one. Without a branch, which the verifier would follow both ways
+/// for everything that comes after.
+#[inline(always)]
+fn ruled(head: Head, length: u32) -> u32 {
+    let trial = u32::from(head.is_trial()).wrapping_neg();
+    Ruled::new(head, length).bits() & !trial | Head::TRIED_BITS & trial
+}
+
+#[inline(always)]
+fn decide_v4(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
     maps::count_hit_v4((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
-    Head::of(found & RULE).bits()
+    ruled(Head::of(found & RULE), length)
 }
 
 #[inline(always)]
-fn decide_v6(found: u64) -> u32 {
+fn decide_v6(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
     maps::count_hit_v6((found >> HITS_SHIFT) as u32, clock::boot_tick_ns());
-    Head::of(found & RULE).bits()
+    ruled(Head::of(found & RULE), length)
 }
 
 /// What one bucket says about an IPv4 prefix: its live rule, the first before the second.

@@ -17,11 +17,22 @@ pub(crate) fn monotonic_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Timer ticks of the kernel, one to ten milliseconds long.
+#[inline(always)]
+pub(crate) fn tick() -> u64 {
+    // SAFETY: as above. It is no call: the kernel makes a load of it.
+    unsafe { bpf_jiffies64() }
+}
+
+/// The time of rules, to the nanosecond.
+#[inline(always)]
+pub(crate) fn boot_ns() -> u64 {
+    // SAFETY: as above.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
 /// The time of rules.
 #[inline(always)]
 pub(crate) fn boot_tick_ns() -> u64 {
-    // SAFETY: as above. It is no call: the kernel makes a load of it.
-    let tick = unsafe { bpf_jiffies64() };
-    // SAFETY: as above.
-    maps::once_a_tick(tick, || unsafe { bpf_ktime_get_boot_ns() })
+    maps::once_a_tick(tick(), boot_ns)
 }

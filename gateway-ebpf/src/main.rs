@@ -11,13 +11,17 @@ mod account;
 mod admit;
 mod classify;
 mod clock;
+mod host;
+mod hygiene;
 mod kernel;
 mod maps;
 mod memory;
+mod report;
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use gateway_common::packet::{Frame, Packet, Transport, parse};
+use gateway_common::event::{Event, Ruled};
+use gateway_common::packet::{Frame, Packet, parse};
 use gateway_common::rule::Action;
 use gateway_common::source::SourceKey;
 use gateway_common::verdict::Reason;
@@ -26,31 +30,44 @@ use crate::account::account;
 use crate::admit::admit;
 use crate::classify::{Ruling, classify};
 use crate::memory::Memory;
+use crate::report::report;
 
 /// Runs for every frame of the interfaces that it is attached to. `frags`: also where frames are larger than a page.
 #[xdp(frags)]
 fn gateway(ctx: XdpContext) -> u32 {
-    let reason = decide(&ctx);
-    account(&ctx, reason)
+    let packet = match parse(&Memory::of(&ctx), hygiene::is_strict(&ctx)) {
+        Frame::NotIp => return account(&ctx, Reason::NotIp, Ruled::NONE),
+        Frame::Unparsed => return account(&ctx, Reason::Unparsed, Ruled::NONE),
+        Frame::Neighbour => return account(&ctx, Reason::Neighbour, Ruled::NONE),
+        Frame::Ip(packet) => packet,
+    };
+    // Now, and not when it is known that it is needed: of an enumeration that has come through branches the compiler
+    // leaves words undefined, which the verifier refuses to see moved.
+    let event = Event::of(packet);
+    let (reason, rule) = decide(&ctx, packet);
+    let verdict = account(&ctx, reason, rule);
+    report(&ctx, event, reason, rule);
+    verdict
 }
 
 #[inline(always)]
-fn decide(ctx: &XdpContext) -> Reason {
-    let packet = match parse(&Memory::of(ctx)) {
-        Frame::NotIp => return Reason::NotIp,
-        Frame::Unparsed => return Reason::Unparsed,
-        Frame::Neighbour => return Reason::Neighbour,
-        Frame::Ip(packet) => packet,
-    };
-    let Packet { source, transport } = packet;
-    let bucket = SourceKey::packets(source, maps::source_mask_v6());
-    let Ruling { action, profile } = classify(source);
-    match action {
-        Some(Action::Deny) => Reason::Deny,
-        Some(Action::Reset) => Reason::Reset,
-        _ if transport == Transport::MALFORMED => Reason::Malformed,
-        Some(Action::Allow) => Reason::Allow,
-        Some(Action::Limit) => admit(&bucket, transport, profile).unwrap_or(Reason::WithinLimit),
-        None => admit(&bucket, transport, profile).unwrap_or(Reason::NoRule),
+fn decide(ctx: &XdpContext, packet: Packet) -> (Reason, Ruled) {
+    if hygiene::is_from_nowhere(ctx, packet) {
+        return (Reason::Martian, Ruled::NONE);
     }
+    let (source, transport) = (packet.source(), packet.transport);
+    let bucket = SourceKey::packets(source, maps::source_mask_v6());
+    let ruling = classify(source);
+    let Ruling { action, rule, profile } = ruling;
+    let passed = match action {
+        Some(Action::Deny) => return (Reason::Deny, rule),
+        Some(Action::Reset) => return (Reason::Reset, rule),
+        _ if transport.is_malformed() => return (Reason::Malformed, rule),
+        _ if let Some(reason) = hygiene::check(ctx, transport, &ruling) => return (reason, rule),
+        Some(Action::Allow) => return (Reason::Allow, rule),
+        Some(Action::Limit) => Reason::WithinLimit,
+        None => Reason::NoRule,
+    };
+    let reason = admit(&bucket, transport, profile).unwrap_or(passed);
+    (host::admit(transport, reason), rule)
 }

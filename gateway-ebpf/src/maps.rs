@@ -5,12 +5,13 @@
 use core::intrinsics::{AtomicOrdering::Relaxed, atomic_cxchg, atomic_xadd};
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_NOEXIST};
-use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use gateway_common::bucket::Bucket;
+use gateway_common::event::Event;
 use gateway_common::layout::{
-    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, Hits, LENGTH_WORDS_V6, PORT_WORDS, PROFILES_MAX,
-    Profile, Settings,
+    BUCKETS_DEFAULT, COUNTERS_LEN, Counter, EVENTS_BYTES, HOST_LINES, HOST_OWN, Hits,
+    LENGTH_WORDS_V6, Line, PORT_WORDS, PROFILES_MAX, Profile, Settings,
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
@@ -47,15 +48,24 @@ static PROFILES: Array<Profile, { PROFILES_MAX as usize }> = Array::new();
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, { COUNTERS_LEN as usize }> = PerCpuArray::new();
-/// Of no use to user space, so not part of the layout.
+#[btf_map]
+static HOST: Array<Line, { HOST_LINES as usize }> = Array::new();
+#[btf_map]
+static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+/// The word of the bucket of events. Of no use to user space, as what follows, and so not part of the layout.
+#[btf_map]
+static EVENTS_DUE: Array<u64, 1> = Array::new();
 #[btf_map]
 static TICK: PerCpuArray<Tick, 1> = PerCpuArray::new();
 
-/// The time as it was read first in a timer tick.
+/// What a CPU does once in a timer tick.
 #[repr(C)]
 struct Tick {
+    /// In which the time was read.
     tick: u64,
     now_ns: u64,
+    /// In which a dropped packet was last held against the bucket of events.
+    asked: u64,
 }
 
 /// Patched by the loader, after which the verifier knows each field and removes what it switches off.
@@ -70,14 +80,21 @@ static SETTINGS: Settings = Settings {
     rules: 1,
     buckets: 1,
     dry_run: 0,
+    tcp_flags: 0,
+    martian: 0,
+    malformed: 0,
+    loopback: 0,
     reserved: 0,
+    events: Bucket::UNLIMITED,
+    host_udp: Bucket::UNLIMITED,
+    host_fragments: Bucket::UNLIMITED,
 };
 
 /// A constant that is patched. Volatile, or the compiler would build in the value above instead of the patched one.
 macro_rules! setting {
-    ($field:ident) => {
+    ($($field:ident).+) => {
         // SAFETY: it is a reference.
-        unsafe { core::ptr::read_volatile(&SETTINGS.$field) }
+        unsafe { core::ptr::read_volatile(&SETTINGS.$($field).+) }
     };
 }
 
@@ -97,6 +114,51 @@ pub(crate) fn buckets_are_on() -> bool {
 #[inline(always)]
 pub(crate) fn is_dry_run() -> bool {
     setting!(dry_run) != 0
+}
+
+/// Whether TCP with flags that cannot be is dropped.
+#[inline(always)]
+pub(crate) fn tcp_flags_are_checked() -> bool {
+    setting!(tcp_flags) != 0
+}
+
+/// Whether what comes from where nothing can come from is dropped.
+#[inline(always)]
+pub(crate) fn sources_are_checked() -> bool {
+    setting!(martian) != 0
+}
+
+/// Whether headers that contradict themselves are dropped.
+#[inline(always)]
+pub(crate) fn headers_are_checked() -> bool {
+    setting!(malformed) != 0
+}
+
+/// The interface that is spared all that; 0 for none.
+#[inline(always)]
+pub(crate) fn loopback() -> u32 {
+    setting!(loopback)
+}
+
+/// What the host takes of UDP to ports that are not protected.
+#[inline(always)]
+pub(crate) fn host_udp() -> Bucket {
+    Bucket { interval_ns: setting!(host_udp.interval_ns), depth_ns: setting!(host_udp.depth_ns) }
+}
+
+/// What the host takes of fragments.
+#[inline(always)]
+pub(crate) fn host_fragments() -> Bucket {
+    Bucket {
+        interval_ns: setting!(host_fragments.interval_ns),
+        depth_ns: setting!(host_fragments.depth_ns),
+    }
+}
+
+/// Until when the host's own addresses are sure to be its own, by CLOCK_BOOTTIME.
+#[inline(always)]
+pub(crate) fn own_addresses_hold_until_ns() -> u64 {
+    HOST.get(HOST_OWN).map_or(0, |line| load(&line.word))
 }
 
 /// The bits of the first half of an IPv6 address that tell one source from another.
@@ -200,7 +262,8 @@ pub(crate) fn once_a_tick(tick: u64, now_ns: impl Fn() -> u64) -> u64 {
     // SAFETY: the element is this CPU's own and the kernel does not interrupt one XDP program by another.
     unsafe {
         if (*last).tick != tick {
-            *last = Tick { tick, now_ns: now_ns() };
+            (*last).tick = tick;
+            (*last).now_ns = now_ns();
         }
         (*last).now_ns
     }
@@ -218,8 +281,41 @@ pub(crate) fn count(index: u32, bytes: u64) {
     }
 }
 
-/// The word of a source's bucket. It may be evicted and given to another source at any time: then a packet is charged
-/// to the wrong bucket once, and nothing worse.
+/// Whether dropped packets are reported, and this CPU has not asked for one in `tick`. It has then.
+#[inline(always)]
+pub(crate) fn may_report(tick: impl Fn() -> u64) -> bool {
+    if setting!(events.interval_ns) == 0 {
+        return false;
+    }
+    let Some(last) = TICK.get_ptr_mut(0) else { return false };
+    let tick = tick();
+    // SAFETY: the element is this CPU's own and the kernel does not interrupt one XDP program by another.
+    unsafe { core::mem::replace(&mut (*last).asked, tick) != tick }
+}
+
+/// Takes a report from the bucket of all CPUs, and says whether there was one.
+#[inline(always)]
+pub(crate) fn take_report(now_ns: u64) -> bool {
+    let bucket =
+        Bucket { interval_ns: setting!(events.interval_ns), depth_ns: setting!(events.depth_ns) };
+    let Some(word) = EVENTS_DUE.get_ptr_mut(0).map(Word) else { return false };
+    let before = word.load();
+    let taken = bucket.take(before, now_ns);
+    // Whoever loses against another CPU leaves the report to that one.
+    taken.admitted && word.exchange(before, taken.word)
+}
+
+/// Hands an event to user space, unless the buffer is full.
+#[inline(always)]
+pub(crate) fn report(event: &Event) {
+    if let Some(mut room) = EVENTS.reserve(0) {
+        room.write(*event);
+        room.submit(0);
+    }
+}
+
+/// The word of a bucket. That of a source may be evicted and given to another source at any time: then a packet is
+/// charged to the wrong bucket once, and nothing worse.
 pub(crate) struct Word(*mut u64);
 
 impl Word {
@@ -227,6 +323,13 @@ impl Word {
     #[inline(always)]
     pub(crate) fn of(source: &SourceKey) -> Option<Self> {
         BUCKETS.get_ptr_mut(source).map(Self)
+    }
+
+    /// The word of the whole host in a line of [`HOST`].
+    #[inline(always)]
+    pub(crate) fn of_host(line: u32) -> Option<Self> {
+        // SAFETY: an array's elements live as long as the map.
+        HOST.get_ptr_mut(line).map(|line| Self(unsafe { &raw mut (*line).word }))
     }
 
     /// Makes the word of a source that has none. `false` when another CPU was first.

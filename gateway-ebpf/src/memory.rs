@@ -5,19 +5,25 @@
 //! It refuses whatever does not lie in the frame's first buffer, which holds every header that is looked at.
 #![expect(unsafe_code, reason = "packet memory is raw addresses")]
 
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
+use gateway_common::packet::{Chain, Transport};
 use gateway_common::reader::Reader;
+
+use crate::hygiene;
 
 /// The first buffer of a frame.
 pub(crate) struct Memory {
     start: usize,
     end: usize,
+    ctx: *mut xdp_md,
 }
 
 impl Memory {
     #[inline(always)]
     pub(crate) fn of(ctx: &XdpContext) -> Self {
-        Self { start: ctx.data(), end: ctx.data_end() }
+        Self { start: ctx.data(), end: ctx.data_end(), ctx: ctx.ctx }
     }
 
     /// `T` is one of the integers below: any bytes are a value of it.
@@ -53,4 +59,28 @@ impl Reader for Memory {
     fn be64(&self, offset: usize) -> Option<u64> {
         self.read(offset).map(u64::from_be)
     }
+
+    #[inline(always)]
+    fn reaches(&self, end: usize) -> bool {
+        // SAFETY: the context is the one that the kernel called this program with.
+        end <= self.end - self.start || end as u64 <= unsafe { bpf_xdp_get_buff_len(self.ctx) }
+    }
+
+    #[inline(always)]
+    fn follow(&self, chain: Chain) -> Transport {
+        let Chain { header, at, end, .. } = chain;
+        Transport::from_bits(follow(self.ctx, header.into(), at as u64, end as u64))
+    }
+}
+
+/// A global function, which the verifier proves once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn follow(ctx: *mut xdp_md, header: u32, at: u64, end: u64) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    // Behind two tags and the fixed header it is less, which the verifier cannot see from here.
+    let at = (at & 0x7f) as usize;
+    let strict = hygiene::is_strict(&ctx);
+    let chain = Chain { header: header as u8, at, end: end as usize, strict };
+    chain.walk(&Memory::of(&ctx)).bits()
 }

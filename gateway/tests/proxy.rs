@@ -44,6 +44,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
         user: None,
         state: config::State { dir: PathBuf::new() },
         admin: config::Admin { socket: PathBuf::new() },
+        metrics: config::Metrics { listen: None },
         kernel: config::Kernel {
             interfaces: vec![],
             attach: config::Attach::Off,
@@ -63,7 +64,10 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             limits: vec![],
             max_rules: 1,
             max_sources: 1,
+            hygiene: config::Hygiene::OFF,
+            host_limits: config::HostLimits::NONE,
             ipv6_source_length: 64,
+            events: None,
         },
         bounds: config::Bounds {
             connections: 100,

@@ -84,6 +84,13 @@ impl Client {
         self.stream.get_mut().write_all(bytes).context("cannot send a request")
     }
 
+    /// Reads until the other end closes the connection.
+    pub fn read_to_end(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes).context("the connection was not closed")?;
+        Ok(bytes)
+    }
+
     /// Reads one answer.
     pub fn receive(&mut self) -> Result<Response> {
         let status_line = line(&mut self.stream)?;

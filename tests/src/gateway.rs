@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(20);
 const COMMAND: Duration = Duration::from_secs(20);
 /// The user and group `nobody`.
-const NOBODY: u32 = 65_534;
+pub const NOBODY: u32 = 65_534;
 
 /// What a command of the gateway answered.
 #[derive(Clone, Debug)]
@@ -77,6 +77,7 @@ pub struct Gateway<'n> {
     namespace: Option<&'n Namespace>,
     unprivileged: bool,
     embedded: bool,
+    notify: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -109,6 +110,12 @@ impl<'n> Gateway<'n> {
     /// Runs this binary instead of the one that was built beside the test.
     pub fn with_binary(mut self, binary: PathBuf) -> Self {
         self.binary = Some(binary);
+        self
+    }
+
+    /// Lets the daemon tell a service manager that listens there how it stands.
+    pub fn with_manager(mut self, socket: PathBuf) -> Self {
+        self.notify = Some(socket);
         self
     }
 
@@ -245,6 +252,7 @@ impl<'n> Gateway<'n> {
             namespace,
             unprivileged,
             embedded: false,
+            notify: None,
             child: None,
         };
         // The daemon gives up root for a user who must still reach its folder.
@@ -269,7 +277,8 @@ impl<'n> Gateway<'n> {
         self.unprivileged && nix::unistd::geteuid().is_root()
     }
 
-    fn command(&self, arguments: &[&str]) -> Result<Command> {
+    /// A command of the gateway, to be started in its namespace by whoever needs more than its answer.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(self.binary.clone().map_or_else(built, Ok)?);
         command.args(arguments).current_dir("/").env_remove("GATEWAY_CONFIG");
         if self.embedded {
@@ -296,6 +305,9 @@ impl<'n> Gateway<'n> {
         let mut command = self.command(&["run"])?;
         // A group of its own: Ctrl-C is for the test, which ends the daemon itself.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if let Some(socket) = &self.notify {
+            command.env("NOTIFY_SOCKET", socket);
+        }
         self.child = Some(self.launch(&mut command)?);
         Ok(())
     }
@@ -350,7 +362,7 @@ fn remove(folder: &Path) {
 }
 
 /// The binary under test: GATEWAY_BIN, or the one that was built beside this test.
-fn built() -> Result<PathBuf> {
+pub fn built() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("GATEWAY_BIN") {
         return Ok(PathBuf::from(path));
     }

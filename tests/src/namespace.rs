@@ -4,18 +4,20 @@
 //! BPF file system mounted there dies with its last process.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Result;
+use crate::{Result, wait_for};
 
 const FOLDER: &str = "/run/netns";
 const PREFIX: &str = "gateway-test-";
@@ -73,6 +75,19 @@ impl Namespace {
             });
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// A socket for datagrams inside, which are waited for at most 300 ms. The last one on this port may live on for a
+    /// moment in a process that another test is just starting.
+    pub fn datagrams(&self, port: u16) -> Result<UdpSocket> {
+        let socket = wait_for("a free port", Duration::from_secs(10), || {
+            match self.enter(|| UdpSocket::bind(("::", port)))? {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+                bound => Ok(Some(bound?)),
+            }
+        })?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        Ok(socket)
     }
 
     /// Starts a process inside.

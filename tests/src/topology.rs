@@ -9,11 +9,15 @@
 //! The attacker's link also carries 198.18.0.0/15 and fd00:bad::/32, so that it can send from many sources.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Result;
 use crate::namespace::Namespace;
+use crate::{Result, wait_for};
+
+const LINK: Duration = Duration::from_secs(10);
 
 /// Where the gateway serves.
 pub const PORT: u16 = 8080;
@@ -81,30 +85,53 @@ impl Host {
         Ok(address)
     }
 
-    fn join(gateway: &Namespace, role: &str, interface: &'static str, number: u8) -> Result<Self> {
-        let host = Self { namespace: Namespace::new(role)?, gateway_interface: interface, number };
-        let (outer, inner) = (mac_text(host.mac()), mac_text(host.gateway_mac()));
+    /// A host that has no link to a gateway yet. `number` is the third byte of its addresses; 1 to 3 are taken where
+    /// there is a [`Topology`].
+    pub fn new(role: &str, interface: &'static str, number: u8) -> Result<Self> {
+        Ok(Self { namespace: Namespace::new(role)?, gateway_interface: interface, number })
+    }
+
+    /// Makes the link. The gateway's end is down.
+    pub fn link(&self, gateway: &Namespace) -> Result {
+        let interface = self.gateway_interface;
+        let (outer, inner) = (mac_text(self.mac()), mac_text(self.gateway_mac()));
         gateway.ip(&format!(
             "link add {interface} address {inner} type veth \
              peer name eth0 address {outer} netns {peer}\n\
              address add {v4}/24 dev {interface}\n\
-             address add {v6}/64 dev {interface} nodad\n\
-             link set {interface} up",
-            peer = host.namespace.name(),
-            v4 = host.gateway_v4(),
-            v6 = host.gateway_v6(),
+             address add {v6}/64 dev {interface} nodad",
+            peer = self.namespace.name(),
+            v4 = self.gateway_v4(),
+            v6 = self.gateway_v6(),
         ))?;
-        host.namespace.ip(&format!(
+        self.namespace.ip(&format!(
             "address add {v4}/24 dev eth0\n\
              address add {v6}/64 dev eth0 nodad\n\
-             link set eth0 up\n\
-             route add default via {gateway_v4}\n\
-             route add ::/0 via {gateway_v6}",
-            v4 = host.v4(),
-            v6 = host.v6(),
-            gateway_v4 = host.gateway_v4(),
-            gateway_v6 = host.gateway_v6(),
+             link set eth0 up",
+            v4 = self.v4(),
+            v6 = self.v6(),
+        ))
+    }
+
+    /// Lets packets through the link, and waits until both ends send: before, the kernel drops what is sent.
+    pub fn up(&self, gateway: &Namespace) -> Result {
+        gateway.ip(&format!("link set {} up", self.gateway_interface))?;
+        self.namespace.ip(&format!(
+            "route add default via {}\nroute add ::/0 via {}",
+            self.gateway_v4(),
+            self.gateway_v6(),
         ))?;
+        for (namespace, interface) in [(&self.namespace, "eth0"), (gateway, self.gateway_interface)]
+        {
+            wait_for("the link", LINK, || Ok(is_up(namespace, interface)?.then_some(())))?;
+        }
+        Ok(())
+    }
+
+    fn join(gateway: &Namespace, role: &str, interface: &'static str, number: u8) -> Result<Self> {
+        let host = Self::new(role, interface, number)?;
+        host.link(gateway)?;
+        host.up(gateway)?;
         Ok(host)
     }
 }
@@ -150,6 +177,13 @@ impl Topology {
             "routes": [{"match": {"path": "/{rest*}"}, "upstream": "origin"}],
         })
     }
+}
+
+fn is_up(namespace: &Namespace, interface: &str) -> Result<bool> {
+    let listing =
+        namespace.output(Command::new("ip").args(["-json", "link", "show", "dev", interface]))?;
+    let links: Value = serde_json::from_slice(&listing.stdout)?;
+    Ok(links.pointer("/0/operstate").and_then(Value::as_str) == Some("UP"))
 }
 
 fn mac_text(mac: [u8; 6]) -> String {

@@ -1,6 +1,9 @@
 //! Enforcement and the process: what outlives it, what it takes over, what it refuses, and how it is ended for good.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::fs::{self, Permissions};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,8 +26,7 @@ fn origin(hosts: &Topology) -> Result<Origin> {
 
 /// Sends one datagram from `source` through the attacker's link and says whether it reaches a socket on the gateway.
 fn passes(hosts: &Topology, source: &str) -> Result<bool> {
-    let socket = hosts.gateway.enter(|| UdpSocket::bind(("::", UDP_PORT)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let socket = hosts.gateway.datagrams(UDP_PORT)?;
     let source: IpAddr = source.parse()?;
     Sender::new(&hosts.attacker)?.send(&Path::new(&hosts.attacker, source).udp(UDP_PORT, b"x")?)?;
     Ok(socket.recv_from(&mut [0; 16]).is_ok())
@@ -72,8 +74,7 @@ fn a_restart_leaves_no_moment_without_enforcement() -> Result {
     let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
     gateway.start()?;
     gateway.cli(&["deny", "add", DENIED])?.ok()?;
-    let socket = hosts.gateway.enter(|| UdpSocket::bind(("::", UDP_PORT)))??;
-    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let socket = hosts.gateway.datagrams(UDP_PORT)?;
     let frame = Path::new(&hosts.attacker, DENIED.parse()?).udp(UDP_PORT, b"x")?;
     let sender = Sender::new(&hosts.attacker)?;
     let before = gateway.kernel_packets("deny")?;
@@ -149,21 +150,6 @@ fn a_foreign_program_is_left_alone_and_named() -> Result {
 }
 
 #[test]
-fn an_interface_that_does_not_exist_is_named_with_those_that_do() -> Result {
-    require_root()?;
-    let hosts = Topology::new()?;
-    let origin = origin(&hosts)?;
-    let mut config = hosts.config(origin.address);
-    config["kernel"]["interfaces"] = json!(["to_client", "nowhere0"]);
-    let mut gateway = Gateway::new(&hosts.gateway, config)?;
-    let refusal = gateway.start_refused()?;
-    refusal.refused(1, "nowhere0")?;
-    refusal.refused(1, "to_attacker")?;
-    assert!(!has_xdp(&hosts)?, "nothing by halves");
-    Ok(())
-}
-
-#[test]
 fn a_port_in_use_is_named_and_what_was_enforced_stays() -> Result {
     require_root()?;
     let hosts = Topology::new()?;
@@ -225,5 +211,73 @@ fn a_rule_with_an_end_ends_by_itself() -> Result {
     gateway.kill9()?;
     std::thread::sleep(Duration::from_millis(2200));
     assert!(!passes(&hosts, DENIED)?, "it ends without a process, and the wider rule holds again");
+    Ok(())
+}
+
+#[test]
+fn the_service_manager_waits_until_the_rules_are_in_force() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["deny"] = json!([DENIED]);
+    let gateway = Gateway::new(&hosts.gateway, config)?;
+    let path = gateway.socket().with_file_name("notify.sock");
+    let manager = UnixDatagram::bind(&path)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+    manager.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut gateway = gateway.with_manager(path);
+    let told = || -> Result<String> {
+        let mut message = [0; 256];
+        let length = manager.recv(&mut message)?;
+        Ok(String::from_utf8_lossy(&message[..length]).trim().to_owned())
+    };
+    std::thread::scope(|scope| -> Result {
+        let ready = scope.spawn(|| -> Result<_> { Ok((told()?, passes(&hosts, DENIED)?)) });
+        gateway.start()?;
+        let ready = ready.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        assert_eq!(ready, ("READY=1".to_owned(), false));
+        Ok(())
+    })?;
+    gateway.stop()?;
+    assert_eq!(told()?, "STOPPING=1");
+    Ok(())
+}
+
+#[test]
+fn a_folder_of_others_is_neither_given_away_nor_believed() -> Result {
+    const OTHER: u32 = 1;
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    let folder = gateway.socket().with_file_name("shared");
+    let state = folder.join("state");
+    fs::create_dir_all(&state)?;
+    let text = fs::read_to_string(gateway.config())?;
+    let mut config: Value = serde_json::from_str(&text)?;
+    config["state"]["dir"] = json!(state);
+    gateway.write_config_text(&config.to_string())?;
+
+    // Like /var: root's, with other things in it.
+    fs::write(state.join("mail"), "")?;
+    gateway.start_refused()?.refused(1, "holds other things and user 65534 may not write there")?;
+    assert_eq!(fs::metadata(&state)?.uid(), 0, "not given away");
+    assert!(!state.join("gateway.redb").exists());
+    fs::remove_file(state.join("mail"))?;
+    gateway.start()?;
+    assert_ne!(fs::metadata(&state)?.uid(), 0, "its own is given to the user that it becomes");
+    gateway.stop()?;
+
+    // Like /tmp, where somebody was faster.
+    fs::set_permissions(&folder, Permissions::from_mode(0o1777))?;
+    chown(&state, Some(OTHER), None)?;
+    gateway
+        .start_refused()?
+        .refused(1, "belongs to user 1, in a folder where everybody may write")?;
+    gateway.cli(&["deny", "list"])?.refused(1, "belongs to user 1")?;
+    config["admin"]["socket"] = json!(state.join("admin.sock"));
+    gateway.write_config_text(&config.to_string())?;
+    gateway.cli(&["status"])?.refused(1, "belongs to user 1")?;
     Ok(())
 }

@@ -24,6 +24,7 @@ use gateway::kernel::trial::Trial;
 use gateway::rules::tables::mapping::Mapping;
 use gateway::rules::tables::{RoomError, RuleTables};
 use gateway::rules::{Rule, RuleSet, Until};
+use gateway_common::bucket::Bucket;
 use gateway_common::layout;
 use gateway_common::rule::{Action, Origin};
 use gateway_common::table::{Head, Span, TagV6, WORDS_V6, freed, is_taken};
@@ -154,7 +155,7 @@ impl Model {
 }
 
 fn load() -> Trial {
-    let on = Switches { rules: true, buckets: true, dry_run: false, ipv6_source_length: 64 };
+    let on = Switches { buckets: true, events: Bucket::per_second(10, 10), ..Switches::RULES };
     let loaded = Trial::load(on, SMALL);
     loaded.unwrap_or_else(|error| panic!("loading an XDP program takes root: {error}"))
 }

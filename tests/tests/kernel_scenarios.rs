@@ -109,6 +109,38 @@ fn no_tag_fragment_or_header_hides_a_denied_source() -> Result {
 }
 
 #[test]
+fn nobody_borrows_the_address_of_the_gateway_or_of_a_group() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["host_limits"] = json!({"fragments": "1/h burst 3"});
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    let socket = listener(&hosts, UDP_PORT)?;
+    let attacker = &hosts.attacker;
+    let sender = Sender::new(attacker)?;
+    let own = [attacker.gateway_v4(), attacker.gateway_v6()];
+    for source in own.into_iter().chain(["224.0.0.7".parse()?, "ff0e::7".parse()?]) {
+        let before = gateway.kernel_packets("martian")?;
+        sender.send(&Path::new(attacker, source).udp(UDP_PORT, b"x")?)?;
+        wait_for("a martian", Duration::from_secs(1), || {
+            Ok(Some(()).filter(|()| gateway.kernel_packets("martian").is_ok_and(|n| n > before)))
+        })?;
+    }
+    // Three fragments of four are within the host's burst, so that the second datagram stays in pieces.
+    for source in ["198.18.8.7", "198.18.8.8"] {
+        for fragment in Path::new(attacker, source.parse()?).udp_fragments(UDP_PORT, &[0; 64])? {
+            sender.send(&fragment)?;
+        }
+    }
+    assert_eq!(arrived(&socket), ["198.18.8.7".parse::<IpAddr>()?]);
+    assert_eq!(gateway.kernel_packets("host_fragments")?, 1);
+    assert_eq!(get(&attacker.namespace, None, attacker.target())?.status, 200);
+    Ok(())
+}
+
+#[test]
 fn a_source_over_its_bucket_loses_packets_and_its_neighbour_none() -> Result {
     const PACKETS: usize = 1000;
     const BURST: usize = 20;

@@ -26,7 +26,7 @@ const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
 const ON: Switches =
-    Switches { rules: true, buckets: true, dry_run: false, ipv6_source_length: 64 };
+    Switches { buckets: true, events: Bucket::per_second(10, 10), ..Switches::RULES };
 const SMALL: Capacity = Capacity { rules: 1024, sources: 1024 };
 /// Ended long ago.
 const EXPIRED: Span = Span { from: 0, until: 1 };

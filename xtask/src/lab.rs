@@ -24,7 +24,18 @@ use load::{Flood, Requests, Window};
 /// The flood's sources: routed to the attacker, and nobody's.
 const FLOOD_SOURCES: &str = "198.18.0.0/24";
 /// Reasons for which the kernel drops.
-const DROPS: [&str; 6] = ["deny", "limit", "connections", "reset", "malformed", "contended"];
+const DROPS: [&str; 10] = [
+    "deny",
+    "limit",
+    "connections",
+    "reset",
+    "malformed",
+    "contended",
+    "tcp_flags",
+    "martian",
+    "host_udp",
+    "host_fragments",
+];
 
 /// Arguments of `cargo xtask lab`.
 #[derive(clap::Args)]

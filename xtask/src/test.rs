@@ -13,7 +13,8 @@ use crate::process;
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
-const TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("curl", "curl")];
+const TOOLS: [(&str, &str); 3] =
+    [("ip", "iproute2"), ("curl", "curl"), ("systemd-analyze", "systemd")];
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]

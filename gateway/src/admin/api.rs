@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::monitor::{Events, Top};
+use super::query;
 use crate::base::time::UtcMillis;
 use crate::kernel::netlink::Mode;
 use crate::rules::Place;
@@ -41,8 +43,16 @@ pub enum Request {
     Add(Add),
     /// Take rules back.
     Remove(Remove),
+    /// Keep what waits to be confirmed.
+    Confirm,
     /// Explain what happens to an address.
     Why(IpAddr),
+    /// Dropped packets that were reported.
+    Events(query::Events),
+    /// All figures, as Prometheus reads them.
+    Metrics,
+    /// What goes on, with so many of the busiest rules.
+    Top(usize),
     /// Read the configuration again.
     Reload,
     /// Take the programs out of the kernel.
@@ -91,6 +101,8 @@ pub struct PutList {
     pub entries: Entries,
     /// Deny very large prefixes too.
     pub yes: bool,
+    /// See [`Add::confirm_within_ms`].
+    pub confirm_within_ms: Option<u64>,
 }
 
 /// A list to be taken back.
@@ -122,6 +134,9 @@ pub struct Add {
     /// Deny very large prefixes too.
     #[serde(default)]
     pub yes: bool,
+    /// Put it back unless [`Request::Confirm`] comes within so many milliseconds.
+    #[serde(default)]
+    pub confirm_within_ms: Option<u64>,
 }
 
 /// Rules to take back, all or none of them.
@@ -132,6 +147,9 @@ pub struct Remove {
     pub action: ListAction,
     /// Prefixes as people write them.
     pub prefixes: Vec<String>,
+    /// See [`Add::confirm_within_ms`].
+    #[serde(default)]
+    pub confirm_within_ms: Option<u64>,
 }
 
 /// What is answered.
@@ -155,8 +173,14 @@ pub enum Answer {
         /// The lists.
         lists: Vec<ListView>,
     },
+    /// To [`Request::Events`].
+    Events(Events),
+    /// To [`Request::Top`].
+    Top(Box<Top>),
     /// To everything that changes something.
     Done(Done),
+    /// To [`Request::Metrics`]. Goes over the socket as it is.
+    Metrics(String),
 }
 
 /// What was done, and what whoever asked should know about it.
@@ -177,6 +201,28 @@ pub struct Refusal {
     /// Whether the request itself was wrong, as opposed to its not being possible.
     #[serde(default)]
     pub usage: bool,
+}
+
+impl Request {
+    /// Whether it changes anything, and so belongs into the audit trail.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Add(_)
+            | Self::Remove(_)
+            | Self::PutList(_)
+            | Self::RemoveList(_)
+            | Self::Confirm
+            | Self::Reload
+            | Self::Detach => true,
+            Self::Status
+            | Self::List(_)
+            | Self::Lists
+            | Self::Why(_)
+            | Self::Events(_)
+            | Self::Metrics
+            | Self::Top(_) => false,
+        }
+    }
 }
 
 impl fmt::Display for Request {
@@ -211,7 +257,11 @@ impl fmt::Display for Request {
             Self::Remove(remove) => {
                 write!(formatter, "{} remove {}", name(remove.action), first_of(&remove.prefixes))
             }
+            Self::Confirm => formatter.write_str("confirm"),
             Self::Why(address) => write!(formatter, "why {address}"),
+            Self::Events(_) => formatter.write_str("events"),
+            Self::Metrics => formatter.write_str("metrics"),
+            Self::Top(_) => formatter.write_str("top"),
             Self::Reload => formatter.write_str("reload"),
             Self::Detach => formatter.write_str("kernel detach"),
         }
@@ -261,6 +311,9 @@ pub struct Status {
     pub capabilities: Vec<String>,
     /// Addresses that it listens on.
     pub listen: Vec<String>,
+    /// Those of them whose address no interface has yet.
+    #[serde(default)]
+    pub listen_absent: Vec<String>,
     /// Worker threads.
     pub workers: usize,
     /// The kernel door.
@@ -295,6 +348,9 @@ pub struct InterfaceStatus {
     pub name: String,
     /// As the kernel reports it; none when nothing runs there.
     pub mode: Option<Mode>,
+    /// Why nothing runs there, and what becomes of it.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// One counter of the kernel.
@@ -397,7 +453,9 @@ mod tests {
     fn the_audit_trail_has_one_bounded_line_for_a_command() {
         let mut prefixes = vec!["1.2.3.4\nuid=0 \u{1b}[2J".to_owned(), "x".repeat(1000)];
         prefixes.extend((0..100).map(|last| format!("192.0.2.{last}")));
-        let line = Request::Remove(Remove { action: ListAction::Deny, prefixes }).to_string();
+        let line =
+            Request::Remove(Remove { action: ListAction::Deny, prefixes, confirm_within_ms: None })
+                .to_string();
         assert!(!line.contains(char::is_control), "{line}");
         assert!(line.len() < 1000 && line.ends_with("and 82 more"), "{line}");
     }

@@ -13,6 +13,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::api::{Answer, Refusal, Request};
+use crate::base::folder;
+use crate::observe::prometheus;
 use crate::rules::list_file::encode;
 
 const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
@@ -46,6 +48,11 @@ pub enum ClientError {
 pub fn ask(socket: &Path, request: &Request) -> Result<Answer, ClientError> {
     let path = socket.display().to_string();
     let broken = |reason: String| ClientError::Broken { path: path.clone(), reason };
+    if let Some(folder) = socket.parent() {
+        // Whoever listens there is told what to do and believed.
+        folder::check(folder, rustix::process::geteuid().as_raw())
+            .map_err(|error| broken(error.to_string()))?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -78,9 +85,14 @@ async fn exchange(stream: UnixStream, request: &Request) -> Outcome {
     let answer = async {
         let response = sender.send_request(write(request)?).await?;
         let refused = !response.status().is_success();
+        let kind = response.headers().get(header::CONTENT_TYPE);
+        let metrics = kind.is_some_and(|kind| kind == prometheus::CONTENT_TYPE);
         let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await?.to_bytes();
         if refused {
             return Ok(Err(serde_json::from_slice(&body)?));
+        }
+        if metrics {
+            return Ok(Ok(Answer::Metrics(String::from_utf8(body.into())?)));
         }
         Ok(Ok(serde_json::from_slice(&body)?))
     };
@@ -100,8 +112,10 @@ fn write(
         }
         Request::Lists => (Method::GET, "/v1/lists".to_owned(), Vec::new()),
         Request::PutList(put) => {
-            let path = if put.yes { "/v1/lists?yes" } else { "/v1/lists" };
-            (Method::POST, path.to_owned(), encode(&put.header, &put.entries))
+            let within = put.confirm_within_ms.map(|within| format!("confirm_within_ms={within}"));
+            let query = put.yes.then(|| "yes".to_owned()).into_iter().chain(within);
+            let path = format!("/v1/lists?{}", query.collect::<Vec<_>>().join("&"));
+            (Method::POST, path, encode(&put.header, &put.entries))
         }
         Request::RemoveList(remove) => {
             (Method::DELETE, "/v1/lists".to_owned(), serde_json::to_vec(remove)?)
@@ -110,7 +124,13 @@ fn write(
         Request::Remove(remove) => {
             (Method::DELETE, "/v1/rules".to_owned(), serde_json::to_vec(remove)?)
         }
+        Request::Confirm => (Method::POST, "/v1/confirm".to_owned(), Vec::new()),
         Request::Why(address) => (Method::GET, format!("/v1/why/{address}"), Vec::new()),
+        Request::Events(events) => {
+            (Method::GET, format!("/v1/events?{}", events.query()), Vec::new())
+        }
+        Request::Metrics => (Method::GET, "/v1/metrics".to_owned(), Vec::new()),
+        Request::Top(rules) => (Method::GET, format!("/v1/top?rules={rules}"), Vec::new()),
         Request::Reload => (Method::POST, "/v1/reload".to_owned(), Vec::new()),
         Request::Detach => (Method::POST, "/v1/kernel/detach".to_owned(), Vec::new()),
     };

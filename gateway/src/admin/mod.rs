@@ -1,8 +1,13 @@
-//! The administrative interface: HTTP and JSON over a Unix socket of mode 0600.
+//! The administrative interface: HTTP and JSON over a Unix socket of mode 0600; and
+//! metrics over TCP where the configuration says so.
 //!
 //! It speaks to `control` by a bounded channel of typed commands and decides nothing itself. Who called is taken from
 //! the socket (SO_PEERCRED) and goes into the audit trail.
 
 pub mod api;
+pub mod asker;
 pub mod client;
+pub mod monitor;
+pub mod query;
+pub mod scrape;
 pub mod server;

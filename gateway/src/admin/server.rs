@@ -1,4 +1,4 @@
-//! The server: from bytes on the socket to a [`Command`], and back.
+//! The server: from bytes on the socket to a command, and back.
 
 use std::convert::Infallible;
 use std::fs;
@@ -19,9 +19,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::Semaphore;
 
-use super::api::{Answer, Command, PutList, Refusal, Request};
+use super::api::{Answer, PutList, Refusal, Request};
+use super::asker::Asker;
+use super::query;
+use crate::base::folder::{self, FolderError};
+use crate::observe::prometheus;
 use crate::rules::list_file::decode;
 
 /// Commands that may wait for `control`.
@@ -45,6 +49,9 @@ pub enum SocketError {
     /// Something that is no socket, and so was not left behind by a gateway.
     #[error("admin.socket {0} is there and is no socket: name another path, or move it away")]
     NoSocket(String),
+    /// Others may do as they like where it is to be.
+    #[error("admin.socket: {0}")]
+    Folder(#[from] FolderError),
     /// Anything else.
     #[error("admin.socket {path}: {source}")]
     Io {
@@ -56,10 +63,14 @@ pub enum SocketError {
 }
 
 /// Binds the socket with mode 0600. A socket that nobody answers at is left over from a killed gateway and replaced.
-pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, SocketError> {
+/// `user` is who the daemon becomes.
+pub fn bind(path: &Path, user: u32) -> Result<std::os::unix::net::UnixListener, SocketError> {
     let failed = |source| SocketError::Io { path: path.display().to_string(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
+    }
+    if let Some(folder) = path.parent() {
+        folder::check(folder, user)?;
     }
     if let Ok(metadata) = fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
@@ -88,8 +99,8 @@ pub fn give_to(path: &Path, user: u32, group: u32) -> Result<(), SocketError> {
         .map_err(|source| SocketError::Io { path: path.display().to_string(), source })
 }
 
-/// Serves until the channel to `control` closes.
-pub async fn serve(listener: UnixListener, commands: mpsc::Sender<Command>) {
+/// Serves for as long as the task runs.
+pub async fn serve(listener: UnixListener, asker: Asker) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
@@ -97,21 +108,21 @@ pub async fn serve(listener: UnixListener, commands: mpsc::Sender<Command>) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let commands = commands.clone();
+        let asker = asker.clone();
         tokio::task::spawn_local(async move {
             let _slot = slot;
             // A connection that outlives its time is somebody else's mistake; there is nobody to tell.
-            drop(tokio::time::timeout(CONNECTION_MAX, connection(stream, commands)).await);
+            drop(tokio::time::timeout(CONNECTION_MAX, connection(stream, asker)).await);
         });
     }
 }
 
-async fn connection(stream: UnixStream, commands: mpsc::Sender<Command>) {
+async fn connection(stream: UnixStream, asker: Asker) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let uid = credentials.uid();
     let service = service_fn(move |request| {
-        let commands = commands.clone();
-        async move { Ok::<_, Infallible>(answer(request, uid, &commands).await) }
+        let asker = asker.clone();
+        async move { Ok::<_, Infallible>(answer(request, uid, &asker).await) }
     });
     // How a local client's connection breaks concerns nobody but that client.
     let mut server = http1::Builder::new();
@@ -119,44 +130,37 @@ async fn connection(stream: UnixStream, commands: mpsc::Sender<Command>) {
     drop(server.serve_connection(TokioIo::new(stream), service).await);
 }
 
-async fn answer(
-    request: HttpRequest<Incoming>,
-    uid: u32,
-    commands: &mpsc::Sender<Command>,
-) -> Response<Full<Bytes>> {
+async fn answer(request: HttpRequest<Incoming>, uid: u32, asker: &Asker) -> Response<Full<Bytes>> {
     let request = match read(request).await {
         Ok(request) => request,
         Err((status, refusal)) => return json(status, &refusal),
     };
-    match ask(request, uid, commands).await {
+    match asker.ask(request, uid).await {
+        Ok(Answer::Metrics(page)) => text(StatusCode::OK, prometheus::CONTENT_TYPE, page),
         Ok(answer) => json(StatusCode::OK, &answer),
         Err(refusal) if refusal.usage => json(StatusCode::BAD_REQUEST, &refusal),
         Err(refusal) => json(StatusCode::CONFLICT, &refusal),
     }
 }
 
-async fn ask(
-    request: Request,
-    uid: u32,
-    commands: &mpsc::Sender<Command>,
-) -> Result<Answer, Refusal> {
-    let (reply, answer) = oneshot::channel();
-    let ending = || Refusal::failed("the gateway is ending");
-    commands.send(Command { request, uid, reply }).await.map_err(|_| ending())?;
-    answer.await.map_err(|_| ending())?
-}
-
 /// The command that a request stands for.
 async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Refusal)> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
+    let asked = head.uri.query();
     let usage = |refusal| (StatusCode::BAD_REQUEST, refusal);
     match (head.method, path.as_str()) {
         (Method::GET, "/v1/status") => Ok(Request::Status),
         (Method::POST, "/v1/rules/list") => body_of(body).await.map(Request::List),
         (Method::GET, "/v1/lists") => Ok(Request::Lists),
-        (Method::POST, "/v1/lists") => list_of(body, head.uri.query() == Some("yes")).await,
+        (Method::POST, "/v1/lists") => list_of(body, asked.unwrap_or("")).await,
+        (Method::POST, "/v1/confirm") => Ok(Request::Confirm),
         (Method::DELETE, "/v1/lists") => body_of(body).await.map(Request::RemoveList),
+        (Method::GET, "/v1/events") => {
+            query::Events::parse(asked).map(Request::Events).map_err(usage)
+        }
+        (Method::GET, "/v1/metrics") => Ok(Request::Metrics),
+        (Method::GET, "/v1/top") => query::top_rules(asked).map(Request::Top).map_err(usage),
         (Method::POST, "/v1/rules") => body_of(body).await.map(Request::Add),
         (Method::DELETE, "/v1/rules") => body_of(body).await.map(Request::Remove),
         (Method::POST, "/v1/reload") => Ok(Request::Reload),
@@ -175,7 +179,19 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
 }
 
 /// The list of a body. One at a time: each may be as large as a list can be.
-async fn list_of(body: Incoming, yes: bool) -> Result<Request, (StatusCode, Refusal)> {
+async fn list_of(body: Incoming, query: &str) -> Result<Request, (StatusCode, Refusal)> {
+    let (mut yes, mut confirm_within_ms) = (false, None);
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let within = part.strip_prefix("confirm_within_ms=").and_then(|ms| ms.parse().ok());
+        match within {
+            Some(within) => confirm_within_ms = Some(within),
+            None if part == "yes" => yes = true,
+            None => {
+                let error = format!("unknown query `{part}`: yes, confirm_within_ms=NUMBER");
+                return Err((StatusCode::BAD_REQUEST, Refusal::usage(error)));
+            }
+        }
+    }
     static ONE: Semaphore = Semaphore::const_new(1);
     let _turn = ONE.acquire().await;
     let read = Limited::new(body, LIST_MAX_BYTES).collect().await;
@@ -185,7 +201,7 @@ async fn list_of(body: Incoming, yes: bool) -> Result<Request, (StatusCode, Refu
     let usage = |error: String| (StatusCode::BAD_REQUEST, Refusal::usage(error));
     let decoded = decoded.map_err(|error| usage(error.to_string()))?;
     let (header, entries) = decoded.map_err(|error| usage(format!("the list: {error}")))?;
-    Ok(Request::PutList(Box::new(PutList { header, entries, yes })))
+    Ok(Request::PutList(Box::new(PutList { header, entries, yes, confirm_within_ms })))
 }
 
 async fn body_of<T: serde::de::DeserializeOwned>(
@@ -198,11 +214,16 @@ async fn body_of<T: serde::de::DeserializeOwned>(
 }
 
 fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Full<Bytes>> {
-    let body = serde_json::to_vec(value).unwrap_or_default();
+    let body = serde_json::to_string(value).unwrap_or_default();
+    text(status, "application/json", body)
+}
+
+/// An answer of this content type.
+pub(super) fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    let json = http::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    let kind = http::HeaderValue::from_static(kind);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
 }
 
@@ -215,15 +236,15 @@ mod tests {
     fn a_socket_left_behind_is_replaced_and_nothing_else_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
-        let first = bind(&path).unwrap();
+        let first = bind(&path, 0).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(bind(&path).unwrap_err().to_string().contains("another gateway answers"));
+        assert!(bind(&path, 0).unwrap_err().to_string().contains("another gateway answers"));
         drop(first);
-        drop(bind(&path).unwrap());
+        drop(bind(&path, 0).unwrap());
 
         let file = folder.path().join("precious");
         fs::write(&file, "data").unwrap();
-        assert!(bind(&file).unwrap_err().to_string().contains("is no socket"));
+        assert!(bind(&file, 0).unwrap_err().to_string().contains("is no socket"));
         assert_eq!(fs::read_to_string(&file).unwrap(), "data");
     }
 }

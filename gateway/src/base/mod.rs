@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod error;
+pub mod folder;
 pub mod id;
 pub mod netlink;
 pub mod prefix;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 
+use super::list::milliseconds;
 use super::output::Output;
 use super::place::Place;
 use super::progress::{self, Counted};
@@ -26,7 +27,8 @@ pub(super) fn run(
     arguments: ImportArgs,
     output: &Output,
 ) -> Result<(), Failure> {
-    let ImportArgs { file, list, reason, skip_invalid, yes } = arguments;
+    let ImportArgs { file, list, reason, dry_run, skip_invalid, yes, confirm_within } = arguments;
+    let confirm_within_ms = confirm_within.map(milliseconds);
     let name = match list {
         Some(name) => name,
         None => name_of(&file)?,
@@ -42,8 +44,10 @@ pub(super) fn run(
     };
     let mut header = Header::new(&name, action, Kind::Import, &source);
     header.reason = reason;
+    header.dry_run = dry_run;
     let bar = progress::waiting("putting it in force");
-    let answer = ask(place, &Request::PutList(Box::new(PutList { header, entries, yes })));
+    let put = PutList { header, entries, yes, confirm_within_ms };
+    let answer = ask(place, &Request::PutList(Box::new(put)));
     bar.finish_and_clear();
     match answer? {
         Answer::Done(done) => Ok(output.done(&done)?),

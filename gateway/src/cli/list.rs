@@ -1,5 +1,7 @@
 //! `gateway deny` and `gateway allow`: the rules that people keep by hand and by list.
 
+use std::time::Duration;
+
 use super::output::Output;
 use super::place::Place;
 use super::{AddArgs, Failure, ListArgs, ListVerb, SortBy, ask, export, import, unexpected};
@@ -22,21 +24,39 @@ pub(super) fn run(
         ListVerb::Remove { list: Some(name), .. } => {
             Request::RemoveList(RemoveList { action, name })
         }
-        ListVerb::Remove { prefixes, list: None } => Request::Remove(Remove { action, prefixes }),
+        ListVerb::Remove { prefixes, list: None, confirm_within } => {
+            let confirm_within_ms = confirm_within.map(milliseconds);
+            Request::Remove(Remove { action, prefixes, confirm_within_ms })
+        }
         ListVerb::List(arguments) => return list(place, action, arguments, output),
         ListVerb::Import(arguments) => return import::run(place, action, arguments, output),
         ListVerb::Export { file, list } => return export::run(place, action, &file, list),
     };
-    match ask(place, &request)? {
+    done(place, &request, output)
+}
+
+/// `gateway confirm`.
+pub(super) fn confirm(place: &Place, output: &Output) -> Result<(), Failure> {
+    done(place, &Request::Confirm, output)
+}
+
+fn done(place: &Place, request: &Request, output: &Output) -> Result<(), Failure> {
+    match ask(place, request)? {
         Answer::Done(done) => Ok(output.done(&done)?),
         _ => Err(unexpected()),
     }
 }
 
+/// A time as the gateway is told of it.
+pub(super) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn add(action: ListAction, arguments: AddArgs) -> Add {
-    let AddArgs { prefixes, duration, reason, force, yes } = arguments;
-    let for_ms = duration.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    Add { action, prefixes, for_ms, reason, force, yes }
+    let AddArgs { prefixes, duration, reason, force, yes, confirm_within } = arguments;
+    let (for_ms, confirm_within_ms) =
+        (duration.map(milliseconds), confirm_within.map(milliseconds));
+    Add { action, prefixes, for_ms, reason, force, yes, confirm_within_ms }
 }
 
 fn list(

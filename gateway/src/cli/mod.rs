@@ -15,17 +15,20 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 
 mod check;
+mod events;
 mod export;
 mod import;
 mod kernel;
 mod list;
 mod lists;
+mod metrics;
 mod output;
 mod place;
 mod progress;
 mod reload;
 mod run;
 mod status;
+mod top;
 mod why;
 
 use output::Output;
@@ -71,6 +74,8 @@ enum Verb {
     /// Sources that are always let in
     #[command(subcommand)]
     Allow(ListVerb),
+    /// Keep the changes that wait to be confirmed, see --confirm-within
+    Confirm,
     /// The lists that are in force
     Lists,
     /// Which rule decides about an address, whose it is, since when, until when, and what it met
@@ -78,6 +83,12 @@ enum Verb {
         /// IPv4 or IPv6 address
         address: IpAddr,
     },
+    /// Packets that the kernel door dropped, as they come: a sample
+    Events(events::EventsArgs),
+    /// All figures, as Prometheus reads them
+    Metrics,
+    /// What goes on, every second: packets, rules, sources, requests
+    Top(top::TopArgs),
     /// The programs in the kernel
     #[command(subcommand)]
     Kernel(KernelVerb),
@@ -95,6 +106,10 @@ enum ListVerb {
         /// An imported list, with all of its entries
         #[arg(long, value_name = "NAME", conflicts_with = "prefixes")]
         list: Option<String>,
+        /// Put them back unless `gateway confirm` comes in time, as 60s
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(conflicts_with = "list")]
+        confirm_within: Option<std::time::Duration>,
     },
     /// Show the rules
     List(ListArgs),
@@ -123,12 +138,18 @@ struct ImportArgs {
     /// Why, for the entries that do not say so themselves
     #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
     reason: String,
+    /// Count what the list would drop, and drop nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Import the other lines where some cannot be read
     #[arg(long)]
     skip_invalid: bool,
     /// Yes, that many addresses are meant
     #[arg(long)]
     yes: bool,
+    /// Put the version before back unless `gateway confirm` comes in time, as 60s
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    confirm_within: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +196,9 @@ struct AddArgs {
     /// Yes, that many addresses are meant
     #[arg(long)]
     yes: bool,
+    /// Put it back unless `gateway confirm` comes in time, as 60s
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    confirm_within: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -240,8 +264,12 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Reload => reload::run(&place, output),
         Verb::Deny(verb) => list::run(&place, ListAction::Deny, verb, output),
         Verb::Allow(verb) => list::run(&place, ListAction::Allow, verb, output),
+        Verb::Confirm => list::confirm(&place, output),
         Verb::Lists => lists::run(&place, output),
         Verb::Why { address } => why::run(&place, address, output),
+        Verb::Events(arguments) => events::run(&place, &arguments, output),
+        Verb::Metrics => metrics::run(&place),
+        Verb::Top(arguments) => top::run(&place, &arguments, output),
         Verb::Kernel(KernelVerb::Detach) => kernel::detach(&place, output),
     }
 }

@@ -17,6 +17,10 @@ pub(super) fn run(file: Option<PathBuf>, output: &Output) -> Result<(), Failure>
         false => {
             let kernel = serde_json::to_string(&status.kernel.interfaces).unwrap_or_default();
             let Status { version, config, user, workers, listen, .. } = status;
+            let absent = status.listen_absent.join(", ");
+            if !absent.is_empty() {
+                tracing::warn!(listen = absent, "no interface has these addresses yet");
+            }
             let note = status.kernel.note.as_deref();
             let listen = listen.join(", ");
             tracing::info!(version, config, user, workers, listen, kernel, note, "serving");
@@ -50,7 +54,11 @@ fn banner(status: &Status, file: Option<&Path>) {
     let mut door: Vec<String> = kernel
         .interfaces
         .iter()
-        .map(|on| format!("{} in {} mode", on.name, on.mode.map_or("no", |mode| mode.name())))
+        .map(|on| match (on.mode, &on.note) {
+            (Some(mode), _) => format!("{} in {} mode", on.name, mode.name()),
+            (None, Some(note)) => format!("{} not attached: {note}", on.name),
+            (None, None) => format!("{} not attached", on.name),
+        })
         .collect();
     door.extend(kernel.note.clone());
     let capabilities = match status.capabilities.as_slice() {
@@ -61,6 +69,10 @@ fn banner(status: &Status, file: Option<&Path>) {
     let listen = status.listen.join(", ");
     anstream::eprintln!("gateway {version}, {config}");
     anstream::eprintln!("  listening    {listen} ({workers} workers)");
+    if !status.listen_absent.is_empty() {
+        let absent = status.listen_absent.join(", ");
+        anstream::eprintln!("               no interface has the address of {absent} yet");
+    }
     anstream::eprintln!("  kernel door  {}", door.join("; "));
     anstream::eprintln!("  running as   {user}, {capabilities}");
     if let (None, Some(address)) = (file, status.listen.first()) {
@@ -76,6 +88,10 @@ fn farewell(ended: &Ended, people: bool) {
     match (ended, people) {
         (Ended::Detached, true) => anstream::eprintln!("ended; nothing is left in the kernel"),
         (Ended::Detached, false) => tracing::info!("ended; nothing is left in the kernel"),
+        (Ended::Enforcing(interfaces), _) if interfaces.is_empty() => {
+            let text = "ended; no interface of the configuration is here, so nothing is enforced";
+            if people { anstream::eprintln!("{text}") } else { tracing::info!("{text}") }
+        }
         (Ended::Enforcing(interfaces), true) => anstream::eprintln!(
             "ended; the kernel goes on enforcing on {}: `gateway kernel detach` ends that",
             interfaces.join(", ")

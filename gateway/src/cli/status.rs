@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::output::Output;
 use super::place::Place;
 use super::{Failure, ask, unexpected};
-use crate::admin::api::{Answer, KernelStatus, Request, Status};
+use crate::admin::api::{Answer, InterfaceStatus, KernelStatus, Request, Status};
 
 pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
     let Answer::Status(status) = ask(place, &Request::Status)? else { return Err(unexpected()) };
@@ -22,6 +22,10 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
     output.line(&format!("  configuration  {config}"))?;
     output.line(&format!("  user           {user}, {capabilities}"))?;
     output.line(&format!("  listening      {} ({workers} workers)", status.listen.join(", ")))?;
+    if !status.listen_absent.is_empty() {
+        let absent = status.listen_absent.join(", ");
+        output.line(&format!("                 no interface has the address of {absent} yet"))?;
+    }
     output.line(&format!("  kernel door    {}", door(&status.kernel)))?;
     output.line(&format!(
         "  rules          {} deny, {} allow, {} limit, {} protected, {} held back",
@@ -45,9 +49,10 @@ fn door(kernel: &KernelStatus) -> String {
     let interfaces: Vec<String> = kernel
         .interfaces
         .iter()
-        .map(|interface| {
-            let mode = interface.mode.map_or("not attached", |mode| mode.name());
-            format!("{}: {mode}", interface.name)
+        .map(|InterfaceStatus { name, mode, note }| match (mode, note) {
+            (Some(mode), _) => format!("{name}: {}", mode.name()),
+            (None, Some(note)) => format!("{name}: not attached ({note})"),
+            (None, None) => format!("{name}: not attached"),
         })
         .collect();
     let mut text = if kernel.enforcing { "open".to_owned() } else { "shut".to_owned() };

@@ -11,14 +11,16 @@ use ipnet::IpNet;
 use super::at::At;
 use super::diagnostic::suggestion;
 use super::lists::Lists;
-use super::raw::{RawAttach, RawKernel, RawOnExit, RawProtectedPorts};
+use super::raw::{RawAttach, RawHostLimits, RawKernel, RawOnExit, RawProtectedPorts};
 use super::tree::shorten;
 use super::value::{absolute_path, count, name, one_prefix, ports, prefixes, rate};
-use super::{Attach, Kernel, OnExit, Profile, ProtectedPorts, SourceLimit};
+use super::{Attach, HostLimits, Kernel, OnExit, Profile, ProtectedPorts, SourceLimit};
 use crate::base::prefix::display;
 
 /// The kernel's IFNAMSIZ without its final zero.
 const INTERFACE_NAME_BYTES: usize = 15;
+/// Of the highest rate of events, 1000/s: beyond it telling of a flood becomes work of its own.
+const EVENT_INTERVAL_MIN_NS: u64 = 1_000_000;
 /// Rules and sources that one table may hold: beyond it is more memory than a host gives.
 const TABLE_MAX: u64 = 1 << 24;
 
@@ -66,10 +68,39 @@ pub(super) fn kernel(
             .and_then(|name| profile(name, &profiles, at.key("default_profile"))),
         profiles,
         limits: limits.into_iter().map(|(limit, _)| limit).collect(),
+        events: events(&raw.events, at.key("events")),
         max_rules,
         max_sources: table(raw.max_sources, at.key("max_sources")),
+        hygiene: raw.hygiene,
+        host_limits: host_limits(&raw.host_limits, at.key("host_limits")),
         ipv6_source_length: source_length(raw.ipv6_source_length, at.key("ipv6_source_length")),
     }
+}
+
+/// The rate at which dropped packets are reported, if any are.
+fn events(text: &str, at: At<'_>) -> Option<Bucket> {
+    if text.trim() == "off" {
+        return None;
+    }
+    let bucket = rate(text, at)?;
+    if bucket.interval_ns < EVENT_INTERVAL_MIN_NS {
+        at.error_with_help(
+            format!("`{}` reports more than anybody reads", shorten(text)),
+            "events are a sample, and the totals count every packet: write off or at most 1000/s",
+        );
+    }
+    Some(bucket)
+}
+
+fn host_limits(raw: &RawHostLimits, at: At<'_>) -> HostLimits {
+    HostLimits {
+        udp: bucket(raw.udp.as_deref(), at.key("udp")),
+        fragments: bucket(raw.fragments.as_deref(), at.key("fragments")),
+    }
+}
+
+fn bucket(text: Option<&str>, at: At<'_>) -> Bucket {
+    text.and_then(|text| rate(text, at)).unwrap_or(Bucket::UNLIMITED)
 }
 
 /// From what a registry gives an operator to what a subscriber has at least.
@@ -183,13 +214,10 @@ fn profiles(raw: &RawKernel, at: At<'_>) -> Vec<Profile> {
                 let help = "give it packets, connections or both: {packets: 20000/s}";
                 at.error_with_help(format!("profile `{own_name}` limits nothing"), help);
             }
-            let bucket = |text: &Option<String>, at| {
-                text.as_ref().and_then(|text| rate(text, at)).unwrap_or(Bucket::UNLIMITED)
-            };
             Profile {
                 name: own_name.clone(),
-                packets: bucket(&raw.packets, at.key("packets")),
-                connections: bucket(&raw.connections, at.key("connections")),
+                packets: bucket(raw.packets.as_deref(), at.key("packets")),
+                connections: bucket(raw.connections.as_deref(), at.key("connections")),
             }
         })
         .collect()

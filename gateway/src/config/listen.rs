@@ -1,10 +1,10 @@
-//! `listen`: where clients connect.
+//! `listen`: where clients connect, and `metrics`: where Prometheus does.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::Listener;
 use super::at::At;
-use super::raw::RawListener;
+use super::raw::{RawListener, RawMetrics};
 use super::value::socket_address;
 
 pub(super) fn listeners(raw: &[RawListener], at: At<'_>) -> Vec<Listener> {
@@ -28,6 +28,18 @@ pub(super) fn listeners(raw: &[RawListener], at: At<'_>) -> Vec<Listener> {
         }
     }
     found.into_iter().map(|(listener, _)| listener).collect()
+}
+
+/// Where metrics are served. Refuses the address of a listener.
+pub(super) fn metrics(raw: &RawMetrics, listeners: &[Listener], at: At<'_>) -> Option<SocketAddr> {
+    let address = socket_address(raw.listen.as_ref()?, at)?;
+    if let Some(other) = listeners.iter().find(|other| conflict(other.address, address)) {
+        at.error_with_help(
+            format!("`{address}` is taken by the listener {}", other.address),
+            "choose another port, such as 9100, on an address that only Prometheus reaches",
+        );
+    }
+    Some(address)
 }
 
 /// Whether a connection to one could as well be for the other.

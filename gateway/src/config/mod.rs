@@ -32,6 +32,7 @@ use std::time::Duration;
 use gateway_common::bucket::Bucket;
 use http::Method;
 use ipnet::IpNet;
+use serde::Deserialize;
 
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
@@ -135,7 +136,10 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         "name the addresses of your load balancers",
     );
     let trusted_proxies: Vec<IpNet> = trusted_proxies.into_iter().map(|(net, _)| net).collect();
-    let upstreams = upstreams::upstreams(&raw.upstreams, &listen, at.key("upstreams"));
+    let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics").key("listen"));
+    let own: Vec<Listener> =
+        listen.iter().cloned().chain(metrics.map(|address| Listener { address })).collect();
+    let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
@@ -151,6 +155,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         admin: Admin {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
+        metrics: Metrics { listen: metrics },
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -222,6 +227,8 @@ pub struct Config {
     pub state: State,
     /// The administrative interface.
     pub admin: Admin,
+    /// Metrics over TCP.
+    pub metrics: Metrics,
     /// The kernel door.
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.
@@ -251,6 +258,13 @@ pub struct State {
 pub struct Admin {
     /// Path of the Unix socket (mode 0600).
     pub socket: PathBuf,
+}
+
+/// Metrics over TCP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where they are served to anybody who asks; `None`: only over the admin socket.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The kernel door.
@@ -288,12 +302,57 @@ pub struct Kernel {
     pub default_profile: Option<usize>,
     /// Sources with a profile of their own.
     pub limits: Vec<SourceLimit>,
+    /// What is dropped because nothing honest sends it.
+    pub hygiene: Hygiene,
+    /// What the host as a whole takes of what no source's bucket holds.
+    pub host_limits: HostLimits,
     /// Bits of an IPv6 address that tell one source's buckets from another's (32 to 64).
     pub ipv6_source_length: u8,
+    /// Dropped packets that are reported as events, by all CPUs together; `None` for none.
+    pub events: Option<Bucket>,
     /// Rules of one address family that the kernel's tables hold (unit: rules).
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).
     pub max_sources: u32,
+}
+
+/// What the kernel door drops because nothing honest sends it. By default all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hygiene {
+    /// TCP with flags that no state of it sends.
+    pub tcp_flags: bool,
+    /// Sources that cannot be, and the host's own addresses.
+    pub martian: bool,
+    /// Headers that contradict themselves, each other or the frame.
+    pub malformed: bool,
+}
+
+impl Default for Hygiene {
+    fn default() -> Self {
+        Self::ON
+    }
+}
+
+impl Hygiene {
+    /// All of it is.
+    pub const ON: Self = Self { tcp_flags: true, martian: true, malformed: true };
+    /// Nothing is.
+    pub const OFF: Self = Self { tcp_flags: false, martian: false, malformed: false };
+}
+
+/// What the host as a whole takes of what no source's bucket holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostLimits {
+    /// UDP to ports that are not protected.
+    pub udp: Bucket,
+    /// Fragments.
+    pub fragments: Bucket,
+}
+
+impl HostLimits {
+    /// It takes everything.
+    pub const NONE: Self = Self { udp: Bucket::UNLIMITED, fragments: Bucket::UNLIMITED };
 }
 
 /// Which XDP mode to ask for.

@@ -8,6 +8,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::Hygiene;
+
 /// A whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -22,6 +24,7 @@ pub(super) struct Raw {
     pub(super) trusted_proxies: Vec<String>,
     pub(super) state: RawState,
     pub(super) admin: RawAdmin,
+    pub(super) metrics: RawMetrics,
     pub(super) kernel: RawKernel,
     pub(super) bounds: RawBounds,
     pub(super) upstreams: Named<RawUpstream>,
@@ -52,6 +55,14 @@ pub(super) struct RawAdmin {
     pub(super) socket: Option<String>,
 }
 
+/// Metrics over TCP.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawMetrics {
+    /// `ip:port`. Default: nowhere.
+    pub(super) listen: Option<String>,
+}
+
 /// The kernel door.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -77,10 +88,14 @@ pub(super) struct RawKernel {
     pub(super) default_profile: Option<String>,
     pub(super) profiles: Named<RawProfile>,
     pub(super) limits: Vec<RawLimit>,
+    /// A rate of dropped packets that are reported as events, or `off`.
+    pub(super) events: String,
     /// Rules of one address family that the kernel's tables hold.
     pub(super) max_rules: u64,
     /// Sources whose buckets the kernel remembers.
     pub(super) max_sources: u64,
+    pub(super) hygiene: Hygiene,
+    pub(super) host_limits: RawHostLimits,
     /// Bits of an IPv6 address that tell one source from another.
     pub(super) ipv6_source_length: u64,
 }
@@ -104,11 +119,24 @@ impl Default for RawKernel {
             default_profile: None,
             profiles: Named(Vec::new()),
             limits: Vec::new(),
+            events: "10/s".to_owned(),
             max_rules: gateway_common::layout::RULES_DEFAULT.into(),
             max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
+            hygiene: Hygiene::ON,
+            host_limits: RawHostLimits::default(),
             ipv6_source_length: 64,
         }
     }
+}
+
+/// What the host as a whole takes of what no source's bucket holds. Default: everything.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawHostLimits {
+    /// A rate of UDP packets to ports that are not protected.
+    pub(super) udp: Option<String>,
+    /// A rate of fragments.
+    pub(super) fragments: Option<String>,
 }
 
 /// Which XDP mode to ask for.

@@ -78,6 +78,7 @@ fn everything_has_its_documented_default() {
     let kernel = &config.kernel;
     assert_eq!((kernel.attach, kernel.on_exit), (Attach::Auto, OnExit::Keep));
     assert_eq!((kernel.max_rules, kernel.max_sources), (65_536, 262_144));
+    assert_eq!(kernel.events, Bucket::per_second(10, 10));
     assert_eq!(kernel.management_ports, [22]);
     assert_eq!(kernel.protected_ports, ProtectedPorts::Listeners);
     assert_eq!(kernel.pins, Path::new("/sys/fs/bpf/gateway"));
@@ -87,6 +88,7 @@ fn everything_has_its_documented_default() {
     assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 64));
     assert_eq!(config.state.dir, default_paths().state_dir);
     assert_eq!(config.admin.socket, default_paths().admin_socket);
+    assert_eq!(config.metrics.listen, None);
     assert!(config.workers >= 1 && config.routes.is_empty() && config.user.is_none());
 }
 
@@ -349,6 +351,53 @@ fn profiles_and_rates() {
         "there is no profile `none`",
         "none",
     );
+}
+
+#[test]
+fn events_and_metrics() {
+    let events = |rate: &str| with(&format!("kernel: {{events: {rate}}}")).unwrap().kernel.events;
+    assert_eq!(events("off"), None);
+    assert_eq!(events("1000/s burst 1"), Bucket::per_second(1000, 1));
+    assert_eq!(events("6/min"), Bucket::per(60, 6, 1));
+    for rate in ["1001/s", "unlimited"] {
+        let message = format!("`{rate}` reports more than anybody reads");
+        only(&format!("kernel: {{events: {rate}}}"), &message, rate);
+    }
+    only("kernel: {events: none}", "`none` is no rate", "none");
+
+    let metrics = |address: &str| with(&format!("metrics: {{listen: '{address}'}}"));
+    let listen = metrics("127.0.0.1:9100").unwrap().metrics.listen;
+    assert_eq!(listen, Some("127.0.0.1:9100".parse().unwrap()));
+    assert_eq!(metrics("0.0.0.0:8081").unwrap().metrics.listen.unwrap().port(), 8081);
+    for taken in ["127.0.0.1:8080", "0.0.0.0:8080"] {
+        let message = format!("`{taken}` is taken by the listener 127.0.0.1:8080");
+        let pointed = format!("'{taken}'");
+        only(&format!("metrics: {{listen: {pointed}}}"), &message, &pointed);
+    }
+    only("metrics: {listen: 9100}", "`9100` is only a port", "9100");
+    only(
+        "metrics: {listen: 127.0.0.1:9100}\nupstreams: {a: {endpoints: [127.0.0.1:9100]}}",
+        "`127.0.0.1:9100` is where the gateway itself listens: requests would go round",
+        "127.0.0.1:9100",
+    );
+}
+
+#[test]
+fn hygiene_is_on_and_the_host_takes_everything_unless_told() {
+    let kernel = with("").unwrap().kernel;
+    assert_eq!(kernel.hygiene, Hygiene::ON);
+    assert_eq!(kernel.host_limits, HostLimits::NONE);
+    let config = with(
+        "kernel: {hygiene: {martian: false}, \
+         host_limits: {udp: 50000/s burst 100000, fragments: 1000/s}}",
+    );
+    let kernel = config.unwrap().kernel;
+    assert_eq!(kernel.hygiene, Hygiene { tcp_flags: true, martian: false, malformed: true });
+    assert_eq!(Some(kernel.host_limits.udp), Bucket::per_second(50_000, 100_000));
+    assert_eq!(Some(kernel.host_limits.fragments), Bucket::per_second(1000, 1000));
+    only("kernel: {host_limits: {udp: many}}", "`many` is no rate", "many");
+    let text = "kernel: {hygiene: {martian: maybe}}";
+    only(text, "expected true or false, found `maybe`", "maybe");
 }
 
 #[test]

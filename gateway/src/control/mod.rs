@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use thiserror::Error;
-use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -15,13 +15,19 @@ use tokio::time::MissedTickBehavior;
 use crate::admin::api::{
     Answer, Command, Done, ListQuery, PAGE_MAX_RULES, Refusal, Request, Status,
 };
-use crate::admin::server;
+use crate::admin::asker::Asker;
+use crate::admin::{scrape, server};
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, Endpoint, OnExit};
+use crate::kernel::interfaces::Change;
+use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::request::Snapshot;
+use crate::rules::protected::own_addresses;
 
+mod metrics;
+mod monitor;
 pub mod offline;
 pub mod policy;
 pub mod privileges;
@@ -30,6 +36,7 @@ mod reload;
 mod start;
 pub mod views;
 
+use monitor::Monitor;
 use policy::Policy;
 use privileges::Target;
 
@@ -62,9 +69,10 @@ pub fn run(path: Option<&Path>, announce: impl FnOnce(&Status)) -> Result<Ended,
     let runtime = runtime.map_err(RunError::failed)?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        let (control, admin) = started.open()?;
+        let (control, sockets) = started.open()?;
         announce(&control.status().map_err(|refusal| RunError::Failed(refusal.error))?);
-        control.serve(admin).await
+        tell_manager(NotifyState::Ready);
+        control.serve(sockets).await
     })
 }
 
@@ -92,6 +100,7 @@ struct Control {
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
+    monitor: Monitor,
     started: Instant,
 }
 
@@ -130,19 +139,30 @@ impl Signals {
 }
 
 impl Control {
-    async fn serve(mut self, admin: UnixListener) -> Result<Ended, RunError> {
+    async fn serve(mut self, sockets: start::Inlets) -> Result<Ended, RunError> {
         let mut signals = Signals::new().map_err(RunError::failed)?;
         let (commands, mut inbox) = mpsc::channel(server::QUEUE_COMMANDS);
-        let admin = tokio::task::spawn_local(server::serve(admin, commands));
+        let asker = Asker::new(commands, self.monitor.news());
+        let admin = tokio::task::spawn_local(server::serve(sockets.admin, asker.clone()));
+        let metrics = sockets.metrics.map(|on| tokio::task::spawn_local(scrape::serve(on, asker)));
+        let links = Links::listen().inspect_err(|error| {
+            tracing::warn!(%error, "interfaces that come and go are noticed once a second only");
+        });
+        let links = links.ok();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut count = 0u64;
         loop {
             tokio::select! {
-                Some(command) = inbox.recv() => self.command(command),
+                Some(command) = inbox.recv() => {
+                    self.command(command);
+                    self.recheck();
+                }
+                () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {
                     count += 1;
                     self.tick(count.is_multiple_of(PROTECT_EVERY_TICKS));
+                    self.recheck();
                     if let Some(worker) = self.door.lost_worker() {
                         return Err(RunError::Failed(format!(
                             "worker {worker} has died, see above; the kernel goes on enforcing, \
@@ -157,6 +177,9 @@ impl Control {
             }
         }
         admin.abort();
+        if let Some(metrics) = metrics {
+            metrics.abort();
+        }
         self.end(&mut signals).await
     }
 
@@ -164,6 +187,7 @@ impl Control {
     async fn end(self, signals: &mut Signals) -> Result<Ended, RunError> {
         let Self { config, policy, door, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
+        tell_manager(NotifyState::Stopping);
         door.drain().map_err(RunError::failed)?;
         tokio::select! {
             joined = tokio::task::spawn_blocking(|| door.join()) => {
@@ -180,24 +204,27 @@ impl Control {
                 door.detach().map_err(RunError::failed)?;
                 Ok(Ended::Detached)
             }
-            Some(_) => Ok(Ended::Enforcing(config.kernel.interfaces.clone())),
+            Some(door) => {
+                let on = door.running().into_iter().filter(|(_, mode)| mode.is_some());
+                Ok(Ended::Enforcing(on.map(|(name, _)| name).collect()))
+            }
         }
     }
 
     fn command(&mut self, command: Command) {
         let Command { request, uid, reply } = command;
-        let looks = matches!(
-            request,
-            Request::Status | Request::List(_) | Request::Lists | Request::Why(_)
-        );
-        let told = (!looks).then(|| request.to_string());
+        let told = request.changes().then(|| request.to_string());
+        let look = self.look(&request);
         let answer = self.answer(request);
         if let Some(command) = told {
             let error = answer.as_ref().err().map(|refusal| refusal.error.as_str());
             tracing::info!(target: "audit", uid, command, refused = error, "command");
         }
-        // Whoever asked may have gone; what was done stays done.
-        drop(reply.send(answer));
+        match look {
+            Some(look) => self.monitor.complete(answer, look, reply),
+            // Whoever asked may have gone; what was done stays done.
+            None => drop(reply.send(answer)),
+        }
     }
 
     fn answer(&mut self, request: Request) -> Result<Answer, Refusal> {
@@ -213,6 +240,9 @@ impl Control {
             Request::Why(address) => {
                 Ok(Answer::Why(Box::new(views::why(&self.policy, address, now)?)))
             }
+            Request::Events(query) => self.events(&query),
+            Request::Metrics => self.metrics(),
+            Request::Top(_) => self.top(),
             Request::Add(add) => {
                 // Whoever connected to a management port a moment ago must not lock themselves out.
                 self.protect(now);
@@ -223,8 +253,16 @@ impl Control {
                 self.policy.put_list(*put, now).map(Answer::Done)
             }
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
+            Request::Confirm => self.policy.confirm(now).map(Answer::Done),
             Request::Reload => self.reload().map(Answer::Done),
             Request::Detach => self.detach().map(Answer::Done),
+        }
+    }
+
+    /// Where rules changed, closes the connections of those whom they deny by now.
+    fn recheck(&mut self) {
+        if self.policy.has_changed() && self.door.recheck().is_ok() {
+            self.policy.seen();
         }
     }
 
@@ -242,14 +280,25 @@ impl Control {
             Ok(count) => tracing::info!(count, "rules ended"),
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
+        self.look_after_interfaces();
         if protect {
             self.protect(now);
         }
     }
 
+    fn look_after_interfaces(&mut self) {
+        if let Some(door) = &mut self.policy.door {
+            door.look_after(instant()).iter().for_each(Change::log);
+        }
+    }
+
     fn protect(&mut self, now: Now) {
         let protected = protect::collect(&self.config, self.echo);
-        match self.policy.refresh(protected, now) {
+        let refreshed = self.policy.refresh(protected, now).and_then(|changed| {
+            self.policy.door.as_mut().map_or(Ok(()), |door| door.vouch(now.boot))?;
+            Ok(changed)
+        });
+        match refreshed {
             Ok(true) => tracing::info!("protected addresses changed"),
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "protected addresses could not be updated"),
@@ -263,6 +312,7 @@ impl Control {
         };
         let interfaces = door.detach().map_err(Refusal::failed)?;
         self.policy.door = None;
+        self.monitor.watch(None);
         self.detached = true;
         self.kernel_note = Some("detached on request; a restart opens it again".to_owned());
         Ok(Done {
@@ -287,11 +337,36 @@ impl Control {
             user: self.target.name.clone(),
             capabilities: self.capabilities.iter().map(|name| (*name).to_owned()).collect(),
             listen: self.door.addresses().iter().map(ToString::to_string).collect(),
+            listen_absent: absent(self.door.addresses()),
             workers: self.config.workers,
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             proxy,
         })
+    }
+}
+
+async fn changed(links: Option<&Links>) {
+    match links {
+        Some(links) => links.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The addresses that no interface has.
+fn absent(listen: &[SocketAddr]) -> Vec<String> {
+    let own = own_addresses();
+    let is_here = |address: &&SocketAddr| {
+        let ip = address.ip();
+        ip.is_unspecified() || ip.is_loopback() || own.iter().any(|(_, own)| *own == ip)
+    };
+    listen.iter().filter(|address| !is_here(address)).map(ToString::to_string).collect()
+}
+
+/// Tells systemd, if it asked to be told (sd_notify(3)).
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager could not be told");
     }
 }
 

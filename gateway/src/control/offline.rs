@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use super::policy::Policy;
-use super::{protect, read, views};
+use super::{privileges, protect, read, views};
 use crate::admin::api::{Answer, Refusal, Request};
+use crate::base::folder;
 use crate::base::time::Now;
 use crate::kernel::Door;
 use crate::kernel::pins::Pins;
@@ -20,6 +21,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
             | Request::Why(_)
             | Request::Remove(_)
             | Request::RemoveList(_)
+            | Request::Confirm
     );
     if !possible {
         return None;
@@ -34,6 +36,8 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
     }
     let now = Now::read();
     Some((|| {
+        let user = privileges::target(config.user.as_deref()).map_or(0, |target| target.uid);
+        folder::check(&config.state.dir, user).map_err(Refusal::failed)?;
         let store = Store::open(&config.state.dir).map_err(Refusal::failed)?;
         let door = Door::pinned(&pins).map_err(Refusal::failed)?;
         let policy = Policy::new(&config, protect::collect(&config, None), store, now);
@@ -45,6 +49,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
         match request {
             Request::Why(address) => Ok(Answer::Why(Box::new(views::why(&policy, *address, now)?))),
             Request::Remove(remove) => policy.remove(remove, now).map(Answer::Done),
+            Request::Confirm => policy.confirm(now).map(Answer::Done),
             Request::RemoveList(remove) => policy.remove_list(remove, now).map(Answer::Done),
             Request::List(query) => views::list(&policy, query, now),
             Request::Lists => Ok(Answer::Lists { lists: policy.list_views() }),

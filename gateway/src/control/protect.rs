@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Once;
 
-use gateway_common::rule::{Action, Origin};
+use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 
 use crate::base::time::UtcMillis;
 use crate::config::{Config, Endpoint};
@@ -15,7 +15,7 @@ use crate::rules::{Rule, Until};
 pub fn collect(config: &Config, echo: Option<SocketAddr>) -> Protected {
     let mut protected = Protected::default();
     for (interface, address) in own_addresses() {
-        protected.add_address(address, &format!("own address on {interface}"));
+        protected.add_own(address, &interface);
     }
     for address in resolvers() {
         protected.add_address(address, "resolver");
@@ -57,7 +57,7 @@ pub fn rules(protected: &Protected, now: UtcMillis) -> impl Iterator<Item = Rule
         prefix: *prefix,
         action: Action::Allow,
         origin: Origin::Protected,
-        profile: 0,
+        profile: if protected.is_own(prefix) { OWN_ADDRESS } else { 0 },
         reason: reason.to_owned(),
         created: now,
         until: Until::NEVER,

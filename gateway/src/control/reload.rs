@@ -9,6 +9,8 @@ use super::{Control, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::api::{Done, Refusal};
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
+use crate::kernel::Door;
+use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::Sockets;
 use crate::upstream::echo::Echo;
 
@@ -33,13 +35,19 @@ impl Control {
             echo.spawn().map_err(|error| unchanged(&error))?;
             self.echo = Some(address);
         }
-        self.reload_kernel(&config)?;
+        let reloaded = self.reload_kernel(&config);
+        self.monitor.watch(self.policy.door.as_ref());
+        reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
         self.shared.snapshot.store(snapshot(&config, self.echo));
         self.config = config;
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
         let held_back = self.policy.held_back_notes(HELD_BACK_NOTES_MAX).into_iter();
-        let notes = held_back.chain(self.kernel_note.clone()).collect();
+        let interfaces = self.policy.door.as_ref().map(Door::interfaces).unwrap_or_default();
+        let bare = interfaces.into_iter().filter_map(|Seen { name, note, .. }| {
+            Some(format!("{name} is not attached: {}", note?))
+        });
+        let notes = held_back.chain(self.kernel_note.clone()).chain(bare).collect();
         Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }
 
@@ -51,6 +59,7 @@ impl Control {
             ("user", old.user != new.user),
             ("state.dir", old.state != new.state),
             ("admin.socket", old.admin != new.admin),
+            ("metrics.listen", old.metrics != new.metrics),
             ("kernel.pins", old.kernel.pins != new.kernel.pins),
         ];
         match fixed.iter().find(|(_, changed)| *changed) {

@@ -1,6 +1,7 @@
 //! From a configuration to a running gateway, in the one order that works: whatever needs privileges first, then their
 //! end, then threads.
 
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,20 +9,22 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 
+use super::monitor::Monitor;
 use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::{Control, RunError, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::server;
+use crate::base::folder;
 use crate::base::time::{Now, instant};
 use crate::config::{Attach, Config};
 use crate::kernel::pins::Pins;
 use crate::kernel::{Door, DoorError, Opened, attach};
-use crate::listen::sockets::Sockets;
+use crate::listen::sockets::{Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::upstream::echo::Echo;
 
 /// Everything that needed privileges, before any thread exists.
@@ -32,6 +35,7 @@ pub(super) struct Started {
     pins: Pins,
     sockets: Sockets,
     admin: std::os::unix::net::UnixListener,
+    metrics: Option<std::net::TcpListener>,
     echo: Option<Echo>,
     target: Target,
     capabilities: Vec<&'static str>,
@@ -44,18 +48,25 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     let path = path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
     raise_descriptor_limit();
     let sockets = Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
-    let admin = server::bind(&config.admin.socket).map_err(RunError::failed)?;
+    let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
+    let admin = server::bind(&config.admin.socket, target.uid).map_err(RunError::failed)?;
+    let metrics = config.metrics.listen.map(bind_one).transpose().map_err(RunError::failed)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
+    let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &store::FILES)
+        .map_err(|error| RunError::Failed(format!("state.dir: {error}")))?;
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address));
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
-    let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
     let mut pins = Pins::at(&config.kernel.pins);
     let kernel_note = open_door(&mut policy, &mut pins, &config, &target)?;
     policy.publish(Now::read()).map_err(RunError::failed)?;
     if Uid::effective().is_root() {
         give_away(&policy, &config, &target)?;
+        if is_given {
+            let (dir, Target { uid, gid, .. }) = (&config.state.dir, &target);
+            chown(dir, Some(*uid), Some(*gid)).map_err(RunError::failed)?;
+        }
     }
     let capabilities =
         privileges::drop_to(&target, policy.door.is_some()).map_err(RunError::failed)?;
@@ -66,6 +77,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
         pins,
         sockets,
         admin,
+        metrics,
         echo,
         target,
         capabilities,
@@ -73,9 +85,15 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     })
 }
 
+/// Where `control` is asked.
+pub(super) struct Inlets {
+    pub(super) admin: UnixListener,
+    pub(super) metrics: Option<TcpListener>,
+}
+
 impl Started {
     /// Starts the threads. Runs inside of the runtime of `control`.
-    pub(super) fn open(self) -> Result<(Control, UnixListener), RunError> {
+    pub(super) fn open(self) -> Result<(Control, Inlets), RunError> {
         let address = self.echo.as_ref().map(Echo::address);
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
@@ -87,6 +105,10 @@ impl Started {
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;
+        let metrics = self.metrics.map(TcpListener::from_std).transpose();
+        let metrics = metrics.map_err(RunError::failed)?;
+        let mut monitor = Monitor::new();
+        monitor.watch(self.policy.door.as_ref());
         let control = Control {
             path: self.path,
             config: self.config,
@@ -99,9 +121,10 @@ impl Started {
             target: self.target,
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,
+            monitor,
             started: instant(),
         };
-        Ok((control, admin))
+        Ok((control, Inlets { admin, metrics }))
     }
 }
 

@@ -10,9 +10,12 @@ use crate::admin::api::{
     Answer, CounterView, InterfaceStatus, KernelStatus, ListAction, ListQuery, Refusal, RuleCounts,
     RuleView, Why,
 };
+use crate::admin::monitor::{EventView, RuleMetView, SourceView};
 use crate::base::prefix::display;
 use crate::base::time::Now;
 use crate::kernel::Door;
+use crate::kernel::events::{Dropped, RuleMet};
+use crate::kernel::interfaces::Seen;
 use crate::kernel::tables::TablesError;
 use crate::rules::classify::Entry;
 use crate::rules::list::List;
@@ -152,18 +155,13 @@ pub fn kernel(
             counters: Vec::new(),
         });
     };
+    let interfaces = door.interfaces().into_iter();
     let interfaces: Vec<InterfaceStatus> =
-        door.running().into_iter().map(|(name, mode)| InterfaceStatus { name, mode }).collect();
-    let bare = interfaces.iter().filter(|interface| interface.mode.is_none()).map(|interface| {
-        format!(
-            "{} runs no program any more, it went away or somebody took it off: \
-             `gateway reload` attaches again",
-            interface.name
-        )
-    });
-    let note = joined(notes.chain(bare).collect());
+        interfaces.map(|Seen { name, mode, note }| InterfaceStatus { name, mode, note }).collect();
+    let note = joined(notes.collect());
     let counters = door
-        .counters()?
+        .counters()
+        .all()?
         .into_iter()
         .map(|count| CounterView {
             reason: count.reason.name().to_owned(),
@@ -186,6 +184,35 @@ pub fn kernel(
     })
 }
 
+/// A dropped packet.
+pub fn event(event: &Dropped) -> EventView {
+    EventView {
+        number: event.number,
+        time_utc_ms: event.time,
+        source: event.source,
+        reason: event.reason.name().to_owned(),
+        rule: event.rule.as_ref().map(rule_met),
+        protocol: event.transport.name().to_owned(),
+        port: event.transport.port(),
+        interface: event.interface.to_string(),
+        dry_run: event.dry_run,
+    }
+}
+
+/// A source with its number of events and the last of them.
+pub fn source((events, last): (u64, &Dropped)) -> SourceView {
+    SourceView { source: last.source, events, reason: last.reason.name().to_owned() }
+}
+
+/// A rule as packets meet it.
+pub fn rule_met(rule: &RuleMet) -> RuleMetView {
+    RuleMetView {
+        prefix: display(&rule.prefix),
+        action: rule.action.name().to_owned(),
+        origin: rule.origin.name().to_owned(),
+    }
+}
+
 /// How many rules of each kind there are.
 pub fn counts(policy: &Policy) -> RuleCounts {
     let mut counts = RuleCounts { held_back: policy.held_back(), ..RuleCounts::default() };
@@ -206,6 +233,10 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
     let winner = policy.winner(rule.prefix, now);
     let in_front = winner.as_ref() == Some(rule);
     let held = policy.door.as_ref().and_then(|door| held(door, rule));
+    if rule.dry_run {
+        let note = Some("dry run of its list: counted, not enforced".to_owned());
+        return RuleView { note, packets: held.unwrap_or(0), ..shown(rule, "nowhere") };
+    }
     let kernel = in_front && held.is_some() && running;
     // A bucket is the kernel's alone; everything else the proxy enforces too.
     let user_space =
@@ -222,9 +253,15 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
             let list = winner.list.map(|list| format!(" {list}")).unwrap_or_default();
             Some(format!("{} by {}{list} wins", winner.action.name(), winner.origin.name()))
         }
+        _ if policy.waits(rule) => Some("waits for `gateway confirm`".to_owned()),
         _ if policy.is_dry_run() => Some("dry run: counted, not enforced".to_owned()),
         _ => None,
     };
+    RuleView { note, packets: held.unwrap_or(0), ..shown(rule, enforced) }
+}
+
+/// A rule as it was made.
+fn shown(rule: &RuleRef<'_>, enforced: &str) -> RuleView {
     RuleView {
         prefix: display(&rule.prefix),
         action: rule.action.name().to_owned(),
@@ -234,13 +271,16 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
         created_utc_ms: rule.created,
         until_utc_ms: rule.until.utc,
         enforced: enforced.to_owned(),
-        note,
-        packets: held.unwrap_or(0),
+        note: None,
+        packets: 0,
     }
 }
 
 /// The packets that the kernel's copy of a rule has met, if the kernel has it.
 fn held(door: &Door, rule: &RuleRef<'_>) -> Option<u64> {
+    if rule.dry_run {
+        return door.tried(&rule.prefix).map(|hits| hits.packets);
+    }
     let same = |entry: &Entry| (entry.origin, entry.action) == (rule.origin, rule.action);
     door.held(&rule.prefix).into_iter().find(|(entry, _)| same(entry)).map(|(_, hits)| hits.packets)
 }

@@ -1,15 +1,19 @@
 //! Attaching to interfaces: native where the driver has it, else generic; never over a foreign program; and the mode
 //! that counts is the one that the kernel reports afterwards.
 
+use std::fmt;
+use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::links::{FdLink, Link as _, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode, loaded_programs};
 use aya_obj::programs::XdpAttachType;
 use nix::net::if_::{if_nameindex, if_nametoindex};
+use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
 
 use super::netlink::{self, Mode, Running};
@@ -21,13 +25,26 @@ use crate::config::Attach;
 /// Why the program does not run on an interface.
 #[derive(Debug, Error)]
 pub enum AttachError {
-    /// There is no such interface.
-    #[error("there is no interface `{interface}` here, only {there}: correct kernel.interfaces")]
-    NoInterface {
+    /// It is not here now.
+    #[error("{interface}: {absence}")]
+    Absent {
         /// The name.
         interface: String,
-        /// Those that exist.
-        there: String,
+        /// Where it is instead.
+        absence: Absence,
+    },
+    /// It is in a network namespace that has a name.
+    #[error(
+        "{interface} is in the network namespace {namespace}, not in the gateway's: start the \
+         gateway there (`nsenter --net=/run/netns/{namespace} gateway run FILE`), move it to the \
+         host's (`ip -n {namespace} link set dev {interface} netns 1`) or take it out of \
+         kernel.interfaces"
+    )]
+    Elsewhere {
+        /// The name.
+        interface: String,
+        /// The namespace's.
+        namespace: String,
     },
     /// Another program has the interface.
     #[error(
@@ -82,17 +99,81 @@ pub struct Attached {
     pub fallback: Option<String>,
 }
 
+/// Where an interface is that is not here under its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// Nowhere that can be seen.
+    Gone,
+    /// Here, under another name.
+    Renamed(String),
+    /// In another network namespace, as its link tells.
+    Moved,
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => {
+                write!(formatter, "there is no such interface here, only {}; ", names_here())?;
+                formatter.write_str("it is attached to as soon as it appears")
+            }
+            Self::Renamed(name) => write!(
+                formatter,
+                "it is called {name} now and keeps its program: name it so in kernel.interfaces"
+            ),
+            Self::Moved => formatter.write_str(
+                "it was moved to another network namespace, where its program goes on enforcing: move it back, or \
+                 take it out of kernel.interfaces, which takes the program off",
+            ),
+        }
+    }
+}
+
 /// What an interface runs now.
 pub fn running(interface: &str) -> Result<Option<Running>, AttachError> {
-    let index = index(interface)?;
+    let Ok(index) = if_nametoindex(interface) else {
+        return Err(AttachError::Absent {
+            interface: interface.to_owned(),
+            absence: Absence::Gone,
+        });
+    };
     netlink::xdp(index)
         .map_err(|source| AttachError::Query { interface: interface.to_owned(), source })
 }
 
-/// Refuses an interface that is not there, or that runs somebody else's program.
+/// Where an interface is that is not here; `None` if it is.
+pub fn absence(interface: &str, pins: &Pins) -> Option<Absence> {
+    if if_nametoindex(interface).is_ok() {
+        return None;
+    }
+    let Some(target) = target(&pins.link(interface)) else {
+        return Some(Absence::Gone);
+    };
+    let renamed = if_nameindex().ok().and_then(|all| {
+        let same = all.iter().find(|named| named.index() == target.index)?;
+        Some(same.name().to_string_lossy().into_owned())
+    });
+    let runs =
+        |name: &String| matches!(running(name), Ok(Some(found)) if found.program == target.program);
+    Some(match renamed.filter(runs) {
+        Some(name) => Absence::Renamed(name),
+        None => Absence::Moved,
+    })
+}
+
+/// Refuses an interface that runs somebody else's program or lies in another network namespace. One that does not exist
+/// may come.
 pub fn check(interface: &str, pins: &Pins) -> Result<(), AttachError> {
+    if let Some(absence) = absence(interface, pins) {
+        let interface = interface.to_owned();
+        return match (absence, namespace_of(&interface)) {
+            (Absence::Renamed(_), _) | (Absence::Gone, None) => Ok(()),
+            (_, Some(namespace)) => Err(AttachError::Elsewhere { interface, namespace }),
+            (absence @ Absence::Moved, None) => Err(AttachError::Absent { interface, absence }),
+        };
+    }
     let Some(found) = running(interface)? else { return Ok(()) };
-    if is_ours(interface, found.program, pins) {
+    if is_ours(interface, found.program, pins)? {
         return Ok(());
     }
     // Only CAP_SYS_ADMIN may ask for names, which the daemon does not keep.
@@ -104,8 +185,8 @@ pub fn check(interface: &str, pins: &Pins) -> Result<(), AttachError> {
     Err(AttachError::Foreign { interface: interface.to_owned(), program })
 }
 
-/// Whether the program of the interface can be replaced in one step: it is that of the link that is pinned for it, and
-/// runs in a mode that is wished for. A link keeps the mode that it was made with.
+/// Whether the program of the interface can be replaced in one step: it is that of a link that is pinned, and runs in a
+/// mode that is wished for. A link keeps the mode that it was made with.
 pub fn is_updatable(interface: &str, wish: Attach, pins: &Pins) -> Result<bool, AttachError> {
     let Some(found) = running(interface)? else { return Ok(false) };
     let fits = match wish {
@@ -113,7 +194,7 @@ pub fn is_updatable(interface: &str, wish: Attach, pins: &Pins) -> Result<bool, 
         Attach::Native => found.mode == Mode::Native,
         Attach::Generic | Attach::Off => found.mode == Mode::Generic,
     };
-    Ok(fits && is_ours(interface, found.program, pins))
+    Ok(fits && is_ours(interface, found.program, pins)?)
 }
 
 /// Replaces the program of the pinned link in one step, so that no packet meets none.
@@ -124,6 +205,10 @@ pub fn update(program: &mut Xdp, interface: &str, pins: &Pins) -> Result<Attache
         .and_then(|link| program.attach_to_link(link).map_err(|error| chain(&error)));
     match updated {
         Ok(_) => report(interface, None),
+        // Its link died with it.
+        Err(_) if if_nametoindex(interface).is_err() => {
+            Err(AttachError::Absent { interface: interface.to_owned(), absence: Absence::Gone })
+        }
         Err(reason) => Err(AttachError::NotReplaced { interface: interface.to_owned(), reason }),
     }
 }
@@ -167,7 +252,22 @@ pub fn attach(
         Attach::Generic | Attach::Off => "generic",
     };
     let interface = interface.to_owned();
-    Err(AttachError::Refused { interface, mode, reason: reasons.join("; ") })
+    // What failed may have failed because it went away meanwhile.
+    match if_nametoindex(interface.as_str()) {
+        Ok(_) => Err(AttachError::Refused { interface, mode, reason: reasons.join("; ") }),
+        Err(_) => Err(AttachError::Absent { interface, absence: Absence::Gone }),
+    }
+}
+
+/// Attaches the program that is pinned, for an interface that came after it.
+pub fn attach_pinned(interface: &str, wish: Attach, pins: &Pins) -> Result<Attached, AttachError> {
+    let program = Xdp::from_pin(pins.map(PROGRAM_PIN), XdpAttachType::Interface);
+    let mut program = program.map_err(|error| AttachError::Refused {
+        interface: interface.to_owned(),
+        mode: "any",
+        reason: format!("the pinned program cannot be used: {}", chain(&error)),
+    })?;
+    attach(&mut program, interface, wish, pins).map(|fresh| fresh.attached)
 }
 
 impl Fresh {
@@ -230,10 +330,72 @@ fn pinned(pins: &Pins, interface: &str) -> Result<PinnedLink, LinkError> {
     PinnedLink::from_pin(pins.link(interface))
 }
 
-/// Whether what runs on the interface is the program of the link that is pinned for it.
-fn is_ours(interface: &str, program: u32, pins: &Pins) -> bool {
-    let info = pinned(pins, interface).and_then(|link| FdLink::from(link).info());
-    info.is_ok_and(|info| info.program_id() == program)
+/// What a pinned link is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Target {
+    /// The interface's, in the namespace where that is now.
+    index: u32,
+    program: u32,
+}
+
+/// `None` for a link that is not there or has outlived its interface.
+fn target(pin: &Path) -> Option<Target> {
+    let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
+    let program = link.info().ok()?.program_id();
+    // aya shows a link's descriptor in no other way, and the interface is nowhere but in what the kernel says of that.
+    let shown = format!("{:?}", link.id());
+    let descriptor = shown.trim_matches(|c: char| !c.is_ascii_digit());
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
+    let index = told.lines().find_map(|line| line.strip_prefix("ifindex:"))?.trim().parse().ok()?;
+    Some(Target { index, program }).filter(|target| target.index != 0)
+}
+
+/// Whether what runs on the interface is the program of a pinned link, which then is pinned under the interface's name:
+/// it may have been given another one.
+fn is_ours(interface: &str, program: u32, pins: &Pins) -> Result<bool, AttachError> {
+    let index = if_nametoindex(interface).unwrap_or(0);
+    let is_its = |pin: &Path| target(pin) == Some(Target { index, program });
+    if is_its(&pins.link(interface)) {
+        return Ok(true);
+    }
+    let Some(other) = pins.link_pins()?.into_iter().find(|pin| is_its(pin)) else {
+        return Ok(false);
+    };
+    pins.move_link(&other, interface)?;
+    Ok(true)
+}
+
+/// The name of a network namespace that has an interface of this name, as far as this process may look into them.
+fn namespace_of(interface: &str) -> Option<String> {
+    const FOLDER: &str = "/run/netns";
+    const NAMESPACES_MAX: usize = 256;
+    let entries = fs::read_dir(FOLDER).ok()?.flatten().take(NAMESPACES_MAX);
+    let namespaces: Vec<_> = entries
+        .filter_map(|entry| Some((entry.file_name(), File::open(entry.path()).ok()?)))
+        .collect();
+    // Entering one is for a thread of its own, which takes the change with it when it ends.
+    let look = move |interface: &str| {
+        let has = |namespace: &File| {
+            setns(namespace, CloneFlags::CLONE_NEWNET).is_ok() && if_nametoindex(interface).is_ok()
+        };
+        let found = namespaces.iter().find(|(_, namespace)| has(namespace));
+        found.map(|(name, _)| name.to_string_lossy().into_owned())
+    };
+    thread::scope(|scope| scope.spawn(|| look(interface)).join().ok().flatten())
+}
+
+/// The interfaces of this namespace, as many as a line has room for.
+fn names_here() -> String {
+    const NAMED_MAX: usize = 8;
+    let all = if_nameindex().map(|all| {
+        all.iter().map(|one| one.name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    });
+    let all = all.unwrap_or_default();
+    let named = all.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+    match all.len().saturating_sub(NAMED_MAX) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
 }
 
 fn report(interface: &str, fallback: Option<String>) -> Result<Attached, AttachError> {
@@ -258,16 +420,4 @@ fn os_error(error: &ProgramError) -> Option<i32> {
         source = inner.source();
     }
     None
-}
-
-fn index(interface: &str) -> Result<u32, AttachError> {
-    if_nametoindex(interface).map_err(|_| {
-        let names = if_nameindex().map(|found| {
-            found.iter().map(|item| item.name().to_string_lossy().into_owned()).collect::<Vec<_>>()
-        });
-        AttachError::NoInterface {
-            interface: interface.to_owned(),
-            there: names.unwrap_or_default().join(", "),
-        }
-    })
 }

@@ -116,8 +116,14 @@ impl Guard {
     pub fn winners(&self, rules: &RuleSet, prefix: IpNet, now: BootTime) -> Option<ClearedPair> {
         let cleared = |rule: RuleRef<'_>| Cleared::of(&rule, self);
         let winners = rules.winners(prefix, now, |rule| cleared(*rule).is_some());
-        let first = cleared(winners.first?)?;
-        Some(ClearedPair { first, second: winners.second.and_then(cleared) })
+        let tried = winners.trial.and_then(cleared);
+        match winners.first.and_then(cleared) {
+            Some(first) => {
+                let second = winners.second.and_then(cleared);
+                Some(ClearedPair { first, second, tried: tried.is_some(), trial: false })
+            }
+            None => Some(ClearedPair { first: tried?, second: None, tried: true, trial: true }),
+        }
     }
 }
 
@@ -170,12 +176,21 @@ pub struct ClearedPair {
     pub first: Cleared,
     /// Holds before the first begins or after it has ended.
     pub second: Option<Cleared>,
+    /// Whether the dry run of a list would drop the packets of the prefix.
+    tried: bool,
+    /// Whether the first is that dry run, and decides nothing.
+    trial: bool,
 }
 
 impl ClearedPair {
     /// As the tables have them.
     pub fn heads(&self) -> Pair {
-        (self.first.head(false), self.second.map(|rule| rule.head(true)))
+        let mark = |(head, span): (Head, Span)| match (self.trial, self.tried) {
+            (true, _) => (head.trial(), span),
+            (false, true) => (head.tried(), span),
+            (false, false) => (head, span),
+        };
+        (mark(self.first.head(false)), self.second.map(|rule| mark(rule.head(true))))
     }
 }
 

@@ -4,31 +4,45 @@
 //! does outlives the process; an opened door only writes the maps and reads what the kernel reports.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use aya::maps::MapData;
-use gateway_common::layout::{Hits, Profile};
+use gateway_common::layout::{self, Hits, Profile};
 use ipnet::IpNet;
 use thiserror::Error;
 
+use crate::base::time::{BootTime, Now};
 use crate::config::{self, ProtectedPorts};
 use crate::rules::classify::Entry;
 use crate::rules::tables::{Reader, RuleTables};
 
 pub mod apply;
 pub mod attach;
+pub mod carry;
+pub mod census;
+pub mod counters;
+pub mod events;
 pub mod guard;
+pub mod host;
+pub mod interfaces;
 pub mod netlink;
 pub mod object;
 pub mod pins;
+pub mod ring;
 pub mod support;
 pub mod tables;
 pub mod trial;
 
 use apply::Wanted;
 use attach::{AttachError, Attached, Fresh};
+use census::Census;
+use counters::Counters;
+use host::Host;
+use interfaces::{Change, Interfaces, Seen};
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
-use tables::{Count, Tables, TablesError};
+use ring::Ring;
+use tables::{Tables, TablesError};
 
 /// Why the kernel door is shut.
 #[derive(Debug, Error)]
@@ -68,7 +82,8 @@ impl DoorError {
 pub struct Door {
     pins: Pins,
     tables: Tables,
-    interfaces: Vec<String>,
+    host: Host,
+    interfaces: Interfaces,
 }
 
 /// What opening the door came to.
@@ -82,9 +97,9 @@ pub struct Opened {
 }
 
 impl Door {
-    /// Loads the program, fills the maps and attaches it to every interface of the configuration. A program that is
-    /// attached already is replaced in one step, and stays when an interface refuses the new one. `owner` is the user
-    /// whose pins are taken over besides root's.
+    /// Loads the program, fills the maps and attaches it to every interface of the configuration that is here; the
+    /// others may come. A program that is attached already is replaced in one step, and stays when an interface refuses
+    /// the new one. `owner` is the user whose pins are taken over besides root's.
     pub fn open(
         pins: &mut Pins,
         config: &config::Config,
@@ -123,32 +138,48 @@ impl Door {
             false => pins.map(name),
         };
         let mut tables = Tables::open(|name| MapData::from_pin(path(name)), kernel.max_rules)?;
-        let before = match loaded.replaced.as_slice() {
-            [] => None,
-            _ => Tables::open(|name| MapData::from_pin(pins.map(name)), kernel.max_rules).ok(),
+        let mut host = Host::open(|name| MapData::from_pin(path(name)))?;
+        // The maps of the rules are replaced together. Those that stay must not inherit from themselves.
+        let before = match loaded.replaced.contains(&layout::TABLE_V4) {
+            true => Tables::open(|name| MapData::from_pin(pins.map(name)), kernel.max_rules).ok(),
+            false => None,
         };
         apply::check(&tables.rules, wanted).map_err(TablesError::from)?;
         let mut fresh = Vec::new();
         let switched = switch(&mut loaded, &mut tables, &mut fresh, (pins, config, wanted));
-        let attached = switched.map_err(|error| {
+        let vouched = switched.and_then(|attached| {
+            host.vouch(Now::read().boot)?;
+            Ok(attached)
+        });
+        let attached = vouched.map_err(|error| {
             let undone = fresh.iter().rev().filter_map(|fresh| fresh.undo(pins).err());
             match undone.reduce(|all, one| format!("{all}; {one}")) {
                 Some(left) => DoorError::Half(Box::new(error), left),
                 None => error,
             }
         })?;
+        carry::let_finish();
         if let Some(before) = before {
             tables.rules.inherit(&before.rules);
         }
+        if loaded.replaced.contains(&layout::COUNTERS) {
+            let (from, into) = (pins.map(layout::COUNTERS), pins.next(layout::COUNTERS));
+            carry::log(carry::counters(&from, &into));
+        }
         loaded.settle(pins)?;
+        carry::log(carry::describe(&pins.map(layout::COUNTERS)));
         for interface in pins.linked()? {
             if !kernel.interfaces.contains(&interface) {
                 attach::take_off(&interface, pins)?;
             }
         }
-        let removed = pins.remove_stale()?;
-        let interfaces = kernel.interfaces.clone();
-        let door = Self { pins: pins.clone(), tables, interfaces };
+        let mut removed = Vec::new();
+        for folder in pins.others()? {
+            carry::all(&folder, pins, &tables)?;
+            removed.push(pins.remove_other(&folder)?);
+        }
+        let interfaces = Interfaces::new(&kernel.interfaces, kernel.attach);
+        let door = Self { pins: pins.clone(), tables, host, interfaces };
         Ok(Opened { door, attached, removed })
     }
 
@@ -161,9 +192,12 @@ impl Door {
         if interfaces.is_empty() {
             return Ok(None);
         }
+        pins.check_version()?;
         // No bound: whoever opens a door that was left takes rules back and adds none.
         let tables = Tables::open(|name| MapData::from_pin(pins.map(name)), u32::MAX)?;
-        Ok(Some(Self { pins: pins.clone(), tables, interfaces }))
+        let host = Host::open(|name| MapData::from_pin(pins.map(name)))?;
+        let interfaces = Interfaces::new(&interfaces, config::Attach::Auto);
+        Ok(Some(Self { pins: pins.clone(), tables, host, interfaces }))
     }
 
     /// The rules that the kernel enforces.
@@ -176,28 +210,56 @@ impl Door {
         self.tables.rules.reader()
     }
 
+    /// Says that the rules for the host's own addresses are right at `now`.
+    pub fn vouch(&mut self, now: BootTime) -> Result<(), TablesError> {
+        self.host.vouch(now)
+    }
+
     /// What the maps cost the host (unit: bytes).
     pub fn memory_bytes(&self) -> u64 {
         self.tables.memory_bytes()
     }
 
-    /// The counters, summed over CPUs.
-    pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
+    /// What the program counted.
+    pub fn counters(&self) -> &Counters {
         self.tables.counters()
     }
 
     /// What each interface runs at this moment, as the kernel reports it: `None` where nothing does.
     pub fn running(&self) -> Vec<(String, Option<netlink::Mode>)> {
-        let mode = |interface: &String| {
-            let running = attach::running(interface).ok().flatten();
-            (interface.clone(), running.map(|running| running.mode))
-        };
-        self.interfaces.iter().map(mode).collect()
+        self.interfaces().into_iter().map(|seen| (seen.name, seen.mode)).collect()
+    }
+
+    /// Each interface at this moment, with the reason where it runs nothing.
+    pub fn interfaces(&self) -> Vec<Seen> {
+        self.interfaces.seen(&self.pins)
+    }
+
+    /// Attaches to interfaces that have come, and tells what changed since the last time.
+    pub fn look_after(&mut self, now: Instant) -> Vec<Change> {
+        self.interfaces.look_after(&self.pins, now)
+    }
+
+    /// What the dry run of a list has met, where nothing else holds for the prefix.
+    pub fn tried(&self, prefix: &IpNet) -> Option<Hits> {
+        self.tables.tried(prefix)
     }
 
     /// The rules that the kernel holds for a prefix, each with what it has met.
     pub fn held(&self, prefix: &IpNet) -> Vec<(Entry, Hits)> {
         self.tables.held(prefix)
+    }
+
+    /// Where the program reports dropped packets. Runs inside of a runtime.
+    pub fn ring(&self) -> Result<Ring, TablesError> {
+        let map = layout::EVENTS;
+        let data = MapData::from_pin(self.pins.map(map));
+        Ring::open(data.map_err(|source| TablesError::Map { map, source })?)
+    }
+
+    /// The tables, to be counted by another thread.
+    pub fn census(&self) -> Result<Census, TablesError> {
+        Census::open(|map| MapData::from_pin(self.pins.map(map)))
     }
 
     /// Hands the pins to the user that the daemon becomes.
@@ -222,10 +284,14 @@ fn switch(
     let kernel = &config.kernel;
     let mut updatable = Vec::new();
     for interface in &kernel.interfaces {
-        if attach::is_updatable(interface, kernel.attach, pins)? {
-            updatable.push(interface);
-        } else {
-            fresh.push(attach::attach(loaded.program()?, interface, kernel.attach, pins)?);
+        match attach::is_updatable(interface, kernel.attach, pins) {
+            Ok(true) => updatable.push(interface),
+            Ok(false) => match attach::attach(loaded.program()?, interface, kernel.attach, pins) {
+                Err(AttachError::Absent { .. }) => {}
+                attached => fresh.push(attached?),
+            },
+            Err(AttachError::Absent { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     tables.write_profiles(&profiles(kernel))?;
@@ -233,7 +299,10 @@ fn switch(
     apply::apply_all(&mut tables.rules, wanted).map_err(TablesError::from)?;
     let mut attached: Vec<_> = fresh.iter().map(|fresh| fresh.attached.clone()).collect();
     for interface in updatable {
-        attached.push(attach::update(loaded.program()?, interface, pins)?);
+        match attach::update(loaded.program()?, interface, pins) {
+            Err(AttachError::Absent { .. }) => {}
+            updated => attached.push(updated?),
+        }
     }
     Ok(attached)
 }
@@ -247,6 +316,10 @@ fn switches(kernel: &config::Kernel) -> Switches {
         buckets,
         dry_run: kernel.dry_run,
         ipv6_source_length: kernel.ipv6_source_length,
+        events: kernel.events,
+        hygiene: kernel.hygiene,
+        spare_loopback: kernel.interfaces.iter().any(|interface| interface == "lo"),
+        host_limits: kernel.host_limits,
     }
 }
 

@@ -1,8 +1,15 @@
 //! Asks the kernel which XDP program an interface runs, and in which mode. What was wished for is not what is shown.
+//! And listens for interfaces that come and go.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixDatagram as Datagrams;
+use std::time::Duration;
 
-use nix::sys::socket::SockProtocol;
+use nix::sys::socket::{
+    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
+};
+use tokio::net::UnixDatagram;
 
 use crate::base::netlink::{ONE, ask, attribute, message, u32_at};
 
@@ -52,6 +59,43 @@ pub fn xdp(index: u32) -> io::Result<Option<Running>> {
     let request = message(RTM_GETLINK, ONE, &question);
     ask(SockProtocol::NetlinkRoute, &request, RTM_NEWLINK, |link| running = parse(link))?;
     Ok(running)
+}
+
+/// The kernel's news of interfaces (rtnetlink(7)). News may be lost when many come at once, and what they say is not
+/// read: they are a reason to look.
+#[derive(Debug)]
+pub struct Links(UnixDatagram);
+
+impl Links {
+    /// Listens from now on. Runs inside of a runtime.
+    pub fn listen() -> io::Result<Self> {
+        const RTMGRP_LINK: u32 = 1;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let protocol = SockProtocol::NetlinkRoute;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, RTMGRP_LINK))?;
+        // To whoever only receives, one socket of datagrams is as good as another.
+        UnixDatagram::from_std(Datagrams::from(socket)).map(Self)
+    }
+
+    /// Waits until something may have changed.
+    pub async fn changed(&self) {
+        const NEWS_MAX: usize = 1024;
+        const PAUSE: Duration = Duration::from_secs(1);
+        let mut start = [0; LINK_BYTES];
+        match self.0.recv(&mut start).await {
+            Ok(_) => {}
+            // Some were lost, which is news, too.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+        // All that has come meanwhile is one reason.
+        for _ in 0..NEWS_MAX {
+            if self.0.try_recv(&mut start).is_err() {
+                return;
+            }
+        }
+    }
 }
 
 /// Bytes of an `ifinfomsg`.

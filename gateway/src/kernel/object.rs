@@ -8,17 +8,24 @@ use std::path::Path;
 use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use gateway_common::bucket::Bucket;
 use gateway_common::layout::{self, Settings};
 use gateway_common::source::mask64;
 use gateway_common::table::{CELLS, buckets_for};
 use thiserror::Error;
 
+use super::carry;
 use super::pins::{Pins, PinsError};
 use super::tables::chain;
+use crate::config::{HostLimits, Hygiene};
 use crate::rules::tables::{blocks_for, filter_bits_for, random_seed};
 
 /// What `cargo xtask ebpf` built; a test holds it against the hash of its sources.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../gateway-ebpf/prebuilt/gateway.bpf.o");
+
+/// Index of the loopback interface in every network namespace (LOOPBACK_IFINDEX of the kernel's
+/// include/net/flow.h, which it insists on).
+const LOOPBACK_INDEX: u32 = 1;
 
 /// Name of the program's pin.
 pub const PROGRAM_PIN: &str = "program";
@@ -77,6 +84,7 @@ impl Capacity {
             layout::BLOCKS_V4 => Some(blocks_for(self.rules)),
             layout::FILTER_V6 => Some(filter_bits_for(self.rules) / 64),
             layout::BUCKETS => Some(self.sources),
+            layout::COUNTERS => Some(carry::ENTRIES),
             _ => None,
         }
     }
@@ -93,6 +101,28 @@ pub struct Switches {
     pub dry_run: bool,
     /// Bits of an IPv6 address that tell one source's buckets from another's (1 to 64).
     pub ipv6_source_length: u8,
+    /// Drops that are reported; `None` for none.
+    pub events: Option<Bucket>,
+    /// What is dropped because nothing honest sends it.
+    pub hygiene: Hygiene,
+    /// Spare the loopback interface that.
+    pub spare_loopback: bool,
+    /// The buckets of the host as a whole.
+    pub host_limits: HostLimits,
+}
+
+impl Switches {
+    /// Rules and nothing else.
+    pub const RULES: Self = Self {
+        rules: true,
+        buckets: false,
+        dry_run: false,
+        ipv6_source_length: 64,
+        hygiene: Hygiene::OFF,
+        spare_loopback: false,
+        host_limits: HostLimits::NONE,
+        events: None,
+    };
 }
 
 /// The program in the kernel, not yet attached.
@@ -138,7 +168,14 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         rules: u32::from(switches.rules),
         buckets: u32::from(switches.buckets),
         dry_run: u32::from(switches.dry_run),
+        tcp_flags: u32::from(switches.hygiene.tcp_flags),
+        martian: u32::from(switches.hygiene.martian),
+        malformed: u32::from(switches.hygiene.malformed),
+        loopback: if switches.spare_loopback { LOOPBACK_INDEX } else { 0 },
         reserved: 0,
+        events: switches.events.unwrap_or(Bucket::UNLIMITED),
+        host_udp: switches.host_limits.udp,
+        host_fragments: switches.host_limits.fragments,
     }
 }
 
@@ -221,12 +258,7 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
             continue;
         };
         let entries = capacity.entries(name).unwrap_or(map.max_entries());
-        let kind = pinned.map_type().map(|kind| kind as u32).ok();
-        let fits = kind == Some(map.map_type())
-            && pinned.key_size() == map.key_size()
-            && pinned.value_size() == map.value_size()
-            && pinned.max_entries() == entries;
-        if !fits {
+        if !is_alike(&pinned, map) || pinned.max_entries() != entries {
             misfits.push(name);
         }
     }
@@ -237,6 +269,21 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
         misfits.extend(rules);
     }
     Ok(misfits)
+}
+
+/// Whether the maps of rules that are pinned in a folder have the shapes of ours, whatever their sizes.
+pub fn has_our_rule_maps(folder: &Path) -> bool {
+    let Ok(object) = aya_obj::Object::parse(OBJECT) else { return false };
+    layout::RULE_MAPS.iter().all(|name| {
+        let pinned = MapInfo::from_pin(folder.join(name));
+        object.maps.get(*name).is_some_and(|map| pinned.is_ok_and(|pinned| is_alike(&pinned, map)))
+    })
+}
+
+fn is_alike(pinned: &MapInfo, map: &aya_obj::Map) -> bool {
+    pinned.map_type().is_ok_and(|kind| kind as u32 == map.map_type())
+        && pinned.key_size() == map.key_size()
+        && pinned.value_size() == map.value_size()
 }
 
 #[cfg(test)]

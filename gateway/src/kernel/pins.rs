@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! /sys/fs/bpf/gateway/          0700, refused when somebody else owns it
-//!     links/eth0                one link an interface; it keeps the program attached
-//!     abi-2/program             the program
-//!     abi-2/TABLE_V4 …          the maps, which a program of another ABI version must not touch
+//!     links/eth0                one link an interface, under the name that it has now; it keeps the program attached
+//!     abi-3/program             the program
+//!     abi-3/TABLE_V4 …          the maps, which a program of another ABI version must not touch
 //! ```
 
 use std::fs::{self, DirBuilder};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use gateway_common::layout::ABI;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use thiserror::Error;
 
 /// Why the pins cannot be used.
@@ -41,6 +41,11 @@ pub enum PinsError {
         /// The numeric user.
         owner: u32,
     },
+    /// What is pinned is of a gateway of another version, whose maps mean something else.
+    #[error(
+        "{0} has no pins of this version of the gateway: start it once, which takes over what is there"
+    )]
+    OtherVersion(String),
     /// Not for this user.
     #[error("{0} is closed to this user: run this as root, or as the gateway's own user")]
     Closed(String),
@@ -151,7 +156,23 @@ impl Pins {
             let name = path.file_name()?.to_str()?;
             Some(name.replace("%2e", ".").replace("%25", "%"))
         };
-        Ok(self.entries(&self.links())?.into_iter().filter_map(decode).collect())
+        Ok(self.link_pins()?.into_iter().filter_map(decode).collect())
+    }
+
+    /// The pins of all links.
+    pub fn link_pins(&self) -> Result<Vec<PathBuf>, PinsError> {
+        self.entries(&self.links())
+    }
+
+    /// Lets a link have the place of an interface. The one that has it goes where this one was.
+    pub fn move_link(&self, from: &Path, interface: &str) -> Result<(), PinsError> {
+        let to = self.link(interface);
+        let flags = match to.exists() {
+            true => RenameFlags::EXCHANGE,
+            false => RenameFlags::NOREPLACE,
+        };
+        rustix::fs::renameat_with(CWD, from, CWD, &to, flags)
+            .map_err(|error| self.error(from, error.into()))
     }
 
     /// Lets `name-next` take the place of `name`.
@@ -170,16 +191,15 @@ impl Pins {
         }
     }
 
-    /// Removes the folders of other ABI versions, once no link runs their programs, and names them.
-    pub fn remove_stale(&self) -> Result<Vec<String>, PinsError> {
-        let mut removed = Vec::new();
-        for folder in self.versions()? {
-            if folder != self.maps() {
-                self.remove_folder(&folder)?;
-                removed.push(self.shown(&folder));
-            }
-        }
-        Ok(removed)
+    /// The folders of other ABI versions, older and newer ones.
+    pub fn others(&self) -> Result<Vec<PathBuf>, PinsError> {
+        Ok(self.versions()?.into_iter().filter(|folder| *folder != self.maps()).collect())
+    }
+
+    /// Removes the folder of another ABI version, once no link runs its program. Answers its path as people know it.
+    pub fn remove_other(&self, folder: &Path) -> Result<String, PinsError> {
+        self.remove_folder(folder)?;
+        Ok(self.shown(folder))
     }
 
     /// Removes everything: links first, so that no program is left without its maps' pins. Answers the interfaces that
@@ -203,6 +223,15 @@ impl Pins {
     /// Whether there is anything.
     pub fn exist(&self) -> Result<bool, PinsError> {
         self.reached.try_exists().map_err(|source| self.error(&self.reached, source))
+    }
+
+    /// Refuses links without the maps of this version.
+    pub fn check_version(&self) -> Result<(), PinsError> {
+        match self.maps().try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(PinsError::OtherVersion(self.root.display().to_string())),
+            Err(source) => Err(self.error(&self.maps(), source)),
+        }
     }
 
     /// The folders of all ABI versions. Whatever else lies beside them is not ours to touch.

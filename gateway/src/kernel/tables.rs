@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
-use gateway_common::layout::{self, Counter, Hits, PROFILES_MAX, Profile, counter_index};
-use gateway_common::verdict::Reason;
+use aya::maps::{Array, Map, MapData, MapError};
+use gateway_common::layout::{self, Hits, PROFILES_MAX, Profile};
 use ipnet::IpNet;
 use thiserror::Error;
 
+use super::counters::Counters;
 use crate::rules::classify::Entry;
 use crate::rules::tables::mapping::Mapping;
 use crate::rules::tables::{Memory, RoomError, RuleTables};
@@ -46,19 +46,8 @@ pub struct Tables {
     pub rules: RuleTables,
     profiles: Array<MapData, Profile>,
     ports: Array<MapData, u64>,
-    counters: PerCpuArray<MapData, Counter>,
+    counters: Counters,
     memory_bytes: u64,
-}
-
-/// A counter summed over the CPUs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Count {
-    /// What it counts.
-    pub reason: Reason,
-    /// What was done.
-    pub done: Counter,
-    /// What a dry run would have done.
-    pub would: Counter,
 }
 
 impl Tables {
@@ -82,7 +71,7 @@ impl Tables {
             rules: RuleTables::open(memory, capacity),
             profiles: open_as(layout::PROFILES, data(layout::PROFILES)?)?,
             ports: open_as(layout::PORTS, data(layout::PORTS)?)?,
-            counters: open_as(layout::COUNTERS, data(layout::COUNTERS)?)?,
+            counters: Counters::open(&find)?,
             memory_bytes: memory_bytes(&find)?,
         })
     }
@@ -116,22 +105,15 @@ impl Tables {
         Ok(())
     }
 
-    /// All counters, in the order of their reasons.
-    pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
-        let sum = |index: u32| -> Result<Counter, TablesError> {
-            let values = self.counters.get(&index, 0).map_err(failed(layout::COUNTERS))?;
-            Ok(values.iter().fold(Counter::default(), |sum, value| Counter {
-                packets: sum.packets + value.packets,
-                bytes: sum.bytes + value.bytes,
-            }))
-        };
-        Reason::ALL
-            .into_iter()
-            .map(|reason| {
-                let done = sum(counter_index(reason, false))?;
-                Ok(Count { reason, done, would: sum(counter_index(reason, true))? })
-            })
-            .collect()
+    /// What the program counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What the dry run of a list has met, where nothing else holds for the prefix.
+    pub fn tried(&self, prefix: &IpNet) -> Option<Hits> {
+        self.rules.held(prefix, false).filter(|(head, _)| head.is_trial())?;
+        Some(self.rules.hits(prefix, false))
     }
 
     /// The rules that the kernel holds for a prefix, read from its memory now, each with what it has met.
@@ -158,20 +140,20 @@ fn memory_bytes(find: &impl Fn(&str) -> Result<MapData, MapError>) -> Result<u64
     Ok(sum)
 }
 
-fn mapping(map: &'static str, data: &MapData) -> Result<Mapping, TablesError> {
+pub(super) fn mapping(map: &'static str, data: &MapData) -> Result<Mapping, TablesError> {
     let info = data.info().map_err(failed(map))?;
     let bytes = info.max_entries() as usize * info.value_size() as usize;
     Mapping::new(data.fd(), bytes).map_err(|source| TablesError::Memory { map, source })
 }
 
-fn open_as<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn open_as<T: TryFrom<Map, Error = MapError>>(
     name: &'static str,
     data: MapData,
 ) -> Result<T, TablesError> {
     Map::from_map_data(data).and_then(T::try_from).map_err(failed(name))
 }
 
-fn failed(map: &'static str) -> impl Fn(MapError) -> TablesError {
+pub(super) fn failed(map: &'static str) -> impl Fn(MapError) -> TablesError {
     move |source| TablesError::Map { map, source }
 }
 

@@ -2,20 +2,24 @@
 //! What is written here enforces nothing.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::{ProgramError, Xdp};
 use gateway_common::bucket::Bucket;
 use gateway_common::layout::{self, Hits, Profile};
-use gateway_common::rule::{Action, Origin};
+use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 use gateway_common::source::SourceKey;
 use gateway_common::table::{Head, Span, TagV4};
 use ipnet::IpNet;
 
 use super::DoorError;
+use super::counters::Count;
+use super::host::Host;
 use super::object::{Capacity, LoadError, Switches, load_apart};
-use super::tables::{Count, Tables, TablesError};
+use super::tables::{Tables, TablesError};
+use crate::base::time::BootTime;
 use crate::rules::tables::{Pair, tag_v4};
 
 /// The program and its maps.
@@ -87,6 +91,17 @@ impl Trial {
         Ok(written?)
     }
 
+    /// Writes a rule for an address as one of the host's own.
+    pub fn own(&mut self, address: IpAddr) -> Result<(), TablesError> {
+        let head = Head::new(Action::Allow, Origin::Protected, OWN_ADDRESS, false);
+        self.write(IpNet::from(address), ((head, Span::ALWAYS), None))
+    }
+
+    /// Says that the rules for the host's own addresses are right at `now`.
+    pub fn vouch(&self, now: BootTime) -> Result<(), TablesError> {
+        Host::open(|name| self.map(name))?.vouch(now)
+    }
+
     /// Writes the packet buckets of all profiles, the default one first.
     pub fn profiles(&mut self, profiles: &[Bucket]) -> Result<(), TablesError> {
         let connections = Bucket::UNLIMITED;
@@ -118,15 +133,15 @@ impl Trial {
 
     /// All counters.
     pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
-        self.tables.counters()
+        self.tables.counters().all()
     }
 }
 
 fn map(object: &Ebpf, name: &str) -> Result<MapData, MapError> {
     match object.map(name) {
-        Some(Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map)) => {
-            MapData::from_id(map.info()?.id())
-        }
+        Some(
+            Map::Array(map) | Map::PerCpuArray(map) | Map::LruHashMap(map) | Map::RingBuf(map),
+        ) => MapData::from_id(map.info()?.id()),
         _ => Err(MapError::InvalidName { name: name.to_owned() }),
     }
 }

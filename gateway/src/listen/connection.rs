@@ -17,6 +17,7 @@ use crate::http::deadline::{Deadline, Phase};
 use crate::http::socket::Socket;
 use crate::listen::stream::Stream;
 use crate::listen::worker::Slot;
+use crate::observe::Refusal;
 use crate::request;
 use crate::upstream::connection::{HYPER_HEADER_COUNT, buffer_bytes};
 
@@ -52,6 +53,10 @@ pub(super) async fn serve(
             slot.register(context.waker());
             registered = true;
         }
+        if slot.is_denied() {
+            slot.counters().refused(Refusal::Denied);
+            return Poll::Ready(None);
+        }
         loop {
             if let Poll::Ready(result) = http.as_mut().poll(context) {
                 return Poll::Ready(Some(result));
@@ -68,7 +73,9 @@ pub(super) async fn serve(
         }
     })
     .await;
-    account(&slot, &deadline, end);
+    if !slot.is_denied() {
+        account(&slot, &deadline, end);
+    }
 }
 
 /// Whether the deadline has passed. The timer is moved only when it must fire sooner, or fired too soon: most requests

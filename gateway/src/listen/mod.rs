@@ -82,6 +82,11 @@ impl Door {
         Ok(())
     }
 
+    /// Closes the connections of those whom a rule denies by now. Fails while a worker takes no orders.
+    pub fn recheck(&self) -> io::Result<()> {
+        self.workers.iter().try_for_each(|worker| worker.order(Order::Recheck))
+    }
+
     /// The number of a worker that has ended without being told to, if one has: it panicked, or its runtime broke.
     pub fn lost_worker(&self) -> Option<usize> {
         self.workers.iter().position(|worker| worker.thread.is_finished())

@@ -26,11 +26,6 @@ pub enum BindError {
          start as root or listen on a higher port"
     )]
     Denied(SocketAddr),
-    /// Not on this host.
-    #[error(
-        "cannot listen on {0}: this host does not have the address; `ip addr` shows those it has"
-    )]
-    NoSuchAddress(SocketAddr),
     /// Anything else.
     #[error("cannot listen on {0}: {1}")]
     Other(SocketAddr, #[source] io::Error),
@@ -84,6 +79,11 @@ impl Sockets {
     }
 }
 
+/// Binds an address for one.
+pub fn bind_one(address: SocketAddr) -> Result<TcpListener, BindError> {
+    open(address, false).map_err(|error| explain(address, error))
+}
+
 fn open(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of a gateway that has just ended may still linger on the port.
@@ -92,7 +92,17 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     // Accepted sockets inherit it, which saves a call for each.
     socket.set_tcp_nodelay(true)?;
-    socket.bind(&address.into())?;
+    match socket.bind(&address.into()) {
+        // The address may come with its interface, long after the rules had to be in force.
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            match address {
+                SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+                SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+            }
+            socket.bind(&address.into())?;
+        }
+        bound => bound?,
+    }
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -101,7 +111,6 @@ fn explain(address: SocketAddr, error: io::Error) -> BindError {
     match error.kind() {
         io::ErrorKind::AddrInUse => BindError::InUse(address),
         io::ErrorKind::PermissionDenied => BindError::Denied(address),
-        io::ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(address),
         _ => BindError::Other(address, error),
     }
 }
@@ -126,8 +135,9 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_host_is_named() {
-        let error = Sockets::bind(&["192.0.2.1:8080".parse().unwrap()], 1).unwrap_err();
-        assert!(matches!(error, BindError::NoSuchAddress(_)), "{error}");
+    fn an_address_that_the_host_does_not_have_yet_is_listened_on() {
+        let addresses =
+            ["192.0.2.1:18080", "[2001:db8::1]:18080"].map(|text| text.parse().unwrap());
+        assert_eq!(Sockets::bind(&addresses, 1).unwrap().addresses(), addresses);
     }
 }

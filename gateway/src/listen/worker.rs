@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,6 +27,8 @@ use crate::request;
 pub(super) enum Order {
     /// Listen on exactly these addresses; the sockets are for those that are new.
     Listen { addresses: Vec<SocketAddr>, sockets: Vec<Socket> },
+    /// Close the connections of those whom a rule denies by now.
+    Recheck,
     /// Stop listening, finish what is in flight, end.
     Drain,
 }
@@ -50,11 +52,17 @@ pub(super) struct Worker {
     none_left: Notify,
 }
 
-/// The connections of this worker: a waker for each, to tell it that the worker drains.
+/// The connections of this worker, each with what it takes to tell it something.
 #[derive(Default)]
 struct Open {
     next: u64,
-    wakers: HashMap<u64, Waker>,
+    connections: HashMap<u64, Told>,
+}
+
+struct Told {
+    peer: IpAddr,
+    denied: Rc<Cell<bool>>,
+    waker: Waker,
 }
 
 struct Listening {
@@ -105,6 +113,7 @@ impl Worker {
                             .for_each(|(_, gone)| self.close(&gone));
                         self.listen(sockets, &mut listening)?;
                     }
+                    Some(Order::Recheck) => self.recheck(),
                     Some(Order::Drain) | None => break,
                 },
                 _ = sweep.tick() => self.requests.sweep(),
@@ -157,7 +166,7 @@ impl Worker {
         if !connection.admits_peer() {
             return counters.refused(Refusal::Denied);
         }
-        let slot = Slot::take(self);
+        let slot = Slot::take(self, peer.ip());
         if slot.taken_before >= config.bounds.connections {
             return counters.refused(Refusal::TooMany);
         }
@@ -165,11 +174,20 @@ impl Worker {
         spawn_local(connection::serve(slot, http, connection, stream));
     }
 
+    fn recheck(&self) {
+        for Told { peer, denied, waker } in self.open.borrow().connections.values() {
+            if self.requests.denies(*peer) {
+                denied.set(true);
+                waker.wake_by_ref();
+            }
+        }
+    }
+
     /// Lets what is in flight finish, for as long as it may.
     async fn drain(&self) {
         self.draining.set(true);
-        for waker in self.open.borrow().wakers.values() {
-            waker.wake_by_ref();
+        for told in self.open.borrow().connections.values() {
+            told.waker.wake_by_ref();
         }
         let limit = self.requests.config().bounds.drain_timeout;
         // What is not done by then is dropped with the runtime.
@@ -194,20 +212,30 @@ pub(super) struct Slot {
     worker: Rc<Worker>,
     number: u64,
     taken_before: usize,
+    peer: IpAddr,
+    denied: Rc<Cell<bool>>,
 }
 
 impl Slot {
-    fn take(worker: &Rc<Worker>) -> Self {
+    fn take(worker: &Rc<Worker>, peer: IpAddr) -> Self {
         worker.requests.counters.connections_open.add(1);
         let taken_before = worker.connections.fetch_add(1, Ordering::Relaxed);
         let mut open = worker.open.borrow_mut();
         open.next += 1;
-        Self { worker: Rc::clone(worker), number: open.next, taken_before }
+        let (worker, denied) = (Rc::clone(worker), Rc::default());
+        Self { worker, number: open.next, taken_before, peer, denied }
     }
 
-    /// Has `waker` woken when the worker begins to drain.
+    /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
     pub(super) fn register(&self, waker: &Waker) {
-        self.worker.open.borrow_mut().wakers.insert(self.number, waker.clone());
+        let (denied, waker) = (Rc::clone(&self.denied), waker.clone());
+        let told = Told { peer: self.peer, denied, waker };
+        self.worker.open.borrow_mut().connections.insert(self.number, told);
+    }
+
+    /// Whether a rule denies the peer since it was let in.
+    pub(super) fn is_denied(&self) -> bool {
+        self.denied.get()
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -223,7 +251,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.worker.connections.fetch_sub(1, Ordering::Relaxed);
         self.worker.requests.counters.connections_open.subtract_one();
-        self.worker.open.borrow_mut().wakers.remove(&self.number);
+        self.worker.open.borrow_mut().connections.remove(&self.number);
         self.worker.none_left.notify_one();
     }
 }

@@ -3,6 +3,8 @@
 //! A block has one writer and shares no cache line with another, so that counting costs a plain store. Reading never
 //! stops a worker.
 
+pub mod prometheus;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

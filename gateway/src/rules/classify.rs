@@ -22,8 +22,11 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What a cell of a table says.
+    /// What a cell of a table says; `None` where it decides nothing.
     pub fn of(head: Head, span: Span) -> Option<Self> {
+        if head.is_trial() {
+            return None;
+        }
         let (action, origin) = (head.action()?, head.origin()?);
         Some(Self { action, origin, until: BootTime(span.end_ns()) })
     }

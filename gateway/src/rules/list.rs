@@ -124,7 +124,10 @@ impl List {
         let all = prefix.is_none().then(|| self.entries.iter());
         let some = prefix.map(|prefix| self.entries.after(prefix));
         let entries = all.into_iter().flatten().chain(some.into_iter().flatten());
-        entries.map(|entry| self.rule(entry))
+        entries.filter_map(|entry| {
+            let before = self.before.as_ref().and_then(|before| before.entries.find(entry.prefix));
+            self.rules(Some(entry), before).next()
+        })
     }
 
     /// The IPv4 networks with an address from `first` to `last`.

@@ -72,6 +72,9 @@ pub struct Header {
     pub boot_ns: u64,
     /// The boot in which that means anything.
     pub boot: String,
+    /// When this version comes back, if it was replaced by one that waits to be confirmed.
+    #[serde(default)]
+    pub deadline: Option<UtcMillis>,
     v4: u64,
     v6: u64,
     notes: u64,
@@ -118,6 +121,7 @@ impl Header {
             utc: UtcMillis(0),
             boot_ns: 0,
             boot: String::new(),
+            deadline: None,
             v4: 0,
             v6: 0,
             notes: 0,

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::time::{BootTime, Now, UtcMillis};
 
+pub mod change;
 pub mod classify;
 pub mod entries;
 pub mod feed;
@@ -27,6 +28,7 @@ pub mod protected;
 pub mod sockets;
 pub mod tables;
 
+pub use change::{Change, Expired, Key, Pending};
 use list::List;
 use tables::tag_v4;
 
@@ -39,7 +41,8 @@ pub struct Rule {
     pub action: Action,
     /// Who made it.
     pub origin: Origin,
-    /// Index of the profile of a `limit` rule in the kernel's table of profiles; otherwise 0.
+    /// Index of the profile of a `limit` rule in the kernel's table of profiles; of an `allow` rule for an address of
+    /// the host itself [`gateway_common::rule::OWN_ADDRESS`]; otherwise 0.
     pub profile: u8,
     /// Why, in the words of whoever made it.
     pub reason: String,
@@ -72,15 +75,6 @@ pub struct RuleRef<'a> {
     pub list: Option<&'a str>,
     /// Whether it only counts what it would do.
     pub dry_run: bool,
-}
-
-/// What becomes of a rule, or of the lack of one, unless somebody confirms in time how it is now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// The end of the time to confirm it.
-    pub deadline: Until,
-    /// What there is then, with the same prefix and origin.
-    pub then: Option<Rule>,
 }
 
 /// When a rule ends. Both clocks are kept: the kernel's, which no clock step touches, decides within one boot; the wall
@@ -201,17 +195,37 @@ impl RuleSet {
         self.pending.iter()
     }
 
-    /// Lets the rule of a prefix and origin wait to be confirmed, or no longer.
-    pub fn set_pending(&mut self, prefix: IpNet, origin: Origin, pending: Option<Pending>) {
-        match pending {
-            Some(pending) => self.pending.insert((prefix, origin), pending),
-            None => self.pending.remove(&(prefix, origin)),
-        };
+    /// What becomes of the rule of a prefix and origin if nobody confirms it.
+    pub fn find_pending(&self, key: &Key) -> Option<&Pending> {
+        self.pending.get(key)
     }
 
-    /// What becomes of the rule of a prefix and origin if nobody confirms it.
-    pub fn find_pending(&self, prefix: IpNet, origin: Origin) -> Option<&Pending> {
-        self.pending.get(&(prefix, origin))
+    /// Makes a change. Answers the one that undoes it.
+    pub fn change(&mut self, change: &Change) -> Change {
+        let mut undo = Change::default();
+        let puts = change.put.iter().map(|rule| ((rule.prefix, rule.origin), Some(rule)));
+        for (key, rule) in puts.chain(change.remove.iter().map(|key| (*key, None))) {
+            let old = match rule {
+                Some(rule) => self.rules.insert(key, rule.clone()),
+                None => self.rules.remove(&key),
+            };
+            match old {
+                Some(old) => undo.put.push(old),
+                None => undo.remove.push(key),
+            }
+        }
+        let pends = change.pend.iter().map(|(key, pending)| (*key, Some(pending)));
+        for (key, pending) in pends.chain(change.settle.iter().map(|key| (*key, None))) {
+            let old = match pending {
+                Some(pending) => self.pending.insert(key, pending.clone()),
+                None => self.pending.remove(&key),
+            };
+            match old {
+                Some(old) => undo.pend.push((key, old)),
+                None => undo.settle.push(key),
+            }
+        }
+        undo
     }
 
     /// Every rule as listings have them: those that were made by themselves by prefix and origin, then those of the
@@ -221,7 +235,8 @@ impl RuleSet {
         let start = own_after
             .map_or(Bound::Unbounded, |place| Bound::Excluded((place.prefix, place.origin)));
         let in_list = after.and_then(|place| Some((place.list.as_deref()?, place.prefix)));
-        let own = self.rules.range((start, Bound::Unbounded)).map(|(_, rule)| rule.as_ref());
+        let own = self.rules.range((start, Bound::Unbounded));
+        let own = own.map(|(key, rule)| self.until_confirmed(key, rule));
         let own = in_list.is_none().then_some(own).into_iter().flatten();
         let lists = in_list.map_or(Bound::Unbounded, |(name, _)| Bound::Included(name));
         let lists = self.lists.range::<str, _>((lists, Bound::Unbounded));
@@ -320,9 +335,12 @@ impl RuleSet {
             };
         }
         let over = self.rules.extract_if(.., |_, rule| rule.is_over(now)).map(|(key, _)| key);
+        let late = |list: &&List| list.before.as_ref().is_some_and(|b| b.deadline.boot <= now);
+        let late = self.lists.values().filter(late).map(|list| list.name.clone());
         Expired {
             over: over.collect(),
             unconfirmed,
+            unconfirmed_lists: late.collect(),
             entries: self.lists.values_mut().flat_map(|list| list.expire(now)).collect(),
         }
     }
@@ -387,35 +405,8 @@ impl RuleSet {
     }
 }
 
-impl Pending {
-    /// The rule as it will be.
-    fn then(&self) -> Option<RuleRef<'_>> {
-        let rule = self.then.as_ref()?.as_ref();
-        Some(RuleRef { from: self.deadline.boot, ..rule })
-    }
-}
-
 fn keys(prefix: IpNet) -> RangeInclusive<(IpNet, Origin)> {
     (prefix, Origin::Ban)..=(prefix, Origin::Forced)
-}
-
-/// What [`RuleSet::expire`] changed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Expired {
-    /// Rules that ended.
-    pub over: Vec<(IpNet, Origin)>,
-    /// Changes that nobody confirmed, which were undone.
-    pub unconfirmed: Vec<((IpNet, Origin), Pending)>,
-    /// Prefixes of the entries of lists that ended.
-    pub entries: Vec<IpNet>,
-}
-
-impl Expired {
-    /// Every prefix that has other rules now.
-    pub fn prefixes(&self) -> impl Iterator<Item = IpNet> {
-        let own = self.over.iter().chain(self.unconfirmed.iter().map(|(key, _)| key));
-        own.map(|key| key.0).chain(self.entries.iter().copied())
-    }
 }
 
 /// The place of a rule in listings.

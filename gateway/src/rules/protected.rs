@@ -1,6 +1,6 @@
 //! The addresses that must never be blocked, and why each of them is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 
@@ -12,6 +12,7 @@ use crate::base::prefix::{self, Cover, canonical};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Protected {
     prefixes: BTreeMap<IpNet, String>,
+    own: BTreeSet<IpNet>,
     cover: Cover,
 }
 
@@ -31,6 +32,24 @@ impl Protected {
     /// Adds a single address.
     pub fn add_address(&mut self, address: IpAddr, reason: &str) {
         self.add(IpNet::from(address), reason);
+    }
+
+    /// Adds an address that an interface of this host has.
+    pub fn add_own(&mut self, address: IpAddr, interface: &str) {
+        self.add_address(address, &format!("own address on {interface}"));
+        // On another link another host may have the same one.
+        let is_link_local = match address {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if !is_link_local {
+            self.own.insert(canonical(IpNet::from(address)));
+        }
+    }
+
+    /// Whether nobody else can have the address.
+    pub fn is_own(&self, prefix: &IpNet) -> bool {
+        self.own.contains(prefix)
     }
 
     /// The protected prefix that `prefix` lies inside, so that a rule for it would block protected addresses alone.
@@ -102,6 +121,19 @@ mod tests {
         assert_eq!(covering("10.0.0.0/8"), None);
         assert_eq!(protected.inside(&"10.0.0.0/8".parse().unwrap()).count(), 2);
         assert_eq!(protected.inside(&"10.1.0.0/16".parse().unwrap()).count(), 0);
+    }
+
+    #[test]
+    fn an_own_address_is_told_from_what_others_may_have_too() {
+        let mut protected = Protected::default();
+        protected.add_own("192.0.2.1".parse().unwrap(), "eth0");
+        protected.add_own("fe80::1".parse().unwrap(), "docker0");
+        protected.add_own("169.254.0.1".parse().unwrap(), "eth1");
+        protected.add_address("192.0.2.53".parse().unwrap(), "resolver");
+        let own = protected.iter().filter(|(prefix, _)| protected.is_own(prefix));
+        let own: Vec<String> = own.map(describe).collect();
+        assert_eq!(own, ["192.0.2.1 (own address on eth0)"]);
+        assert_eq!(protected.iter().count(), 4);
     }
 
     #[test]

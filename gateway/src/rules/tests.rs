@@ -142,7 +142,8 @@ fn a_change_that_nobody_confirms_is_undone() {
     let old = rule("192.0.2.0/24", Action::Allow, Origin::Operator, None);
     let mut set = set([rule("192.0.2.0/24", Action::Deny, Origin::Operator, None)]);
     let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
-    set.set_pending(key.0, key.1, Some(Pending { deadline, then: Some(old.clone()) }));
+    let pending = Pending { deadline, then: Some(old.clone()) };
+    set.change(&Change { pend: vec![(key, pending)], ..Change::default() });
     let winners = set.winners(key.0, NOW.boot, |_| true);
     let (first, second) = (winners.first.unwrap(), winners.second.unwrap());
     assert_eq!((first.action, first.until), (Action::Deny, deadline));
@@ -218,7 +219,8 @@ proptest! {
                 set.insert(rule);
             } else if from < until {
                 let deadline = Until { boot: BootTime(from), utc: None };
-                set.set_pending(key.0, key.1, Some(Pending { deadline, then: Some(rule) }));
+                let pend = vec![(key, Pending { deadline, then: Some(rule) })];
+                set.change(&Change { pend, ..Change::default() });
             }
         }
         let holds = |rule: &RuleRef<'_>, now| rule.from <= now && now < rule.until.boot;
@@ -256,4 +258,24 @@ fn networks_within_a_range_are_those_and_no_others() {
     let expected = ["10.1.0.0/16", "10.1.2.3/32"].map(|prefix| tag_v4(&net(prefix)).unwrap());
     assert_eq!(within, expected);
     assert!(networks.within(first, first | 0xffff).eq(expected));
+}
+
+#[test]
+fn every_change_can_be_undone() {
+    let mut set = set([rule("10.0.0.0/8", Action::Deny, Origin::Operator, None)]);
+    let before = set.clone();
+    let [held, new] = ["10.0.0.0/8", "11.0.0.0/8"].map(|prefix| (net(prefix), Origin::Operator));
+    let pending = Pending { deadline: Until::after(NOW, None), then: None };
+    let change = Change {
+        put: vec![rule("11.0.0.0/8", Action::Allow, Origin::Operator, None)],
+        remove: vec![held],
+        pend: vec![(held, pending)],
+        settle: vec![new],
+    };
+    let undo = set.change(&change);
+    assert!(set.find(held.0, held.1).is_none() && set.find(new.0, new.1).is_some());
+    assert_eq!(set.pending().count(), 1);
+    set.change(&undo);
+    assert!(set.listed(None).eq(before.listed(None)));
+    assert_eq!(set.pending().count(), 0);
 }

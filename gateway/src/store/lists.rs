@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use super::{Store, StoreError, io_error};
 use crate::base::time::{BootTime, Now};
-use crate::rules::list::List;
+use crate::rules::Until;
+use crate::rules::entries::Entries;
+use crate::rules::list::{Before, List};
 use crate::rules::list_file::{ActionName, Header, decode, encode};
 use gateway_common::rule::{Action, FOREVER};
 
-const FOLDER: &str = "lists";
+pub(super) const FOLDER: &str = "lists";
 const EXTENSION: &str = "list";
+const BEFORE: &str = "before";
 const UNFINISHED: &str = "unfinished";
 
 impl Store {
@@ -25,15 +28,9 @@ impl Store {
             if path.extension().is_none_or(|extension| extension != EXTENSION) {
                 continue;
             }
-            let bytes = fs::read(&path).map_err(|source| io_error(&path, source))?;
-            let malformed = |source| StoreError::List { path: path.display().to_string(), source };
-            let (header, entries) = decode(&bytes).map_err(malformed)?;
+            let (header, entries) = read(&path)?;
             let is_of_this_boot = header.boot == self.boot;
-            let clocks = match is_of_this_boot {
-                true => Now { boot: BootTime(header.boot_ns), utc: header.utc },
-                // The ends are moments of the wall clock; from now on this boot's clock decides.
-                false => now,
-            };
+            let clocks = self.clocks(&header, now);
             let mut list = List {
                 name: header.name,
                 action: header.action.into(),
@@ -44,11 +41,15 @@ impl Store {
                 created: header.created,
                 clocks,
                 entries: Arc::new(entries),
-                before: None,
+                before: self.before(&path, now)?,
                 swept: BootTime(0),
             };
             let has_ends = list.next_end().0 != FOREVER;
             list.expire(now.boot);
+            if list.entries.is_empty() && list.before.is_none() {
+                self.remove_list(&list.name)?;
+                continue;
+            }
             if !is_of_this_boot && has_ends {
                 self.put_list(&list)?;
             }
@@ -73,21 +74,51 @@ impl Store {
         header.boot_ns = list.clocks.boot.0;
         header.boot.clone_from(&self.boot);
         let path = self.list_path(&list.name);
-        let unfinished = path.with_extension(UNFINISHED);
-        write(&unfinished, &encode(&header, &list.entries))
-            .and_then(|()| fs::rename(&unfinished, &path))
-            .and_then(|()| File::open(&folder)?.sync_all())
-            .map_err(|source| io_error(&path, source))
+        // The version that may come back is there before the one that it comes back from, and goes after it.
+        if let Some(Before { deadline, entries }) = &list.before {
+            header.deadline = deadline.utc;
+            replace(&path.with_extension(BEFORE), &encode(&header, entries))?;
+            header.deadline = None;
+        }
+        replace(&path, &encode(&header, &list.entries))?;
+        if list.before.is_none() {
+            self.forget(&path.with_extension(BEFORE))?;
+        }
+        Ok(())
+    }
+
+    /// The version that comes back unless the one at `path` is confirmed.
+    fn before(&self, path: &Path, now: Now) -> Result<Option<Before>, StoreError> {
+        let path = path.with_extension(BEFORE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let (header, entries) = read(&path)?;
+        let deadline = Until::at(self.clocks(&header, now), header.deadline);
+        Ok(Some(Before { deadline, entries: Arc::new(entries) }))
+    }
+
+    /// A moment on both clocks: the ends are moments of the wall clock, and within one boot its own clock decides.
+    fn clocks(&self, header: &Header, now: Now) -> Now {
+        match header.boot == self.boot {
+            true => Now { boot: BootTime(header.boot_ns), utc: header.utc },
+            false => now,
+        }
     }
 
     /// Forgets a list.
     pub fn remove_list(&self, name: &str) -> Result<(), StoreError> {
         let path = self.list_path(name);
-        match fs::remove_file(&path) {
+        self.forget(&path)?;
+        self.forget(&path.with_extension(BEFORE))
+    }
+
+    fn forget(&self, path: &Path) -> Result<(), StoreError> {
+        match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed
                 .and_then(|()| File::open(self.list_folder())?.sync_all())
-                .map_err(|source| io_error(&path, source)),
+                .map_err(|source| io_error(path, source)),
         }
     }
 
@@ -113,6 +144,20 @@ impl Store {
     fn list_path(&self, name: &str) -> PathBuf {
         self.list_folder().join(name).with_extension(EXTENSION)
     }
+}
+
+fn read(path: &Path) -> Result<(Header, Entries), StoreError> {
+    let bytes = fs::read(path).map_err(|source| io_error(path, source))?;
+    decode(&bytes).map_err(|source| StoreError::List { path: path.display().to_string(), source })
+}
+
+/// Writes beside and renames: there is the old content or the new.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let unfinished = path.with_added_extension(UNFINISHED);
+    write(&unfinished, bytes)
+        .and_then(|()| fs::rename(&unfinished, path))
+        .and_then(|()| File::open(path.parent().unwrap_or(path))?.sync_all())
+        .map_err(|source| io_error(path, source))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {

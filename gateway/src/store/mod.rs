@@ -17,12 +17,18 @@ use thiserror::Error;
 
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::rules::list_file::Malformed;
-use crate::rules::{Rule, RuleSet, Until};
+use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 
 mod lists;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
+/// What waits to be confirmed, by the key of its rule.
+const PENDING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pending");
+/// What the rules of commands do.
+const ACTIONS: [Action; 3] = [Action::Allow, Action::Deny, Action::Limit];
 const FILE: &str = "gateway.redb";
+/// What the gateway puts into `state.dir`.
+pub const FILES: [&str; 2] = [FILE, lists::FOLDER];
 
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]
@@ -90,6 +96,16 @@ struct Stored {
     until_boot: BootNanos,
 }
 
+/// A change that waits to be confirmed as it is kept.
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredPending {
+    deadline: UtcMillis,
+    /// The boot in which `deadline_boot` means anything.
+    boot: String,
+    deadline_boot: BootNanos,
+    then: Option<Stored>,
+}
+
 type BootNanos = u64;
 
 impl Store {
@@ -126,10 +142,36 @@ impl Store {
         for rule in self.rules(now)? {
             set.insert(rule);
         }
+        set.change(&Change { pend: self.pending(now)?, ..Change::default() });
         for list in self.lists(now)? {
             set.insert_list(list);
         }
+        // What nobody confirmed while no gateway ran has gone back in the kernel already.
+        self.change(&set.expire(now.boot).change())?;
         Ok(set)
+    }
+
+    fn pending(&self, now: Now) -> Result<Vec<(Key, Pending)>, StoreError> {
+        let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
+        let table = match transaction.open_table(PENDING) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(self.failed(error)),
+        };
+        let mut pending = Vec::new();
+        for entry in table.iter().map_err(|error| self.failed(error))? {
+            let (key, value) = entry.map_err(|error| self.failed(error))?;
+            let bad = |reason: String| self.bad_entry(key.value(), reason);
+            let stored: StoredPending =
+                serde_json::from_slice(value.value()).map_err(|error| bad(error.to_string()))?;
+            let then = stored.then.map(|then| self.rule(key.value(), then, now)).transpose()?;
+            let deadline =
+                self.until(Some(stored.deadline), &stored.boot, stored.deadline_boot, now);
+            let (prefix, origin) = self.key_of(key.value())?;
+            let then = then.map(|(rule, _)| rule);
+            pending.push(((prefix, origin), Pending { deadline, then }));
+        }
+        Ok(pending)
     }
 
     /// Every rule that has not ended. Those that have are forgotten, and those of another boot are kept from now on by
@@ -155,14 +197,38 @@ impl Store {
             rules.push(rule);
         }
         if !over.is_empty() || !of_other_boots.is_empty() {
-            self.change(&of_other_boots, &over)?;
+            let change = Change { put: of_other_boots, remove: over, ..Change::default() };
+            self.change(&change)?;
         }
         Ok(rules)
     }
 
-    /// Applies changes in one transaction: on the disk when this returns, or not at all.
-    pub fn change(&self, put: &[Rule], remove: &[(IpNet, Origin)]) -> Result<(), StoreError> {
+    /// Makes a change in one transaction: on the disk when this returns, or not at all.
+    pub fn change(&self, change: &Change) -> Result<(), StoreError> {
+        let Change { put, remove, pend, settle } = change;
+        if change.keys().next().is_none() {
+            return Ok(());
+        }
         let transaction = self.database.begin_write().map_err(|error| self.failed(error))?;
+        if !pend.is_empty() || !settle.is_empty() {
+            let mut table = transaction.open_table(PENDING).map_err(|error| self.failed(error))?;
+            for (prefix, origin) in settle {
+                let key = key(prefix, *origin);
+                table.remove(key.as_str()).map_err(|error| self.failed(error))?;
+            }
+            for ((prefix, origin), Pending { deadline, then }) in pend {
+                let key = key(prefix, *origin);
+                let stored = StoredPending {
+                    deadline: deadline.utc.unwrap_or(UtcMillis(u64::MAX)),
+                    boot: self.boot.clone(),
+                    deadline_boot: deadline.boot.0,
+                    then: then.as_ref().map(|rule| self.stored(rule)),
+                };
+                let value = serde_json::to_vec(&stored)
+                    .map_err(|error| self.bad_entry(&key, error.to_string()))?;
+                table.insert(key.as_str(), value.as_slice()).map_err(|error| self.failed(error))?;
+            }
+        }
         {
             let mut table = transaction.open_table(RULES).map_err(|error| self.failed(error))?;
             for (prefix, origin) in remove {
@@ -179,10 +245,9 @@ impl Store {
         transaction.commit().map_err(|error| self.failed(error))
     }
 
-    /// Hands the directory and the file to the user that the daemon becomes.
+    /// Hands the files to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
-        let mut paths =
-            vec![self.path.parent().unwrap_or(&self.path).to_owned(), self.path.clone()];
+        let mut paths = vec![self.path.clone()];
         paths.extend(self.list_paths()?);
         for path in paths {
             chown(&path, Some(user), Some(group)).map_err(|source| io_error(&path, source))?;
@@ -203,31 +268,37 @@ impl Store {
 
     /// The rule of an entry, and whether its end needs no reading by this boot's clock.
     fn read(&self, key: &str, value: &[u8], now: Now) -> Result<(Rule, bool), StoreError> {
+        let stored: Stored = serde_json::from_slice(value)
+            .map_err(|error| self.bad_entry(key, error.to_string()))?;
+        self.rule(key, stored, now)
+    }
+
+    fn rule(&self, key: &str, stored: Stored, now: Now) -> Result<(Rule, bool), StoreError> {
+        let (prefix, origin) = self.key_of(key)?;
+        let action = ACTIONS.into_iter().find(|action| action.name() == stored.action);
+        let action =
+            action.ok_or_else(|| self.bad_entry(key, "its action is unknown".to_owned()))?;
+        let is_of_this_boot = stored.until.is_none() || stored.boot == self.boot;
+        let until = self.until(stored.until, &stored.boot, stored.until_boot, now);
+        let Stored { reason, created, .. } = stored;
+        Ok((Rule { prefix, action, origin, profile: 0, reason, created, until }, is_of_this_boot))
+    }
+
+    /// An end as it is kept: within one boot the kernel's clock is believed.
+    fn until(&self, utc: Option<UtcMillis>, boot: &str, boot_ns: BootNanos, now: Now) -> Until {
+        match utc {
+            None => Until::NEVER,
+            Some(_) if boot == self.boot => Until { boot: BootTime(boot_ns), utc },
+            Some(_) => Until::at(now, utc),
+        }
+    }
+
+    fn key_of(&self, key: &str) -> Result<Key, StoreError> {
         let bad = |reason: &str| self.bad_entry(key, reason.to_owned());
-        let stored: Stored =
-            serde_json::from_slice(value).map_err(|error| bad(&error.to_string()))?;
         let (prefix, origin) = key.split_once(' ').ok_or_else(|| bad("its key has no origin"))?;
         let prefix = prefix.parse().map_err(|_| bad("its key has no prefix"))?;
         let origin = Origin::ALL.into_iter().find(|known| known.name() == origin);
-        let action = [Action::Allow, Action::Deny].into_iter().find(|a| a.name() == stored.action);
-        let until = match stored.until {
-            None => Until::NEVER,
-            Some(_) if stored.boot == self.boot => {
-                Until { boot: BootTime(stored.until_boot), utc: stored.until }
-            }
-            Some(utc) => Until { boot: now.boot_of(utc), utc: Some(utc) },
-        };
-        let is_of_this_boot = stored.until.is_none() || stored.boot == self.boot;
-        let rule = Rule {
-            prefix,
-            action: action.ok_or_else(|| bad("its action is unknown"))?,
-            origin: origin.ok_or_else(|| bad("its origin is unknown"))?,
-            profile: 0,
-            reason: stored.reason,
-            created: stored.created,
-            until,
-        };
-        Ok((rule, is_of_this_boot))
+        Ok((prefix, origin.ok_or_else(|| bad("its origin is unknown"))?))
     }
 
     fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
@@ -270,17 +341,44 @@ mod tests {
         }
     }
 
+    fn put(put: Vec<Rule>) -> Change {
+        Change { put, ..Change::default() }
+    }
+
+    #[test]
+    fn what_nobody_confirmed_is_undone_also_while_no_gateway_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let [new, old] = ["192.0.2.1/32", "192.0.2.2/32"].map(|prefix| rule(prefix, None));
+        let key = |rule: &Rule| (rule.prefix, rule.origin);
+        let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
+        let pend = vec![
+            (key(&new), Pending { deadline, then: None }),
+            (key(&old), Pending { deadline, then: Some(old.clone()) }),
+        ];
+        store.change(&Change { put: vec![new.clone()], pend, ..Change::default() }).unwrap();
+        let set = store.rule_set(NOW).unwrap();
+        assert_eq!((set.iter().count(), set.pending().count()), (1, 2));
+        let late = Now { boot: deadline.boot, utc: deadline.utc.unwrap() };
+        for _ in 0..2 {
+            let set = store.rule_set(late).unwrap();
+            assert!(set.iter().eq([&old]), "the new one is gone, the old one is back");
+            assert_eq!(set.pending().count(), 0);
+        }
+    }
+
     #[test]
     fn what_was_put_is_there_after_opening_again() {
         let folder = tempfile::tempdir().unwrap();
         let rules = [rule("192.0.2.1/32", None), rule("2001:db8::/32", Some(60))];
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.rules(NOW).unwrap(), []);
-        store.change(&rules, &[]).unwrap();
+        store.change(&put(rules.to_vec())).unwrap();
         drop(store);
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.rules(NOW).unwrap(), rules);
-        store.change(&[], &[(rules[0].prefix, Origin::Operator)]).unwrap();
+        let remove = vec![(rules[0].prefix, Origin::Operator)];
+        store.change(&Change { remove, ..Change::default() }).unwrap();
         assert_eq!(store.rules(NOW).unwrap(), rules[1..]);
     }
 
@@ -288,7 +386,7 @@ mod tests {
     fn a_clock_step_within_one_boot_changes_no_expiry_and_a_reboot_goes_by_the_wall_clock() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
-        store.change(&[rule("192.0.2.1/32", Some(60))], &[]).unwrap();
+        store.change(&put(vec![rule("192.0.2.1/32", Some(60))])).unwrap();
         let stepped = Now { boot: BootTime(10_000_000_000), utc: UtcMillis(NOW.utc.0 + 3_600_000) };
         assert_eq!(store.rules(stepped).unwrap()[0].until.boot, BootTime(69_000_000_000));
         store.boot = "another boot".to_owned();

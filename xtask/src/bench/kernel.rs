@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use gateway_common::bucket::Bucket;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::prefixes::{Prefix, SplitMix};
 use super::report::{Comparison, Report};
-use super::subject::Subject;
+use super::subject::{Subject, With};
 use super::{Args, bpf, random};
 use crate::process;
 
@@ -71,12 +71,12 @@ struct Case {
 
 /// Who takes part.
 enum Runs {
-    /// The gateway without buckets and with, and xdp-filter in two variants.
+    /// The gateway alone, with buckets and with hygiene, and xdp-filter in two variants.
     All,
-    /// The gateway without buckets and with: what xdp-filter does not do.
+    /// The gateway in the same three: what xdp-filter does not do.
     Ours,
-    /// The gateway with this profile.
-    Bucket(Bucket),
+    /// The gateway with this.
+    One(With),
 }
 
 pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
@@ -161,12 +161,15 @@ fn check(subjects: &Subjects, case: &Case) -> Result<()> {
 }
 
 fn subjects(group: &Group) -> Result<Subjects> {
-    let gateway = |profile| Subject::gateway(&group.denied, profile);
-    if let Runs::Bucket(bucket) = group.runs {
-        return Ok(vec![("gateway", gateway(Some(bucket))?)]);
+    let gateway = |with| Subject::gateway(&group.denied, with);
+    if let Runs::One(with) = group.runs {
+        return Ok(vec![("gateway", gateway(with)?)]);
     }
-    let mut subjects =
-        vec![("gateway", gateway(None)?), ("gateway+profile", gateway(Some(ENDLESS))?)];
+    let mut subjects = vec![
+        ("gateway", gateway(With::Nothing)?),
+        ("gateway+profile", gateway(With::Profile(ENDLESS))?),
+        ("gateway+hygiene", gateway(With::Hygiene)?),
+    ];
     if matches!(group.runs, Runs::All) {
         // All of its features, as it comes, and the leanest variant that knows addresses.
         subjects.push(("xdp-filter", Subject::xdp_filter("all", &group.denied)?));
@@ -195,9 +198,9 @@ fn groups() -> Result<Vec<Group>> {
         case("vlan_pass", tagged(&tcp(other)?), PASS),
         case("ipv6_extensions", extended(&tcp(other_v6)?), PASS),
     ];
-    let bucket = |name, verdict, bucket| -> Result<Group> {
-        let cases = vec![case(name, tcp(source)?, verdict)];
-        Ok(Group { denied: Vec::new(), runs: Runs::Bucket(bucket), cases })
+    let one = |name, verdict, frame, with| {
+        let cases = vec![case(name, frame, verdict)];
+        Group { denied: Vec::new(), runs: Runs::One(with), cases }
     };
     let deny_prefix = vec![case("deny_prefix", tcp(source)?, DROP)];
     let ipv4_worst = vec![case("ipv4_worst", tcp(source)?, DROP)];
@@ -208,8 +211,10 @@ fn groups() -> Result<Vec<Group>> {
         ours(prefix, deny_prefix),
         ours(every_length(source), ipv4_worst),
         ours(every_length(source_v6), ipv6_worst),
-        bucket("bucket_admit", PASS, ENDLESS)?,
-        bucket("bucket_refuse", DROP, EXHAUSTED)?,
+        one("bucket_admit", PASS, tcp(source)?, With::Profile(ENDLESS)),
+        one("bucket_refuse", DROP, tcp(source)?, With::Profile(EXHAUSTED)),
+        one("host_udp_admit", PASS, udp(source)?, With::HostLimit(ENDLESS)),
+        one("host_udp_refuse", DROP, udp(source)?, With::HostLimit(EXHAUSTED)),
     ])
 }
 
@@ -244,16 +249,23 @@ fn random(six: bool) -> Vec<Prefix> {
     (0..RULES).map(|_| host()).collect()
 }
 
-fn tcp(source: IpAddr) -> Result<Vec<u8>> {
+fn ip(source: IpAddr) -> PacketBuilderStep<IpHeaders> {
     let link = PacketBuilder::ethernet2([1; 6], [2; 6]);
-    let mut frame = Vec::new();
     match source {
         IpAddr::V4(source) => link.ipv4(source.octets(), [10, 0, 0, 1], 64),
         IpAddr::V6(source) => link.ipv6(source.octets(), [9; 16], 64),
     }
-    .tcp(40_000, 443, 1, 1024)
-    .syn()
-    .write(&mut frame, &[0; 10])?;
+}
+
+fn tcp(source: IpAddr) -> Result<Vec<u8>> {
+    let mut frame = Vec::new();
+    ip(source).tcp(40_000, 443, 1, 1024).syn().write(&mut frame, &[0; 10])?;
+    Ok(frame)
+}
+
+fn udp(source: IpAddr) -> Result<Vec<u8>> {
+    let mut frame = Vec::new();
+    ip(source).udp(40_000, 53).write(&mut frame, &[0; 10])?;
     Ok(frame)
 }
 

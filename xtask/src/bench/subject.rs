@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
+use gateway::config::{HostLimits, Hygiene};
 use gateway::kernel::object::{Capacity, Switches};
 use gateway::kernel::trial::Trial;
 use gateway_common::bucket::Bucket;
@@ -22,6 +23,18 @@ use super::programs::{self, WithMap};
 
 /// Set in the value of an address that xdp-filter looks for as a source (MAP_FLAG_SRC).
 const XDP_FILTER_SOURCE: u64 = 1;
+
+/// What the gateway does besides looking at rules.
+#[derive(Clone, Copy)]
+pub(super) enum With {
+    Nothing,
+    /// Packet buckets with this default profile.
+    Profile(Bucket),
+    /// Drops what nothing honest sends.
+    Hygiene,
+    /// Takes so much UDP to ports that are not protected, which are all.
+    HostLimit(Bucket),
+}
 
 /// A program in the kernel.
 pub(super) enum Subject {
@@ -48,10 +61,17 @@ impl Subject {
         Ok(Self::Empty(programs::drop_all().context("the kernel did not take an empty program")?))
     }
 
-    /// The committed object with these denied, and with packet buckets where there is a profile.
-    pub(super) fn gateway(denied: &[Prefix], profile: Option<Bucket>) -> Result<Self> {
-        let mut trial = load(denied.len(), profile.is_some())?;
-        if let Some(bucket) = profile {
+    /// The committed object with these denied, and with what else it is to do.
+    pub(super) fn gateway(denied: &[Prefix], with: With) -> Result<Self> {
+        let mut switches = Switches::RULES;
+        match with {
+            With::Nothing => {}
+            With::Profile(_) => switches.buckets = true,
+            With::Hygiene => switches.hygiene = Hygiene::ON,
+            With::HostLimit(udp) => switches.host_limits = HostLimits { udp, ..HostLimits::NONE },
+        }
+        let mut trial = load(denied.len(), switches)?;
+        if let With::Profile(bucket) = with {
             trial.profiles(&[bucket])?;
             trial.protect(0..=u16::MAX)?;
         }
@@ -62,7 +82,7 @@ impl Subject {
 
     /// The same without any, but with room for so many rules.
     pub(super) fn gateway_for(rules: usize) -> Result<Self> {
-        Ok(Self::Gateway(Box::new(load(rules, false)?)))
+        Ok(Self::Gateway(Box::new(load(rules, Switches::RULES)?)))
     }
 
     /// Puts these into the gateway's tables; the others hold what they were made with.
@@ -149,10 +169,11 @@ impl Subject {
     }
 }
 
-fn load(rules: usize, buckets: bool) -> Result<Trial> {
+fn load(rules: usize, switches: Switches) -> Result<Trial> {
     let rules = u32::try_from(rules)?.max(layout::RULES_DEFAULT);
     let capacity = Capacity { rules, sources: layout::BUCKETS_DEFAULT };
-    let switches = Switches { rules: true, buckets, dry_run: false, ipv6_source_length: 64 };
+    // As a gateway has them that is not told otherwise.
+    let switches = Switches { events: Bucket::per_second(10, 10), ..switches };
     Ok(Trial::load(switches, capacity)?)
 }
 

@@ -10,6 +10,7 @@ use super::Policy;
 use super::manual::{is_large, share_of_all};
 use crate::admin::api::{Done, ListAction, ListView, PutList, Refusal, RemoveList};
 use crate::base::time::{BootTime, Now};
+use crate::kernel::tables::TablesError;
 use crate::rules::entries::Entries;
 use crate::rules::list::{Kind, List, NAME_MAX_CHARS};
 use crate::rules::list_file::Header;
@@ -20,9 +21,14 @@ const LISTS_MAX: usize = 256;
 impl Policy {
     /// Puts an imported list in force.
     pub fn put_list(&mut self, put: PutList, now: Now) -> Result<Done, Refusal> {
-        let PutList { mut header, entries, yes } = put;
+        let PutList { mut header, entries, yes, confirm_within_ms } = put;
         header.kind = Kind::Import;
         check_name(&header.name).map_err(Refusal::usage)?;
+        if header.dry_run && header.action.name() == "allow" {
+            return Err(Refusal::usage(
+                "--dry-run is for what drops: an allow list that lets nobody in does nothing",
+            ));
+        }
         let large = |prefix: &IpNet| is_large(prefix) && header.action.name() == "deny";
         if !yes && let Some(prefix) = entries.iter().map(|entry| entry.prefix).find(large) {
             return Err(Refusal::failed(format!(
@@ -36,7 +42,9 @@ impl Policy {
                 held.name, held.source
             )));
         }
-        let list = list_of(header, entries, now);
+        let mut done = Done::default();
+        let mut list = list_of(header, entries, now);
+        self.confirmed_list(&mut list, confirm_within_ms, now, &mut done)?;
         let (name, action, count) = (list.name.clone(), list.action.name(), list.entries.len());
         let before = self.rules.list(&name).map(|held| Arc::clone(&held.entries));
         let (added, removed) = match &before {
@@ -44,7 +52,6 @@ impl Policy {
             None => (count, 0),
         };
         self.replace_list(&name, Some(list), now).map_err(Refusal::failed)?;
-        let mut done = Done::default();
         done.done.push(match before {
             Some(_) => format!(
                 "{action} list {name}: {count} entries, {added} added or changed, {removed} removed"
@@ -138,30 +145,19 @@ impl Policy {
     }
 
     /// Exchanges a list in the set and enforces what is different.
-    fn exchange(
-        &mut self,
-        name: &str,
-        list: Option<List>,
-        now: Now,
-    ) -> Result<(), crate::kernel::tables::TablesError> {
-        let new = list.as_ref().map(|list| Arc::clone(&list.entries));
+    fn exchange(&mut self, name: &str, list: Option<List>, now: Now) -> Result<(), TablesError> {
         let old = match list {
-            Some(list) => {
-                let decides = self.rules.list(name).is_some_and(|held| held.decides_like(&list));
-                self.rules.insert_list(list).map(|old| (old.entries, decides))
-            }
-            None => self.rules.remove_list(name).map(|old| (old.entries, false)),
+            Some(list) => self.rules.insert_list(list),
+            None => self.rules.remove_list(name),
         };
-        let all = |entries: &Entries| entries.iter().map(|entry| entry.prefix).collect();
-        let changed: Vec<IpNet> = match (old, new) {
-            (Some((old, true)), Some(new)) => old.difference(&new).collect(),
-            (Some((old, _)), Some(new)) => {
-                let gone = old.iter().filter(|entry| new.find(entry.prefix).is_none());
-                new.iter().chain(gone).map(|entry| entry.prefix).collect()
+        let changed: Vec<IpNet> = match (&old, self.rules.list(name)) {
+            (Some(old), Some(new)) if old.decides_like(new) => {
+                old.entries.difference(&new.entries).collect()
             }
-            (Some((old, _)), None) => all(&old),
-            (None, Some(new)) => all(&new),
-            (None, None) => Vec::new(),
+            (old, new) => {
+                let lists = old.as_ref().into_iter().chain(new);
+                lists.flat_map(List::prefixes).collect()
+            }
         };
         self.enforce(changed, now)
     }

@@ -8,9 +8,10 @@ use ipnet::IpNet;
 use super::Policy;
 use crate::admin::api::{Add, Done, ListAction, Refusal, Remove};
 use crate::base::prefix::{self, display};
+use crate::base::text::is_hidden;
 use crate::base::time::Now;
 use crate::rules::protected::describe;
-use crate::rules::{Rule, Until};
+use crate::rules::{Change, Rule, Until};
 
 /// Prefixes shorter than this cover so much that somebody has to say yes. (bits)
 const LARGE_V4_BITS: u8 = 8;
@@ -40,7 +41,9 @@ impl Policy {
             self.comment(&rule, &mut done);
             put.push(rule);
         }
-        self.change(&put, &[], now).map_err(Refusal::failed)?;
+        let change = Change { put: put.clone(), ..Change::default() };
+        let change = self.confirmed(change, add.confirm_within_ms, now, &mut done)?;
+        self.change(&change, now).map_err(Refusal::failed)?;
         for rule in &put {
             self.note_winner(rule.prefix, Some(rule.origin), now, &mut done);
         }
@@ -65,7 +68,9 @@ impl Policy {
             gone.extend(origins.into_iter().map(|origin| (prefix, origin)));
             done.done.push(format!("{} {} removed", action.name(), display(&prefix)));
         }
-        self.change(&[], &gone, now).map_err(Refusal::failed)?;
+        let change = Change { remove: gone.clone(), ..Change::default() };
+        let change = self.confirmed(change, remove.confirm_within_ms, now, &mut done)?;
+        self.change(&change, now).map_err(Refusal::failed)?;
         for (prefix, _) in gone {
             self.note_winner(prefix, None, now, &mut done);
         }
@@ -193,14 +198,6 @@ fn check(add: &Add) -> Result<(), Refusal> {
         )),
         _ => Ok(()),
     }
-}
-
-/// Whether a terminal does something else with it than to show it: move the cursor, turn the line around.
-fn is_hidden(c: char) -> bool {
-    let turns = ['\u{200e}', '\u{200f}'].contains(&c)
-        || ('\u{2028}'..='\u{202e}').contains(&c)
-        || ('\u{2066}'..='\u{2069}').contains(&c);
-    c.is_control() || turns
 }
 
 fn action_of(action: ListAction) -> Action {

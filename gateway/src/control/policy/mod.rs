@@ -19,11 +19,12 @@ use crate::kernel::tables::TablesError;
 use crate::rules::classify::Classifier;
 use crate::rules::protected::Protected;
 use crate::rules::tables::{Memory, Reader, RuleTables};
-use crate::rules::{Rule, RuleRef, RuleSet};
+use crate::rules::{Change, RuleRef, RuleSet};
 use crate::store::Store;
 
 use super::protect;
 
+mod confirm;
 pub(super) mod lists;
 mod manual;
 
@@ -46,6 +47,7 @@ pub struct Policy {
     serving: bool,
     /// Why what is enforced is not what ought to be, since the last attempt to change it.
     lag: Option<String>,
+    changed: bool,
 }
 
 impl Policy {
@@ -69,6 +71,7 @@ impl Policy {
             max_rules: 0,
             serving: true,
             lag: None,
+            changed: false,
         };
         policy.configure(config, protected, now);
         Ok(policy)
@@ -150,6 +153,16 @@ impl Policy {
         &self.store
     }
 
+    /// Whether what is enforced has changed since it was last [`seen`](Self::seen).
+    pub fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Open connections have been held against what is enforced now.
+    pub fn seen(&mut self) {
+        self.changed = false;
+    }
+
     /// Whether drops are only counted.
     pub fn is_dry_run(&self) -> bool {
         self.dry_run
@@ -175,8 +188,9 @@ impl Policy {
         Ok(())
     }
 
-    /// Whoever has a connection open is looked at again.
-    fn show(&self, reader: Reader) {
+    /// Whoever has a connection open is to be looked at again.
+    fn show(&mut self, reader: Reader) {
+        self.changed = true;
         let classifier = if self.dry_run { Classifier::default() } else { Classifier::new(reader) };
         self.classifier.store(Arc::new(classifier));
     }
@@ -223,8 +237,18 @@ impl Policy {
         let expired = self.rules.expire(now.boot);
         let prefixes: Vec<IpNet> = expired.prefixes().collect();
         let count = prefixes.len();
+        for ((prefix, origin), _) in &expired.unconfirmed {
+            let (prefix, origin) = (display(prefix), origin.name());
+            tracing::warn!(prefix, origin, "put back: nobody confirmed the change");
+        }
+        let change = expired.change();
+        self.guard.follow(&self.rules);
         self.enforce(prefixes, now)?;
-        self.store.change(&[], &expired.over)?;
+        self.store.change(&change)?;
+        for name in expired.unconfirmed_lists {
+            tracing::warn!(list = name, "put back: nobody confirmed the new version");
+            self.settle_list(&name, now)?;
+        }
         Ok(count)
     }
 
@@ -297,19 +321,14 @@ impl Policy {
     }
 
     /// Changes the store, then the kernel and user space; what cannot be enforced is undone everywhere.
-    fn change(&mut self, put: &[Rule], remove: &[(IpNet, Origin)], now: Now) -> anyhow::Result<()> {
-        let touched = put.iter().map(|rule| (rule.prefix, rule.origin));
-        let touched: Vec<(IpNet, Origin)> = touched.chain(remove.iter().copied()).collect();
-        self.store.change(put, remove)?;
-        let old: Vec<Rule> =
-            touched.iter().filter_map(|key| self.rules.remove(key.0, key.1)).collect();
-        let Err(error) = self.take_over(put, &touched, now) else { return Ok(()) };
-        for (prefix, origin) in &touched {
-            self.rules.remove(*prefix, *origin);
-        }
+    fn change(&mut self, change: &Change, now: Now) -> anyhow::Result<()> {
+        self.store.change(change)?;
+        let undo = self.rules.change(change);
+        let Err(error) = self.enforce_change(change, now) else { return Ok(()) };
+        self.rules.change(&undo);
         // Both are tried, whatever becomes of the other.
-        let enforced = self.take_over(&old, &touched, now);
-        self.store.change(&old, &touched).with_context(|| {
+        let enforced = self.enforce_change(change, now);
+        self.store.change(&undo).with_context(|| {
             format!("{error}; and it could not be undone in the store, so the next start tries it")
         })?;
         enforced?;
@@ -317,18 +336,15 @@ impl Policy {
         Err(error.into())
     }
 
-    /// Takes rules into the set, and enforces them with what changed about the `touched` ones.
-    fn take_over(
-        &mut self,
-        rules: &[Rule],
-        touched: &[(IpNet, Origin)],
-        now: Now,
-    ) -> Result<(), TablesError> {
-        rules.iter().for_each(|rule| drop(self.rules.insert(rule.clone())));
-        let mut changed: BTreeSet<IpNet> = touched.iter().map(|key| key.0).collect();
-        // What an operator lets in, feeds and bans inside of it have no say about.
-        for (prefix, _) in touched.iter().filter(|(_, origin)| *origin == Origin::Operator) {
-            changed.extend(self.rules.inside(*prefix).map(|rule| rule.prefix));
+    /// Enforces what a change is about.
+    fn enforce_change(&mut self, change: &Change, now: Now) -> Result<(), TablesError> {
+        let mut changed = BTreeSet::new();
+        for (prefix, origin) in change.keys() {
+            changed.insert(prefix);
+            // What an operator lets in, feeds and bans inside of it have no say about.
+            if origin == Origin::Operator {
+                changed.extend(self.rules.inside(prefix).map(|rule| rule.prefix));
+            }
         }
         self.guard.follow(&self.rules);
         self.enforce(changed.into_iter().collect(), now)

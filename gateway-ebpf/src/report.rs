@@ -1,0 +1,37 @@
+//! A few of the packets that were dropped, told to user space. Whatever the flood, the host reports no more than the
+//! configuration says; where nobody reads and the buffer is full, nothing is reported. Totals never depend on it.
+
+use aya_ebpf::programs::XdpContext;
+use gateway_common::event::{Event, Ruled};
+use gateway_common::verdict::{Reason, Verdict};
+
+use crate::clock;
+use crate::maps;
+
+/// Reports the packet if it was dropped, or would have been but for a dry run, and a report is due. Each CPU asks for
+/// one once in a timer tick, so that a flood pays for a comparison.
+#[inline(always)]
+pub(crate) fn report(ctx: &XdpContext, event: Event, reason: Reason, rule: Ruled) {
+    let drops = reason.verdict() == Verdict::Drop;
+    let tried = rule.head().is_tried() && !drops;
+    if !(drops || tried) || !maps::may_report(clock::tick) {
+        return;
+    }
+    let reason = if tried { Reason::Deny } else { reason };
+    send(&mut Event {
+        interface: ctx.ingress_ifindex() as u32,
+        dry_run: u32::from(tried || maps::is_dry_run()),
+        rule: rule.bits(),
+        reason: reason as u32,
+        ..event
+    });
+}
+
+/// A function of its own, for which packets that are not reported do not pay.
+#[inline(never)]
+fn send(event: &mut Event) {
+    event.time_ns = clock::boot_ns();
+    if maps::take_report(event.time_ns) {
+        maps::report(event);
+    }
+}

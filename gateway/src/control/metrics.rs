@@ -1,0 +1,160 @@
+//! The metrics: which figure has which name and labels. Every label has few values, whatever clients send.
+//! docs/metrics.md says what each is good for.
+
+use std::collections::BTreeMap;
+
+use gateway_common::rule::Origin;
+use gateway_common::verdict::Verdict;
+
+use crate::admin::api::Status;
+use crate::base::time::UtcMillis;
+use crate::config::Config;
+use crate::kernel::Door;
+use crate::kernel::census::Kind;
+use crate::kernel::tables::TablesError;
+use crate::observe::Snapshot;
+use crate::observe::prometheus::Page;
+
+/// What does not need the kernel.
+pub(super) fn page(
+    (status, started): (&Status, UtcMillis),
+    config: &Config,
+    proxy: &Snapshot,
+) -> String {
+    let mut page = Page::default();
+    page.gauge("gateway_info", "The version of the gateway.")
+        .with(&[("version", &status.version)], 1);
+    page.gauge("gateway_start_time_seconds", "When the gateway started, in seconds of Unix time.")
+        .only(started.0 / 1000);
+    let rules = &status.rules;
+    let mut lists = page.gauge("gateway_rules", "Rules of all origins, enforced or not, by list.");
+    for (list, count) in [
+        ("allow", rules.allow),
+        ("deny", rules.deny),
+        ("limit", rules.limit),
+        ("protected", rules.protected),
+        ("held_back", rules.held_back),
+    ] {
+        lists.with(&[("list", list)], count as u64);
+    }
+    let kernel = &status.kernel;
+    page.gauge("gateway_kernel_enforcing", "1 if rules are enforced in the kernel.")
+        .only(kernel.enforcing.into());
+    page.gauge("gateway_kernel_dry_run", "1 if the kernel counts drops and drops nothing.")
+        .only(kernel.dry_run.into());
+    let help = "1 if the XDP program runs on the interface, in the mode that the kernel reports.";
+    let mut attached = page.gauge("gateway_kernel_interface_attached", help);
+    for interface in &kernel.interfaces {
+        let mode = interface.mode.map_or("none", |mode| mode.name());
+        let labels = [("interface", interface.name.as_str()), ("mode", mode)];
+        attached.with(&labels, interface.mode.is_some().into());
+    }
+    page.gauge("gateway_kernel_tables_bytes", "Memory of the kernel's maps, as it accounts it.")
+        .only(kernel.memory_bytes);
+    page.gauge("gateway_kernel_rules_max", "Rules of one family that fit: kernel.max_rules.")
+        .only(config.kernel.max_rules.into());
+    page.gauge("gateway_kernel_buckets_max", "Buckets that are remembered: kernel.max_sources.")
+        .only(config.kernel.max_sources.into());
+    connections(&mut page, proxy);
+    requests(&mut page, proxy);
+    page.text()
+}
+
+fn connections(page: &mut Page, proxy: &Snapshot) {
+    let connections = &proxy.connections;
+    page.counter("gateway_connections_accepted_total", "Connections of clients, refused ones too.")
+        .only(connections.accepted);
+    page.gauge("gateway_connections_open", "Connections of clients that are open.")
+        .only(connections.open);
+    let help = "Connections closed before a request was read, by reason.";
+    let mut refused = page.counter("gateway_connections_refused_total", help);
+    for (reason, count) in &connections.refused {
+        refused.with(&[("reason", reason)], *count);
+    }
+    let help = "Connections closed because of what a client did or did not do, by reason.";
+    page.counter("gateway_connections_failed_total", help)
+        .with(&[("reason", "head_malformed")], connections.heads_malformed)
+        .with(&[("reason", "head_timed_out")], connections.heads_timed_out)
+        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out);
+    page.counter("gateway_received_bytes_total", "Bytes read from clients.")
+        .only(proxy.bytes_received);
+    page.counter("gateway_sent_bytes_total", "Bytes written to clients.").only(proxy.bytes_sent);
+    page.counter("gateway_upstream_connections_opened_total", "Connections opened to endpoints.")
+        .only(proxy.upstream.opened);
+    let help = "Requests that found a connection to their endpoint.";
+    page.counter("gateway_upstream_connections_reused_total", help).only(proxy.upstream.reused);
+}
+
+fn requests(page: &mut Page, proxy: &Snapshot) {
+    let requests = &proxy.requests;
+    page.gauge("gateway_requests_active", "Requests that are being answered.")
+        .only(requests.active);
+    let mut answered =
+        page.counter("gateway_requests_total", "Requests that were answered, by class of status.");
+    for (status, count) in &requests.answered {
+        answered.with(&[("status", status)], *count);
+    }
+    let help = "Requests that the gateway itself answered with an error, by kind.";
+    let mut errors = page.counter("gateway_request_errors_total", help);
+    for (kind, count) in &requests.errors {
+        errors.with(&[("kind", kind)], *count);
+    }
+    let help = "Requests whose client left before the head of an answer.";
+    page.counter("gateway_requests_abandoned_total", help).only(requests.abandoned);
+    page.counter(
+        "gateway_answers_broken_total",
+        "Answers that broke off midway, from either side.",
+    )
+    .only(requests.broken);
+}
+
+/// What the kernel's counters say.
+pub(super) fn kernel(door: &Door, events: u64) -> Result<String, TablesError> {
+    let mut page = Page::default();
+    let mut samples = Vec::new();
+    for origin in std::iter::once(None).chain(Origin::ALL.map(Some)) {
+        let name = origin.map_or("none", Origin::name);
+        for count in door.counters().of(origin)? {
+            let verdict = match count.reason.verdict() {
+                Verdict::Pass => "pass",
+                Verdict::Drop => "drop",
+            };
+            let would = (count.would, "would_drop");
+            for (counter, verdict) in [(count.done, verdict), would] {
+                // Every reason has a series from the start, so that no first increase is lost; most origins of most
+                // reasons cannot be.
+                if counter.packets > 0 || (origin.is_none() && verdict != "would_drop") {
+                    let labels = [("reason", count.reason.name()), ("verdict", verdict)];
+                    samples.push((labels, name, counter));
+                }
+            }
+        }
+    }
+    let help = "Packets by reason, by what became of them, and by who made the rule that decided.";
+    let mut packets = page.counter("gateway_kernel_packets_total", help);
+    for ([reason, verdict], origin, counter) in &samples {
+        packets.with(&[*reason, *verdict, ("origin", origin)], counter.packets);
+    }
+    let help = "Bytes of the frames of these packets.";
+    let mut bytes = page.counter("gateway_kernel_bytes_total", help);
+    for ([reason, verdict], origin, counter) in &samples {
+        bytes.with(&[*reason, *verdict, ("origin", origin)], counter.bytes);
+    }
+    let help = "Dropped packets that were reported as events, a sample.";
+    page.counter("gateway_kernel_events_total", help).only(events);
+    Ok(page.text())
+}
+
+/// The rules that the kernel holds.
+pub(super) fn rules(counts: &BTreeMap<Kind, u64>) -> String {
+    let mut page = Page::default();
+    let help = "Rules that the kernel holds, by family, by who made them and by what they do.";
+    let mut rules = page.gauge("gateway_kernel_rules", help);
+    for (kind, count) in counts {
+        let family = if kind.v4 { "ipv4" } else { "ipv6" };
+        let labels =
+            [("family", family), ("origin", kind.origin.name()), ("action", kind.action.name())];
+        rules.with(&labels, *count);
+    }
+    page.text()
+}

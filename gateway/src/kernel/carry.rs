@@ -1,0 +1,256 @@
+//! What earlier maps had counted, carried into those that took over from them: a change of ABI in either direction, or
+//! of a size, loses no packet from the sums.
+//!
+//! The program adds to its own half of the counters without asking anybody, so nothing may be written there while it
+//! runs. What was carried lies in a second half, which no program knows of, and behind that how the halves are made, so
+//! that any version reads those of any other. Reasons keep their numbers for ever, and new ones come behind.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use gateway_common::layout::{self, COUNTERS_LEN, Counter};
+use gateway_common::verdict::Reason;
+use rustix::thread::{MembarrierCommand, membarrier};
+use thiserror::Error;
+
+use super::object;
+use super::pins::{Pins, PinsError};
+use super::tables::{Tables, chain};
+
+/// Entries of the map of counters: those of the program, in the same order those that were carried, and a [`Shape`].
+pub const ENTRIES: u32 = 2 * COUNTERS_LEN + 1;
+/// The map before there was a second half.
+const ENTRIES_BEFORE: u32 = 24;
+/// Kinds of runs: what was done, and what a dry run would have done.
+const KINDS: u32 = 2;
+
+/// How a map of counters is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    halves: u32,
+    /// Runs of one counter a reason in each half. New ones come behind, and every second is a dry run's.
+    runs: u32,
+    reasons: u32,
+}
+
+impl Shape {
+    const OURS: Self = Self {
+        halves: 2,
+        runs: COUNTERS_LEN / Reason::ALL.len() as u32,
+        reasons: Reason::ALL.len() as u32,
+    };
+    const BEFORE: Self = Self { halves: 1, runs: 2, reasons: 12 };
+
+    /// The counters without what is behind them.
+    fn counters(self) -> u32 {
+        self.halves * self.runs * self.reasons
+    }
+
+    /// As it stands in the map.
+    fn entry(self) -> Counter {
+        Counter { packets: self.runs.into(), bytes: self.reasons.into() }
+    }
+
+    fn of(map: &Counters) -> Result<Option<Self>, MapError> {
+        if map.len() == ENTRIES_BEFORE {
+            return Ok(Some(Self::BEFORE));
+        }
+        let Some(last) = map.len().checked_sub(1) else { return Ok(None) };
+        let Counter { packets, bytes } = sum(map.get(&last, 0)?.iter());
+        let (Ok(runs), Ok(reasons)) = (u32::try_from(packets), u32::try_from(bytes)) else {
+            return Ok(None);
+        };
+        let fits = u64::from(last) == 2 * packets * bytes && runs > 0 && reasons > 0;
+        Ok(fits.then_some(Self { halves: 2, runs, reasons }))
+    }
+
+    /// Each counter, and the one of ours that it is carried to: of the same reason and run, or where we know no such
+    /// run of the first of its kind.
+    fn pairs(self) -> impl Iterator<Item = (u32, u32)> {
+        let ours = Self::OURS;
+        (0..self.counters()).filter_map(move |index| {
+            let (run, reason) = (index / self.reasons % self.runs, index % self.reasons);
+            let run = if run < ours.runs { run } else { run % KINDS };
+            (reason < ours.reasons).then_some((index, COUNTERS_LEN + run * ours.reasons + reason))
+        })
+    }
+}
+
+/// Why the counters could not be carried.
+#[derive(Debug, Error)]
+#[error("the counters of {map} cannot be carried over: {reason}")]
+pub struct CarryError {
+    map: String,
+    reason: String,
+}
+
+/// Waits until no CPU runs a program any more whose links were updated, for only then its counters stand still.
+pub fn let_finish() {
+    // The kernel's own wait for its readers, programs among them (kernel/sched/membarrier.c).
+    if membarrier(MembarrierCommand::Global).is_err() {
+        const LONGER_THAN_ANY_POLL: Duration = Duration::from_millis(50);
+        thread::sleep(LONGER_THAN_ANY_POLL);
+    }
+}
+
+/// Writes into the map of counters that is pinned at `pin` how it is made.
+pub fn describe(pin: &Path) -> Result<(), CarryError> {
+    let described = open(pin).and_then(|map| match map {
+        Some(mut map) => set(&mut map, ENTRIES - 1, Shape::OURS.entry()),
+        None => Ok(()),
+    });
+    described.map_err(failed(pin))
+}
+
+/// Adds what the counters pinned at `from` hold to the carried ones of those at `into`.
+pub fn counters(from: &Path, into: &Path) -> Result<(), CarryError> {
+    let Some(old) = open(from).map_err(failed(from))? else { return Ok(()) };
+    let Some(mut new) = open(into).map_err(failed(into))? else { return Ok(()) };
+    let shape = Shape::of(&old).map_err(failed(from))?.ok_or_else(|| CarryError {
+        map: from.display().to_string(),
+        reason: format!("{} entries of an unknown order", old.len()),
+    })?;
+    for (index, target) in shape.pairs() {
+        let found = old.get(&index, 0).map_err(failed(from))?;
+        let held = new.get(&target, 0).map_err(failed(into))?;
+        let sum = sum(found.iter().chain(held.iter()));
+        if sum != Counter::default() {
+            set(&mut new, target, sum).map_err(failed(into))?;
+        }
+    }
+    Ok(())
+}
+
+/// Carries all that can be read in the folder of another ABI version: the counters, and what the same rules have met
+/// where the tables have the shape of ours. What cannot be read is told and starts anew: it keeps no gateway from
+/// starting.
+pub fn all(folder: &Path, pins: &Pins, tables: &Tables) -> Result<(), PinsError> {
+    let pin = folder.join(layout::COUNTERS);
+    log(counters(&pin, &pins.map(layout::COUNTERS)));
+    // At once, so that a start after a kill does not carry it twice.
+    pins.remove(&pin)?;
+    if object::has_our_rule_maps(folder) {
+        // The others are only there to be opened.
+        let find = |name: &str| match layout::RULE_MAPS.contains(&name) {
+            true => MapData::from_pin(folder.join(name)),
+            false => MapData::from_pin(pins.map(name)),
+        };
+        match Tables::open(find, u32::MAX) {
+            Ok(before) => tables.rules.inherit(&before.rules),
+            Err(error) => tracing::error!(%error, "what rules have met starts anew"),
+        }
+    }
+    Ok(())
+}
+
+/// Tells of counters that start anew.
+pub fn log(carried: Result<(), CarryError>) {
+    if let Err(error) = carried {
+        tracing::error!(%error, "counters start anew");
+    }
+}
+
+/// The sum over CPUs.
+pub fn sum<'a>(shares: impl Iterator<Item = &'a Counter>) -> Counter {
+    shares.fold(Counter::default(), |sum, share| Counter {
+        packets: sum.packets + share.packets,
+        bytes: sum.bytes + share.bytes,
+    })
+}
+
+type Counters = PerCpuArray<MapData, Counter>;
+
+/// `None` where there is no such pin.
+fn open(path: &Path) -> Result<Option<Counters>, MapError> {
+    if !path.try_exists().map_err(MapError::IoError)? {
+        return Ok(None);
+    }
+    MapData::from_pin(path).and_then(Map::from_map_data).and_then(Counters::try_from).map(Some)
+}
+
+fn set(map: &mut Counters, index: u32, value: Counter) -> Result<(), MapError> {
+    // No program adds to these, so which CPU's share it is means nothing.
+    let mut shares = vec![Counter::default(); map.get(&index, 0)?.len()];
+    if let Some(first) = shares.first_mut() {
+        *first = value;
+    }
+    map.set(index, PerCpuValues::try_from(shares).map_err(MapError::IoError)?, 0)
+}
+
+fn failed(pin: &Path) -> impl Fn(MapError) -> CarryError {
+    let map = pin.display().to_string();
+    move |error| CarryError { map: map.clone(), reason: chain(&error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const OURS: Shape = Shape::OURS;
+
+    fn targets(shape: Shape) -> BTreeMap<u32, Vec<u32>> {
+        let mut targets = BTreeMap::<u32, Vec<u32>>::new();
+        for (from, to) in shape.pairs() {
+            targets.entry(to).or_default().push(from);
+        }
+        targets
+    }
+
+    #[test]
+    fn both_halves_of_the_same_counter_meet() {
+        let expected = |index| (COUNTERS_LEN + index, vec![index, COUNTERS_LEN + index]);
+        assert_eq!(targets(OURS), (0..COUNTERS_LEN).map(expected).collect());
+        assert_eq!(OURS.counters() + 1, ENTRIES);
+    }
+
+    #[test]
+    fn reasons_that_one_side_does_not_know_are_left_out() {
+        // A newer version with three reasons more, an older one with two less: the dry run's run starts elsewhere.
+        for reasons in [OURS.reasons + 3, OURS.reasons - 2] {
+            let all = targets(Shape { reasons, ..OURS });
+            let known = OURS.reasons.min(reasons);
+            assert_eq!(all.len() as u32, OURS.runs * known);
+            let last = &all[&(COUNTERS_LEN + OURS.reasons + known - 1)];
+            let index = reasons + known - 1;
+            assert_eq!(*last, [index, OURS.runs * reasons + index]);
+        }
+    }
+
+    #[test]
+    fn runs_that_one_side_does_not_know_are_added_to_the_first_of_their_kind() {
+        let all = targets(Shape { runs: OURS.runs + 2, ..OURS });
+        assert_eq!(all.len() as u32, COUNTERS_LEN);
+        assert_eq!(all[&COUNTERS_LEN].len(), 4);
+        assert_eq!(all[&(COUNTERS_LEN + OURS.reasons)].len(), 4);
+    }
+
+    #[test]
+    fn the_first_layout_has_no_second_half() {
+        let all = targets(Shape::BEFORE);
+        assert!(all.values().all(|from| from.len() == 1));
+        assert_eq!(all[&(COUNTERS_LEN + Reason::Connections as u32)], [11]);
+        assert_eq!(Shape::BEFORE.counters(), ENTRIES_BEFORE);
+    }
+
+    #[test]
+    fn reasons_keep_their_numbers_for_ever() {
+        let names = [
+            "not_ip",
+            "unparsed",
+            "neighbour",
+            "no_rule",
+            "allow",
+            "within_limit",
+            "deny",
+            "limit",
+            "reset",
+            "malformed",
+            "contended",
+            "connections",
+        ];
+        assert_eq!(names[..], Reason::ALL.map(Reason::name)[..names.len()]);
+    }
+}

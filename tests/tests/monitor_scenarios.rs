@@ -1,0 +1,487 @@
+//! What is to be seen of the gateway at work, through the real binary: events of dropped packets, metrics, `top`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use harness::client::{Client, get};
+use harness::frames::{Path, Sender};
+use harness::gateway::{Gateway, NOBODY};
+use harness::namespace::Namespace;
+use harness::origin::{Origin, Reply};
+use harness::topology::Topology;
+use harness::{Result, require_root, wait_for};
+use serde_json::{Value, json};
+
+const UDP_PORT: u16 = 9000;
+const METRICS: &str = "127.0.0.1:9100";
+const DOCUMENTED: &str = include_str!("../../docs/metrics.md");
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn origin(hosts: &Topology) -> Result<Origin> {
+    let address = SocketAddr::new(hosts.upstream.v4(), 9000);
+    Origin::start(Some(&hosts.upstream.namespace), address, |_| Reply::Answer(200, "served"))
+}
+
+/// Events as `gateway events` writes them, with more arguments.
+fn events(gateway: &Gateway<'_>, more: &[&str]) -> Result<Vec<Value>> {
+    gateway.cli(&[&["events", "--json"], more].concat())?.ok()?.json_lines()
+}
+
+/// Sends the frame until an event of this source is there: a report is due once in a timer tick.
+fn reported(gateway: &Gateway<'_>, sender: &Sender, frame: &[u8], source: &str) -> Result<Value> {
+    wait_for(&format!("an event of {source}"), PATIENCE, || {
+        sender.send(frame)?;
+        Ok(events(gateway, &["--source", source])?.pop())
+    })
+}
+
+#[test]
+fn a_dropped_packet_is_reported_with_what_it_met() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["events"] = json!("1000/s");
+    config["kernel"]["deny"] = json!(["fd00:bad:0:7::/64"]);
+    config["kernel"]["profiles"] = json!({"tight": {"packets": "1/h"}});
+    config["kernel"]["default_profile"] = json!("tight");
+    config["kernel"]["protected_ports"] = json!([UDP_PORT]);
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    // The hosts themselves speak up now and then, and the default profile is tight.
+    let ours = |more: &[&str]| events(&gateway, &[&["--source", "198.18.0.0/15"], more].concat());
+    assert_eq!(ours(&[])?, Vec::<Value>::new());
+    gateway.cli(&["deny", "add", "198.18.7.0/24"])?.ok()?;
+    let sender = Sender::new(&hosts.attacker)?;
+    let path = |source: &str| -> Result<Path> { Ok(Path::new(&hosts.attacker, source.parse()?)) };
+    let later = path("198.18.7.8")?.udp_fragments(UDP_PORT, &[0; 64])?;
+    for (source, frame, reason, rule, protocol, port) in [
+        (
+            "198.18.7.7",
+            path("198.18.7.7")?.syn(40_000, 443)?,
+            "deny",
+            json!({"prefix": "198.18.7.0/24", "action": "deny", "origin": "operator"}),
+            "tcp",
+            json!(443),
+        ),
+        (
+            "fd00:bad:0:7::7",
+            path("fd00:bad:0:7::7")?.udp(53, b"x")?,
+            "deny",
+            json!({"prefix": "fd00:bad:0:7::/64", "action": "deny", "origin": "configuration"}),
+            "udp",
+            json!(53),
+        ),
+        (
+            "198.18.7.8",
+            later[1].clone(),
+            "deny",
+            json!({"prefix": "198.18.7.0/24", "action": "deny", "origin": "operator"}),
+            "other",
+            Value::Null,
+        ),
+        (
+            "198.18.9.9",
+            path("198.18.9.9")?.udp(UDP_PORT, b"x")?,
+            "limit",
+            Value::Null,
+            "udp",
+            json!(UDP_PORT),
+        ),
+    ] {
+        let event = reported(&gateway, &sender, &frame, source)?;
+        let source: IpAddr = source.parse()?;
+        assert_eq!(event["source"], json!(source), "{event}");
+        assert_eq!((&event["reason"], &event["rule"]), (&json!(reason), &rule), "{event}");
+        assert_eq!((&event["protocol"], &event["port"]), (&json!(protocol), &port), "{event}");
+        assert_eq!(event["interface"], json!("to_attacker"), "{event}");
+        assert_eq!(event["dry_run"], json!(false), "{event}");
+    }
+    let all = ours(&["--limit", "4096"])?;
+    let limited = ours(&["--limit", "4096", "--reason", "limit"])?;
+    assert!(limited.len() < all.len() && limited.iter().all(|event| event["reason"] == "limit"));
+    assert_eq!(ours(&["--limit", "1"])?, all[all.len() - 1..]);
+    let numbers: Vec<Option<u64>> = all.iter().map(|event| event["number"].as_u64()).collect();
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+    Ok(())
+}
+
+#[test]
+fn who_follows_the_events_is_told_of_each() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", "198.18.7.0/24"])?.ok()?;
+    let sender = Sender::new(&hosts.attacker)?;
+    let frame = |source: &str| -> Result<Vec<u8>> {
+        Path::new(&hosts.attacker, source.parse()?).udp(UDP_PORT, b"x")
+    };
+    reported(&gateway, &sender, &frame("198.18.7.1")?, "198.18.7.1")?;
+    let mut command = gateway.command(&["events", "--follow", "--source", "198.18.7.0/25"])?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut follower = hosts.gateway.spawn(&mut command)?;
+    let lines = BufReader::new(follower.stdout.take().context("no output")?).lines();
+    let (sent, received) = std::sync::mpsc::sync_channel(1000);
+    std::thread::spawn(move || {
+        lines.map_while(std::io::Result::ok).try_for_each(|line| sent.send(line))
+    });
+    let next = || -> Result<Value> {
+        Ok(serde_json::from_str(&received.recv_timeout(PATIENCE).context("no further event")?)?)
+    };
+    let first = next()?;
+    assert_eq!(first["source"], json!("198.18.7.1"));
+    gateway.cli(&["reload"])?.ok()?;
+    // Ten a second are reported, and these come after each other.
+    for host in [200, 2, 201, 3] {
+        let source = format!("198.18.7.{host}");
+        reported(&gateway, &sender, &frame(&source)?, &source)?;
+    }
+    let mut seen = BTreeSet::new();
+    while !seen.contains("198.18.7.3") {
+        let event = next()?;
+        seen.extend(event["source"].as_str().map(str::to_owned));
+    }
+    seen.remove("198.18.7.1");
+    assert_eq!(seen, BTreeSet::from(["198.18.7.2".to_owned(), "198.18.7.3".to_owned()]));
+    follower.kill()?;
+    follower.wait()?;
+    Ok(())
+}
+
+#[test]
+fn a_flood_is_a_few_events_and_every_packet_is_counted() -> Result {
+    const BATCH: u64 = 1000;
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["events"] = json!("1/h burst 3");
+    config["kernel"]["dry_run"] = json!(true);
+    config["kernel"]["deny"] = json!(["198.18.7.0/24"]);
+    let mut gateway = Gateway::new(&hosts.gateway, config.clone())?;
+    gateway.start()?;
+    let sender = Sender::new(&hosts.attacker)?;
+    let frame = Path::new(&hosts.attacker, "198.18.7.7".parse()?).udp(UDP_PORT, b"x")?;
+    let mut sent = 0;
+    let mut flood = |packets: u64| -> Result {
+        sent += packets;
+        (0..packets).try_for_each(|_| sender.send(&frame))
+    };
+    let seen = wait_for("three events", PATIENCE, || {
+        flood(BATCH)?;
+        Ok(Some(events(&gateway, &[])?).filter(|seen| seen.len() >= 3))
+    })?;
+    assert!(seen.iter().all(|event| event["dry_run"] == json!(true)), "{seen:?}");
+    flood(BATCH)?;
+    let labels = r#"reason="deny",verdict="would_drop",origin="configuration""#;
+    let counted = |gateway: &Gateway<'_>| -> Result<Option<u64>> {
+        let page = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
+        Ok(page.value(&format!("gateway_kernel_packets_total{{{labels}}}")))
+    };
+    gateway.kill9()?;
+    flood(1)?;
+    config["kernel"]["events"] = json!("off");
+    gateway.write_config(config.clone())?;
+    gateway.start()?;
+    gateway.cli(&["events"])?.refused(1, "kernel.events is off")?;
+    flood(1)?;
+    wait_for("every packet", PATIENCE, || Ok(counted(&gateway)?.filter(|all| *all == sent)))?;
+    config["kernel"]["events"] = json!("1/h burst 3");
+    gateway.write_config(config)?;
+    gateway.cli(&["reload"])?.ok()?;
+    assert_eq!(events(&gateway, &[])?, Vec::<Value>::new(), "three were all, and none while off");
+    Ok(())
+}
+
+#[test]
+fn what_was_dropped_while_no_gateway_ran_is_told_by_the_next() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", "198.18.7.0/24"])?.ok()?;
+    gateway.kill9()?;
+    let frame = Path::new(&hosts.attacker, "198.18.7.7".parse()?).udp(UDP_PORT, b"x")?;
+    Sender::new(&hosts.attacker)?.send(&frame)?;
+    gateway.start()?;
+    let told = wait_for("an event", PATIENCE, || Ok(events(&gateway, &[])?.pop()))?;
+    assert_eq!(told["source"], json!("198.18.7.7"));
+    Ok(())
+}
+
+#[test]
+fn metrics_add_up_and_prometheus_could_read_them() -> Result {
+    const PACKETS: u64 = 20;
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["metrics"] = json!({"listen": METRICS});
+    config["kernel"]["deny"] = json!(["198.18.7.0/24"]);
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", "198.18.8.0/24", "fd00:bad::/48"])?.ok()?;
+    let sender = Sender::new(&hosts.attacker)?;
+    let mut bytes = 0;
+    for source in ["198.18.7.7", "198.18.8.8"] {
+        let frame = Path::new(&hosts.attacker, source.parse()?).udp(UDP_PORT, b"x")?;
+        bytes = PACKETS * frame.len() as u64;
+        for _ in 0..PACKETS {
+            sender.send(&frame)?;
+        }
+    }
+    assert_eq!(get(&hosts.client.namespace, None, hosts.client.target())?.text(), "served");
+    wait_for("every packet", PATIENCE, || {
+        Ok(Some(gateway.kernel_packets("deny")?).filter(|packets| *packets == 2 * PACKETS))
+    })?;
+
+    let mut scraper = Client::connect(&hosts.gateway, None, METRICS.parse()?, PATIENCE)?;
+    let scraped = scraper.get("/metrics")?;
+    assert_eq!(scraped.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let page = Page::of(&scraped.text())?;
+    for origin in ["configuration", "operator"] {
+        let labels = format!(r#"{{reason="deny",verdict="drop",origin="{origin}"}}"#);
+        let value = |name: &str| page.value(&format!("gateway_kernel_{name}_total{labels}"));
+        assert_eq!((value("packets"), value("bytes")), (Some(PACKETS), Some(bytes)), "{origin}");
+    }
+    let denied = r#"gateway_kernel_rules{family="ipv4",origin="operator",action="deny"}"#;
+    assert_eq!(page.value(denied), Some(1));
+    assert_eq!(page.value(&denied.replace("ipv4", "ipv6")), Some(1));
+    assert_eq!(page.value(r#"gateway_requests_total{status="2xx"}"#), Some(1));
+    assert_eq!(page.value("gateway_kernel_enforcing"), Some(1));
+    let attached = r#"gateway_kernel_interface_attached{interface="to_attacker",mode="native"}"#;
+    assert_eq!(page.value(attached), Some(1));
+    // All reasons together are what `status` counts, whose listing has no origins.
+    let status = gateway.status()?;
+    for counter in status["kernel"]["counters"].as_array().context("no counters")? {
+        let reason = format!(r#"gateway_kernel_packets_total{{reason={},"#, counter["reason"]);
+        let of_reason = page.samples.iter().filter(|(series, _)| series.starts_with(&reason));
+        let sum: u64 = of_reason.map(|(_, value)| value).sum();
+        let grown = counter["packets"].as_u64() >= Some(sum);
+        assert!(
+            grown && (counter["verdict"] == "pass" || counter["packets"] == json!(sum)),
+            "{counter}"
+        );
+    }
+
+    for series in page.samples.keys() {
+        let name = series.split('{').next().unwrap_or_default();
+        assert!(DOCUMENTED.contains(&format!("`{name}`")), "{name} is not documented");
+    }
+
+    // The same series over the admin socket, nothing else over TCP, and nothing at all for who says nothing.
+    let own = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
+    let series = |page: &Page| page.samples.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(series(&own), series(&page));
+    assert_eq!(scraper.get("/v1/status")?.status, 404);
+    scraper.send(b"POST /metrics HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")?;
+    assert_eq!(scraper.receive()?.status, 405);
+    gateway.cli(&["metrics", "--json"])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn metrics_without_a_kernel_door_are_those_of_the_proxy() -> Result {
+    let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("host")).transpose()?;
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), proxy_only()?)?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", "198.18.7.0/24"])?.ok()?;
+    let page = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
+    assert_eq!(page.value(r#"gateway_rules{list="deny"}"#), Some(1));
+    assert_eq!(page.value("gateway_kernel_enforcing"), Some(0));
+    assert!(page.samples.keys().all(|series| !series.contains("packets")), "{page:?}");
+    gateway.cli(&["events"])?.refused(1, "the kernel door is shut")?;
+    gateway.cli(&["events", "--follow"])?.refused(1, "the kernel door is shut")?;
+    let top = gateway.cli(&["top", "--once", "--json"])?.ok()?.json()?;
+    assert_eq!(top["kernel"]["enforcing"], json!(false));
+    assert_eq!(top["requests"]["statuses"][1]["status"], json!("2xx"));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_refused() -> Result {
+    let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("host")).transpose()?;
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), proxy_only()?)?;
+    for command in [["events", "--follow"], ["top", "--once"], ["metrics", "--json"]] {
+        gateway.cli(&command)?.refused(1, "no gateway answers")?;
+    }
+    gateway.start()?;
+    for (command, why) in [
+        (["events", "--source", "192.0.2.1/24"], "host bits"),
+        (["events", "--reason", "allow"], "packets are not dropped for `allow`: deny"),
+        (["events", "--limit", "0"], "1 to 4096"),
+        (["events", "--limit", "many"], "no number"),
+        (["top", "--rules", "101"], "1 to 100 rules"),
+    ] {
+        gateway.cli(&command)?.refused(2, why)?;
+    }
+    // The same over the socket, where there is no command line in front.
+    for query in ["limit=0", "reason=allow", "source=x", "colour=red", "wait=maybe"] {
+        let mut socket = std::os::unix::net::UnixStream::connect(gateway.socket())?;
+        write!(socket, "GET /v1/events?{query} HTTP/1.1\r\nhost: gateway\r\n\r\n")?;
+        let mut line = String::new();
+        BufReader::new(socket).read_line(&mut line)?;
+        assert!(line.starts_with("HTTP/1.1 400"), "{query}: {line}");
+    }
+    Ok(())
+}
+
+#[test]
+fn metrics_where_somebody_else_listens_are_an_error_at_the_start() -> Result {
+    let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("host")).transpose()?;
+    let bind = || std::net::TcpListener::bind("127.0.0.1:0");
+    let taken = match &namespace {
+        Some(namespace) => namespace.enter(bind)??,
+        None => bind()?,
+    };
+    let mut config = proxy_only()?;
+    config["metrics"] = json!({"listen": taken.local_addr()?.to_string()});
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), config)?;
+    gateway.start_refused()?.refused(1, "the port is in use")?;
+    Ok(())
+}
+
+#[test]
+fn top_shows_rates_sources_and_the_busiest_rules() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", "198.18.7.0/24", "198.18.8.8", "198.18.9.0/24"])?.ok()?;
+    let sender = Sender::new(&hosts.attacker)?;
+    for (source, packets) in [("198.18.8.8", 30), ("198.18.7.7", 20)] {
+        let frame = Path::new(&hosts.attacker, source.parse()?).udp(UDP_PORT, b"x")?;
+        reported(&gateway, &sender, &frame, source)?;
+        for _ in 0..packets {
+            sender.send(&frame)?;
+        }
+    }
+    let top = gateway.cli(&["top", "--once", "--json"])?.ok()?.json()?;
+    let prefixes = |top: &Value| -> Vec<Value> {
+        let rules = top["rules"].as_array().into_iter().flatten();
+        let denying = rules.filter(|rule| rule["rule"]["action"] == "deny");
+        denying.map(|rule| rule["rule"]["prefix"].clone()).collect()
+    };
+    // Rules that have met nothing are none of the busiest.
+    assert_eq!(prefixes(&top), ["198.18.8.8", "198.18.7.0/24"], "{top}");
+    let sources = top["sources"].as_array().into_iter().flatten();
+    let names: BTreeSet<_> = sources.filter_map(|one| one["source"].as_str()).collect();
+    assert_eq!(names, BTreeSet::from(["198.18.7.7", "198.18.8.8"]), "{top}");
+    let mut reasons = top["reasons"].as_array().into_iter().flatten();
+    let denied = reasons.find(|one| one["reason"] == "deny").context("no deny")?;
+    assert!(denied["packets"].as_u64() >= Some(50), "{denied}");
+    assert!(denied["packets_per_second"].is_u64(), "{denied}");
+    let few = gateway.cli(&["top", "--once", "--json", "--rules", "1"])?.ok()?.json()?;
+    assert_eq!(few["rules"].as_array().map(Vec::len), Some(1), "{few}");
+    Ok(())
+}
+
+/// On a terminal, which `script` makes: the screen is given back when `q` is pressed.
+#[test]
+fn top_gives_the_terminal_back() -> Result {
+    let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("host")).transpose()?;
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), proxy_only()?)?;
+    gateway.start()?;
+    let top = gateway.command(&["top"])?;
+    let words: Vec<_> = std::iter::once(top.get_program()).chain(top.get_args()).collect();
+    let words: Option<Vec<&str>> = words.into_iter().map(|word| word.to_str()).collect();
+    let line = format!("stty -g; {}; stty -g", words.context("no text")?.join(" "));
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    command.env("GATEWAY_CONFIG", gateway.config());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    if namespace.is_some() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let mut script = match &namespace {
+        Some(namespace) => namespace.spawn(&mut command)?,
+        None => command.spawn()?,
+    };
+    let mut keys = script.stdin.take().context("no input")?;
+    let mut output = BufReader::new(script.stdout.take().context("no output")?);
+    let mut shown = Vec::new();
+    while !String::from_utf8_lossy(&shown).contains("q ends it") {
+        ensure!(output.read_until(b't', &mut shown)? > 0, "{}", String::from_utf8_lossy(&shown));
+    }
+    keys.write_all(b"q")?;
+    keys.flush()?;
+    std::io::Read::read_to_end(&mut output, &mut shown)?;
+    assert!(script.wait()?.success());
+    let shown = String::from_utf8(shown)?;
+    let (entered, left) = (shown.find("\x1b[?1049h"), shown.find("\x1b[?1049l"));
+    assert!(entered.is_some() && entered < left, "{shown:?}");
+    let lines: Vec<&str> = shown.lines().map(str::trim).collect();
+    let last = lines.last().and_then(|line| line.split("\x1b[?1049l").nth(1));
+    assert_eq!(lines.first().copied(), last, "the terminal's settings are as before: {shown:?}");
+    Ok(())
+}
+
+fn proxy_only() -> Result<Value> {
+    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    Ok(json!({
+        "listen": [{"address": free.to_string()}],
+        "upstreams": {"echo": {"endpoints": ["echo"]}},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "echo"}],
+    }))
+}
+
+/// A page of metrics, held against the text format 0.0.4 while it is read.
+#[derive(Debug)]
+struct Page {
+    samples: BTreeMap<String, u64>,
+}
+
+impl Page {
+    fn of(text: &str) -> Result<Self> {
+        let mut samples = BTreeMap::new();
+        let mut families = BTreeSet::new();
+        let mut family = None;
+        let mut lines = text.lines().peekable();
+        ensure!(text.ends_with('\n'), "the last line has no end");
+        while let Some(line) = lines.next() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                let (name, words) = help.split_once(' ').context("a help without words")?;
+                ensure!(words.ends_with('.'), "the help of {name} is no sentence");
+                let kind = lines.next().and_then(|line| line.strip_prefix("# TYPE "));
+                let kind = kind.and_then(|kind| kind.strip_prefix(name));
+                let kind = kind.with_context(|| format!("{name} has no type"))?.trim_start();
+                ensure!(matches!(kind, "counter" | "gauge"), "{name} is a {kind}");
+                ensure!((kind == "counter") == name.ends_with("_total"), "{name} is a {kind}");
+                ensure!(families.insert(name), "{name} comes twice");
+                let letters = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+                ensure!(name.chars().all(letters), "{name} is no good name");
+                ensure!(name.starts_with("gateway_"), "{name} is nobody's");
+                family = Some(name);
+                continue;
+            }
+            let (series, value) = line.rsplit_once(' ').context("a sample without a value")?;
+            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+            ensure!(family == Some(name), "{series} stands below another family");
+            let labels = labels.strip_suffix('}').context("labels without end")?;
+            let mut seen = BTreeSet::new();
+            for label in labels.split(',').filter(|label| !label.is_empty()) {
+                let (label, value) = label.split_once('=').context("a label without a value")?;
+                ensure!(seen.insert(label), "{series} has {label} twice");
+                let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+                let quoted = quoted.with_context(|| format!("{series}: {value} is not quoted"))?;
+                ensure!(!quoted.is_empty() && !quoted.contains(['"', '\\']), "{series}");
+            }
+            let value = value.parse().with_context(|| format!("{line}: no number"))?;
+            ensure!(samples.insert(series.to_owned(), value).is_none(), "{series} comes twice");
+        }
+        Ok(Self { samples })
+    }
+
+    fn value(&self, series: &str) -> Option<u64> {
+        self.samples.get(series).copied()
+    }
+}
