@@ -33,6 +33,9 @@ pub const LENGTHS_V6: &str = "LENGTHS_V6";
 pub const SEED: &str = "SEED";
 /// LRU hash of [`SourceKey`] to the word of its bucket, by CLOCK_MONOTONIC.
 pub const BUCKETS: &str = "BUCKETS";
+/// Array of [`SHARED_LEN`] words: the buckets that sources share which have none of their own, by
+/// [`SourceKey::shared`].
+pub const SHARED: &str = "SHARED";
 /// Array of [`PROFILES_MAX`] [`Profile`]s; index 0 is the default one.
 pub const PROFILES: &str = "PROFILES";
 /// Array of [`PORT_WORDS`] words, a bit a TCP or UDP port that buckets apply to.
@@ -50,11 +53,13 @@ pub const HOST: &str = "HOST";
 pub const RULE_MAPS: [&str; 9] =
     [SEED, TABLE_V4, TABLE_V6, HITS_V4, HITS_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The other maps.
-pub const OTHER_MAPS: [&str; 6] = [BUCKETS, PROFILES, PORTS, COUNTERS, EVENTS, HOST];
+pub const OTHER_MAPS: [&str; 7] = [BUCKETS, SHARED, PROFILES, PORTS, COUNTERS, EVENTS, HOST];
 
 /// Name of the global with the [`Settings`] that are patched in before the verifier runs.
 pub const SETTINGS: &str = "SETTINGS";
 
+/// Shared buckets of packets, and as many of connections: 1 MiB.
+pub const SHARED_LEN: u32 = 1 << 17;
 /// Profiles that can exist, the default one included.
 pub const PROFILES_MAX: u32 = 256;
 /// Words of 64 ports.
@@ -71,13 +76,17 @@ pub const COUNTERS_LEN: u32 = ORIGINS_LEN * REASONS_LEN;
 pub const EVENTS_BYTES: u32 = 1 << 16;
 
 /// Lines of [`HOST`].
-pub const HOST_LINES: u32 = 3;
+pub const HOST_LINES: u32 = 5;
 /// The line with the bucket of UDP to ports that are not protected, by CLOCK_MONOTONIC.
 pub const HOST_UDP: u32 = 0;
 /// The line with the bucket of fragments, by CLOCK_MONOTONIC.
 pub const HOST_FRAGMENTS: u32 = 1;
 /// The line that says until when rules for [`crate::rule::OWN_ADDRESS`] are sure to be right, by CLOCK_BOOTTIME.
 pub const HOST_OWN: u32 = 2;
+/// The line with the bucket of sources that are given a bucket of their own, by CLOCK_MONOTONIC.
+pub const HOST_NEW_SOURCES: u32 = 3;
+/// The line with the bucket of packets from sources that have none, by CLOCK_MONOTONIC.
+pub const HOST_UNKNOWN_SOURCES: u32 = 4;
 
 /// Rules of one family that fit unless the configuration says otherwise.
 pub const RULES_DEFAULT: u32 = 65_536;
@@ -157,6 +166,10 @@ pub const fn counter_index(reason: Reason, origin: u32, dry_run: bool) -> u32 {
 pub struct Settings {
     /// What the tables and filters are hashed with.
     pub seed: u64,
+    /// Of sources that are given a bucket of their own; unlimited: every source is.
+    pub new_sources: Bucket,
+    /// Of packets from sources that have none.
+    pub unknown_sources: Bucket,
     /// The bits of the first half of an IPv6 address that tell one source from another.
     pub source_mask_v6: u64,
     /// Buckets of [`TABLE_V4`] less one.
@@ -200,7 +213,7 @@ const _: () = {
     assert!(size_of::<Hits>() == 16 && align_of::<Hits>() == 8);
     assert!(size_of::<Line>() == 64 && align_of::<Line>() == 8);
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
-    assert!(size_of::<Settings>() == 112 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 144 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
     assert!(Origin::ALL.len() as u32 + 1 == ORIGINS_LEN);
 };

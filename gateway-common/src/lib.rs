@@ -10,6 +10,7 @@ extern crate std;
 
 pub mod bucket;
 pub mod event;
+pub mod flow;
 pub mod hygiene;
 pub mod layout;
 pub mod packet;

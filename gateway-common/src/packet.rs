@@ -177,17 +177,23 @@ impl Transport {
         let flags = self.0 >> Self::FLAGS_SHIFT & (SYN | ACK);
         self.kind() == Self::TCP && flags == SYN
     }
+
+    /// Whether it is TCP and does not open a connection, so that an honest sender has one.
+    #[inline(always)]
+    pub const fn continues_connection(self) -> bool {
+        self.kind() == Self::TCP && !self.opens_connection()
+    }
 }
 
-const ETHERTYPE_OFFSET: usize = 12;
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
-const ETHERTYPE_OLD_SERVICE_VLAN: u16 = 0x9100;
+pub(crate) const ETHERTYPE_OFFSET: usize = 12;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_VLAN: u16 = 0x8100;
+pub(crate) const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
+pub(crate) const ETHERTYPE_OLD_SERVICE_VLAN: u16 = 0x9100;
 
 const IGMP: u8 = 2;
-const TCP: u8 = 6;
+pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 

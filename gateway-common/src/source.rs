@@ -2,6 +2,9 @@
 
 use core::net::IpAddr;
 
+use crate::layout::SHARED_LEN;
+use crate::table::finish;
+
 /// A source address as the packet carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -109,6 +112,22 @@ impl SourceKey {
     pub const fn connections(self) -> Self {
         Self { bits: self.bits, kind: self.kind | Self::CONNECTIONS }
     }
+
+    /// The key of the same source's other bucket.
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        Self { bits: self.bits, kind: self.kind ^ Self::CONNECTIONS }
+    }
+
+    /// Which of [`SHARED_LEN`] buckets the source shares with others while it has none of its own: packets in one half,
+    /// connections in the other. `seed` keeps it from being chosen.
+    #[inline(always)]
+    pub const fn shared(self, seed: u64) -> u32 {
+        const HALF: u32 = SHARED_LEN / 2;
+        let half = if self.kind & Self::CONNECTIONS == 0 { 0 } else { HALF };
+        let family = (self.kind & !Self::CONNECTIONS) << 61;
+        half | finish(self.bits ^ family ^ seed) & (HALF - 1)
+    }
 }
 
 #[cfg(test)]
@@ -133,6 +152,29 @@ mod tests {
         let unique: std::collections::HashSet<_> = keys.into_iter().collect();
         assert_eq!(unique.len(), keys.len());
         assert_eq!(v6(0xabcd, !0xff), v6(0xab00, u64::MAX), "only the first bits count");
+    }
+
+    #[test]
+    fn sources_without_a_bucket_are_spread_over_the_shared_ones() {
+        const SOURCES: u32 = 100_000;
+        let mut seen = std::vec![0u32; SHARED_LEN as usize];
+        for address in 0..SOURCES {
+            let key = SourceKey::packets(Source::V4(address), u64::MAX);
+            assert_eq!(key.other(), key.connections());
+            assert_eq!(key.other().other(), key);
+            let (packets, connections) = (key.shared(7), key.other().shared(7));
+            assert!(
+                packets < SHARED_LEN / 2 && (SHARED_LEN / 2..SHARED_LEN).contains(&connections)
+            );
+            seen[packets as usize] += 1;
+        }
+        // Poisson with a mean of 1.5: twelve in one place is a chance of one in a million places.
+        assert!(seen.iter().all(|count| *count <= 14), "{:?}", seen.iter().max());
+        let moved = (0..SOURCES).filter(|address| {
+            let key = SourceKey::packets(Source::V4(*address), u64::MAX);
+            key.shared(7) != key.shared(8)
+        });
+        assert!(moved.count() > SOURCES as usize - 100, "the seed decides");
     }
 
     proptest! {

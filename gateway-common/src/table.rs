@@ -312,7 +312,7 @@ impl TagV6 {
 
 /// Spreads every bit of a key over the low 32 (the finaliser of splitmix64, shortened by a round).
 #[inline(always)]
-const fn finish(key: u64) -> u32 {
+pub(crate) const fn finish(key: u64) -> u32 {
     let mixed = (key ^ key >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     (mixed >> 32) as u32

@@ -46,11 +46,13 @@ pub enum Reason {
     HostUdp = 14,
     /// Over the host's bucket of fragments.
     HostFragments = 15,
+    /// Of a source without a bucket of its own, and over the bucket of all these.
+    UnknownSources = 16,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NotIp,
         Self::Unparsed,
         Self::Neighbour,
@@ -67,6 +69,7 @@ impl Reason {
         Self::Martian,
         Self::HostUdp,
         Self::HostFragments,
+        Self::UnknownSources,
     ];
 
     /// What a packet with this reason meets.
@@ -82,7 +85,8 @@ impl Reason {
             | Self::TcpFlags
             | Self::Martian
             | Self::HostUdp
-            | Self::HostFragments => Verdict::Drop,
+            | Self::HostFragments
+            | Self::UnknownSources => Verdict::Drop,
             Self::NotIp
             | Self::Unparsed
             | Self::Neighbour
@@ -111,6 +115,7 @@ impl Reason {
             Self::Martian => "martian",
             Self::HostUdp => "host_udp",
             Self::HostFragments => "host_fragments",
+            Self::UnknownSources => "unknown_sources",
         }
     }
 }

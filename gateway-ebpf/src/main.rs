@@ -16,7 +16,9 @@ mod hygiene;
 mod kernel;
 mod maps;
 mod memory;
+mod newcomers;
 mod report;
+mod sockets;
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
@@ -68,6 +70,6 @@ fn decide(ctx: &XdpContext, packet: Packet) -> (Reason, Ruled) {
         Some(Action::Limit) => Reason::WithinLimit,
         None => Reason::NoRule,
     };
-    let reason = admit(&bucket, transport, profile).unwrap_or(passed);
+    let reason = admit(ctx, &bucket, transport, profile).unwrap_or(passed);
     (host::admit(transport, reason), rule)
 }

@@ -11,7 +11,7 @@ use gateway_common::bucket::Bucket;
 use gateway_common::event::Event;
 use gateway_common::layout::{
     BUCKETS_DEFAULT, COUNTERS_LEN, Counter, EVENTS_BYTES, HOST_LINES, HOST_OWN, Hits,
-    LENGTH_WORDS_V6, Line, PORT_WORDS, PROFILES_MAX, Profile, Settings,
+    LENGTH_WORDS_V6, Line, PORT_WORDS, PROFILES_MAX, Profile, SHARED_LEN, Settings,
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
@@ -43,6 +43,8 @@ static SEED: Array<u64, 1, MAPPED> = Array::new();
 #[btf_map]
 static BUCKETS: LruHashMap<SourceKey, u64, { BUCKETS_DEFAULT as usize }> = LruHashMap::new();
 #[btf_map]
+static SHARED: Array<u64, { SHARED_LEN as usize }> = Array::new();
+#[btf_map]
 static PROFILES: Array<Profile, { PROFILES_MAX as usize }> = Array::new();
 #[btf_map]
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
@@ -72,6 +74,8 @@ struct Tick {
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings {
     seed: 0,
+    new_sources: Bucket::UNLIMITED,
+    unknown_sources: Bucket::UNLIMITED,
     source_mask_v6: u64::MAX,
     table_mask_v4: 0,
     table_mask_v6: 0,
@@ -165,6 +169,24 @@ pub(crate) fn own_addresses_hold_until_ns() -> u64 {
 #[inline(always)]
 pub(crate) fn source_mask_v6() -> u64 {
     setting!(source_mask_v6)
+}
+
+/// The bucket of sources that are given a bucket of their own.
+#[inline(always)]
+pub(crate) fn new_sources() -> Bucket {
+    Bucket {
+        interval_ns: setting!(new_sources.interval_ns),
+        depth_ns: setting!(new_sources.depth_ns),
+    }
+}
+
+/// The bucket of packets from sources that have none of their own.
+#[inline(always)]
+pub(crate) fn unknown_sources() -> Bucket {
+    Bucket {
+        interval_ns: setting!(unknown_sources.interval_ns),
+        depth_ns: setting!(unknown_sources.depth_ns),
+    }
 }
 
 /// Whether any rule touches the /24 of an IPv4 address.
@@ -314,7 +336,7 @@ pub(crate) fn report(event: &Event) {
     }
 }
 
-/// The word of a bucket. That of a source may be evicted and given to another source at any time: then a packet is
+/// The word of a bucket. A source's own may be evicted and given to another source at any time: then a packet is
 /// charged to the wrong bucket once, and nothing worse.
 pub(crate) struct Word(*mut u64);
 
@@ -323,6 +345,12 @@ impl Word {
     #[inline(always)]
     pub(crate) fn of(source: &SourceKey) -> Option<Self> {
         BUCKETS.get_ptr_mut(source).map(Self)
+    }
+
+    /// The word that `source` shares with others while it has none of its own.
+    #[inline(always)]
+    pub(crate) fn shared(source: &SourceKey) -> Option<Self> {
+        SHARED.get_ptr_mut(source.shared(setting!(seed))).map(Self)
     }
 
     /// The word of the whole host in a line of [`HOST`].
@@ -340,7 +368,7 @@ impl Word {
 
     #[inline(always)]
     pub(crate) fn load(&self) -> u64 {
-        // SAFETY: the kernel keeps an element's memory readable until the program has ended, evicted or not.
+        // SAFETY: the kernel keeps an element's memory until the program has ended, evicted or not.
         load(unsafe { &*self.0 })
     }
 

@@ -1,5 +1,6 @@
 //! A few of the packets that were dropped, told to user space. Whatever the flood, the host reports no more than the
 //! configuration says; where nobody reads and the buffer is full, nothing is reported. Totals never depend on it.
+#![expect(unsafe_code, reason = "a global function has an exported name")]
 
 use aya_ebpf::programs::XdpContext;
 use gateway_common::event::{Event, Ruled};
@@ -18,7 +19,12 @@ pub(crate) fn report(ctx: &XdpContext, event: Event, reason: Reason, rule: Ruled
         return;
     }
     let reason = if tried { Reason::Deny } else { reason };
-    send(&mut Event {
+    let time_ns = due();
+    if time_ns == 0 {
+        return;
+    }
+    maps::report(&Event {
+        time_ns,
         interface: ctx.ingress_ifindex() as u32,
         dry_run: u32::from(tried || maps::is_dry_run()),
         rule: rule.bits(),
@@ -27,11 +33,11 @@ pub(crate) fn report(ctx: &XdpContext, event: Event, reason: Reason, rule: Ruled
     });
 }
 
-/// A function of its own, for which packets that are not reported do not pay.
+/// The time, if a report is due, and 0 if not. A global function, for which packets that are not reported do not pay;
+/// one that is not would have a name that depends on the folder that it was compiled in.
 #[inline(never)]
-fn send(event: &mut Event) {
-    event.time_ns = clock::boot_ns();
-    if maps::take_report(event.time_ns) {
-        maps::report(event);
-    }
+#[unsafe(no_mangle)]
+extern "C" fn due() -> u64 {
+    let now_ns = clock::boot_ns();
+    if maps::take_report(now_ns) { now_ns } else { 0 }
 }

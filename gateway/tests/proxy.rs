@@ -24,6 +24,7 @@ use gateway::request::Snapshot;
 use gateway::rules::classify::Classifier;
 use gateway::rules::tables::{Memory, RuleTables};
 use gateway::upstream::echo::Echo;
+use gateway_common::bucket::Bucket;
 use gateway_common::rule::{self, Action};
 use gateway_common::table::{Head, Span};
 
@@ -67,6 +68,8 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
             hygiene: config::Hygiene::OFF,
             host_limits: config::HostLimits::NONE,
             ipv6_source_length: 64,
+            new_sources: Bucket::UNLIMITED,
+            unknown_sources: Bucket::UNLIMITED,
             events: None,
         },
         bounds: config::Bounds {

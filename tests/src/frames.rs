@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use etherparse::{
     IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6FlowLabel,
     Ipv6Header, Ipv6RawExtHeader, PacketBuilder,
 };
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket};
 
@@ -17,6 +19,8 @@ use crate::topology::Host;
 const ETHERNET_BYTES: usize = 14;
 const MAC_BYTES: usize = 12;
 const HOP_LIMIT: u8 = 64;
+/// Times that a frame is sent when the link is full, a millisecond apart.
+const ATTEMPTS_MAX: u32 = 1000;
 
 /// From where to where: builds frames.
 #[derive(Clone, Copy, Debug)]
@@ -156,8 +160,14 @@ impl Sender {
 
     /// Sends one frame.
     pub fn send(&self, frame: &[u8]) -> Result {
-        send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).context("cannot send a frame")?;
-        Ok(())
+        for _ in 0..ATTEMPTS_MAX {
+            match send(self.socket.as_raw_fd(), frame, MsgFlags::empty()) {
+                // The other end of the link has not come to read what was sent before.
+                Err(Errno::ENOBUFS) => std::thread::sleep(Duration::from_millis(1)),
+                sent => return sent.map(drop).context("cannot send a frame"),
+            }
+        }
+        bail!("the link stays full")
     }
 }
 

@@ -5,11 +5,13 @@
 //! here knows the gateway from the inside: it is a binary with a configuration, a command line and sockets.
 #![expect(clippy::disallowed_methods, reason = "tests measure real time, from outside the gateway")]
 
+pub mod bpf;
 pub mod client;
 pub mod frames;
 pub mod gateway;
 pub mod namespace;
 pub mod origin;
+pub mod programs;
 pub mod topology;
 
 use std::time::{Duration, Instant};

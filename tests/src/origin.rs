@@ -41,6 +41,8 @@ pub enum Reply {
     Answer(u16, &'static str),
     /// Sends these bytes and closes.
     Raw(&'static [u8]),
+    /// Sends these bytes, made for the occasion, and closes.
+    Bytes(Vec<u8>),
     /// Says nothing for as long as the gateway waits.
     Hang,
     /// Closes the connection without a word.
@@ -167,6 +169,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result {
                 writer.write_all(answer.as_bytes())?;
             }
             Reply::Raw(bytes) => return Ok(writer.write_all(bytes)?),
+            Reply::Bytes(bytes) => return Ok(writer.write_all(&bytes)?),
             Reply::Hang => {
                 let mut rest = [0; 64];
                 while reader.read(&mut rest)? > 0 {}

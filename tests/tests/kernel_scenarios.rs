@@ -1,7 +1,7 @@
 //! The kernel door through the real binary: whose packets pass, whose are dropped, and what is said about it.
 #![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use harness::frames::{Path, Sender, tagged};
 use harness::gateway::Gateway;
 use harness::namespace::Namespace;
 use harness::origin::{Origin, Reply};
-use harness::topology::Topology;
+use harness::topology::{PORT, Topology};
 use harness::{Result, require_root, wait_for};
 use serde_json::json;
 
@@ -175,6 +175,82 @@ fn a_source_over_its_bucket_loses_packets_and_its_neighbour_none() -> Result {
     assert!((BURST..=BURST + refilled).contains(&of(loud)), "{} of {PACKETS}", of(loud));
     assert_eq!(gateway.kernel_packets("limit")?, (PACKETS - of(loud)) as u64);
     assert_eq!(arrived(&unprotected).len(), PACKETS / NEIGHBOUR_EVERY);
+    Ok(())
+}
+
+/// Sends SYNs to the gateway from so many sources of both families, no two alike.
+fn flood(hosts: &Topology, sources: u32) -> Result {
+    let sender = Sender::new(&hosts.attacker)?;
+    for number in 0..sources {
+        let source = match number % 2 {
+            0 => IpAddr::from(Ipv4Addr::from_bits(0xc612_0000 | number)),
+            _ => Ipv6Addr::from_bits(0xfd00_0bad << 96 | u128::from(number) << 64).into(),
+        };
+        sender.send(&Path::new(&hosts.attacker, source).syn(40_000, PORT)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_spoofed_sources_locks_no_known_client_out_and_gets_no_further_than_it_may() -> Result
+{
+    const SOURCES: u32 = 20_000;
+    const MAY: u64 = 30 + 70;
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["profiles"] =
+        json!({"public": {"packets": "100000/s", "connections": "10000/s"}});
+    config["kernel"]["default_profile"] = json!("public");
+    config["kernel"]["new_sources"] = json!("1/h burst 30");
+    config["kernel"]["unknown_sources"] = json!("1/h burst 70");
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    let client = &hosts.client;
+    assert_eq!(get(&client.namespace, None, client.target())?.status, 200);
+    std::thread::scope(|scope| -> Result {
+        let flood = scope.spawn(|| flood(&hosts, SOURCES));
+        let mut answers = 0;
+        while !flood.is_finished() || answers < 20 {
+            assert_eq!(get(&client.namespace, None, client.target())?.text(), "served");
+            answers += 1;
+        }
+        flood.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let refused = gateway.kernel_packets("unknown_sources")?;
+    assert!(refused <= u64::from(SOURCES) && refused + MAY >= u64::from(SOURCES), "{refused}");
+    assert_eq!(gateway.kernel_packets("connections")? + gateway.kernel_packets("limit")?, 0);
+    Ok(())
+}
+
+#[test]
+fn beyond_the_rate_of_new_sources_a_new_client_is_served_all_the_same() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["profiles"] =
+        json!({"public": {"packets": "100000/s", "connections": "10000/s"}});
+    config["kernel"]["default_profile"] = json!("public");
+    config["kernel"]["new_sources"] = json!("1/h burst 5");
+    let mut gateway = Gateway::new(&hosts.gateway, config.clone())?;
+    gateway.start()?;
+    flood(&hosts, 5000)?;
+    let client = &hosts.client;
+    let mut connection =
+        Client::connect(&client.namespace, None, client.target(), Duration::from_secs(5))?;
+    assert_eq!(connection.get("/")?.status, 200);
+    assert_eq!(gateway.kernel_packets("unknown_sources")?, 0);
+
+    // Its connection makes it known: when strangers are shut out at once, it goes on.
+    config["kernel"]["unknown_sources"] = json!("1/h burst 1");
+    gateway.write_config(config)?;
+    gateway.cli(&["reload"])?.ok()?;
+    flood(&hosts, 5000)?;
+    assert!(gateway.kernel_packets("unknown_sources")? > 0);
+    assert_eq!(connection.get("/")?.status, 200);
+    assert_eq!(get(&client.namespace, None, client.target())?.status, 200);
     Ok(())
 }
 

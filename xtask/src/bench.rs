@@ -1,14 +1,14 @@
 //! `cargo xtask bench`: the gateway beside its peers in one run, alternating. A bench measures; what is written down
 //! and how it is compared is `report`'s.
 
-mod bpf;
 mod bulk;
+mod exactness;
 mod flood;
 mod kernel;
 mod link;
+mod newcomers;
 mod peers;
 mod prefixes;
-mod programs;
 mod proxy;
 mod random;
 mod report;

@@ -39,6 +39,10 @@ pub enum Request {
     PutList(Box<PutList>),
     /// Take a list back with all of its entries.
     RemoveList(RemoveList),
+    /// Read a list of the configuration again now.
+    RefreshList(ListName),
+    /// Put the version of a feed in force that is held back.
+    AcceptList(ListName),
     /// Make rules.
     Add(Add),
     /// Take rules back.
@@ -111,6 +115,14 @@ pub struct PutList {
 pub struct RemoveList {
     /// What its entries do.
     pub action: ListAction,
+    /// Its name.
+    pub name: String,
+}
+
+/// A list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListName {
     /// Its name.
     pub name: String,
 }
@@ -211,6 +223,8 @@ impl Request {
             | Self::Remove(_)
             | Self::PutList(_)
             | Self::RemoveList(_)
+            | Self::RefreshList(_)
+            | Self::AcceptList(_)
             | Self::Confirm
             | Self::Reload
             | Self::Detach => true,
@@ -244,6 +258,8 @@ impl fmt::Display for Request {
             Self::RemoveList(remove) => {
                 write!(formatter, "{} remove --list {:?}", name(remove.action), remove.name)
             }
+            Self::RefreshList(list) => write!(formatter, "lists refresh {:?}", list.name),
+            Self::AcceptList(list) => write!(formatter, "lists accept {:?}", list.name),
             Self::Add(add) => {
                 write!(formatter, "{} add {}", name(add.action), first_of(&add.prefixes))?;
                 if let Some(milliseconds) = add.for_ms {
@@ -320,6 +336,9 @@ pub struct Status {
     pub kernel: KernelStatus,
     /// Rules by action, and what was held back.
     pub rules: RuleCounts,
+    /// What is wrong with lists of the configuration, each with its name.
+    #[serde(default)]
+    pub lists: Vec<String>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
 }
@@ -424,7 +443,7 @@ pub struct ListView {
     pub dry_run: bool,
     /// Its entries.
     pub entries: usize,
-    /// When this version of it was read.
+    /// When this version of it was read; 0 where none was.
     pub created_utc_ms: UtcMillis,
     /// What they take in this process.
     pub memory_bytes: usize,

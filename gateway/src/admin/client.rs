@@ -120,6 +120,12 @@ fn write(
         Request::RemoveList(remove) => {
             (Method::DELETE, "/v1/lists".to_owned(), serde_json::to_vec(remove)?)
         }
+        Request::RefreshList(list) => {
+            (Method::POST, "/v1/lists/refresh".to_owned(), serde_json::to_vec(list)?)
+        }
+        Request::AcceptList(list) => {
+            (Method::POST, "/v1/lists/accept".to_owned(), serde_json::to_vec(list)?)
+        }
         Request::Add(add) => (Method::POST, "/v1/rules".to_owned(), serde_json::to_vec(add)?),
         Request::Remove(remove) => {
             (Method::DELETE, "/v1/rules".to_owned(), serde_json::to_vec(remove)?)

@@ -156,6 +156,8 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
         (Method::POST, "/v1/lists") => list_of(body, asked.unwrap_or("")).await,
         (Method::POST, "/v1/confirm") => Ok(Request::Confirm),
         (Method::DELETE, "/v1/lists") => body_of(body).await.map(Request::RemoveList),
+        (Method::POST, "/v1/lists/refresh") => body_of(body).await.map(Request::RefreshList),
+        (Method::POST, "/v1/lists/accept") => body_of(body).await.map(Request::AcceptList),
         (Method::GET, "/v1/events") => {
             query::Events::parse(asked).map(Request::Events).map_err(usage)
         }

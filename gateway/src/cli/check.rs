@@ -2,13 +2,17 @@
 
 use std::path::Path;
 
+use nix::unistd::{Uid, User};
+
 use super::Failure;
 use super::output::Output;
-use crate::config;
+use crate::config::{self, Config};
+use crate::control::sources::files::{self, Unread};
 
 pub(super) fn run(file: &Path, output: &Output) -> Result<(), Failure> {
     match config::read(file) {
         Ok(config) => {
+            check_lists(&config, output)?;
             if output.is_json() {
                 return Ok(output.object(&serde_json::json!({ "errors": 0 }))?);
             }
@@ -24,6 +28,22 @@ pub(super) fn run(file: &Path, output: &Output) -> Result<(), Failure> {
             Err(Failure::Configuration)
         }
     }
+}
+
+/// Refuses lists that are files and cannot be read by whoever asks.
+fn check_lists(config: &Config, output: &Output) -> Result<(), Failure> {
+    let user = User::from_uid(Uid::effective()).ok().flatten();
+    let user = user.map_or_else(|| Uid::effective().to_string(), |user| user.name);
+    let readings = files::read_all(config, &user);
+    let unread = readings.iter().filter_map(|reading| reading.entries.as_ref().err());
+    let errors: Vec<String> = unread.flat_map(Unread::in_full).collect();
+    for error in &errors {
+        match output.is_json() {
+            true => output.object(&serde_json::json!({ "message": error }))?,
+            false => anstream::eprintln!("error: {error}"),
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Failure::Configuration) }
 }
 
 /// Shows the errors of a configuration: as JSON lines on the output, or as text on the error stream.

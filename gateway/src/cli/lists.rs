@@ -1,11 +1,25 @@
-//! `gateway lists`: the lists that are in force, and where each comes from.
+//! `gateway lists`: the lists that are in force and those of the configuration, where each comes from, and what is
+//! wrong with it.
 
 use super::output::Output;
 use super::place::Place;
-use super::{Failure, ask, unexpected};
-use crate::admin::api::{Answer, ListView, Request};
+use super::{Failure, ListsVerb, ask, unexpected};
+use crate::admin::api::{Answer, ListName, ListView, Request};
+use crate::base::time::UtcMillis;
 
-pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
+pub(super) fn run(place: &Place, verb: Option<ListsVerb>, output: &Output) -> Result<(), Failure> {
+    let request = match verb {
+        None => return show(place, output),
+        Some(ListsVerb::Refresh { name }) => Request::RefreshList(ListName { name }),
+        Some(ListsVerb::Accept { name }) => Request::AcceptList(ListName { name }),
+    };
+    match ask(place, &request)? {
+        Answer::Done(done) => Ok(output.done(&done)?),
+        _ => Err(unexpected()),
+    }
+}
+
+fn show(place: &Place, output: &Output) -> Result<(), Failure> {
     let Answer::Lists { lists } = ask(place, &Request::Lists)? else { return Err(unexpected()) };
     if output.is_json() {
         return Ok(lists.iter().try_for_each(|list| output.object(list))?);
@@ -24,7 +38,10 @@ fn row(list: &ListView) -> Vec<String> {
         list.action.clone(),
         list.kind.clone(),
         list.entries.to_string(),
-        list.created_utc_ms.display(),
+        match list.created_utc_ms {
+            UtcMillis(0) => "never".to_owned(),
+            read => read.display(),
+        },
         list.source.clone(),
         notes.into_iter().flatten().collect::<Vec<_>>().join("; "),
     ]

@@ -76,8 +76,11 @@ enum Verb {
     Allow(ListVerb),
     /// Keep the changes that wait to be confirmed, see --confirm-within
     Confirm,
-    /// The lists that are in force
-    Lists,
+    /// The lists that are in force and those of the configuration, with what is wrong with them
+    Lists {
+        #[command(subcommand)]
+        verb: Option<ListsVerb>,
+    },
     /// Which rule decides about an address, whose it is, since when, until when, and what it met
     Why {
         /// IPv4 or IPv6 address
@@ -124,6 +127,20 @@ enum ListVerb {
         /// Of this list alone
         #[arg(long, value_name = "NAME")]
         list: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ListsVerb {
+    /// Read a file or fetch a feed of the configuration now
+    Refresh {
+        /// Name of the list
+        name: String,
+    },
+    /// Put the version of a feed in force that is held back
+    Accept {
+        /// Name of the feed
+        name: String,
     },
 }
 
@@ -265,7 +282,7 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Deny(verb) => list::run(&place, ListAction::Deny, verb, output),
         Verb::Allow(verb) => list::run(&place, ListAction::Allow, verb, output),
         Verb::Confirm => list::confirm(&place, output),
-        Verb::Lists => lists::run(&place, output),
+        Verb::Lists { verb } => lists::run(&place, verb, output),
         Verb::Why { address } => why::run(&place, address, output),
         Verb::Events(arguments) => events::run(&place, &arguments, output),
         Verb::Metrics => metrics::run(&place),

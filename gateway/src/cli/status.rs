@@ -31,6 +31,9 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
         "  rules          {} deny, {} allow, {} limit, {} protected, {} held back",
         rules.deny, rules.allow, rules.limit, rules.protected, rules.held_back
     ))?;
+    for note in &status.lists {
+        output.line(&format!("  list           {note}"))?;
+    }
     let row = |counter: &crate::admin::api::CounterView| {
         let (reason, verdict) = (counter.reason.clone(), counter.verdict.clone());
         let numbers = [counter.packets, counter.bytes, counter.dry_run_packets];

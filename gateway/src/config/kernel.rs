@@ -45,6 +45,8 @@ pub(super) fn kernel(
     let max_rules = table(raw.max_rules, at.key("max_rules"));
     let written = [&allow, &deny, &never_block].into_iter().flatten().map(|(net, _)| *net);
     room(written.chain(limits.iter().map(|(limit, _)| limit.source)), max_rules, at);
+    let max_sources = table(raw.max_sources, at.key("max_sources"));
+    let (new_sources, unknown_sources) = newcomers(raw, max_sources, at);
     Kernel {
         interfaces: interfaces(&raw.interfaces, at.key("interfaces")),
         attach: attach(raw.attach),
@@ -70,11 +72,36 @@ pub(super) fn kernel(
         limits: limits.into_iter().map(|(limit, _)| limit).collect(),
         events: events(&raw.events, at.key("events")),
         max_rules,
-        max_sources: table(raw.max_sources, at.key("max_sources")),
+        max_sources,
+        new_sources,
+        unknown_sources,
         hygiene: raw.hygiene,
         host_limits: host_limits(&raw.host_limits, at.key("host_limits")),
         ipv6_source_length: source_length(raw.ipv6_source_length, at.key("ipv6_source_length")),
     }
+}
+
+/// The buckets of the whole host: of sources that are given buckets of their own, and of packets of all others.
+///
+/// Without a setting a sixteenth of the table a second and at most a quarter at once, so that nobody who sends within
+/// some seconds is forgotten, whatever arrives meanwhile.
+fn newcomers(raw: &RawKernel, max_sources: u32, at: At<'_>) -> (Bucket, Bucket) {
+    let by_table = || {
+        let most = u64::from(max_sources);
+        Bucket::per_second((most / 16).max(1), (most / 4).max(1)).unwrap_or(Bucket::UNLIMITED)
+    };
+    let of = |text: &Option<String>, at| text.as_ref().and_then(|text| rate(text, at));
+    let new_sources = of(&raw.new_sources, at.key("new_sources"));
+    let unknown_sources = of(&raw.unknown_sources, at.key("unknown_sources"));
+    let (new, unknown) =
+        (new_sources.unwrap_or_else(by_table), unknown_sources.unwrap_or(Bucket::UNLIMITED));
+    if new_sources.is_some_and(|new| new.is_unlimited()) && !unknown.is_unlimited() {
+        at.key("unknown_sources").error_with_help(
+            "no source is unknown while `new_sources` is unlimited",
+            "give `new_sources` a rate, or remove it",
+        );
+    }
+    (new, unknown)
 }
 
 /// The rate at which dropped packets are reported, if any are.

@@ -8,6 +8,7 @@ mod at;
 mod bounds;
 mod de;
 mod diagnostic;
+mod forms;
 mod kernel;
 mod listen;
 mod lists;
@@ -314,6 +315,10 @@ pub struct Kernel {
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).
     pub max_sources: u32,
+    /// Sources that are given buckets of their own; beyond it they share some.
+    pub new_sources: Bucket,
+    /// Packets of all sources together that share buckets.
+    pub unknown_sources: Bucket,
 }
 
 /// What the kernel door drops because nothing honest sends it. By default all of it.

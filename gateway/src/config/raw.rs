@@ -1,14 +1,10 @@
 //! The configuration as typed: plain types, one per section, with the defaults that a reader of the file may rely on.
 //! Texts are not understood here; that is for the section files beside this one.
 
-use std::fmt;
-use std::marker::PhantomData;
-
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, SeqAccess, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use super::Hygiene;
+pub(super) use super::forms::{Named, Section, TextOr};
 
 /// A whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -96,6 +92,10 @@ pub(super) struct RawKernel {
     pub(super) max_sources: u64,
     pub(super) hygiene: Hygiene,
     pub(super) host_limits: RawHostLimits,
+    /// A rate of sources that are given buckets of their own. Default: by `max_sources`.
+    pub(super) new_sources: Option<String>,
+    /// A rate of packets of all the others together. Default: unlimited.
+    pub(super) unknown_sources: Option<String>,
     /// Bits of an IPv6 address that tell one source from another.
     pub(super) ipv6_source_length: u64,
 }
@@ -124,6 +124,8 @@ impl Default for RawKernel {
             max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
             hygiene: Hygiene::ON,
             host_limits: RawHostLimits::default(),
+            new_sources: None,
+            unknown_sources: None,
             ipv6_source_length: 64,
         }
     }
@@ -383,116 +385,4 @@ pub(super) struct RawMatch {
     /// Default: any.
     #[serde(default)]
     pub(super) methods: Vec<String>,
-}
-
-/// A mapping from names, in the order of the file.
-#[derive(Debug)]
-pub(super) struct Named<T>(pub(super) Vec<(String, T)>);
-
-impl<T> Default for Named<T> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Names<T> {
-            type Value = Named<T>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("names, each with a section")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
-                let mut named = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    named.push(entry);
-                }
-                Ok(Named(named))
-            }
-        }
-
-        deserializer.deserialize_map(Names(PhantomData))
-    }
-}
-
-impl<'de> Deserialize<'de> for RawProtectedPorts {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Ports;
-
-        impl<'de> Visitor<'de> for Ports {
-            type Value = RawProtectedPorts;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("`listeners` or a list of ports")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                match text {
-                    "listeners" => Ok(RawProtectedPorts::Listeners),
-                    _ => Err(E::invalid_type(Unexpected::Str(text), &self)),
-                }
-            }
-
-            /// A mistake that has been reported.
-            fn visit_none<E>(self) -> Result<Self::Value, E> {
-                Ok(RawProtectedPorts::Listeners)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut ports = Vec::new();
-                while let Some(port) = list.next_element()? {
-                    ports.push(port);
-                }
-                Ok(RawProtectedPorts::Ports(ports))
-            }
-        }
-
-        deserializer.deserialize_any(Ports)
-    }
-}
-
-/// What most entries say in one word, and some in a section.
-#[derive(Debug)]
-pub(super) enum TextOr<S> {
-    Text(String),
-    Section(S),
-}
-
-/// The long form of an entry.
-pub(super) trait Section {
-    /// Both forms, in words.
-    const EXPECTED: &'static str;
-}
-
-impl<'de, S: Section + Deserialize<'de>> Deserialize<'de> for TextOr<S> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either<S>(PhantomData<S>);
-
-        impl<'de, S: Section + Deserialize<'de>> Visitor<'de> for Either<S> {
-            type Value = TextOr<S>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str(S::EXPECTED)
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(TextOr::Text(text.to_owned()))
-            }
-
-            /// A mistake that has been reported.
-            fn visit_none<E>(self) -> Result<Self::Value, E> {
-                Ok(TextOr::Text(String::new()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                S::deserialize(MapAccessDeserializer::new(map)).map(TextOr::Section)
-            }
-        }
-
-        deserializer.deserialize_any(Either(PhantomData))
-    }
 }

@@ -354,6 +354,29 @@ fn profiles_and_rates() {
 }
 
 #[test]
+fn new_sources_go_by_the_table_unless_they_have_a_rate() {
+    let rates = |keys: &str| {
+        let kernel = with(&format!("kernel: {{{keys}}}")).unwrap().kernel;
+        (Some(kernel.new_sources), Some(kernel.unknown_sources))
+    };
+    let unlimited = Some(Bucket::UNLIMITED);
+    assert_eq!(rates(""), (Bucket::per_second(16_384, 65_536), unlimited));
+    assert_eq!(rates("max_sources: 1"), (Bucket::per_second(1, 1), unlimited));
+    assert_eq!(rates("max_sources: 16777216").0, Bucket::per_second(1 << 20, 1 << 22));
+    assert_eq!(
+        rates("new_sources: 10/s, unknown_sources: 5/min burst 7"),
+        (Bucket::per_second(10, 10), Bucket::per(60, 5, 7))
+    );
+    assert_eq!(rates("new_sources: unlimited").0, unlimited);
+    only("kernel: {new_sources: many}", "`many` is no rate", "many");
+    only(
+        "kernel: {new_sources: unlimited, unknown_sources: 5/s}",
+        "no source is unknown while `new_sources` is unlimited",
+        "5/s",
+    );
+}
+
+#[test]
 fn events_and_metrics() {
     let events = |rate: &str| with(&format!("kernel: {{events: {rate}}}")).unwrap().kernel.events;
     assert_eq!(events("off"), None);

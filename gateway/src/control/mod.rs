@@ -1,5 +1,6 @@
 //! The only place where objects are wired: start, commands, reload, signals, shutdown.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use crate::listen;
 use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 
+mod later;
 mod metrics;
 mod monitor;
 pub mod offline;
@@ -33,12 +35,15 @@ pub mod policy;
 pub mod privileges;
 pub mod protect;
 mod reload;
+pub mod sources;
 mod start;
 pub mod views;
 
+use later::{Later, audit};
 use monitor::Monitor;
 use policy::Policy;
 use privileges::Target;
+use sources::{Event, Sources};
 
 /// How often expiries are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -68,12 +73,16 @@ pub fn run(path: Option<&Path>, announce: impl FnOnce(&Status)) -> Result<Ended,
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(RunError::failed)?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    let ended = local.block_on(&runtime, async {
         let (control, sockets) = started.open()?;
         announce(&control.status().map_err(|refusal| RunError::Failed(refusal.error))?);
         tell_manager(NotifyState::Ready);
         control.serve(sockets).await
-    })
+    });
+    drop(local);
+    // A file in a folder that does not answer must not keep the gateway from ending.
+    runtime.shutdown_background();
+    ended
 }
 
 /// How a gateway ended.
@@ -91,6 +100,9 @@ struct Control {
     path: Option<PathBuf>,
     config: Arc<Config>,
     policy: Policy,
+    sources: Sources,
+    /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
+    reloads: VecDeque<Option<Later>>,
     pins: Pins,
     /// Somebody took the programs out of the kernel; only a restart brings them back.
     detached: bool,
@@ -158,6 +170,10 @@ impl Control {
                     self.command(command);
                     self.recheck();
                 }
+                event = self.sources.next() => {
+                    self.done_beside(event);
+                    self.recheck();
+                }
                 () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {
                     count += 1;
@@ -171,7 +187,7 @@ impl Control {
                     }
                 }
                 order = signals.next() => match order {
-                    Order::Reload => self.reload_by_signal(),
+                    Order::Reload => self.queue_reload(None),
                     Order::End => break,
                 },
             }
@@ -215,15 +231,42 @@ impl Control {
         let Command { request, uid, reply } = command;
         let told = request.changes().then(|| request.to_string());
         let look = self.look(&request);
-        let answer = self.answer(request);
-        if let Some(command) = told {
-            let error = answer.as_ref().err().map(|refusal| refusal.error.as_str());
-            tracing::info!(target: "audit", uid, command, refused = error, "command");
+        match (request, told) {
+            (Request::Reload, Some(command)) => {
+                self.queue_reload(Some(Later { uid, command, reply }));
+            }
+            (Request::RefreshList(name), Some(command)) => {
+                let later = Later { uid, command, reply };
+                self.sources.refresh(&self.policy, &name.name, later, instant());
+            }
+            (request, told) => {
+                let answer = self.answer(request);
+                if let Some(command) = told {
+                    audit(uid, &command, &answer);
+                }
+                match look {
+                    Some(look) => self.monitor.complete(answer, look, reply),
+                    // Whoever asked may have gone; what was done stays done.
+                    None => drop(reply.send(answer)),
+                }
+            }
         }
-        match look {
-            Some(look) => self.monitor.complete(answer, look, reply),
-            // Whoever asked may have gone; what was done stays done.
-            None => drop(reply.send(answer)),
+    }
+
+    /// Takes over what was done beside the loop.
+    fn done_beside(&mut self, event: Event) {
+        let now = Now::read();
+        match event {
+            Event::Reload(prepared) => self.end_reload(*prepared),
+            Event::File(event) => self.sources.take_file(&mut self.policy, *event, now),
+            Event::Feed(event) => {
+                if self.sources.ended(&event) {
+                    // The version may deny those that it came from.
+                    self.protect(now);
+                    self.sources.take_feed(&mut self.policy, *event, now);
+                }
+                self.sources.tick(instant());
+            }
         }
     }
 
@@ -235,7 +278,14 @@ impl Control {
                 let limit = query.limit.min(PAGE_MAX_RULES);
                 views::list(&self.policy, &ListQuery { limit, ..query }, now)
             }
-            Request::Lists => Ok(Answer::Lists { lists: self.policy.list_views() }),
+            Request::Lists => {
+                let mut lists = self.policy.list_views();
+                self.sources.annotate(&mut lists);
+                Ok(Answer::Lists { lists })
+            }
+            Request::AcceptList(list) => {
+                self.sources.accept(&mut self.policy, &list.name, now).map(Answer::Done)
+            }
             Request::RemoveList(remove) => self.policy.remove_list(&remove, now).map(Answer::Done),
             Request::Why(address) => {
                 Ok(Answer::Why(Box::new(views::why(&self.policy, address, now)?)))
@@ -248,13 +298,21 @@ impl Control {
                 self.protect(now);
                 self.policy.add(&add, now).map(Answer::Done)
             }
+            Request::PutList(put) if self.sources.has(&put.header.name) => {
+                let name = &put.header.name;
+                Err(Refusal::failed(format!(
+                    "the configuration has a list {name}: choose another name with --list"
+                )))
+            }
             Request::PutList(put) => {
                 self.protect(now);
                 self.policy.put_list(*put, now).map(Answer::Done)
             }
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
-            Request::Reload => self.reload().map(Answer::Done),
+            Request::Reload | Request::RefreshList(_) => {
+                Err(Refusal::failed("this is answered later"))
+            }
             Request::Detach => self.detach().map(Answer::Done),
         }
     }
@@ -266,15 +324,9 @@ impl Control {
         }
     }
 
-    fn reload_by_signal(&mut self) {
-        match self.reload() {
-            Ok(_) => tracing::info!("configuration reloaded"),
-            Err(refusal) => tracing::error!(error = refusal.error, "configuration not reloaded"),
-        }
-    }
-
     fn tick(&mut self, protect: bool) {
         let now = Now::read();
+        self.sources.tick(instant());
         match self.policy.expire(now) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "rules ended"),
@@ -293,7 +345,7 @@ impl Control {
     }
 
     fn protect(&mut self, now: Now) {
-        let protected = protect::collect(&self.config, self.echo);
+        let protected = protect::collect(&self.config, self.echo, self.sources.peers());
         let refreshed = self.policy.refresh(protected, now).and_then(|changed| {
             self.policy.door.as_mut().map_or(Ok(()), |door| door.vouch(now.boot))?;
             Ok(changed)
@@ -341,6 +393,7 @@ impl Control {
             workers: self.config.workers,
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
+            lists: self.sources.notes(),
             proxy,
         })
     }

@@ -40,7 +40,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
         folder::check(&config.state.dir, user).map_err(Refusal::failed)?;
         let store = Store::open(&config.state.dir).map_err(Refusal::failed)?;
         let door = Door::pinned(&pins).map_err(Refusal::failed)?;
-        let policy = Policy::new(&config, protect::collect(&config, None), store, now);
+        let policy = Policy::new(&config, protect::collect(&config, None, []), store, now);
         let mut policy = policy.map_err(Refusal::failed)?.offline(door);
         if policy.door.is_none() {
             // Nothing enforces them, and still they are what would decide.

@@ -1,6 +1,6 @@
 //! Collects the addresses that must never be blocked, from the configuration and from the host as it is now.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Once;
 
 use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
@@ -11,8 +11,13 @@ use crate::rules::protected::{Protected, own_addresses, resolvers};
 use crate::rules::sockets::established_peers;
 use crate::rules::{Rule, Until};
 
-/// Every protected prefix with its reasons. `echo` is where the built-in service listens.
-pub fn collect(config: &Config, echo: Option<SocketAddr>) -> Protected {
+/// Every protected prefix with its reasons. `echo` is where the built-in service listens, `feeds` is what feeds were
+/// fetched from.
+pub fn collect<'a>(
+    config: &Config,
+    echo: Option<SocketAddr>,
+    feeds: impl IntoIterator<Item = (&'a str, IpAddr)>,
+) -> Protected {
     let mut protected = Protected::default();
     for (interface, address) in own_addresses() {
         protected.add_own(address, &interface);
@@ -36,6 +41,14 @@ pub fn collect(config: &Config, echo: Option<SocketAddr>) -> Protected {
                 protected.add_address(address.ip(), &format!("upstream {}", upstream.name));
             }
         }
+    }
+    for feed in &config.kernel.feeds {
+        if let Some(address) = feed.address() {
+            protected.add_address(address, &format!("feed {}", feed.name));
+        }
+    }
+    for (feed, address) in feeds {
+        protected.add_address(address, &format!("feed {feed}"));
     }
     match established_peers(&config.kernel.management_ports) {
         Ok(peers) => peers.into_iter().for_each(|address| {

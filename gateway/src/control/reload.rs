@@ -3,10 +3,16 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::timeout;
+
+use super::later::Later;
+use super::sources::files::{self, Reading};
+use super::sources::{Event, Sources};
 use super::start::open_door;
 use super::{Control, addresses, protect, read, snapshot, uses_echo};
-use crate::admin::api::{Done, Refusal};
+use crate::admin::api::{Answer, Done, Refusal};
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
 use crate::kernel::Door;
@@ -14,17 +20,77 @@ use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::Sockets;
 use crate::upstream::echo::Echo;
 
+/// Reloads that wait for one to end. Whoever signals once more will be served by the last of them.
+const RELOADS_MAX: usize = 16;
+/// Time to read the configuration with its files.
+const READ_MAX: Duration = Duration::from_secs(45);
 /// Rules that are held back, named in one message.
 const HELD_BACK_NOTES_MAX: usize = 20;
 
+/// A configuration with its files as they were read.
+pub(super) struct Prepared {
+    config: Config,
+    files: Vec<Reading>,
+}
+
 impl Control {
-    /// Reads the configuration again and puts it in force.
-    pub(super) fn reload(&mut self) -> Result<Done, Refusal> {
-        let config = read(self.path.as_deref()).map_err(|errors| {
-            Refusal::usage(format!("{errors}\nnothing was changed, the old one serves on"))
-        })?;
+    /// Has the configuration read again and put in force, for somebody or for a signal.
+    pub(super) fn queue_reload(&mut self, later: Option<Later>) {
+        if self.reloads.len() >= RELOADS_MAX {
+            if let Some(later) = later {
+                later.answer(Err(Refusal::failed("too many wait for a reload: try again")));
+            }
+            return;
+        }
+        self.reloads.push_back(later);
+        if self.reloads.len() == 1 {
+            self.begin_reload();
+        }
+    }
+
+    /// Reads beside the loop: files are long, and a folder may be one that does not answer.
+    fn begin_reload(&self) {
+        let (path, user) = (self.path.clone(), self.target.name.clone());
+        let events = self.sources.sender();
+        tokio::task::spawn_local(async move {
+            let reading = tokio::task::spawn_blocking(move || {
+                let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
+                let files = files::read_all(&config, &user);
+                Ok(Prepared { config, files })
+            });
+            let prepared = match timeout(READ_MAX, reading).await {
+                Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
+                Err(_) => Err(unchanged(&format!(
+                    "the configuration and its files could not be read within {} s",
+                    READ_MAX.as_secs()
+                ))),
+            };
+            drop(events.send(Event::Reload(Box::new(prepared))).await);
+        });
+    }
+
+    /// Puts in force what was read, and begins the next reload.
+    pub(super) fn end_reload(&mut self, prepared: Result<Prepared, Refusal>) {
+        let answer = prepared.and_then(|prepared| self.reload(prepared));
+        match (self.reloads.pop_front().flatten(), answer) {
+            (Some(later), answer) => later.answer(answer.map(Answer::Done)),
+            (None, Ok(_)) => tracing::info!("configuration reloaded"),
+            (None, Err(refusal)) => {
+                tracing::error!(error = refusal.error, "configuration not reloaded");
+            }
+        }
+        if !self.reloads.is_empty() {
+            self.begin_reload();
+        }
+    }
+
+    /// Puts a configuration in force.
+    fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
+        let Prepared { config, files } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
+        Sources::check(&self.policy, &config, &files)
+            .map_err(|refusal| unchanged_usage(&refusal.error))?;
         let (old, new) = (addresses(&self.config), addresses(&config));
         check_overlaps(&old, &new)?;
         let added: Vec<_> = new.iter().filter(|address| !old.contains(address)).copied().collect();
@@ -41,13 +107,16 @@ impl Control {
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
         self.shared.snapshot.store(snapshot(&config, self.echo));
         self.config = config;
+        let about_lists =
+            self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
         let held_back = self.policy.held_back_notes(HELD_BACK_NOTES_MAX).into_iter();
         let interfaces = self.policy.door.as_ref().map(Door::interfaces).unwrap_or_default();
         let bare = interfaces.into_iter().filter_map(|Seen { name, note, .. }| {
             Some(format!("{name} is not attached: {}", note?))
         });
-        let notes = held_back.chain(self.kernel_note.clone()).chain(bare).collect();
+        let notes = held_back.chain(self.kernel_note.clone()).chain(bare).chain(about_lists);
+        let notes = notes.collect();
         Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }
 
@@ -74,7 +143,11 @@ impl Control {
     fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
-        self.policy.configure(config, protect::collect(config, self.echo), now);
+        self.policy.configure(
+            config,
+            protect::collect(config, self.echo, self.sources.peers()),
+            now,
+        );
         if self.detached {
             return Ok(());
         }
@@ -90,7 +163,7 @@ impl Control {
             Err(error) => error.to_string(),
         };
         let old = Arc::clone(&self.config);
-        self.policy.configure(&old, protect::collect(&old, self.echo), now);
+        self.policy.configure(&old, protect::collect(&old, self.echo, self.sources.peers()), now);
         if open_door(&mut self.policy, &mut self.pins, &old, &self.target).is_err() {
             self.policy.door = before;
         }
@@ -114,6 +187,10 @@ fn check_overlaps(old: &[SocketAddr], new: &[SocketAddr]) -> Result<(), Refusal>
         ))),
         None => Ok(()),
     }
+}
+
+fn unchanged_usage(error: &impl Display) -> Refusal {
+    Refusal::usage(format!("{error}\nnothing was changed, the old one serves on"))
 }
 
 fn unchanged(error: &impl Display) -> Refusal {

@@ -1,6 +1,7 @@
 //! From a configuration to a running gateway, in the one order that works: whatever needs privileges first, then their
 //! end, then threads.
 
+use std::collections::VecDeque;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 use super::monitor::Monitor;
 use super::policy::Policy;
 use super::privileges::{self, Target};
+use super::sources::{Sources, files};
 use super::{Control, RunError, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::server;
 use crate::base::folder;
@@ -55,7 +57,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &store::FILES)
         .map_err(|error| RunError::Failed(format!("state.dir: {error}")))?;
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
-    let protected = protect::collect(&config, echo.as_ref().map(Echo::address));
+    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), []);
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
     let mut pins = Pins::at(&config.kernel.pins);
@@ -93,7 +95,12 @@ pub(super) struct Inlets {
 
 impl Started {
     /// Starts the threads. Runs inside of the runtime of `control`.
-    pub(super) fn open(self) -> Result<(Control, Inlets), RunError> {
+    pub(super) fn open(mut self) -> Result<(Control, Inlets), RunError> {
+        // As the user that it is now, who will have to read them again.
+        let readings = files::read_all(&self.config, &self.target.name);
+        let mut sources = Sources::new(&self.target.name);
+        let lists = (&*self.config, readings);
+        sources.configure(&mut self.policy, lists, Now::read());
         let address = self.echo.as_ref().map(Echo::address);
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
@@ -113,6 +120,8 @@ impl Started {
             path: self.path,
             config: self.config,
             policy: self.policy,
+            sources,
+            reloads: VecDeque::new(),
             pins: self.pins,
             detached: false,
             door,

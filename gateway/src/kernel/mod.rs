@@ -316,6 +316,8 @@ fn switches(kernel: &config::Kernel) -> Switches {
         buckets,
         dry_run: kernel.dry_run,
         ipv6_source_length: kernel.ipv6_source_length,
+        new_sources: kernel.new_sources,
+        unknown_sources: kernel.unknown_sources,
         events: kernel.events,
         hygiene: kernel.hygiene,
         spare_loopback: kernel.interfaces.iter().any(|interface| interface == "lo"),

@@ -101,6 +101,10 @@ pub struct Switches {
     pub dry_run: bool,
     /// Bits of an IPv6 address that tell one source's buckets from another's (1 to 64).
     pub ipv6_source_length: u8,
+    /// Of sources that are given a bucket of their own; unlimited: every source is.
+    pub new_sources: Bucket,
+    /// Of packets from sources that have none.
+    pub unknown_sources: Bucket,
     /// Drops that are reported; `None` for none.
     pub events: Option<Bucket>,
     /// What is dropped because nothing honest sends it.
@@ -121,6 +125,8 @@ impl Switches {
         hygiene: Hygiene::OFF,
         spare_loopback: false,
         host_limits: HostLimits::NONE,
+        new_sources: Bucket::UNLIMITED,
+        unknown_sources: Bucket::UNLIMITED,
         events: None,
     };
 }
@@ -160,6 +166,8 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
     let mask = buckets_for(capacity.rules) - 1;
     Settings {
         seed,
+        new_sources: switches.new_sources,
+        unknown_sources: switches.unknown_sources,
         source_mask_v6: mask64(u32::from(switches.ipv6_source_length)),
         table_mask_v4: mask,
         table_mask_v6: mask,

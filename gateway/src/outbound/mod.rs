@@ -27,6 +27,7 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 pub use self::connect::CaError;
+pub use self::url::display;
 
 use self::connect::{Connector, Stream};
 use self::url::{Target, join};
@@ -169,9 +170,9 @@ impl Client {
             }
         };
         let url = if at == *url {
-            url::display(url)
+            display(url)
         } else {
-            format!("{} (redirected to {})", url::display(url), url::display(&at))
+            format!("{} (redirected to {})", display(url), display(&at))
         };
         Err(FetchError { url, reason })
     }

@@ -63,7 +63,7 @@ pub(super) fn join(base: &Uri, location: &str) -> Option<Uri> {
 }
 
 /// The URL without what may be a secret: user and query.
-pub(super) fn display(url: &Uri) -> String {
+pub fn display(url: &Uri) -> String {
     let Some(target) = Target::of(url) else { return url.to_string() };
     let scheme = if target.tls { "https" } else { "http" };
     let query = if url.query().is_some() { "?..." } else { "" };

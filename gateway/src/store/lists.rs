@@ -8,17 +8,28 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Store, StoreError, io_error};
-use crate::base::time::{BootTime, Now};
+use crate::base::time::{BootTime, Now, UtcMillis};
+use crate::outbound::Validators;
 use crate::rules::Until;
 use crate::rules::entries::Entries;
 use crate::rules::list::{Before, List};
 use crate::rules::list_file::{ActionName, Header, decode, encode};
 use gateway_common::rule::{Action, FOREVER};
+use serde::{Deserialize, Serialize};
 
 pub(super) const FOLDER: &str = "lists";
 const EXTENSION: &str = "list";
 const BEFORE: &str = "before";
 const UNFINISHED: &str = "unfinished";
+const VALIDATORS: &str = "validators";
+
+/// What a server said about the version of a feed that was read at a certain time.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    created: UtcMillis,
+    etag: Option<String>,
+    last_modified: Option<String>,
+}
 
 impl Store {
     /// Every list, with the ends of its entries by this boot's clock from now on.
@@ -106,9 +117,31 @@ impl Store {
         }
     }
 
+    /// Keeps what a server said about the version of a list, so that it need not send it again.
+    pub fn put_validators(&self, list: &List, validators: &Validators) -> Result<(), StoreError> {
+        let Validators { etag, last_modified } = validators.clone();
+        let kept = Kept { created: list.created, etag, last_modified };
+        let path = self.list_path(&list.name).with_extension(VALIDATORS);
+        let bytes = serde_json::to_vec(&kept).unwrap_or_default();
+        replace(&path, &bytes)
+    }
+
+    /// What a server said about exactly this version of a list; without it the version is sent once more.
+    pub fn validators(&self, list: &List) -> Validators {
+        let path = self.list_path(&list.name).with_extension(VALIDATORS);
+        let kept = fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let kept = kept.filter(|kept: &Kept| kept.created == list.created);
+        kept.map_or_else(Validators::default, |Kept { etag, last_modified, .. }| Validators {
+            etag,
+            last_modified,
+        })
+    }
+
     /// Forgets a list.
     pub fn remove_list(&self, name: &str) -> Result<(), StoreError> {
         let path = self.list_path(name);
+        // What is left of it means nothing to another version.
+        fs::remove_file(path.with_extension(VALIDATORS)).ok();
         self.forget(&path)?;
         self.forget(&path.with_extension(BEFORE))
     }

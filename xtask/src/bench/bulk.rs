@@ -9,11 +9,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use harness::programs::Prefix;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::link::{INTERFACE, Link};
-use super::prefixes::{Lengths, Prefix, distinct, lines, random};
+use super::prefixes::{Lengths, distinct, lines, random};
 use super::report::{Comparison, Report};
 use super::{Args, peers};
 use crate::{lab, process, test};

@@ -11,18 +11,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
+use harness::bpf;
 use harness::gateway::Gateway;
+use harness::programs::{self, Prefix, WithMap};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CpuSet, sched_setaffinity, sched_yield};
 use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 
 use super::link::{INTERFACE, Link, RECEIVER, RECEIVER_MAC, SENDER, SENDER_MAC};
-use super::prefixes::{Lengths, Prefix, distinct, lines, random};
-use super::programs::{self, WithMap};
+use super::prefixes::{Lengths, distinct, lines, random};
 use super::report::{Comparison, Report};
 use super::subject::Subject;
-use super::{Args, bpf, peers};
+use super::{Args, peers};
 use crate::{lab, process, test};
 
 const PACKETS: u32 = 1_000_000;

@@ -8,14 +8,16 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use gateway_common::bucket::Bucket;
+use harness::bpf;
+use harness::programs::Prefix;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::prefixes::{Prefix, SplitMix};
+use super::prefixes::SplitMix;
 use super::report::{Comparison, Report};
 use super::subject::{Subject, With};
-use super::{Args, bpf, random};
+use super::{Args, exactness, newcomers, random};
 use crate::process;
 
 pub(super) const DROP: u32 = 1;
@@ -26,19 +28,20 @@ pub(super) const PASS: u32 = 2;
 pub(super) const TURNS: u32 = 4;
 pub(super) const PACKETS: u32 = 1_000_000;
 const PACKETS_QUICK: u32 = 100_000;
-const CPU: usize = 0;
+pub(super) const CPU: usize = 0;
 
 /// Of each family: xdp-filter's tables hold ten thousand, and one place is the source's.
 const RULES: usize = 9_999;
-const SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+pub(super) const SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 8);
 const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 0, 0, 0, 7);
 const NEIGHBOUR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 3, 0, 0, 0, 7);
 
 /// Never runs out, and costs what any other costs.
-const ENDLESS: Bucket = Bucket { interval_ns: 1, depth_ns: 1_000_000_000 };
+pub(super) const ENDLESS: Bucket = Bucket { interval_ns: 1, depth_ns: 1_000_000_000 };
 /// One packet an hour.
-const EXHAUSTED: Bucket = Bucket { interval_ns: 3_600_000_000_000, depth_ns: 3_600_000_000_000 };
+pub(super) const EXHAUSTED: Bucket =
+    Bucket { interval_ns: 3_600_000_000_000, depth_ns: 3_600_000_000_000 };
 
 const GROSS: &str = "ns_per_packet";
 const NET: &str = "net_ns_per_packet";
@@ -109,6 +112,8 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
             measure((&empty, &subjects), frame, args.rounds, packets / TURNS, &mut report)?;
         }
     }
+    newcomers::run(args, &mut report)?;
+    exactness::run(args, &tcp(SOURCE.into())?, &mut report)?;
     random::run(args, &tcp(NEIGHBOUR.into())?, &mut report)?;
     report.finish(&COMPARISONS)
 }
@@ -163,7 +168,13 @@ fn check(subjects: &Subjects, case: &Case) -> Result<()> {
 fn subjects(group: &Group) -> Result<Subjects> {
     let gateway = |with| Subject::gateway(&group.denied, with);
     if let Runs::One(with) = group.runs {
-        return Ok(vec![("gateway", gateway(with)?)]);
+        let mut subjects = vec![("gateway", gateway(with)?)];
+        if let With::Profile(bucket) = with {
+            let of_host = Bucket::per_second(1000, 1000).unwrap_or(ENDLESS);
+            let limited = Subject::limited(bucket, [of_host; 2])?;
+            subjects.push(("gateway+new_sources", limited));
+        }
+        return Ok(subjects);
     }
     let mut subjects = vec![
         ("gateway", gateway(With::Nothing)?),
@@ -257,7 +268,7 @@ fn ip(source: IpAddr) -> PacketBuilderStep<IpHeaders> {
     }
 }
 
-fn tcp(source: IpAddr) -> Result<Vec<u8>> {
+pub(super) fn tcp(source: IpAddr) -> Result<Vec<u8>> {
     let mut frame = Vec::new();
     ip(source).tcp(40_000, 443, 1, 1024).syn().write(&mut frame, &[0; 10])?;
     Ok(frame)

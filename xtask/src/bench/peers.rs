@@ -1,7 +1,9 @@
 //! The lists of `nft` and `ipset` as the files that those programs read. Where a list has hosts alone they get the set
 //! that is made for hosts, which is their fastest.
 
-use super::prefixes::{Prefix, is_host, text};
+use harness::programs::Prefix;
+
+use super::prefixes::{is_host, text};
 
 /// So many entries may a set have.
 const ENTRIES_MAX: u32 = 1 << 21;

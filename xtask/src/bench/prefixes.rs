@@ -3,10 +3,8 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use harness::programs::Prefix;
 use ipnet::IpNet;
-
-/// A prefix and its length.
-pub(super) type Prefix = (IpAddr, u32);
 
 /// How long the prefixes are.
 #[derive(Clone, Copy)]

@@ -6,12 +6,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use harness::bpf;
+use harness::programs::Prefix;
 
+use super::Args;
 use super::kernel::{DROP, PACKETS, PASS, Subjects, TURNS, measure};
-use super::prefixes::{Lengths, Prefix, SplitMix, random};
+use super::prefixes::{Lengths, SplitMix, random};
 use super::report::Report;
 use super::subject::Subject;
-use super::{Args, bpf};
 
 /// So many packets a turn that the caches have forgotten the subject before; fewer would measure that.
 const REPEAT: u32 = PACKETS / TURNS;

@@ -15,14 +15,16 @@ use gateway::kernel::trial::Trial;
 use gateway_common::bucket::Bucket;
 use gateway_common::layout;
 use gateway_common::rule::Action;
+use gateway_common::verdict::Reason;
+use harness::programs::{self, Prefix, WithMap};
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount, umount};
 
-use super::prefixes::Prefix;
-use super::programs::{self, WithMap};
-
 /// Set in the value of an address that xdp-filter looks for as a source (MAP_FLAG_SRC).
 const XDP_FILTER_SOURCE: u64 = 1;
+
+/// Every source has its own.
+const BUCKETS: Switches = Switches { buckets: true, ..Switches::RULES };
 
 /// What the gateway does besides looking at rules.
 #[derive(Clone, Copy)]
@@ -83,6 +85,33 @@ impl Subject {
     /// The same without any, but with room for so many rules.
     pub(super) fn gateway_for(rules: usize) -> Result<Self> {
         Ok(Self::Gateway(Box::new(load(rules, Switches::RULES)?)))
+    }
+
+    /// The committed object without rules, with the host's buckets of new and of unknown sources.
+    pub(super) fn limited(
+        packets: Bucket,
+        [new_sources, unknown_sources]: [Bucket; 2],
+    ) -> Result<Self> {
+        let switches = Switches { new_sources, unknown_sources, ..BUCKETS };
+        let mut trial = load(0, switches)?;
+        trial.profiles(&[packets])?;
+        trial.protect(0..=u16::MAX)?;
+        Ok(Self::Gateway(Box::new(trial)))
+    }
+
+    /// The first step of an answer to a SYN.
+    pub(super) fn syn_cookie() -> Result<Self> {
+        Ok(Self::Empty(programs::syn_cookie().context("the kernel makes no SYN cookies in XDP")?))
+    }
+
+    /// So many packets the gateway has admitted within a limit, and has given up for other CPUs.
+    pub(super) fn admitted(&self) -> Result<[u64; 2]> {
+        let Self::Gateway(trial) = self else { return Ok([0; 2]) };
+        let counters = trial.counters()?;
+        let of = |reason| {
+            counters.iter().filter(|c| c.reason == reason).map(|c| c.done.packets).sum::<u64>()
+        };
+        Ok([Reason::WithinLimit, Reason::Contended].map(of))
     }
 
     /// Puts these into the gateway's tables; the others hold what they were made with.

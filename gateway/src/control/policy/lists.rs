@@ -93,6 +93,38 @@ impl Policy {
         Ok(Done { done: vec![done], notes: Vec::new() })
     }
 
+    /// Puts a list of the configuration in force. Answers how many entries came or changed, and how many went.
+    pub(in crate::control) fn put_configured(
+        &mut self,
+        list: List,
+        now: Now,
+    ) -> anyhow::Result<(usize, usize)> {
+        let of = |list: &List| (list.kind, list.action, list.dry_run);
+        let difference = match self.rules.list(&list.name) {
+            Some(held) if held.kind == Kind::Import => {
+                anyhow::bail!(
+                    "somebody imported a list {}: take that one back with `gateway {} remove \
+                     --list {}`, or name this one otherwise",
+                    held.name,
+                    held.action.name(),
+                    held.name
+                )
+            }
+            Some(held)
+                if of(held) == of(&list)
+                    && held.source == list.source
+                    && held.entries == list.entries =>
+            {
+                return Ok((0, 0));
+            }
+            Some(held) => changes(&held.entries, &list.entries),
+            None => (list.entries.len(), 0),
+        };
+        let name = list.name.clone();
+        self.replace_list(&name, Some(list), now)?;
+        Ok(difference)
+    }
+
     /// The lists as people see them.
     pub fn list_views(&self) -> Vec<ListView> {
         let view = |list: &List| ListView {
@@ -170,7 +202,11 @@ impl Policy {
 }
 
 /// A list that is read now.
-pub(in crate::control) fn list_of(header: Header, entries: Entries, now: Now) -> List {
+pub(in crate::control) fn list_of(
+    header: Header,
+    entries: impl Into<Arc<Entries>>,
+    now: Now,
+) -> List {
     let mut list = List {
         name: header.name,
         action: header.action.into(),
@@ -180,7 +216,7 @@ pub(in crate::control) fn list_of(header: Header, entries: Entries, now: Now) ->
         reason: header.reason,
         created: now.utc,
         clocks: now,
-        entries: Arc::new(entries),
+        entries: entries.into(),
         before: None,
         swept: BootTime(0),
     };

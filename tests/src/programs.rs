@@ -5,8 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use super::bpf::{self, TrieKey};
-use super::prefixes::Prefix;
+use crate::bpf::{self, TrieKey};
 
 const ABORTED: i32 = 0;
 const DROP: i32 = 1;
@@ -18,36 +17,43 @@ const SOURCE: i16 = 14 + 12;
 /// Of the IPv4 header's checksum.
 const CHECKSUM: i16 = 14 + 10;
 
+const ETHERNET_BYTES: i32 = 14;
+const TCP_BYTES: i32 = 20;
+
 const LOOKUP: i32 = 1;
 const PRANDOM: i32 = 7;
 const TAIL_CALL: i32 = 12;
 const REDIRECT: i32 = 23;
+const SYN_COOKIE_V4: i32 = 204;
+
+/// A prefix and its length.
+pub type Prefix = (IpAddr, u32);
 
 /// A program with the map that it uses.
-pub(super) struct WithMap {
+pub struct WithMap {
     program: OwnedFd,
     map: OwnedFd,
 }
 
 impl WithMap {
     /// The program.
-    pub(super) fn program(&self) -> BorrowedFd<'_> {
+    pub fn program(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
     }
 
     /// Its map.
-    pub(super) fn map(&self) -> BorrowedFd<'_> {
+    pub fn map(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
     }
 }
 
 /// Passes everything and does nothing else.
-pub(super) fn pass() -> io::Result<OwnedFd> {
+pub fn pass() -> io::Result<OwnedFd> {
     bpf::load(&[mov(0, PASS), EXIT])
 }
 
 /// Writes a random source into the frame and lets `next` decide. Aborts where it cannot.
-pub(super) fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
+pub fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
     let map = bpf::program_array(next)?;
     let [array, second] = map_address(2, &map);
     let program = bpf::load(&[
@@ -71,18 +77,18 @@ pub(super) fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
 }
 
 /// Drops everything and does nothing else.
-pub(super) fn drop_all() -> io::Result<OwnedFd> {
+pub fn drop_all() -> io::Result<OwnedFd> {
     bpf::load(&[mov(0, DROP), EXIT])
 }
 
 /// A source and the header checksum that belongs to it, as [`sender`] writes them.
-pub(super) fn sender_word(source: [u8; 4], checksum: [u8; 2]) -> u64 {
+pub fn sender_word(source: [u8; 4], checksum: [u8; 2]) -> u64 {
     let ([a, b, c, d], [e, f]) = (source, checksum);
     u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 /// Writes a source of `words` and its checksum into the frame, at random, and sends the frame out of `interface`.
-pub(super) fn sender(words: &[u64], interface: u32) -> io::Result<WithMap> {
+pub fn sender(words: &[u64], interface: u32) -> io::Result<WithMap> {
     let map = bpf::array(words)?;
     let count = i32::try_from(words.len()).map_err(io::Error::other)?;
     let interface = i32::try_from(interface).map_err(io::Error::other)?;
@@ -117,8 +123,28 @@ pub(super) fn sender(words: &[u64], interface: u32) -> io::Result<WithMap> {
     Ok(WithMap { program, map })
 }
 
+/// Makes the SYN cookie of an IPv4 segment without options and passes it: of an answer to a SYN only the first step.
+pub fn syn_cookie() -> io::Result<OwnedFd> {
+    bpf::load(&[
+        load32(2, 1, 0),
+        load32(3, 1, 4),
+        copy(4, 2),
+        add(4, IPV4_END + TCP_BYTES),
+        jump_if_greater(4, 3, 7),
+        copy(1, 2),
+        add(1, ETHERNET_BYTES),
+        add(2, IPV4_END),
+        mov(3, TCP_BYTES),
+        call(SYN_COOKIE_V4),
+        mov(0, PASS),
+        EXIT,
+        mov(0, ABORTED),
+        EXIT,
+    ])
+}
+
 /// Drops what a trie has a prefix for, by the source at its fixed place. It parses and counts nothing.
-pub(super) fn trie(denied: &[Prefix]) -> io::Result<WithMap> {
+pub fn trie(denied: &[Prefix]) -> io::Result<WithMap> {
     let key = |(address, length): &Prefix| -> Option<TrieKey> {
         let IpAddr::V4(address) = address else { return None };
         let ([a, b, c, d], [e, f, g, h]) = (length.to_ne_bytes(), address.octets());

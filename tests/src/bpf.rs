@@ -31,7 +31,7 @@ const MAP_TYPE_LPM_TRIE: u32 = 11;
 const NO_PREALLOC: u32 = 1;
 
 /// An IPv4 prefix as a trie has it: its length in the machine's byte order, its address in the network's.
-pub(super) type TrieKey = [u8; 8];
+pub type TrieKey = [u8; 8];
 
 /// The first fields of the kernel's `bpf_attr` for `BPF_PROG_LOAD`; it takes those that it is not given as zero.
 #[repr(C)]
@@ -116,15 +116,15 @@ struct UpdateBatch {
 
 /// What a test run came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ran {
+pub struct Ran {
     /// What the program returned the last time.
-    pub(super) verdict: u32,
+    pub verdict: u32,
     /// The kernel's mean over the repetitions, in whole nanoseconds, rounded down.
-    pub(super) ns: u32,
+    pub ns: u32,
 }
 
 /// Loads an XDP program.
-pub(super) fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
+pub fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let mut attributes = Load {
         prog_type: PROG_TYPE_XDP,
@@ -139,7 +139,7 @@ pub(super) fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
 }
 
 /// Runs a program on a frame `repeat` times, on the CPU that the thread is on.
-pub(super) fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<Ran> {
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<Ran> {
     let mut attributes = TestRun {
         prog_fd: program.as_raw_fd() as u32,
         data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
@@ -152,7 +152,7 @@ pub(super) fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io
 }
 
 /// Runs a program on `count` copies of a frame and does with each what it says, from the namespace of the thread.
-pub(super) fn send(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()> {
+pub fn send(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()> {
     let mut attributes = TestRun {
         prog_fd: program.as_raw_fd() as u32,
         data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
@@ -165,7 +165,7 @@ pub(super) fn send(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Res
 }
 
 /// Attaches a program in native mode to an interface of the thread's namespace, until the descriptor is closed.
-pub(super) fn attach(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+pub fn attach(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreate {
         prog_fd: program.as_raw_fd() as u32,
         target_ifindex: interface,
@@ -176,7 +176,7 @@ pub(super) fn attach(program: BorrowedFd<'_>, interface: u32) -> io::Result<Owne
 }
 
 /// An array of programs with one in it. The kernel empties it when the descriptor is closed.
-pub(super) fn program_array(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub fn program_array(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let array = create(Create {
         map_type: MAP_TYPE_PROG_ARRAY,
         key_size: 4,
@@ -196,7 +196,7 @@ pub(super) fn program_array(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 /// An array of words.
-pub(super) fn array(values: &[u64]) -> io::Result<OwnedFd> {
+pub fn array(values: &[u64]) -> io::Result<OwnedFd> {
     let count = u32::try_from(values.len()).map_err(io::Error::other)?;
     let array = create(Create {
         map_type: MAP_TYPE_ARRAY,
@@ -221,7 +221,7 @@ pub(super) fn array(values: &[u64]) -> io::Result<OwnedFd> {
 }
 
 /// A trie of these IPv4 prefixes, each with a byte.
-pub(super) fn trie(keys: &[TrieKey]) -> io::Result<OwnedFd> {
+pub fn trie(keys: &[TrieKey]) -> io::Result<OwnedFd> {
     const BATCH: usize = 65_536;
     const STUCK_MAX: u32 = 1000;
     let trie = create(Create {

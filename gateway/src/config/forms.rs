@@ -1,0 +1,122 @@
+//! Shapes of values that a section may have besides those that serde derives: names in their order, one word or a
+//! section, one word or a list.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
+
+use super::raw::RawProtectedPorts;
+
+/// A mapping from names, in the order of the file.
+#[derive(Debug)]
+pub(super) struct Named<T>(pub(super) Vec<(String, T)>);
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Names<T> {
+            type Value = Named<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("names, each with a section")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
+                let mut named = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    named.push(entry);
+                }
+                Ok(Named(named))
+            }
+        }
+
+        deserializer.deserialize_map(Names(PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for RawProtectedPorts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Ports;
+
+        impl<'de> Visitor<'de> for Ports {
+            type Value = RawProtectedPorts;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("`listeners` or a list of ports")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                match text {
+                    "listeners" => Ok(RawProtectedPorts::Listeners),
+                    _ => Err(E::invalid_type(Unexpected::Str(text), &self)),
+                }
+            }
+
+            /// A mistake that has been reported.
+            fn visit_none<E>(self) -> Result<Self::Value, E> {
+                Ok(RawProtectedPorts::Listeners)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut ports = Vec::new();
+                while let Some(port) = list.next_element()? {
+                    ports.push(port);
+                }
+                Ok(RawProtectedPorts::Ports(ports))
+            }
+        }
+
+        deserializer.deserialize_any(Ports)
+    }
+}
+
+/// What most entries say in one word, and some in a section.
+#[derive(Debug)]
+pub(super) enum TextOr<S> {
+    Text(String),
+    Section(S),
+}
+
+/// The long form of an entry.
+pub(super) trait Section {
+    /// Both forms, in words.
+    const EXPECTED: &'static str;
+}
+
+impl<'de, S: Section + Deserialize<'de>> Deserialize<'de> for TextOr<S> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<S>(PhantomData<S>);
+
+        impl<'de, S: Section + Deserialize<'de>> Visitor<'de> for Either<S> {
+            type Value = TextOr<S>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(S::EXPECTED)
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(TextOr::Text(text.to_owned()))
+            }
+
+            /// A mistake that has been reported.
+            fn visit_none<E>(self) -> Result<Self::Value, E> {
+                Ok(TextOr::Text(String::new()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                S::deserialize(MapAccessDeserializer::new(map)).map(TextOr::Section)
+            }
+        }
+
+        deserializer.deserialize_any(Either(PhantomData))
+    }
+}
