@@ -1,5 +1,5 @@
 //! The forms of bpf(2) that aya does not offer: loading a program from bare instructions, test-running any program by
-//! its descriptor, and maps without an object, filled in batches. It attaches nothing.
+//! its descriptor, attaching it by a link that nobody pins, and maps without an object, filled in batches.
 #![expect(unsafe_code, reason = "bpf(2) takes and fills a structure by its address")]
 
 use std::io;
@@ -13,12 +13,18 @@ const MAP_UPDATE: c_int = 2;
 const PROG_LOAD: c_int = 5;
 const PROG_TEST_RUN: c_int = 10;
 const MAP_UPDATE_BATCH: c_int = 26;
+const LINK_CREATE: c_int = 28;
 
 const PROG_TYPE_XDP: u32 = 6;
 /// BPF_XDP and BPF_F_XDP_HAS_FRAGS, as the gateway's: programs differ in neither along a tail call.
 const ATTACH_TYPE_XDP: u32 = 37;
 const XDP_HAS_FRAGS: u32 = 1 << 5;
+/// XDP_FLAGS_DRV_MODE: native, or not at all.
+const XDP_NATIVE: u32 = 1 << 2;
+/// BPF_F_TEST_XDP_LIVE_FRAMES: what becomes of a frame happens.
+const LIVE_FRAMES: u32 = 1 << 1;
 
+const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const MAP_TYPE_LPM_TRIE: u32 = 11;
 /// A trie is not made in any other way.
@@ -47,6 +53,7 @@ struct Load {
 
 /// The same for `BPF_PROG_TEST_RUN`.
 #[repr(C)]
+#[derive(Default)]
 struct TestRun {
     prog_fd: u32,
     retval: u32,
@@ -56,6 +63,23 @@ struct TestRun {
     data_out: u64,
     repeat: u32,
     duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    padding: u32,
+}
+
+/// The same for `BPF_LINK_CREATE`.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 /// The same for `BPF_MAP_CREATE`.
@@ -118,16 +142,37 @@ pub fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
 pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<Ran> {
     let mut attributes = TestRun {
         prog_fd: program.as_raw_fd() as u32,
-        retval: 0,
         data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
-        data_size_out: 0,
         data_in: frame.as_ptr() as u64,
-        data_out: 0,
         repeat,
-        duration: 0,
+        ..TestRun::default()
     };
     bpf(PROG_TEST_RUN, &mut attributes)?;
     Ok(Ran { verdict: attributes.retval, ns: attributes.duration })
+}
+
+/// Runs a program on `count` copies of a frame and does with each what it says, from the namespace of the thread.
+pub fn send(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()> {
+    let mut attributes = TestRun {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_in: frame.as_ptr() as u64,
+        repeat: count,
+        flags: LIVE_FRAMES,
+        ..TestRun::default()
+    };
+    bpf(PROG_TEST_RUN, &mut attributes).map(drop)
+}
+
+/// Attaches a program in native mode to an interface of the thread's namespace, until the descriptor is closed.
+pub fn attach(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    let mut attributes = LinkCreate {
+        prog_fd: program.as_raw_fd() as u32,
+        target_ifindex: interface,
+        attach_type: ATTACH_TYPE_XDP,
+        flags: XDP_NATIVE,
+    };
+    bpf(LINK_CREATE, &mut attributes).map(owned)
 }
 
 /// An array of programs with one in it. The kernel empties it when the descriptor is closed.
@@ -147,6 +192,31 @@ pub fn program_array(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         flags: 0,
     };
     bpf(MAP_UPDATE, &mut attributes)?;
+    Ok(array)
+}
+
+/// An array of words.
+pub fn array(values: &[u64]) -> io::Result<OwnedFd> {
+    let count = u32::try_from(values.len()).map_err(io::Error::other)?;
+    let array = create(Create {
+        map_type: MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: 8,
+        max_entries: count,
+        map_flags: 0,
+    })?;
+    let keys: Vec<u32> = (0..count).collect();
+    let mut attributes = UpdateBatch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: array.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf(MAP_UPDATE_BATCH, &mut attributes)?;
     Ok(array)
 }
 

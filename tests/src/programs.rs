@@ -14,6 +14,8 @@ const PASS: i32 = 2;
 /// Of the first byte behind the IPv4 header, and of the source in it.
 const IPV4_END: i32 = 14 + 20;
 const SOURCE: i16 = 14 + 12;
+/// Of the IPv4 header's checksum.
+const CHECKSUM: i16 = 14 + 10;
 
 const ETHERNET_BYTES: i32 = 14;
 const TCP_BYTES: i32 = 20;
@@ -21,6 +23,7 @@ const TCP_BYTES: i32 = 20;
 const LOOKUP: i32 = 1;
 const PRANDOM: i32 = 7;
 const TAIL_CALL: i32 = 12;
+const REDIRECT: i32 = 23;
 const SYN_COOKIE_V4: i32 = 204;
 
 /// A prefix and its length.
@@ -67,6 +70,53 @@ pub fn randomiser(next: BorrowedFd<'_>) -> io::Result<WithMap> {
         second,
         mov(3, 0),
         call(TAIL_CALL),
+        mov(0, ABORTED),
+        EXIT,
+    ])?;
+    Ok(WithMap { program, map })
+}
+
+/// Drops everything and does nothing else.
+pub fn drop_all() -> io::Result<OwnedFd> {
+    bpf::load(&[mov(0, DROP), EXIT])
+}
+
+/// A source and the header checksum that belongs to it, as [`sender`] writes them.
+pub fn sender_word(source: [u8; 4], checksum: [u8; 2]) -> u64 {
+    let ([a, b, c, d], [e, f]) = (source, checksum);
+    u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+/// Writes a source of `words` and its checksum into the frame, at random, and sends the frame out of `interface`.
+pub fn sender(words: &[u64], interface: u32) -> io::Result<WithMap> {
+    let map = bpf::array(words)?;
+    let count = i32::try_from(words.len()).map_err(io::Error::other)?;
+    let interface = i32::try_from(interface).map_err(io::Error::other)?;
+    let [array, second] = map_address(1, &map);
+    let program = bpf::load(&[
+        copy(6, 1),
+        call(PRANDOM),
+        modulo(0, count),
+        store32(10, -4, 0),
+        array,
+        second,
+        copy(2, 10),
+        add(2, -4),
+        call(LOOKUP),
+        jump_if_zero(0, 13),
+        load32(2, 6, 0),
+        load32(3, 6, 4),
+        copy(4, 2),
+        add(4, IPV4_END),
+        jump_if_greater(4, 3, 8),
+        load32(5, 0, 0),
+        store32(2, SOURCE, 5),
+        load16(5, 0, 4),
+        store16(2, CHECKSUM, 5),
+        mov(1, interface),
+        mov(2, 0),
+        call(REDIRECT),
+        EXIT,
         mov(0, ABORTED),
         EXIT,
     ])?;
@@ -156,6 +206,18 @@ const fn load32(to: u8, from: u8, offset: i16) -> u64 {
 
 const fn store32(to: u8, offset: i16, from: u8) -> u64 {
     instruction(0x63, to, from, offset, 0)
+}
+
+const fn load16(to: u8, from: u8, offset: i16) -> u64 {
+    instruction(0x69, to, from, offset, 0)
+}
+
+const fn store16(to: u8, offset: i16, from: u8) -> u64 {
+    instruction(0x6b, to, from, offset, 0)
+}
+
+const fn modulo(to: u8, constant: i32) -> u64 {
+    instruction(0x97, to, 0, 0, constant)
 }
 
 const fn call(helper: i32) -> u64 {

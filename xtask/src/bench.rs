@@ -1,9 +1,14 @@
 //! `cargo xtask bench`: the gateway beside its peers in one run, alternating. A bench measures; what is written down
 //! and how it is compared is `report`'s.
 
+mod bulk;
 mod exactness;
 mod flood;
 mod kernel;
+mod link;
+mod newcomers;
+mod peers;
+mod prefixes;
 mod proxy;
 mod random;
 mod report;
@@ -14,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which of the two doors
+    /// What is measured
     which: Which,
     /// JSON lines, also on a terminal
     #[arg(long)]
@@ -38,6 +43,10 @@ pub(crate) struct Args {
 enum Which {
     /// Nanoseconds a packet, beside xdp-filter (root)
     Kernel,
+    /// A list of a million prefixes put in force, beside nft and ipset (root)
+    Bulk,
+    /// Packets that one CPU drops, beside xdp-filter, nftables and ipset (root)
+    Flood,
     /// Processor time a request, beside nginx and HAProxy
     Proxy,
 }
@@ -46,6 +55,8 @@ impl Which {
     const fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
+            Self::Bulk => "bulk",
+            Self::Flood => "flood",
             Self::Proxy => "proxy",
         }
     }
@@ -54,6 +65,8 @@ impl Which {
 pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     match args.which {
         Which::Kernel => kernel::run(root, args),
+        Which::Bulk => bulk::run(root, args),
+        Which::Flood => flood::run(root, args),
         Which::Proxy => proxy::run(root, args),
     }
 }

@@ -14,10 +14,10 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::random::SplitMix;
+use super::prefixes::SplitMix;
 use super::report::{Comparison, Report};
 use super::subject::{Subject, With};
-use super::{Args, exactness, flood, random};
+use super::{Args, exactness, newcomers, random};
 use crate::process;
 
 pub(super) const DROP: u32 = 1;
@@ -112,7 +112,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
             measure((&empty, &subjects), frame, args.rounds, packets / TURNS, &mut report)?;
         }
     }
-    flood::run(args, &mut report)?;
+    newcomers::run(args, &mut report)?;
     exactness::run(args, &tcp(SOURCE.into())?, &mut report)?;
     random::run(args, &tcp(NEIGHBOUR.into())?, &mut report)?;
     report.finish(&COMPARISONS)
@@ -196,6 +196,7 @@ fn groups() -> Result<Vec<Group>> {
     let hosts = [(source, 32), (source_v6, 128)].into_iter();
     let hosts = hosts.chain(random(false)).chain(random(true)).collect();
     let prefix = [(source, 24)].into_iter().chain(random(false)).collect();
+    let ours = |denied, cases| Group { denied, runs: Runs::Ours, cases };
     let empty = vec![
         case("pass_empty", tcp(source)?, PASS),
         case("ipv6_pass_empty", tcp(source_v6)?, PASS),
@@ -213,15 +214,37 @@ fn groups() -> Result<Vec<Group>> {
         Group { denied: Vec::new(), runs: Runs::One(with), cases }
     };
     let deny_prefix = vec![case("deny_prefix", tcp(source)?, DROP)];
+    let ipv4_worst = vec![case("ipv4_worst", tcp(source)?, DROP)];
+    let ipv6_worst = vec![case("ipv6_worst", tcp(source_v6)?, DROP)];
     Ok(vec![
         Group { denied: Vec::new(), runs: Runs::All, cases: empty },
         Group { denied: hosts, runs: Runs::All, cases: rules },
-        Group { denied: prefix, runs: Runs::Ours, cases: deny_prefix },
+        ours(prefix, deny_prefix),
+        ours(every_length(source), ipv4_worst),
+        ours(every_length(source_v6), ipv6_worst),
         one("bucket_admit", PASS, tcp(source)?, With::Profile(ENDLESS)),
         one("bucket_refuse", DROP, tcp(source)?, With::Profile(EXHAUSTED)),
         one("host_udp_admit", PASS, udp(source)?, With::HostLimit(ENDLESS)),
         one("host_udp_refuse", DROP, udp(source)?, With::HostLimit(EXHAUSTED)),
     ])
+}
+
+/// Rules of every length that a rule may have, next to `source`, whose packets nothing says less about: each length is
+/// looked for, and only the shortest is found. Those around differ from it in their last bit.
+fn every_length(source: IpAddr) -> Vec<Prefix> {
+    let neighbour = |length: u32| -> IpAddr {
+        match source {
+            IpAddr::V4(source) => Ipv4Addr::from_bits(source.to_bits() ^ 1 << (32 - length)).into(),
+            IpAddr::V6(source) => {
+                Ipv6Addr::from_bits(source.to_bits() ^ 1 << (128 - length)).into()
+            }
+        }
+    };
+    let longest = if source.is_ipv4() { 32 } else { 128 };
+    [(source, 1)]
+        .into_iter()
+        .chain((2..=longest).map(|length| (neighbour(length), length)))
+        .collect()
 }
 
 /// Hosts that are none of ours, the same in every run.

@@ -8,10 +8,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use harness::bpf;
 use harness::programs::Prefix;
-use ipnet::IpNet;
 
 use super::Args;
 use super::kernel::{DROP, PACKETS, PASS, Subjects, TURNS, measure};
+use super::prefixes::{Lengths, SplitMix, random};
 use super::report::Report;
 use super::subject::Subject;
 
@@ -26,29 +26,6 @@ const SOURCE: std::ops::Range<usize> = 26..30;
 const CHECKED: usize = 16;
 const MIB: f64 = 1_048_576.0;
 
-/// How long the prefixes are.
-#[derive(Clone, Copy)]
-enum Lengths {
-    /// All hosts.
-    Hosts,
-    /// Of ten six hosts, two /24, and two anything from /16 to /31.
-    Mixed,
-}
-
-/// The same numbers in every run (SplitMix64).
-#[derive(Default)]
-pub(super) struct SplitMix(u64);
-
-impl SplitMix {
-    /// The next number.
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
-
 /// Measures all cases with `frame`, which has no tags and no options.
 pub(super) fn run(args: &Args, frame: &[u8], report: &mut Report) -> Result<()> {
     let rounds = if args.quick { args.rounds.min(ROUNDS_QUICK) } else { args.rounds };
@@ -59,8 +36,8 @@ pub(super) fn run(args: &Args, frame: &[u8], report: &mut Report) -> Result<()> 
         ("random_mixed_1m", 1_000_000, Lengths::Mixed),
     ];
     for (name, rules, lengths) in cases {
-        case((name, frame), &prefixes(rules, lengths), rounds, report)
-            .with_context(|| format!("case {name}"))?;
+        let denied: Vec<Prefix> = random(lengths).take(rules).collect();
+        case((name, frame), &denied, rounds, report).with_context(|| format!("case {name}"))?;
     }
     let name = "random_10m";
     if args.quick {
@@ -68,7 +45,7 @@ pub(super) fn run(args: &Args, frame: &[u8], report: &mut Report) -> Result<()> 
     } else if status("/proc/meminfo", "MemAvailable:")? < MEMORY_10M_KIB {
         report.skip(name, "less than 8 GiB of memory are available");
     } else {
-        let denied = prefixes(10_000_000, Lengths::Hosts);
+        let denied: Vec<Prefix> = random(Lengths::Hosts).take(10_000_000).collect();
         case((name, frame), &denied, rounds, report).with_context(|| format!("case {name}"))?;
     }
     Ok(())
@@ -135,22 +112,6 @@ fn agree(subjects: [&Subject; 2], frame: &[u8], denied: &[Prefix]) -> Result<()>
         ensure!(!is_listed || ours == DROP, "{address} is denied and not dropped");
     }
     Ok(())
-}
-
-fn prefixes(count: usize, lengths: Lengths) -> Vec<Prefix> {
-    let mut numbers = SplitMix::default();
-    let mut prefix = |index: usize| -> Result<Prefix> {
-        let bits = numbers.next();
-        let length = match (lengths, index % 10) {
-            (Lengths::Hosts, _) | (_, 0..6) => 32,
-            (_, 6..8) => 24,
-            _ => 16 + (bits as u8) % 16,
-        };
-        let address = Ipv4Addr::from_bits((bits >> 32) as u32);
-        let prefix = IpNet::new(address.into(), length)?.trunc();
-        Ok((prefix.addr(), u32::from(length)))
-    };
-    (0..count).filter_map(|index| prefix(index).ok()).collect()
 }
 
 /// A number of kibibytes that the kernel tells about itself or this process.

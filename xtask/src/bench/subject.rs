@@ -58,6 +58,11 @@ impl Subject {
         Ok(Self::Empty(programs::pass().context("the kernel did not take an empty program")?))
     }
 
+    /// A program that drops everything.
+    pub(super) fn drop_all() -> Result<Self> {
+        Ok(Self::Empty(programs::drop_all().context("the kernel did not take an empty program")?))
+    }
+
     /// The committed object with these denied, and with what else it is to do.
     pub(super) fn gateway(denied: &[Prefix], with: With) -> Result<Self> {
         let mut switches = Switches::RULES;
