@@ -317,10 +317,15 @@ impl Builder {
             let note = (note as usize).checked_sub(1).and_then(|place| notes.get(place));
             note.map_or(u64::MAX, |note| if note.until_ms == 0 { u64::MAX } else { note.until_ms })
         };
-        // Whatever ends last comes first among the same, and is the one that stays. Most files are sorted already.
-        entries.v4.sort_by_key(|word| (of_v4(*word), u64::MAX - end(*word & NOTE)));
+        if notes.is_empty() {
+            entries.v4.sort_unstable();
+            entries.v6.sort_unstable();
+        } else {
+            // Whatever ends last comes first among the same, and is the one that stays.
+            entries.v4.sort_by_key(|word| (of_v4(*word), u64::MAX - end(*word & NOTE)));
+            entries.v6.sort_by_key(|entry| (entry.key(), u64::MAX - end(entry.meta & NOTE)));
+        }
         entries.v4.dedup_by_key(|word| of_v4(*word));
-        entries.v6.sort_by_key(|entry| (entry.key(), u64::MAX - end(entry.meta & NOTE)));
         entries.v6.dedup_by_key(|entry| entry.key());
         entries.v4.shrink_to_fit();
         entries.v6.shrink_to_fit();
