@@ -421,7 +421,7 @@ fn transport<R: Reader + ?Sized>(
             }
             let Some(port) = frame.be16(at + 2) else { return Transport::OTHER };
             if strict {
-                let Some(length) = frame.be16(at + 4) else { return Transport::OTHER };
+                let Some(length) = frame.be16(at + 4) else { return Transport::MALFORMED };
                 // 0 is a jumbogram's (RFC 2675), and the stack takes it from others too.
                 if at + 8 > end || (length != 0 && !(8..=end - at).contains(&usize::from(length))) {
                     return Transport::MALFORMED;

@@ -302,6 +302,22 @@ fn transport_headers_that_do_not_fit_their_packet() {
     assert!(!is_odd(udp_v6(16), |frame| frame[59] = 8));
 }
 
+/// Where the total length is left to the frame, that may end within the header.
+#[test]
+fn a_udp_header_that_is_cut_off_is_malformed_to_whoever_is_strict() {
+    let mut frame = tcp_v4();
+    frame.truncate(14 + 20);
+    frame[16..18].fill(0);
+    frame[23] = UDP;
+    frame.extend([0x13, 0x88, 0x20, 0xff]);
+    let transport = |strict| match parse(frame.as_slice(), strict) {
+        Frame::Ip(packet) => packet.transport,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(transport(false), Transport::udp(0x20ff));
+    assert_eq!(transport(true), Transport::MALFORMED);
+}
+
 #[test]
 fn extension_headers_that_end_behind_their_packet() {
     let options = |next| v6_with(60, &[next, 0, 1, 4, 0, 0, 0, 0]);
