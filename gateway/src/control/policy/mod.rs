@@ -235,15 +235,13 @@ impl Policy {
             return Ok(0);
         }
         let expired = self.rules.expire(now.boot);
-        let prefixes: Vec<IpNet> = expired.prefixes().collect();
-        let count = prefixes.len();
+        let count = expired.prefixes().count();
         for ((prefix, origin), _) in &expired.unconfirmed {
             let (prefix, origin) = (display(prefix), origin.name());
             tracing::warn!(prefix, origin, "put back: nobody confirmed the change");
         }
         let change = expired.change();
-        self.guard.follow(&self.rules);
-        self.enforce(prefixes, now)?;
+        self.enforce_change(&change, expired.entries, now)?;
         self.store.change(&change)?;
         for name in expired.unconfirmed_lists {
             tracing::warn!(list = name, "put back: nobody confirmed the new version");
@@ -324,10 +322,10 @@ impl Policy {
     fn change(&mut self, change: &Change, now: Now) -> anyhow::Result<()> {
         self.store.change(change)?;
         let undo = self.rules.change(change);
-        let Err(error) = self.enforce_change(change, now) else { return Ok(()) };
+        let Err(error) = self.enforce_change(change, Vec::new(), now) else { return Ok(()) };
         self.rules.change(&undo);
         // Both are tried, whatever becomes of the other.
-        let enforced = self.enforce_change(change, now);
+        let enforced = self.enforce_change(change, Vec::new(), now);
         self.store.change(&undo).with_context(|| {
             format!("{error}; and it could not be undone in the store, so the next start tries it")
         })?;
@@ -336,9 +334,14 @@ impl Policy {
         Err(error.into())
     }
 
-    /// Enforces what a change is about.
-    fn enforce_change(&mut self, change: &Change, now: Now) -> Result<(), TablesError> {
-        let mut changed = BTreeSet::new();
+    /// Enforces what a change is about, and what the entries of lists are that changed with it.
+    fn enforce_change(
+        &mut self,
+        change: &Change,
+        entries: Vec<IpNet>,
+        now: Now,
+    ) -> Result<(), TablesError> {
+        let mut changed: BTreeSet<IpNet> = entries.into_iter().collect();
         for (prefix, origin) in change.keys() {
             changed.insert(prefix);
             // What an operator lets in, feeds and bans inside of it have no say about.
@@ -356,4 +359,51 @@ fn own_tables(max_rules: u32) -> Result<RuleTables, TablesError> {
     let memory = Memory::own(max_rules);
     let memory = memory.map_err(|source| TablesError::Memory { map: "rules", source })?;
     Ok(RuleTables::open(memory, max_rules))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::api::{Add, ListAction};
+    use crate::base::time::{BootTime, UtcMillis};
+    use crate::rules::entries::Builder;
+    use crate::rules::list::Kind;
+    use crate::rules::list_file::{ActionName, Header};
+    use gateway_common::rule::Action;
+
+    const NOW: Now = Now { boot: BootTime(1_000_000_000), utc: UtcMillis(1_800_000_000_000) };
+
+    #[test]
+    fn what_a_feed_says_comes_into_force_when_the_allow_around_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let config = crate::config::embedded().unwrap();
+        let mut policy = Policy::new(&config, Protected::default(), store, NOW).unwrap();
+        policy.publish(NOW).unwrap();
+        let add = Add {
+            action: ListAction::Allow,
+            prefixes: vec!["192.0.2.0/24".to_owned()],
+            for_ms: Some(60_000),
+            reason: String::new(),
+            force: false,
+            yes: false,
+            confirm_within_ms: None,
+        };
+        policy.add(&add, NOW).unwrap();
+        let mut builder = Builder::default();
+        builder.push("192.0.2.7/32".parse().unwrap(), None, "").unwrap();
+        let header = Header::new("drop", ActionName::Deny, Kind::Feed, "a feed");
+        let list = lists::list_of(header, builder.build(), NOW);
+        policy.replace_list("drop", Some(list), NOW).unwrap();
+        let action = |policy: &Policy, now: Now| {
+            let found = policy.reader().unwrap().find("192.0.2.7".parse().unwrap(), now.boot);
+            found.map(|(_, entry)| entry.action)
+        };
+        assert_eq!(action(&policy, NOW), Some(Action::Allow));
+        assert_eq!(policy.held_back(), 1);
+        let later = Now { boot: BootTime(62_000_000_000), utc: UtcMillis(NOW.utc.0 + 61_000) };
+        policy.expire(later).unwrap();
+        assert_eq!(action(&policy, later), Some(Action::Deny));
+        assert_eq!(policy.held_back(), 0);
+    }
 }
