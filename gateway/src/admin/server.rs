@@ -16,7 +16,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, fchmod};
+use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -31,6 +32,8 @@ use crate::rules::list_file::decode;
 /// Commands that may wait for `control`.
 pub const QUEUE_COMMANDS: usize = 16;
 const CONNECTIONS_MAX: usize = 32;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 const BODY_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Ten million IPv6 prefixes with reasons.
 const LIST_MAX_BYTES: usize = 512 * 1024 * 1024;
@@ -84,13 +87,14 @@ pub fn bind(path: &Path, user: u32) -> Result<std::os::unix::net::UnixListener, 
             Err(error) => return Err(failed(error)),
         }
     }
-    // Between bind and chmod the socket would be open to everybody.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = std::os::unix::net::UnixListener::bind(path);
-    umask(before);
-    let listener = bound.map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed)?;
+    // Between bind and chmod it would be open to everybody; the file gets the mode of the socket (unix_bind_bsd in
+    // net/unix/af_unix.c).
+    fchmod(&socket, Mode::from_bits_truncate(0o600)).map_err(|error| failed(error.into()))?;
+    socket.bind(&SockAddr::unix(path).map_err(failed)?).map_err(failed)?;
+    socket.listen(BACKLOG).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    Ok(socket.into())
 }
 
 /// Hands the socket to the user that the daemon becomes.
