@@ -36,13 +36,14 @@ pub(super) async fn serve(
     slot: Slot,
     http: Builder,
     connection: Rc<request::Connection>,
-    socket: TcpStream,
+    (socket, deadline): (TcpStream, Rc<Deadline>),
 ) {
-    let deadline = Rc::clone(&connection.deadline);
     let counters = Arc::clone(slot.counters());
     let socket = Socket(socket);
     let stream = Stream { socket, deadline: Rc::clone(&deadline), counters };
-    let service = service_fn(|request| request::serve::serve(Rc::clone(&connection), request));
+    let service = service_fn(|request| {
+        request::serve::serve(Rc::clone(&connection), Rc::clone(&deadline), request)
+    });
     let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
     let mut timer = pin!(sleep_until(deadline.at()));
     let mut registered = false;

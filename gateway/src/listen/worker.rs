@@ -18,6 +18,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::PeerAddr;
+use crate::http::deadline::Deadline;
 use crate::listen::{Shared, connection};
 use crate::observe::{Counters, Refusal};
 use crate::request;
@@ -162,7 +163,7 @@ impl Worker {
         counters.connections_accepted.add(1);
         let config = self.requests.config();
         let peer = PeerAddr::of_socket(peer);
-        let connection = request::Connection::new(&self.requests, peer, &config.bounds);
+        let connection = request::Connection::new(&self.requests, peer);
         if !connection.admits_peer() {
             return counters.refused(Refusal::Denied);
         }
@@ -171,7 +172,8 @@ impl Worker {
             return counters.refused(Refusal::TooMany);
         }
         let http = connection::builder(&config.bounds);
-        spawn_local(connection::serve(slot, http, connection, stream));
+        let deadline = Rc::new(Deadline::new(&config.bounds));
+        spawn_local(connection::serve(slot, http, connection, (stream, deadline)));
     }
 
     fn recheck(&self) {

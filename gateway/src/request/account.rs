@@ -10,6 +10,7 @@ use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::Error;
+use crate::http::deadline::Deadline;
 use crate::request::Connection;
 use crate::upstream::body::AnswerBody;
 
@@ -17,14 +18,15 @@ use crate::upstream::body::AnswerBody;
 #[derive(Debug)]
 pub(super) struct Account {
     connection: Rc<Connection>,
+    deadline: Rc<Deadline>,
     status: Option<StatusCode>,
     whole: bool,
 }
 
 impl Account {
-    pub(super) fn open(connection: Rc<Connection>) -> Self {
+    pub(super) fn open(connection: Rc<Connection>, deadline: Rc<Deadline>) -> Self {
         connection.worker.counters.requests_active.add(1);
-        Self { connection, status: None, whole: false }
+        Self { connection, deadline, status: None, whole: false }
     }
 
     /// Hands the account to the body of the answer.
@@ -39,7 +41,7 @@ impl Account {
     /// The request ended in an error that the gateway answers itself.
     pub(super) fn failed(&self, error: &Error) {
         self.connection.worker.counters.failed(error.kind());
-        self.connection.deadline.answered();
+        self.deadline.answered();
     }
 }
 
@@ -54,7 +56,7 @@ impl Drop for Account {
         if self.status.is_some() && !self.whole {
             counters.answers_broken.add(1);
         }
-        self.connection.deadline.ended();
+        self.deadline.ended();
     }
 }
 

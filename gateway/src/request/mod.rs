@@ -15,8 +15,7 @@ use http::HeaderValue;
 
 use crate::base::address::PeerAddr;
 use crate::base::time::Now;
-use crate::config::{Bounds, Config};
-use crate::http::deadline::Deadline;
+use crate::config::Config;
 use crate::http::headers;
 use crate::observe::Counters;
 use crate::route;
@@ -147,17 +146,14 @@ pub struct Connection {
     peer_text: HeaderValue,
     /// The state of the rules that let the peer in.
     admitted: Cell<u64>,
-    /// How long it may stay as it is.
-    pub deadline: Rc<Deadline>,
 }
 
 impl Connection {
     /// The connection of `peer`, which the rules have yet to let in.
-    pub fn new(worker: &Rc<Worker>, peer: PeerAddr, bounds: &Bounds) -> Rc<Self> {
-        let deadline = Rc::new(Deadline::new(bounds));
+    pub fn new(worker: &Rc<Worker>, peer: PeerAddr) -> Rc<Self> {
         let peer_text = headers::value(&peer.to_string());
         let worker = Rc::clone(worker);
-        Rc::new(Self { worker, peer, peer_text, admitted: Cell::new(0), deadline })
+        Rc::new(Self { worker, peer, peer_text, admitted: Cell::new(0) })
     }
 
     /// Whether no rule keeps the peer out. It is asked once for each state of the rules, so that a rule that is made

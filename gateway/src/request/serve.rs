@@ -11,21 +11,24 @@ use hyper::body::Incoming;
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::http::body::RequestBody;
+use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::route::{Refused, Routed};
 
-/// Answers one request. Whatever goes wrong becomes an answer, and every answer is accounted for.
+/// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
     connection: Rc<Connection>,
+    deadline: Rc<Deadline>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let account = Account::open(Rc::clone(&connection));
+    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline));
     let current = connection.worker.current();
     let trusted = &current.snapshot.config.trusted_proxies;
     let exchange = Exchange {
         connection: &connection,
+        deadline: &deadline,
         current: &current,
         peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
     };
@@ -44,6 +47,7 @@ pub async fn serve(
 
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
+    deadline: &'a Rc<Deadline>,
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
 }
@@ -54,7 +58,7 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { worker, peer, peer_text, deadline, .. } = &**self.connection;
+        let Connection { worker, peer, peer_text, .. } = &**self.connection;
         let Current { snapshot, turns } = &**self.current;
         let (mut head, body) = request.into_parts();
 
@@ -62,13 +66,13 @@ impl Exchange<'_> {
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         let routed = self.route(&head)?;
-        let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, deadline)?;
+        let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
         let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
 
         let upstream = routed.upstream();
         let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));
         let (upstream, turn) = upstream.ok_or(Kind::NoRoute)?;
-        let response = worker.client.send(upstream, turn, request, deadline).await?;
+        let response = worker.client.send(upstream, turn, request, self.deadline).await?;
         Ok(response.map(Answer::Upstream))
     }
 

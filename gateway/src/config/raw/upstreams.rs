@@ -1,0 +1,54 @@
+//! `upstreams` as typed.
+
+use serde::Deserialize;
+
+use super::{Section, TextOr};
+
+/// A service.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawUpstream {
+    /// At least one.
+    pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    #[serde(default)]
+    pub(in crate::config) timeout: RawTimeout,
+    /// Idle connections kept to one endpoint by one worker.
+    #[serde(default = "idle_connections")]
+    pub(in crate::config) idle_connections: u64,
+}
+
+fn idle_connections() -> u64 {
+    64
+}
+
+/// `ip:port` or `echo`, alone or as `{address: ...}`.
+pub(in crate::config) type RawEndpoint = TextOr<RawEndpointSection>;
+
+/// An endpoint with more to say than its address.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawEndpointSection {
+    pub(in crate::config) address: String,
+}
+
+impl Section for RawEndpointSection {
+    const EXPECTED: &'static str = "`ip:port`, `echo` or a section with `address`";
+}
+
+/// How long an upstream may take.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawTimeout {
+    /// To connect to an endpoint.
+    pub(in crate::config) connect: String,
+    /// From the last byte of the request to the head of the answer.
+    pub(in crate::config) response: String,
+    /// How long an idle connection is kept.
+    pub(in crate::config) idle: String,
+}
+
+impl Default for RawTimeout {
+    fn default() -> Self {
+        Self { connect: "1s".to_owned(), response: "10s".to_owned(), idle: "60s".to_owned() }
+    }
+}
