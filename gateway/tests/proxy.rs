@@ -45,7 +45,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
         user: None,
         state: config::State { dir: PathBuf::new() },
         admin: config::Admin { socket: PathBuf::new() },
-        metrics: config::Metrics { listen: None },
+        metrics: config::Metrics { listen: None, max_names: 10 },
         kernel: config::Kernel {
             interfaces: vec![],
             attach: config::Attach::Off,
@@ -111,7 +111,7 @@ impl Gateway {
         let echo = Echo::bind().unwrap();
         let sockets = Sockets::bind(&[config.listen[0].address], config.workers).unwrap();
         let counters = Registry::new(config.workers);
-        let snapshot = Snapshot::new(Arc::new(config), Some(echo.address()));
+        let snapshot = Snapshot::new(Arc::new(config), Some(echo.address()), &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             rules: Arc::new(ArcSwap::from_pointee(Classifier::default())),
@@ -796,7 +796,11 @@ fn a_new_configuration_and_new_addresses_are_taken_while_connections_stay() {
 
     let echo = Origin::answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
     let config = config(vec![Endpoint::Address(echo.address)]);
-    gateway.shared.snapshot.store(Arc::new(Snapshot::new(Arc::new(config), None)));
+    gateway.shared.snapshot.store(Arc::new(Snapshot::new(
+        Arc::new(config),
+        None,
+        &gateway.shared.counters,
+    )));
     let old = gateway.address;
     let new = Sockets::bind(&["127.0.0.1:0".parse().unwrap()], 1).unwrap();
     gateway.address = new.addresses()[0];

@@ -24,6 +24,7 @@ use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
+use crate::observe::Registry;
 use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 
@@ -435,6 +436,6 @@ fn read(path: Option<&Path>) -> Result<Config, config::Errors> {
     path.map_or_else(config::embedded, config::read)
 }
 
-fn snapshot(config: &Arc<Config>, echo: Option<SocketAddr>) -> Arc<Snapshot> {
-    Arc::new(Snapshot::new(Arc::clone(config), echo))
+fn snapshot(config: &Arc<Config>, echo: Option<SocketAddr>, counters: &Registry) -> Arc<Snapshot> {
+    Arc::new(Snapshot::new(Arc::clone(config), echo, counters))
 }

@@ -105,7 +105,7 @@ impl Control {
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
-        self.shared.snapshot.store(snapshot(&config, self.echo));
+        self.shared.snapshot.store(snapshot(&config, self.echo, &self.shared.counters));
         self.config = config;
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
@@ -128,7 +128,7 @@ impl Control {
             ("user", old.user != new.user),
             ("state.dir", old.state != new.state),
             ("admin.socket", old.admin != new.admin),
-            ("metrics.listen", old.metrics != new.metrics),
+            ("metrics.listen", old.metrics.listen != new.metrics.listen),
             ("kernel.pins", old.kernel.pins != new.kernel.pins),
         ];
         match fixed.iter().find(|(_, changed)| *changed) {

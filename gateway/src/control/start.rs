@@ -105,10 +105,11 @@ impl Started {
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
         }
+        let counters = Registry::new(self.config.workers);
         let shared = Shared {
-            snapshot: Arc::new(ArcSwap::new(snapshot(&self.config, address))),
+            snapshot: Arc::new(ArcSwap::new(snapshot(&self.config, address, &counters))),
             rules: self.policy.classifier(),
-            counters: Registry::new(self.config.workers),
+            counters,
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;

@@ -102,6 +102,7 @@ impl Client {
     ) -> Result<Response<AnswerBody>, Error> {
         let mut error = Error::from(Kind::UpstreamConnect);
         for endpoint in upstream.turn(turn) {
+            deadline.trail.attempt(endpoint);
             if let Some(connection) = self.pool.take(endpoint) {
                 self.counters.upstream_connections_reused.add(1);
                 match self.exchange(connection, upstream, request, deadline).await {
