@@ -11,8 +11,6 @@ use harness::origin::Reply;
 use harness::site::Site;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(5);
-
 fn config(listen: SocketAddr, endpoint: &str) -> Value {
     json!({
         "listen": [{"address": listen.to_string()}],

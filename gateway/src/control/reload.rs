@@ -105,7 +105,9 @@ impl Control {
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
-        self.shared.snapshot.store(snapshot(&config, self.echo, &self.shared.counters));
+        let counters = &self.shared.counters;
+        let snapshot = snapshot(&config, &mut self.directory, self.echo, counters);
+        self.shared.snapshot.store(snapshot);
         self.config = config;
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
