@@ -28,6 +28,7 @@ use crate::listen::sockets::{Inherited, Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::store::{self, Store, StoreError};
+use crate::upstream::directory::Directory;
 use crate::upstream::echo::Echo;
 
 /// Everything that needed privileges, before any thread exists.
@@ -106,10 +107,13 @@ impl Started {
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
         }
+        let counters = Registry::new(self.config.workers);
+        let mut directory = Directory::new(self.config.workers);
+        let first = snapshot(&self.config, &mut directory, address, &counters);
         let shared = Shared {
-            snapshot: Arc::new(ArcSwap::new(snapshot(&self.config, address))),
+            snapshot: Arc::new(ArcSwap::new(first)),
             rules: self.policy.classifier(),
-            counters: Registry::new(self.config.workers),
+            counters,
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let mut monitor = Monitor::new();
@@ -125,6 +129,7 @@ impl Started {
             door,
             shared,
             echo: address,
+            directory,
             target: self.target,
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,

@@ -6,16 +6,16 @@ use std::rc::Rc;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
-use crate::http::body::RequestBody;
+use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::route::{Refused, Routed};
+use crate::upstream::balance::Choice;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
@@ -23,12 +23,13 @@ pub async fn serve(
     deadline: Rc<Deadline>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline));
     let current = connection.worker.current();
+    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
+        account: &account,
         current: &current,
         peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
     };
@@ -48,6 +49,7 @@ pub async fn serve(
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
     deadline: &'a Rc<Deadline>,
+    account: &'a Account,
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
 }
@@ -59,20 +61,22 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Connection { worker, peer, peer_text, .. } = &**self.connection;
-        let Current { snapshot, turns } = &**self.current;
+        let Current { snapshot, views } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head)?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         let routed = self.route(&head)?;
+        self.account.routed(routed);
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
         let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
 
         let upstream = routed.upstream();
-        let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));
-        let (upstream, turn) = upstream.ok_or(Kind::NoRoute)?;
-        let response = worker.client.send(upstream, turn, request, self.deadline).await?;
+        let upstream = snapshot.upstreams.get(upstream).zip(views.get(upstream));
+        let (upstream, view) = upstream.ok_or(Kind::NoRoute)?;
+        let choice = Choice { upstream, view };
+        let response = worker.client.send(choice, request, self.deadline).await?;
         Ok(response.map(Answer::Upstream))
     }
 
