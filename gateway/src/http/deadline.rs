@@ -94,8 +94,8 @@ impl Deadline {
         self.passed.get()
     }
 
-    /// The gateway ends. Whoever has just connected, or begun to send a head, is about to send a request that nobody else
-    /// will answer: answers whether that is so, and leaves it `grace` at most.
+    /// The gateway ends. Whoever has just connected, or begun to send a head, is about to send a request that nobody
+    /// else will answer: answers whether that is so, and leaves it `grace` at most.
     pub fn awaits_head(&self, grace: Duration) -> bool {
         let awaits = self.phase.get() == Phase::Head;
         if awaits {

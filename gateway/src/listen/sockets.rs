@@ -31,7 +31,8 @@ pub enum BindError {
     Other(SocketAddr, #[source] io::Error),
 }
 
-/// Listening sockets that somebody else has bound: the gateway that this one takes the place of, or the service manager.
+/// Listening sockets that somebody else has bound: the gateway that this one takes the place of, or the service
+/// manager.
 #[derive(Debug, Default)]
 pub struct Inherited(Vec<TcpListener>);
 
