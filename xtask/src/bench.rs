@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Proxy: another build of the gateway, to be measured beside this one
     #[arg(long, value_name = "BINARY")]
     baseline: Option<PathBuf>,
+    /// Proxy: only these cases [default: all]
+    #[arg(long = "case", value_name = "NAME")]
+    cases: Vec<String>,
     /// Keep the raw rounds in docs/benchmarks/runs
     #[arg(long)]
     keep: bool,

@@ -1,8 +1,14 @@
-//! `cargo xtask bench proxy`: what one request costs the gateway, nginx and HAProxy, and HAProxy as a plain TCP relay,
-//! which is the floor. One subject is loaded at a time, each round begins with another one, all of it on loopback.
+//! `cargo xtask bench proxy`: what the gateway, nginx and HAProxy cost at the same work, and HAProxy as a plain TCP
+//! relay, which is the floor. One subject is loaded at a time, each round begins with another one, all of it on loopback.
 
+mod cases;
+mod configs;
+mod idle;
 mod load;
+mod origins;
+mod reload;
 mod subjects;
+mod websocket;
 
 use std::path::Path;
 use std::process::Command;
@@ -17,25 +23,54 @@ use serde_json::{Map, Value, json};
 use super::Args;
 use super::report::{Comparison, Report};
 use crate::{lab, process, test};
-use subjects::{Field, Subject};
+use cases::Case;
+use subjects::Field;
 
-const CASE: &str = "http1_keepalive_small";
 /// What the bench calls, and the Debian package that has it.
-const TOOLS: [(&str, &str); 4] =
-    [("nginx", "nginx-light"), ("haproxy", "haproxy"), ("wrk", "wrk"), ("taskset", "util-linux")];
-const FIGURES: [&str; 2] = ["cpu_us_per_request", "latency_p99_us"];
-const PEERS: [&str; 4] = ["nginx", "haproxy", "haproxy-tcp", subjects::BASELINE];
+const TOOLS: [(&str, &str); 6] = [
+    ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
+    ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
+    ("taskset", "util-linux"),
+];
+const FIGURES: [&str; 4] =
+    ["cpu_us_per_request", "latency_p50_us", "latency_p99_us", "bytes_per_connection"];
+const PEERS: [&str; 6] =
+    ["nginx", "haproxy", "haproxy-tcp", subjects::BASELINE, subjects::TEN_ROUTES, reload::WITHOUT];
 
 /// CPUs by what runs there.
 #[derive(Clone, Copy)]
 struct Cpus {
     /// The subject.
     subject: usize,
-    /// The origin and the load generator.
+    /// The origins and the load generators.
     rest: usize,
 }
 
+/// What holds for each measurement.
+#[derive(Clone)]
+struct Run {
+    cpus: Cpus,
+    seconds: u32,
+    interrupted: Arc<AtomicBool>,
+}
+
+/// Figures of one measurement, with their units in their names.
+type Figures = Vec<(&'static str, f64)>;
+
+impl Run {
+    fn check(&self) -> anyhow::Result<()> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+}
+
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
+    let cases = Case::chosen(&args.cases)?;
     let is_root = nix::unistd::geteuid().is_root();
     for (program, package) in TOOLS {
         test::provide(program, package, is_root)?;
@@ -43,21 +78,16 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let cpus = Cpus::find()?;
     let binary = lab::build(root)?;
     let interrupted = lab::watch_signals()?;
+    let seconds = if args.quick { 1 } else { 5 };
+    let run = Run { cpus, seconds, interrupted };
     let field = Field::new(&binary, args.baseline.as_deref(), cpus)?;
     let mut report = Report::start(root, args, setup(args)?)?;
-    let seconds = if args.quick { 1 } else { 5 };
     for subject in &field.subjects {
         subject.check()?;
-        // Pools fill, caches warm up, and nothing of it is measured.
-        measure(subject, cpus, 1, &interrupted)?;
     }
-    for round in 1..=args.rounds {
-        for place in 0..field.subjects.len() {
-            let index = (place + round as usize) % field.subjects.len();
-            let subject = field.subjects.get(index).context("no subject")?;
-            let figures = measure(subject, cpus, seconds, &interrupted)?;
-            report.round(CASE, subject.name, round, &figures);
-        }
+    for case in cases {
+        measure(case, &field, &run, args.rounds, &mut report)
+            .with_context(|| format!("case {}", case.name))?;
     }
     let comparisons: Vec<Comparison> = FIGURES
         .into_iter()
@@ -68,46 +98,61 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     report.finish(&comparisons)
 }
 
+/// All rounds of a case. Pools fill and caches warm up before, and nothing of that is measured.
 fn measure(
-    subject: &Subject,
-    cpus: Cpus,
-    seconds: u32,
-    interrupted: &Arc<AtomicBool>,
-) -> anyhow::Result<[(&'static str, f64); 5]> {
-    let before = subject.cpu_ns()?;
-    let load = load::run(subject.address, cpus.rest, seconds, interrupted)
-        .with_context(|| format!("load on {}", subject.name))?;
-    if interrupted.load(Ordering::Relaxed) {
-        bail!("interrupted");
+    case: &Case,
+    field: &Field,
+    run: &Run,
+    rounds: u32,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    if let Some(reload) = case.reload() {
+        for round in 1..=rounds {
+            reload(field, run, &mut |subject, figures| {
+                report.round(case.name, subject, round, figures);
+            })?;
+        }
+        return Ok(());
     }
-    let cpu_us = (subject.cpu_ns()? - before) / 1000.0;
-    Ok([
-        ("requests_per_second", load.requests_per_second),
-        ("cpu_us_per_request", (cpu_us / load.requests * 1000.0).round() / 1000.0),
-        ("latency_p50_us", load.p50_us),
-        ("latency_p99_us", load.p99_us),
-        ("rss_kib", subject.rss_kib()?),
-    ])
+    let subjects = field.of(case);
+    let short = Run { seconds: 1, ..run.clone() };
+    let mut least = f64::INFINITY;
+    for subject in &subjects {
+        least = least.min(case.warm_up(subject, &short)?);
+    }
+    for round in 1..=rounds {
+        for place in 0..subjects.len() {
+            let index = (place + round as usize) % subjects.len();
+            let subject = subjects.get(index).context("no subject")?;
+            let figures = case
+                .measure(subject, run, least)
+                .with_context(|| format!("load on {}", subject.name))?;
+            run.check()?;
+            field.forget_logs()?;
+            report.round(case.name, subject.name, round, &figures);
+        }
+    }
+    Ok(())
 }
 
 /// What a reader must know about the run besides the machine.
 fn setup(args: &Args) -> anyhow::Result<Map<String, Value>> {
-    let first_line = |program: &str| -> anyhow::Result<String> {
-        let output = subjects::command(program).arg("-v").output()?;
+    let first_line = |program: &str, option: &str| -> anyhow::Result<String> {
+        let output = subjects::command(program).arg(option).output()?;
         // nginx says it on its error output, wrk with a status of failure.
         let said = [output.stdout, output.stderr].concat();
         Ok(String::from_utf8_lossy(&said).lines().next().unwrap_or_default().to_owned())
     };
     let mut rustc = Command::new("rustc");
     let setup = json!({
-        "nginx": first_line("nginx")?,
-        "haproxy": first_line("haproxy")?,
-        "wrk": first_line("wrk")?,
+        "nginx": first_line("nginx", "-v")?,
+        "haproxy": first_line("haproxy", "-v")?,
+        "wrk": first_line("wrk", "-v")?,
+        "h2load": first_line("h2load", "--version")?,
         "rustc": process::output(rustc.arg("-V"))?,
         "seconds_per_round": if args.quick { 1 } else { 5 },
-        "connections": load::CONNECTIONS,
-        "body_bytes": subjects::BODY.len(),
-        "access_log": "off in all",
+        "body_bytes": origins::BODY.len(),
+        "access_log": "on in all but haproxy-tcp: files, nginx with a buffer of 64 KiB",
     });
     Ok(setup.as_object().cloned().unwrap_or_default())
 }

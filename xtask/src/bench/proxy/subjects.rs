@@ -1,5 +1,5 @@
-//! The proxies that are compared and the origin behind them: started with equal work, pinned, checked, and ended with
-//! everything that they started when they are dropped.
+//! The proxies that are compared: started with equal work, pinned, checked, and ended with everything that they started
+//! when they are dropped.
 
 use std::fs::{self, File, Permissions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -17,17 +17,20 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Cpus;
+use super::cases::{Case, Port, With};
+use super::configs::{self, Places};
+use super::load::Target;
+use super::origins;
 
 /// Ours, as the report calls it.
 pub(super) const GATEWAY: &str = "gateway";
 /// Ours, in another build.
 pub(super) const BASELINE: &str = "gateway-baseline";
-
-/// What the origin answers.
-pub(super) const BODY: &str = concat!(
-    r#"{"id":4711,"name":"Ada Lovelace","mail":"ada@example.com","#,
-    r#""roles":["reader","writer"],"active":true,"score":98.2500}"#
-);
+/// Ours, with ten routes where the other has ten thousand.
+pub(super) const TEN_ROUTES: &str = "gateway-ten-routes";
+/// Ours, with ten thousand routes.
+const MANY_ROUTES: &str = "gateway-many-routes";
+const RELAY: &str = "haproxy-tcp";
 
 const START: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(3);
@@ -36,18 +39,17 @@ const END: Duration = Duration::from_secs(3);
 pub(super) struct Field {
     /// In the order of the first round.
     pub(super) subjects: Vec<Subject>,
+    binary: std::path::PathBuf,
     /// These end after the subjects.
-    _origin: Running,
-    _folder: TempDir,
+    _origins: [Running; 2],
+    folder: TempDir,
 }
 
 /// One proxy.
 pub(super) struct Subject {
     /// As the report calls it.
     pub(super) name: &'static str,
-    /// Where it listens.
-    pub(super) address: SocketAddr,
-    is_http: bool,
+    places: Places,
     processes: Vec<i32>,
     _running: Running,
 }
@@ -60,82 +62,158 @@ impl Field {
         let folder = tempfile::Builder::new().prefix("gateway-bench-").tempdir()?;
         // As root, workers run as users who must still reach it.
         fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
-        let setting = Setting { folder: folder.path(), cpus, origin: free_address()? };
-        let origin = setting.nginx("origin", cpus.rest, &origin_server(setting.origin))?;
-        answering(setting.origin)?;
+        configs::certificate(folder.path())?;
+        let origin = free_address()?;
+        let grpc = free_address()?;
+        let setting = Setting { folder: folder.path(), cpus, binary };
+        let first = setting.origin(origin)?;
+        let second = setting.grpc_origin(grpc)?;
+        let behind = configs::Origins { origin, grpc, echo: origins::echo(cpus.rest)? };
         let mut subjects = vec![
-            setting.gateway(GATEWAY, binary)?,
-            setting.nginx_proxy()?,
-            setting.haproxy("haproxy", true)?,
-            setting.haproxy("haproxy-tcp", false)?,
+            setting.gateway(GATEWAY, &behind, 0)?,
+            setting.nginx(&behind)?,
+            setting.haproxy("haproxy", &behind)?,
+            setting.haproxy(RELAY, &behind)?,
+            setting.gateway(TEN_ROUTES, &behind, 10)?,
+            setting.gateway(MANY_ROUTES, &behind, 10_000)?,
         ];
-        if let Some(baseline) = baseline {
-            subjects.push(setting.gateway(BASELINE, baseline)?);
+        if let Some(binary) = baseline {
+            subjects.push(Setting { binary, ..setting }.gateway(BASELINE, &behind, 0)?);
         }
-        Ok(Self { subjects, _origin: origin, _folder: folder })
+        let origins = [first, second];
+        Ok(Self { subjects, binary: binary.to_owned(), _origins: origins, folder })
+    }
+
+    /// Those who take part in a case.
+    pub(super) fn of(&self, case: &Case) -> Vec<&Subject> {
+        let takes_part = |subject: &&Subject| match subject.name {
+            TEN_ROUTES | MANY_ROUTES => case.field == With::Routes,
+            _ if case.field == With::Routes => false,
+            RELAY => case.field == With::Relay,
+            _ => true,
+        };
+        self.subjects.iter().filter(takes_part).collect()
+    }
+
+    /// The gateway with many routes.
+    pub(super) fn many_routes(&self) -> anyhow::Result<&Subject> {
+        self.subjects.iter().find(|subject| subject.name == MANY_ROUTES).context("no such gateway")
+    }
+
+    /// Lets it read forty thousand.
+    pub(super) fn reload_many_routes(&self) -> anyhow::Result<()> {
+        let file = self.folder.path().join(format!("{MANY_ROUTES}.yaml"));
+        let config: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+        fs::write(&file, configs::with_routes(config, 40_000).to_string())?;
+        let mut command = Command::new(&self.binary);
+        let output = command.arg("--config").arg(&file).arg("reload").output()?;
+        ensure!(output.status.success(), "reload: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// Empties the access logs: they are written, and nobody reads them.
+    pub(super) fn forget_logs(&self) -> anyhow::Result<()> {
+        for entry in fs::read_dir(self.folder.path())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "access") {
+                File::options().write(true).open(path)?.set_len(0)?;
+            }
+        }
+        Ok(())
     }
 }
 
 struct Setting<'a> {
     folder: &'a Path,
     cpus: Cpus,
-    origin: SocketAddr,
+    binary: &'a Path,
 }
 
 impl Setting<'_> {
-    fn gateway(&self, name: &'static str, binary: &Path) -> anyhow::Result<Subject> {
-        let address = free_address()?;
-        let config = json!({
-            "listen": [{"address": address}],
-            "workers": 1,
-            "state": {"dir": self.folder.join(format!("{name}.state"))},
-            "admin": {"socket": self.folder.join(format!("{name}.sock"))},
-            "kernel": {"attach": "off"},
-            "upstreams": {"origin": {"endpoints": [self.origin]}},
-            "routes": [{"match": {"path": "/{rest*}"}, "upstream": "origin"}],
-        });
+    fn gateway(
+        &self,
+        name: &'static str,
+        behind: &configs::Origins,
+        routes: usize,
+    ) -> anyhow::Result<Subject> {
+        // One listener speaks both without TLS.
+        let plain = free_address()?;
+        let places = Places { plain, tls: free_address()?, h2c: plain };
+        let config = configs::gateway(name, self.folder, &places, behind);
+        let config = configs::with_routes(config, routes);
         let file = self.write(&format!("{name}.yaml"), &config.to_string())?;
-        let mut command = pinned(self.cpus.subject, &binary.to_string_lossy());
-        self.subject(name, address, true, command.arg("run").arg(file))
+        let mut command = pinned(self.cpus.subject, &self.binary.to_string_lossy());
+        self.subject(name, places, command.arg("run").arg(file))
     }
 
-    fn nginx_proxy(&self) -> anyhow::Result<Subject> {
-        let address = free_address()?;
+    fn nginx(&self, behind: &configs::Origins) -> anyhow::Result<Subject> {
+        let places = Places::free()?;
+        let config = configs::nginx(self.folder, &places, behind);
+        let mut command = self.nginx_command("nginx", self.cpus.subject, &config)?;
+        self.subject("nginx", places, &mut command)
+    }
+
+    fn haproxy(&self, name: &'static str, behind: &configs::Origins) -> anyhow::Result<Subject> {
+        let places = Places::free()?;
+        let config = match name {
+            RELAY => configs::relay(&places, behind),
+            _ => configs::haproxy(self.folder, &places, behind),
+        };
+        let file = self.write(&format!("{name}.cfg"), &config)?;
+        let mut command = pinned(self.cpus.subject, "haproxy");
+        command.args(["-db", "-f"]).arg(file);
+        self.subject(name, places, &mut command)
+    }
+
+    fn origin(&self, address: SocketAddr) -> anyhow::Result<Running> {
+        let files = self.folder.join("files");
+        fs::create_dir_all(&files)?;
+        for (name, bytes) in origins::FILES {
+            fs::write(files.join(name), vec![b'x'; bytes])?;
+        }
+        let config = configs::origin(&files, address);
         let running =
-            self.nginx("nginx", self.cpus.subject, &proxy_server(address, self.origin))?;
-        Subject::new("nginx", address, true, running)
+            Running::start(&mut self.nginx_command("origin", self.cpus.rest, &config)?)?;
+        answering(address)?;
+        Ok(running)
     }
 
-    fn nginx(&self, name: &str, cpu: usize, server: &str) -> anyhow::Result<Running> {
+    fn grpc_origin(&self, address: SocketAddr) -> anyhow::Result<Running> {
+        let files = self.folder.join("files/grpc");
+        fs::create_dir_all(&files)?;
+        fs::write(files.join("answer"), origins::GRPC_MESSAGE)?;
+        let mut command = pinned(self.cpus.rest, "nghttpd");
+        command.args(["--no-tls", "--trailer=grpc-status: 0", "--address=127.0.0.1"]);
+        command.arg("--htdocs").arg(self.folder.join("files")).arg(address.port().to_string());
+        let running = Running::start(command.stdout(Stdio::null()).stderr(self.log("nghttpd")?))?;
+        answering(address)?;
+        Ok(running)
+    }
+
+    fn nginx_command(&self, name: &str, cpu: usize, config: &str) -> anyhow::Result<Command> {
         let folder = self.folder.join(name);
         fs::create_dir(&folder)?;
         fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
-        let config = nginx_config(server);
-        let file = self.write(&format!("{name}.conf"), &config)?;
+        let file = self.write(&format!("{name}.conf"), config)?;
         let mut command = pinned(cpu, "nginx");
         // Where it is compiled to log to is not everybody's.
         command.args(["-e", "stderr", "-p"]).arg(&folder).arg("-c").arg(file);
-        Running::start(command.stderr(self.log(name)?))
-    }
-
-    fn haproxy(&self, name: &'static str, is_http: bool) -> anyhow::Result<Subject> {
-        let address = free_address()?;
-        let config = haproxy_config(address, self.origin, is_http);
-        let file = self.write(&format!("{name}.cfg"), &config)?;
-        let mut command = pinned(self.cpus.subject, "haproxy");
-        self.subject(name, address, is_http, command.args(["-db", "-f"]).arg(file))
+        command.stderr(self.log(name)?);
+        Ok(command)
     }
 
     fn subject(
         &self,
         name: &'static str,
-        address: SocketAddr,
-        is_http: bool,
+        places: Places,
         command: &mut Command,
     ) -> anyhow::Result<Subject> {
-        let running = Running::start(command.stdout(self.log(name)?).stderr(self.log(name)?))?;
+        // What HAProxy writes there is its access log.
+        let access = self.folder.join(format!("{name}.access"));
+        let access = File::options().create(true).append(true).open(access)?;
+        let running = Running::start(command.stdout(access).stderr(self.log(name)?))?;
         let log = || fs::read_to_string(self.folder.join(format!("{name}.log")));
-        Subject::new(name, address, is_http, running)
+        Subject::new(name, places, running)
             .with_context(|| format!("{name} said\n{}", log().unwrap_or_default()))
     }
 
@@ -151,16 +229,27 @@ impl Setting<'_> {
     }
 }
 
+impl Places {
+    fn free() -> anyhow::Result<Self> {
+        Ok(Self { plain: free_address()?, tls: free_address()?, h2c: free_address()? })
+    }
+}
+
 impl Subject {
-    fn new(
-        name: &'static str,
-        address: SocketAddr,
-        is_http: bool,
-        running: Running,
-    ) -> anyhow::Result<Self> {
-        answering(address)?;
+    fn new(name: &'static str, places: Places, running: Running) -> anyhow::Result<Self> {
+        answering(places.plain)?;
         let processes = running.processes()?;
-        Ok(Self { name, address, is_http, processes, _running: running })
+        Ok(Self { name, places, processes, _running: running })
+    }
+
+    /// What to load.
+    pub(super) fn port(&self, port: Port) -> Target {
+        let Places { plain, tls, h2c } = self.places;
+        match port {
+            Port::Plain => Target { address: plain, is_tls: false },
+            Port::Tls => Target { address: tls, is_tls: true },
+            Port::H2c => Target { address: h2c, is_tls: false },
+        }
     }
 
     /// Whether it does the work that it is measured at.
@@ -169,10 +258,10 @@ impl Subject {
     }
 
     fn check_answers(&self) -> anyhow::Result<()> {
-        let mut client = Client::connect_here(None, self.address, START)?;
+        let mut client = Client::connect_here(None, self.places.plain, START)?;
         let answer = client.get("/")?;
-        ensure!(answer.status == 200 && answer.text() == BODY, "it answered {answer:?}");
-        if !self.is_http {
+        ensure!(answer.status == 200 && answer.text() == origins::BODY, "it answered {answer:?}");
+        if self.name == RELAY {
             return Ok(());
         }
         let seen = client.get("/seen")?;
@@ -286,90 +375,14 @@ fn answering(address: SocketAddr) -> anyhow::Result<()> {
     harness::wait_for(&what, START, || Ok(TcpStream::connect(address).ok().map(drop)))
 }
 
-fn nginx_config(server: &str) -> String {
-    format!(
-        "daemon off; worker_processes 1; pid nginx.pid; error_log stderr crit;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off; tcp_nodelay on; default_type application/json;
-  keepalive_timeout 1h; keepalive_requests 1000000000;
-  client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f;
-  uwsgi_temp_path u; scgi_temp_path s;
-  {server}
-}}
-"
-    )
-}
-
-fn origin_server(address: SocketAddr) -> String {
-    let fields = [
-        ("host", "host"),
-        ("for", "x_forwarded_for"),
-        ("proto", "x_forwarded_proto"),
-        ("forwarded_host", "x_forwarded_host"),
-        ("id", "x_request_id"),
-    ];
-    let seen = fields.map(|(key, name)| format!(r#""{key}":"$http_{name}""#)).join(",");
-    format!(
-        "server {{ listen {address};
-    location / {{ return 200 '{BODY}'; }}
-    location = /seen {{ return 200 '{{{seen}}}'; }} }}"
-    )
-}
-
-fn proxy_server(address: SocketAddr, origin: SocketAddr) -> String {
-    format!(
-        "upstream origin {{ server {origin}; keepalive 64; keepalive_requests 1000000000; }}
-  server {{ listen {address};
-    add_header X-Request-Id $request_id;
-    location / {{
-      proxy_pass http://origin; proxy_http_version 1.1;
-      proxy_set_header Connection ''; proxy_set_header Host $http_host;
-      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-      proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_set_header X-Forwarded-Host $http_host;
-      proxy_set_header X-Request-Id $request_id;
-    }} }}"
-    )
-}
-
-fn haproxy_config(address: SocketAddr, origin: SocketAddr, is_http: bool) -> String {
-    let work = if is_http {
-        "  mode http
-  option forwardfor
-  unique-id-format %{+X}o%ci%cp%fi%fp%Ts%rt%pid
-  unique-id-header X-Request-Id
-  http-request set-header X-Forwarded-Proto http
-  http-request set-header X-Forwarded-Host %[req.hdr(host)]
-  http-response set-header X-Request-Id %[unique-id]
-  http-reuse always"
-    } else {
-        "  mode tcp"
-    };
-    format!(
-        "global
-  nbthread 1
-  maxconn 4096
-defaults
-  timeout connect 1s
-  timeout client 75s
-  timeout server 60s
-listen bench
-  bind {address}
-{work}
-  server origin {origin}
-"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_body_is_small_json() {
-        assert_eq!(BODY.len(), 116);
-        assert!(serde_json::from_str::<Value>(BODY).is_ok());
+        assert_eq!(origins::BODY.len(), 116);
+        assert!(serde_json::from_str::<Value>(origins::BODY).is_ok());
     }
 
     #[test]

@@ -1,0 +1,42 @@
+//! A reload of many routes under load: latencies at a moderate pace with reloads and without. A failed request ends the
+//! run.
+
+use std::time::Duration;
+
+use super::Run;
+use super::cases::{Port, Tell};
+use super::load::{H2load, Kind, Load};
+use super::subjects::{Field, GATEWAY};
+
+/// The same without a reload, as the report calls it.
+pub(super) const WITHOUT: &str = "gateway-without-reload";
+/// Far below what any machine can do, so that waiting is due to the reload.
+const RATE: f64 = 4000.0;
+const LOAD: H2load = H2load { path: "/service-7/x", clients: 32, streams: 1, kind: Kind::Http1 };
+
+pub(super) fn measure(field: &Field, run: &Run, tell: Tell<'_>) -> anyhow::Result<()> {
+    let subject = field.many_routes()?;
+    let longer = Run { seconds: run.seconds + 2, ..run.clone() };
+    for (name, reloads) in [(WITHOUT, false), (GATEWAY, true)] {
+        let load = std::thread::scope(|scope| -> anyhow::Result<Load> {
+            let reloading = scope.spawn(|| -> anyhow::Result<()> {
+                if reloads {
+                    std::thread::sleep(Duration::from_secs(1));
+                    field.reload_many_routes()?;
+                }
+                Ok(())
+            });
+            let load = LOAD.run(subject.port(Port::Plain), &longer, Some(RATE));
+            reloading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            load
+        })?;
+        let figures = [
+            ("requests_per_second", load.requests_per_second),
+            ("latency_p50_us", load.p50_us),
+            ("latency_p99_us", load.p99_us),
+        ];
+        tell(name, &figures);
+        run.check()?;
+    }
+    Ok(())
+}
