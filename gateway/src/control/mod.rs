@@ -27,6 +27,7 @@ use crate::listen;
 use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 
+pub mod certificates;
 mod later;
 mod metrics;
 mod monitor;
@@ -39,6 +40,7 @@ pub mod sources;
 mod start;
 pub mod views;
 
+use certificates::Certificates;
 use later::{Later, audit};
 use monitor::Monitor;
 use policy::Policy;
@@ -101,6 +103,7 @@ struct Control {
     config: Arc<Config>,
     policy: Policy,
     sources: Sources,
+    certificates: Certificates,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
     pins: Pins,
@@ -173,6 +176,9 @@ impl Control {
                 event = self.sources.next() => {
                     self.done_beside(event);
                     self.recheck();
+                }
+                store = self.certificates.changed() => {
+                    self.certificates.take(&self.config, store);
                 }
                 () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {
@@ -327,6 +333,7 @@ impl Control {
     fn tick(&mut self, protect: bool) {
         let now = Now::read();
         self.sources.tick(instant());
+        self.certificates.tick(instant());
         match self.policy.expire(now) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "rules ended"),
@@ -394,6 +401,8 @@ impl Control {
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             lists: self.sources.notes(),
+            certificates: self.certificates.views(),
+            certificate_notes: self.certificates.notes(),
             proxy,
         })
     }

@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
 use tokio::net::{TcpListener, UnixListener};
 
+use super::certificates::{self, Certificates};
 use super::monitor::Monitor;
 use super::policy::Policy;
 use super::privileges::{self, Target};
@@ -27,12 +28,14 @@ use crate::listen::sockets::{Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::store::{self, Store, StoreError};
+use crate::tls::store as tls;
 use crate::upstream::echo::Echo;
 
 /// Everything that needed privileges, before any thread exists.
 pub(super) struct Started {
     path: Option<PathBuf>,
     config: Arc<Config>,
+    certificates: tls::Store,
     policy: Policy,
     pins: Pins,
     sockets: Sockets,
@@ -51,6 +54,9 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     raise_descriptor_limit();
     let sockets = Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
     let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
+    // Those that only root may read are read now, and stay as they are until they change.
+    let certificates =
+        certificates::read(&config, &target.name).map_err(RunError::Configuration)?;
     let admin = server::bind(&config.admin.socket, target.uid).map_err(RunError::failed)?;
     let metrics = config.metrics.listen.map(bind_one).transpose().map_err(RunError::failed)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
@@ -75,6 +81,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     Ok(Started {
         path,
         config,
+        certificates,
         policy,
         pins,
         sockets,
@@ -105,8 +112,14 @@ impl Started {
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
         }
+        self.certificates.look_again(&self.target.name);
+        let mut certificates = Certificates::new(&self.target.name);
+        let listeners = certificates.compile(&self.config, &self.certificates);
+        let listeners = listeners.map_err(RunError::Failed)?;
+        certificates.configure(&self.config, self.certificates, listeners);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::new(snapshot(&self.config, address))),
+            listeners: certificates.listeners(),
             rules: self.policy.classifier(),
             counters: Registry::new(self.config.workers),
         };
@@ -121,6 +134,7 @@ impl Started {
             config: self.config,
             policy: self.policy,
             sources,
+            certificates,
             reloads: VecDeque::new(),
             pins: self.pins,
             detached: false,
