@@ -29,6 +29,7 @@ use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
+use crate::upstream::directory::Directory;
 use crate::upstream::echo::Echo;
 
 /// Everything that needed privileges, before any thread exists.
@@ -117,8 +118,10 @@ impl Started {
         let listeners = certificates.compile(&self.config, &self.certificates);
         let listeners = listeners.map_err(RunError::Failed)?;
         certificates.configure(&self.config, self.certificates, listeners);
+        let mut directory = Directory::new(self.config.workers);
+        let first = snapshot(&self.config, &mut directory, address);
         let shared = Shared {
-            snapshot: Arc::new(ArcSwap::new(snapshot(&self.config, address))),
+            snapshot: Arc::new(ArcSwap::new(first)),
             listeners: certificates.listeners(),
             rules: self.policy.classifier(),
             counters: Registry::new(self.config.workers),
@@ -141,6 +144,7 @@ impl Started {
             door,
             shared,
             echo: address,
+            directory,
             target: self.target,
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,

@@ -88,12 +88,18 @@ struct Inlet {
 
 impl Worker {
     pub(super) fn new(
+        number: usize,
         shared: &Shared,
         counters: Arc<Counters>,
         connections: Arc<AtomicUsize>,
     ) -> Rc<Self> {
         Rc::new(Self {
-            requests: Rc::new(request::Worker::new(&shared.snapshot, &shared.rules, counters)),
+            requests: Rc::new(request::Worker::new(
+                number,
+                &shared.snapshot,
+                &shared.rules,
+                counters,
+            )),
             listeners: RefCell::new(Cache::new(Arc::clone(&shared.listeners))),
             handshakes: Handshakes::new(),
             connections,

@@ -35,7 +35,10 @@ pub struct Pair {
 
 impl Pair {
     /// Reads a certificate and its key as the user of this process, who is called `user`.
-    pub fn read(files: &CertificateFiles, user: &str) -> Result<(Self, [Stamp; 2]), Box<Diagnostic>> {
+    pub fn read(
+        files: &CertificateFiles,
+        user: &str,
+    ) -> Result<(Self, [Stamp; 2]), Box<Diagnostic>> {
         let (cert, key) = (&files.cert, &files.key);
         let (chain_pem, chain_stamp) = read(cert, user)?;
         let (key_pem, key_stamp) = read(key, user)?;
