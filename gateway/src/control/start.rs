@@ -118,13 +118,14 @@ impl Started {
         let listeners = certificates.compile(&self.config, &self.certificates);
         let listeners = listeners.map_err(RunError::Failed)?;
         certificates.configure(&self.config, self.certificates, listeners);
+        let counters = Registry::new(self.config.workers);
         let mut directory = Directory::new(self.config.workers);
-        let first = snapshot(&self.config, &mut directory, address);
+        let first = snapshot(&self.config, &mut directory, address, &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::new(first)),
             listeners: certificates.listeners(),
             rules: self.policy.classifier(),
-            counters: Registry::new(self.config.workers),
+            counters,
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;
