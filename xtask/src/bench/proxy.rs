@@ -106,9 +106,9 @@ fn measure(
     rounds: u32,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    if let Some(reload) = case.reload() {
+    if case.is_reload() {
         for round in 1..=rounds {
-            reload(field, run, &mut |subject, figures| {
+            reload::measure(field, run, |subject, figures| {
                 report.round(case.name, subject, round, figures);
             })?;
         }

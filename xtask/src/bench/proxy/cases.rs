@@ -3,8 +3,8 @@
 use anyhow::bail;
 
 use super::load::{self, H2load, Load, Wrk};
-use super::subjects::{Field, Subject};
-use super::{Figures, Run, idle, reload, websocket};
+use super::subjects::Subject;
+use super::{Figures, Run, idle, websocket};
 
 /// One thing that is measured.
 pub(super) struct Case {
@@ -93,9 +93,6 @@ const fn h2load(name: &'static str, port: Port, h2load: H2load) -> Case {
     Case { name, port, field: With::Http, work: Work::H2load(h2load) }
 }
 
-/// Reports one measurement of a subject.
-pub(super) type Tell<'a> = &'a mut dyn FnMut(&'static str, &[(&'static str, f64)]);
-
 impl Case {
     /// Those that are named, all if none is.
     pub(super) fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Self>> {
@@ -107,9 +104,9 @@ impl Case {
         Ok(CASES.iter().filter(is_chosen).collect())
     }
 
-    /// How to measure it, if it is of the gateway alone.
-    pub(super) fn reload(&self) -> Option<fn(&Field, &Run, Tell<'_>) -> anyhow::Result<()>> {
-        matches!(self.work, Work::Reload).then_some(reload::measure)
+    /// Whether it is of the gateway alone, for [`super::reload`] to measure.
+    pub(super) fn is_reload(&self) -> bool {
+        matches!(self.work, Work::Reload)
     }
 
     /// Answers the requests per second that the subject managed.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Run;
-use super::cases::{Port, Tell};
+use super::cases::Port;
 use super::load::{H2load, Kind, Load};
 use super::subjects::{Field, GATEWAY};
 
@@ -14,7 +14,12 @@ pub(super) const WITHOUT: &str = "gateway-without-reload";
 const RATE: f64 = 4000.0;
 const LOAD: H2load = H2load { path: "/service-7/x", clients: 32, streams: 1, kind: Kind::Http1 };
 
-pub(super) fn measure(field: &Field, run: &Run, tell: Tell<'_>) -> anyhow::Result<()> {
+/// One round; each measurement is told with the name of its subject.
+pub(super) fn measure(
+    field: &Field,
+    run: &Run,
+    mut tell: impl FnMut(&'static str, &[(&'static str, f64)]),
+) -> anyhow::Result<()> {
     let subject = field.many_routes()?;
     let longer = Run { seconds: run.seconds + 2, ..run.clone() };
     for (name, reloads) in [(WITHOUT, false), (GATEWAY, true)] {

@@ -1,4 +1,5 @@
 //! WebSocket load: connections that are upgraded once and then send one small message at a time, which comes back.
+#![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
