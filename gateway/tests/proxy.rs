@@ -20,6 +20,7 @@ use gateway::config::{self, Config, PathPattern, Target};
 use gateway::listen::sockets::Sockets;
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
+use gateway::observe::access_log::AccessLog;
 use gateway::request::Snapshot;
 use gateway::rules::classify::Classifier;
 use gateway::rules::tables::{Memory, RuleTables};
@@ -47,6 +48,7 @@ fn config(targets: Vec<Target>) -> Config {
         state: config::State { dir: PathBuf::new() },
         admin: config::Admin { socket: PathBuf::new() },
         metrics: config::Metrics { listen: None, max_names: 10 },
+        access_log: None,
         kernel: config::Kernel {
             interfaces: vec![],
             attach: config::Attach::Off,
@@ -119,6 +121,7 @@ impl Gateway {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             rules: Arc::new(ArcSwap::from_pointee(Classifier::default())),
             counters,
+            access_log: AccessLog::start(None).unwrap(),
         };
         echo.spawn().unwrap();
         let door = Door::open(sockets, &shared).unwrap();

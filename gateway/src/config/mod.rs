@@ -4,6 +4,7 @@
 //! errors are found in one run, each with its file, line, column, the offending text and a suggestion. What is in a
 //! [`Config`] has been checked: names resolve, prefixes have no host bits, at least one thing is listened on.
 
+mod access_log;
 mod at;
 mod bounds;
 mod de;
@@ -35,6 +36,7 @@ use http::Method;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
@@ -157,6 +159,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
         metrics,
+        access_log: access_log::access_log(&raw.access_log, at.key("access_log")),
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -230,6 +233,8 @@ pub struct Config {
     pub admin: Admin,
     /// Metrics.
     pub metrics: Metrics,
+    /// What is written down of requests; `None`: nothing.
+    pub access_log: Option<AccessLog>,
     /// The kernel door.
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.

@@ -80,6 +80,12 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .with(&[("reason", "head_malformed")], connections.heads_malformed)
         .with(&[("reason", "head_timed_out")], connections.heads_timed_out)
         .with(&[("reason", "reader_timed_out")], connections.readers_timed_out);
+    page.counter("gateway_access_log_lines_total", "Lines of the access log, lost ones too.")
+        .only(proxy.access_log.lines);
+    let help = "Lines that were lost, by reason.";
+    page.counter("gateway_access_log_lines_lost_total", help)
+        .with(&[("reason", "queue_full")], proxy.access_log.lost_queue_full)
+        .with(&[("reason", "write_failed")], proxy.access_log.lost_write_failed);
     page.counter("gateway_received_bytes_total", "Bytes read from clients.")
         .only(proxy.bytes_received);
     page.counter("gateway_sent_bytes_total", "Bytes written to clients.").only(proxy.bytes_sent);

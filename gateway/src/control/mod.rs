@@ -24,11 +24,12 @@ use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
-use crate::observe::Registry;
+use crate::observe::{self, Registry};
 use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
 
+mod access_log;
 mod later;
 mod metrics;
 mod monitor;
@@ -121,6 +122,7 @@ struct Control {
 
 struct Signals {
     reload: Signal,
+    reopen: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -128,6 +130,7 @@ struct Signals {
 #[derive(PartialEq, Eq)]
 enum Order {
     Reload,
+    Reopen,
     End,
 }
 
@@ -135,6 +138,7 @@ impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             reload: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -143,6 +147,7 @@ impl Signals {
     async fn next(&mut self) -> Order {
         tokio::select! {
             _ = self.reload.recv() => Order::Reload,
+            _ = self.reopen.recv() => Order::Reopen,
             _ = self.terminate.recv() => Order::End,
             _ = self.interrupt.recv() => Order::End,
         }
@@ -191,6 +196,7 @@ impl Control {
                 }
                 order = signals.next() => match order {
                     Order::Reload => self.queue_reload(None),
+                    Order::Reopen => self.reopen_access_log(),
                     Order::End => break,
                 },
             }
@@ -204,7 +210,7 @@ impl Control {
 
     /// Lets requests finish, then leaves the kernel as the configuration says. A second signal does not wait.
     async fn end(self, signals: &mut Signals) -> Result<Ended, RunError> {
-        let Self { config, policy, door, .. } = self;
+        let Self { config, policy, door, shared, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
         tell_manager(NotifyState::Stopping);
         door.drain().map_err(RunError::failed)?;
@@ -214,6 +220,8 @@ impl Control {
             }
             () = signals.end() => tracing::warn!("requests in flight were cut off"),
         }
+        let log = shared.access_log;
+        tokio::task::spawn_blocking(move || log.finish()).await.map_err(RunError::failed)?;
         if let Err(error) = std::fs::remove_file(&config.admin.socket) {
             tracing::debug!(%error, "the admin socket stays; the next start replaces it");
         }
@@ -376,9 +384,15 @@ impl Control {
         })
     }
 
+    /// What the workers have counted, and what only the writer of the log knows.
+    fn counted(&self) -> observe::Snapshot {
+        let mut counted = self.shared.counters.snapshot();
+        counted.access_log.lost_write_failed = self.shared.access_log.failed();
+        counted
+    }
+
     fn status(&self) -> Result<Status, Refusal> {
-        let proxy =
-            serde_json::to_value(self.shared.counters.snapshot()).map_err(Refusal::failed)?;
+        let proxy = serde_json::to_value(self.counted()).map_err(Refusal::failed)?;
         let lag = self.policy.lag().map(|lag| format!("not up to date: {lag}"));
         let kernel = views::kernel(&self.policy, self.kernel_note.clone().into_iter().chain(lag));
         Ok(Status {

@@ -11,13 +11,14 @@ use super::later::Later;
 use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
-use super::{Control, addresses, protect, read, snapshot, uses_echo};
+use super::{Control, access_log, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
 use crate::kernel::Door;
 use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::Sockets;
+use crate::observe::access_log::sink::Sink;
 use crate::upstream::echo::Echo;
 
 /// Reloads that wait for one to end. Whoever signals once more will be served by the last of them.
@@ -31,6 +32,7 @@ const HELD_BACK_NOTES_MAX: usize = 20;
 pub(super) struct Prepared {
     config: Config,
     files: Vec<Reading>,
+    log: Option<Sink>,
 }
 
 impl Control {
@@ -56,7 +58,8 @@ impl Control {
             let reading = tokio::task::spawn_blocking(move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
                 let files = files::read_all(&config, &user);
-                Ok(Prepared { config, files })
+                let log = access_log::open(&config, &user).map_err(|error| unchanged(&error))?;
+                Ok(Prepared { config, files, log })
             });
             let prepared = match timeout(READ_MAX, reading).await {
                 Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
@@ -86,7 +89,7 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, files } = prepared;
+        let Prepared { config, files, log } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -108,6 +111,7 @@ impl Control {
         let counters = &self.shared.counters;
         let snapshot = snapshot(&config, &mut self.directory, self.echo, counters);
         self.shared.snapshot.store(snapshot);
+        self.shared.access_log.switch(log);
         self.config = config;
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());

@@ -16,7 +16,7 @@ use super::monitor::Monitor;
 use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::sources::{Sources, files};
-use super::{Control, RunError, addresses, protect, read, snapshot, uses_echo};
+use super::{Control, RunError, access_log, addresses, protect, read, snapshot, uses_echo};
 use crate::admin::server;
 use crate::base::folder;
 use crate::base::time::{Now, instant};
@@ -26,6 +26,8 @@ use crate::kernel::{Door, DoorError, Opened, attach};
 use crate::listen::sockets::{Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
+use crate::observe::access_log::AccessLog;
+use crate::observe::access_log::sink::Sink;
 use crate::store::{self, Store, StoreError};
 use crate::upstream::directory::Directory;
 use crate::upstream::echo::Echo;
@@ -40,6 +42,7 @@ pub(super) struct Started {
     admin: std::os::unix::net::UnixListener,
     metrics: Option<std::net::TcpListener>,
     echo: Option<Echo>,
+    log: Option<Sink>,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
@@ -57,6 +60,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
     let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &store::FILES)
         .map_err(|error| RunError::Failed(format!("state.dir: {error}")))?;
+    access_log::prepare(&config, &target).map_err(RunError::failed)?;
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address), []);
     let mut policy =
@@ -73,6 +77,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     }
     let capabilities =
         privileges::drop_to(&target, policy.door.is_some()).map_err(RunError::failed)?;
+    let log = access_log::open(&config, &target.name).map_err(RunError::failed)?;
     Ok(Started {
         path,
         config,
@@ -82,6 +87,7 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
         admin,
         metrics,
         echo,
+        log,
         target,
         capabilities,
         kernel_note,
@@ -113,6 +119,7 @@ impl Started {
             snapshot: Arc::new(ArcSwap::new(first)),
             rules: self.policy.classifier(),
             counters,
+            access_log: AccessLog::start(self.log).map_err(RunError::failed)?,
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;

@@ -201,7 +201,8 @@ impl Deadline {
         self.at.set(self.now() + wait);
     }
 
-    fn now(&self) -> Instant {
+    /// The time, as of when somebody first asked since the task was woken.
+    pub fn now(&self) -> Instant {
         let now = self.now.get().unwrap_or_else(Instant::now);
         self.now.set(Some(now));
         now

@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::base::address::PeerAddr;
 use crate::http::deadline::Deadline;
 use crate::listen::{Shared, connection};
-use crate::observe::{Counters, Refusal};
+use crate::observe::{Counters, Refusal, access_log};
 use crate::request;
 
 /// What a worker is told.
@@ -78,12 +78,14 @@ impl Worker {
         counters: Arc<Counters>,
         connections: Arc<AtomicUsize>,
     ) -> Rc<Self> {
+        let log = shared.access_log.buffer(Arc::clone(&counters));
         Rc::new(Self {
             requests: Rc::new(request::Worker::new(
                 number,
                 &shared.snapshot,
                 &shared.rules,
                 counters,
+                log,
             )),
             connections,
             open: RefCell::default(),
@@ -112,6 +114,8 @@ impl Worker {
         self.listen(sockets, &mut listening)?;
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut flush = interval(access_log::FLUSH_EVERY);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
@@ -124,6 +128,7 @@ impl Worker {
                     Some(Order::Drain) | None => break,
                 },
                 _ = sweep.tick() => self.requests.sweep(),
+                _ = flush.tick(), if self.requests.is_logging() => self.requests.flush_log(),
             }
         }
         listening.drain().for_each(|(_, gone)| self.close(&gone));

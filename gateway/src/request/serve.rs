@@ -24,16 +24,22 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let current = connection.worker.current();
-    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
+    let peer_is_trusted = forwarded::is_trusted(trusted, connection.peer.ip());
+    let id = prepare::request_id(request.headers(), peer_is_trusted);
+    let account = Account::open(
+        Rc::clone(&connection),
+        Rc::clone(&deadline),
+        Rc::clone(&current),
+        (&request, &id),
+    );
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
         account: &account,
         current: &current,
-        peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
+        peer_is_trusted,
     };
-    let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
     let has_body = !request.body().is_end_stream();
     let answer = match exchange.answer(request, id.clone()).await {
         Ok(response) => prepare::response(response, id),
@@ -66,6 +72,7 @@ impl Exchange<'_> {
 
         target::normalise(&mut head)?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
+        self.account.client(client);
         self.rules(client)?;
         let routed = self.route(&head)?;
         self.account.routed(routed);

@@ -2,12 +2,14 @@
 //! Texts are not understood here; that is for the section files beside this one.
 
 mod kernel;
+mod observe;
 mod routes;
 mod upstreams;
 
 use serde::Deserialize;
 
 pub(super) use self::kernel::*;
+pub(super) use self::observe::*;
 pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
 pub(super) use super::forms::{Named, Section, TextOr};
@@ -27,6 +29,7 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) state: RawState,
     pub(in crate::config) admin: RawAdmin,
     pub(in crate::config) metrics: RawMetrics,
+    pub(in crate::config) access_log: RawAccessLog,
     pub(in crate::config) kernel: RawKernel,
     pub(in crate::config) bounds: RawBounds,
     pub(in crate::config) upstreams: Named<RawUpstream>,
