@@ -88,6 +88,7 @@ pub enum Field {
     Path,
     Query,
     Protocol,
+    Tls,
     Status,
     Route,
     Upstream,
@@ -109,7 +110,7 @@ pub enum Field {
 
 impl Field {
     /// All of them but header fields, in the order of a JSON line.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Time,
         Self::RequestId,
         Self::Client,
@@ -119,6 +120,7 @@ impl Field {
         Self::Path,
         Self::Query,
         Self::Protocol,
+        Self::Tls,
         Self::Status,
         Self::Route,
         Self::Upstream,
@@ -148,6 +150,7 @@ impl Field {
             Self::Path => "path",
             Self::Query => "query",
             Self::Protocol => "protocol",
+            Self::Tls => "tls",
             Self::Status => "status",
             Self::Route => "route",
             Self::Upstream => "upstream",

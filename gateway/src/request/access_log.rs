@@ -37,6 +37,7 @@ pub(super) struct Entry {
 /// How the request ended.
 #[derive(Debug)]
 pub(super) struct Ended<'a> {
+    pub(super) tls: Option<&'static str>,
     pub(super) route: Option<&'a str>,
     pub(super) upstream: Option<&'a str>,
     pub(super) endpoint: Option<SocketAddr>,
@@ -264,6 +265,7 @@ impl Line<'_> {
             Field::Path => Value::Foreign(entry.uri.path().as_bytes()),
             Field::Query => entry.uri.query().map_or(Value::Absent, Value::Query),
             Field::Protocol => text(protocol(entry.version)),
+            Field::Tls => text(ended.tls),
             Field::Status => {
                 let status = ended.status.map(|status| Value::Number(status.as_u16().into()));
                 status.unwrap_or(Value::Absent)

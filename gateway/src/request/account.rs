@@ -98,6 +98,7 @@ impl Account {
         let upstream = routed.filter(|_| trail.attempts() > 0);
         let upstream = upstream.and_then(|routed| config.upstreams.get(routed.upstream()));
         let ended = Ended {
+            tls: self.connection.tls.as_ref().map(|session| session.version),
             route: route.map(|route| &*route.name),
             upstream: upstream.map(|upstream| &*upstream.name),
             endpoint: trail.endpoint(),
