@@ -10,6 +10,11 @@ const BAD: &str = include_str!("tests/bad.yaml");
 /// What is said about it.
 const BAD_RENDERED: &str = include_str!("tests/bad.txt");
 
+/// What is retried if nothing else is said.
+pub(crate) fn retry() -> Retry {
+    with("upstreams: {users: {endpoints: [10.0.0.1:80]}}").unwrap().upstreams.remove(0).retry
+}
+
 /// The least that is a configuration, with `more` at its end.
 fn with(more: &str) -> Result<Config, Errors> {
     parse("gateway.yaml", &format!("listen: [{{address: 127.0.0.1:8080}}]\n{more}"))

@@ -4,6 +4,7 @@
 //! stops a worker.
 
 pub mod prometheus;
+pub mod resilience;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -81,6 +82,8 @@ pub struct Counters {
     pub upstream_connections_opened: Counter,
     /// Requests that found a connection in the pool.
     pub upstream_connections_reused: Counter,
+    /// What was done about services that are sick.
+    pub resilience: resilience::Resilience,
     /// Bytes read from clients.
     pub bytes_received: Counter,
     /// Bytes written to clients.
@@ -189,6 +192,9 @@ pub struct Upstream {
     pub opened: u64,
     /// Found in the pool instead.
     pub reused: u64,
+    /// What was done about services that are sick.
+    #[serde(flatten)]
+    pub resilience: resilience::Snapshot,
 }
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -215,6 +221,7 @@ impl Snapshot {
         }
         self.upstream.opened += block.upstream_connections_opened.value();
         self.upstream.reused += block.upstream_connections_reused.value();
+        self.upstream.resilience.add(&block.resilience);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();
     }

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::base::error::Error;
 use crate::http::deadline::Deadline;
 use crate::request::Connection;
+use crate::upstream::attempts::Attempts;
 use crate::upstream::body::AnswerBody;
 
 /// An open account.
@@ -19,6 +20,8 @@ use crate::upstream::body::AnswerBody;
 pub(super) struct Account {
     connection: Rc<Connection>,
     deadline: Rc<Deadline>,
+    /// What became of it on its way to a service.
+    pub(super) attempts: Attempts,
     status: Option<StatusCode>,
     whole: bool,
 }
@@ -26,7 +29,8 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn open(connection: Rc<Connection>, deadline: Rc<Deadline>) -> Self {
         connection.worker.counters.requests_active.add(1);
-        Self { connection, deadline, status: None, whole: false }
+        let attempts = Attempts::default();
+        Self { connection, deadline, attempts, status: None, whole: false }
     }
 
     /// Hands the account to the body of the answer.
@@ -41,7 +45,7 @@ impl Account {
     /// The request ended in an error that the gateway answers itself.
     pub(super) fn failed(&self, error: &Error) {
         self.connection.worker.counters.failed(error.kind());
-        self.deadline.answered();
+        self.deadline.refused();
     }
 }
 

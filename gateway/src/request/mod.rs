@@ -6,6 +6,7 @@ pub mod serve;
 mod target;
 
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,12 +16,13 @@ use http::HeaderValue;
 
 use crate::base::address::PeerAddr;
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::http::headers;
 use crate::observe::Counters;
 use crate::route;
 use crate::rules::classify::Classifier;
-use crate::upstream::{self, Upstream};
+use crate::upstream::send::Client;
+use crate::upstream::{Local, Upstream};
 use gateway_common::rule::Action;
 
 /// A configuration, compiled. It never changes; a new one takes its place.
@@ -50,7 +52,7 @@ pub struct Worker {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     current: RefCell<Rc<Current>>,
     rules: RefCell<Followed>,
-    client: upstream::Client,
+    client: Client,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -59,8 +61,8 @@ pub struct Worker {
 #[derive(Debug)]
 struct Current {
     snapshot: Arc<Snapshot>,
-    /// Which endpoint is next, by upstream.
-    turns: Vec<Cell<usize>>,
+    /// What is remembered of the upstreams, in their order.
+    locals: Vec<Rc<Local>>,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -72,9 +74,18 @@ struct Followed {
 }
 
 impl Current {
-    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
-        let turns = snapshot.upstreams.iter().map(|_| Cell::new(0)).collect();
-        Rc::new(Self { snapshot, turns })
+    /// A snapshot has the upstreams of its configuration; those that the one before it had too are remembered.
+    fn new(snapshot: Arc<Snapshot>, before: Option<&Self>) -> Rc<Self> {
+        let before = before.iter().flat_map(|before| {
+            let names = before.snapshot.config.upstreams.iter().map(|service| &*service.name);
+            names.zip(&before.locals)
+        });
+        let before: HashMap<&str, &Rc<Local>> = before.collect();
+        let local = |service: &config::Upstream| {
+            before.get(&*service.name).map(|local| Rc::clone(local)).unwrap_or_default()
+        };
+        let locals = snapshot.config.upstreams.iter().map(local).collect();
+        Rc::new(Self { snapshot, locals })
     }
 }
 
@@ -84,9 +95,9 @@ impl Worker {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
         Self {
-            client: upstream::Client::new(Arc::clone(&counters)),
+            client: Client::new(Arc::clone(&counters)),
             snapshot: RefCell::new(cache),
-            current: RefCell::new(Current::new(current)),
+            current: RefCell::new(Current::new(current, None)),
             rules: RefCell::new(Followed {
                 cache: Cache::new(Arc::clone(rules)),
                 held: rules.load_full(),
@@ -130,7 +141,7 @@ impl Worker {
         let snapshot = cache.load();
         let mut current = self.current.borrow_mut();
         if !Arc::ptr_eq(snapshot, &current.snapshot) {
-            *current = Current::new(Arc::clone(snapshot));
+            *current = Current::new(Arc::clone(snapshot), Some(&current));
         }
         Rc::clone(&current)
     }

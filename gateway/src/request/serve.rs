@@ -16,6 +16,8 @@ use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::route::{Refused, Routed};
+use crate::upstream::attempts::Attempts;
+use crate::upstream::send::Way;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
@@ -29,6 +31,7 @@ pub async fn serve(
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
+        attempts: &account.attempts,
         current: &current,
         peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
     };
@@ -48,6 +51,7 @@ pub async fn serve(
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
     deadline: &'a Rc<Deadline>,
+    attempts: &'a Attempts,
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
 }
@@ -59,7 +63,7 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Connection { worker, peer, peer_text, .. } = &**self.connection;
-        let Current { snapshot, turns } = &**self.current;
+        let Current { snapshot, locals } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head)?;
@@ -70,9 +74,10 @@ impl Exchange<'_> {
         let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
 
         let upstream = routed.upstream();
-        let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));
-        let (upstream, turn) = upstream.ok_or(Kind::NoRoute)?;
-        let response = worker.client.send(upstream, turn, request, self.deadline).await?;
+        let upstream = snapshot.upstreams.get(upstream).zip(locals.get(upstream));
+        let (upstream, local) = upstream.ok_or(Kind::NoRoute)?;
+        let way = Way { upstream, local, deadline: self.deadline, attempts: self.attempts };
+        let response = worker.client.send(way, request).await?;
         Ok(response.map(Answer::Upstream))
     }
 
