@@ -9,7 +9,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+
+use crate::http::body::Incoming;
 
 /// Pieces that are kept of one body: a piece has a cost of its own, however small.
 const PIECES_MAX: usize = 1024;

@@ -7,7 +7,7 @@ mod target;
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ use crate::http::headers;
 use crate::observe::Counters;
 use crate::route;
 use crate::rules::classify::Classifier;
+use crate::upstream::balance::View;
+use crate::upstream::directory::Directory;
 use crate::upstream::send::Client;
 use crate::upstream::{Local, Upstream};
 use gateway_common::rule::Action;
@@ -35,10 +37,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Compiles `config`; `echo` is where the built-in service is served, if it is.
-    pub fn new(config: Arc<Config>, echo: Option<SocketAddr>) -> Self {
+    /// Compiles `config` and puts its endpoints in force.
+    pub fn new(config: Arc<Config>, directory: &mut Directory) -> Self {
         let upstreams = config.upstreams.iter();
-        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, echo));
+        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, directory));
         Self { routes: route::Table::new(&config.routes), upstreams: upstreams.collect(), config }
     }
 }
@@ -61,6 +63,8 @@ pub struct Worker {
 #[derive(Debug)]
 struct Current {
     snapshot: Arc<Snapshot>,
+    /// The endpoints as the worker sees them, by upstream.
+    views: Vec<View>,
     /// What is remembered of the upstreams, in their order.
     locals: Vec<Rc<Local>>,
 }
@@ -75,7 +79,8 @@ struct Followed {
 
 impl Current {
     /// A snapshot has the upstreams of its configuration; those that the one before it had too are remembered.
-    fn new(snapshot: Arc<Snapshot>, before: Option<&Self>) -> Rc<Self> {
+    fn new(snapshot: Arc<Snapshot>, before: Option<&Self>, client: &Client) -> Rc<Self> {
+        let views = snapshot.upstreams.iter().map(|upstream| client.view(upstream)).collect();
         let before = before.iter().flat_map(|before| {
             let names = before.snapshot.config.upstreams.iter().map(|service| &*service.name);
             names.zip(&before.locals)
@@ -85,19 +90,25 @@ impl Current {
             before.get(&*service.name).map(|local| Rc::clone(local)).unwrap_or_default()
         };
         let locals = snapshot.config.upstreams.iter().map(local).collect();
-        Rc::new(Self { snapshot, locals })
+        Rc::new(Self { snapshot, views, locals })
     }
 }
 
 impl Worker {
-    /// A worker that follows `snapshot` and `rules`.
-    pub fn new(snapshot: &Arc<ArcSwap<Snapshot>>, rules: &Rules, counters: Arc<Counters>) -> Self {
+    /// The worker of this number, which follows `snapshot` and `rules`.
+    pub fn new(
+        number: usize,
+        snapshot: &Arc<ArcSwap<Snapshot>>,
+        rules: &Rules,
+        counters: Arc<Counters>,
+    ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
+        let client = Client::new(number, Arc::clone(&counters));
         Self {
-            client: Client::new(Arc::clone(&counters)),
             snapshot: RefCell::new(cache),
-            current: RefCell::new(Current::new(current, None)),
+            current: RefCell::new(Current::new(current, None, &client)),
+            client,
             rules: RefCell::new(Followed {
                 cache: Cache::new(Arc::clone(rules)),
                 held: rules.load_full(),
@@ -141,7 +152,8 @@ impl Worker {
         let snapshot = cache.load();
         let mut current = self.current.borrow_mut();
         if !Arc::ptr_eq(snapshot, &current.snapshot) {
-            *current = Current::new(Arc::clone(snapshot), Some(&current));
+            let before = Some(&**current);
+            *current = Current::new(Arc::clone(snapshot), before, &self.client);
         }
         Rc::clone(&current)
     }

@@ -6,17 +6,17 @@ use std::rc::Rc;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
-use crate::http::body::RequestBody;
+use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::route::{Refused, Routed};
 use crate::upstream::attempts::Attempts;
+use crate::upstream::balance::Choice;
 use crate::upstream::send::Way;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
@@ -63,7 +63,7 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Connection { worker, peer, peer_text, .. } = &**self.connection;
-        let Current { snapshot, locals } = &**self.current;
+        let Current { snapshot, views, locals } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head)?;
@@ -73,10 +73,11 @@ impl Exchange<'_> {
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
         let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
 
-        let upstream = routed.upstream();
-        let upstream = snapshot.upstreams.get(upstream).zip(locals.get(upstream));
-        let (upstream, local) = upstream.ok_or(Kind::NoRoute)?;
-        let way = Way { upstream, local, deadline: self.deadline, attempts: self.attempts };
+        let index = routed.upstream();
+        let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
+        let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
+        let Self { deadline, attempts, .. } = *self;
+        let way = Way { choice: Choice { upstream, view }, local, deadline, attempts };
         let response = worker.client.send(way, request).await?;
         Ok(response.map(Answer::Upstream))
     }

@@ -4,21 +4,26 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{Request, Response};
+use hyper::body::Incoming;
 
 use crate::base::error::{Error, Kind};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::observe::Counters;
 use crate::upstream::attempts::Attempts;
+use crate::upstream::balance::{Choice, Picked, Tried, View};
 use crate::upstream::body::AnswerBody;
 use crate::upstream::connection::{Connection, Failure};
+use crate::upstream::endpoint::Outcome;
 use crate::upstream::pool::{Home, Pool};
 use crate::upstream::retry::Effort;
-use crate::upstream::{Local, Tour, Upstream};
+use crate::upstream::{Local, Upstream};
 
 /// What a worker sends requests with.
 #[derive(Debug)]
 pub struct Client {
+    /// The number of the worker.
+    worker: usize,
     pool: Rc<Pool>,
     counters: Arc<Counters>,
 }
@@ -26,8 +31,8 @@ pub struct Client {
 /// Where a request goes, and who looks after it on the way.
 #[derive(Clone, Copy, Debug)]
 pub struct Way<'a> {
-    /// The service.
-    pub upstream: &'a Upstream,
+    /// The service, and how an endpoint of it is picked.
+    pub choice: Choice<'a>,
     /// What the worker remembers of it.
     pub local: &'a Local,
     /// How long the request may take.
@@ -37,9 +42,14 @@ pub struct Way<'a> {
 }
 
 impl Client {
-    /// A client without connections.
-    pub fn new(counters: Arc<Counters>) -> Self {
-        Self { pool: Rc::default(), counters }
+    /// A client without connections, for the worker of this number.
+    pub fn new(worker: usize, counters: Arc<Counters>) -> Self {
+        Self { worker, pool: Rc::default(), counters }
+    }
+
+    /// The endpoints of `upstream` as this worker sees them.
+    pub fn view(&self, upstream: &Upstream) -> View {
+        View::new(&upstream.group, self.worker)
     }
 
     /// Drops the idle connections that have expired or were closed by the other side.
@@ -53,14 +63,15 @@ impl Client {
         way: Way<'_>,
         request: Request<RequestBody>,
     ) -> Result<Response<AnswerBody>, Error> {
-        let Way { upstream, local, deadline, .. } = way;
+        let Way { choice, local, deadline, .. } = way;
+        let upstream = choice.upstream;
         deadline.bound(upstream.whole_timeout);
         let counted = (&local.budget, &self.counters.resilience);
         let (mut effort, mut request) = Effort::new(&upstream.retry, counted, deadline, request);
-        let mut tour = Tour::new(upstream, local);
+        let mut tried = Tried::default();
         loop {
             let pause;
-            (request, pause) = match self.attempt(way, &mut tour, request).await {
+            (request, pause) = match self.attempt(way, &mut tried, request).await {
                 Ok(answer) => match effort.after_answer(&answer) {
                     Some(again) => again,
                     None => return Ok(answer),
@@ -70,11 +81,13 @@ impl Client {
                         Failure::Unsent(request, error) => (error, Some(*request)),
                         Failure::Final(error) => (error, None),
                     };
-                    effort.after(&error, unsent, tour.has_more()).ok_or(error)?
+                    effort.after(&error, unsent, choice.has_more(&tried)).ok_or(error)?
                 }
             };
             deadline.pause(pause).await;
-            tour.go_on();
+            if !choice.has_more(&tried) {
+                tried = Tried::default();
+            }
         }
     }
 
@@ -83,52 +96,74 @@ impl Client {
     async fn attempt(
         &self,
         way: Way<'_>,
-        tour: &mut Tour<'_>,
+        tried: &mut Tried,
         mut request: Request<RequestBody>,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let Way { upstream, deadline, attempts, .. } = way;
+        let Way { choice, deadline, attempts, .. } = way;
+        let upstream = choice.upstream;
         let mut error = Error::from(Kind::UpstreamConnect);
-        for endpoint in tour {
-            attempts.choose(endpoint, deadline.now());
-            if let Some(connection) = self.pool.take(endpoint) {
+        while let Some(picked) = choice.pick(tried) {
+            attempts.choose(picked.address(), deadline.now());
+            if let Some(connection) = self.pool.take(picked.address()) {
                 self.counters.upstream_connections_reused.add(1);
-                match self.exchange(connection, way, request).await {
+                match exchange(connection, way, request).await {
+                    Ok(answer) => return Ok(self.answer(answer, way, picked)),
                     Err(Failure::Unsent(unsent, _)) => request = *unsent,
-                    done => return done,
+                    Err(Failure::Final(error)) => {
+                        return Err(Failure::Final(failed(error, &picked)));
+                    }
                 }
             }
             deadline.connect(upstream.connect_timeout);
-            let connection = match Connection::open(endpoint, &upstream.limits, deadline).await {
+            let opened = Connection::open(picked.address(), &upstream.limits, deadline).await;
+            let connection = match opened {
                 Ok(connection) => connection,
-                Err(failed) => {
-                    error = failed;
+                Err(refused) => {
+                    error = failed(refused, &picked);
                     continue;
                 }
             };
             self.counters.upstream_connections_opened.add(1);
-            match self.exchange(connection, way, request).await {
-                Err(Failure::Unsent(unsent, failed)) => (request, error) = (*unsent, failed),
-                done => return done,
+            match exchange(connection, way, request).await {
+                Ok(answer) => return Ok(self.answer(answer, way, picked)),
+                Err(Failure::Unsent(unsent, closed)) => {
+                    (request, error) = (*unsent, failed(closed, &picked));
+                }
+                Err(Failure::Final(error)) => return Err(Failure::Final(failed(error, &picked))),
             }
         }
         Err(Failure::Unsent(Box::new(request), error))
     }
 
-    async fn exchange(
+    fn answer(
         &self,
-        mut connection: Box<Connection>,
+        (response, connection): (Response<Incoming>, Box<Connection>),
         way: Way<'_>,
-        request: Request<RequestBody>,
-    ) -> Result<Response<AnswerBody>, Failure> {
-        let Way { upstream, deadline, attempts, .. } = way;
-        attempts.send(deadline.now());
-        let sent = connection.send(request, upstream.response_timeout, deadline).await;
-        match &sent {
-            Ok(_) => attempts.answer(deadline.now()),
-            Err(Failure::Unsent(..)) => attempts.unsent(),
-            Err(Failure::Final(_)) => {}
-        }
-        let home = Home { pool: Rc::clone(&self.pool), keep: upstream.keep };
-        Ok(sent?.map(|incoming| AnswerBody::new(incoming, connection, home, deadline)))
+        picked: Picked,
+    ) -> Response<AnswerBody> {
+        way.attempts.answer(way.deadline.now());
+        picked.observe(Outcome::Answered(response.status()));
+        let keep = way.choice.upstream.keep;
+        let home = Home { pool: Rc::clone(&self.pool), keep, picked };
+        response.map(|incoming| AnswerBody::new(incoming, connection, home, way.deadline))
     }
+}
+
+async fn exchange(
+    mut connection: Box<Connection>,
+    way: Way<'_>,
+    request: Request<RequestBody>,
+) -> Result<(Response<Incoming>, Box<Connection>), Failure> {
+    let Way { choice, deadline, attempts, .. } = way;
+    attempts.send(deadline.now());
+    let sent = connection.send(request, choice.upstream.response_timeout, deadline).await;
+    if matches!(sent, Err(Failure::Unsent(..))) {
+        attempts.unsent();
+    }
+    Ok((sent?, connection))
+}
+
+fn failed(error: Error, picked: &Picked) -> Error {
+    picked.observe(Outcome::Failed(error.kind()));
+    error
 }
