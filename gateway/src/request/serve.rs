@@ -15,7 +15,6 @@ use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::route::{Refused, Routed};
-use crate::upstream::attempts::Attempts;
 use crate::upstream::balance::Choice;
 use crate::upstream::send::Way;
 
@@ -25,13 +24,13 @@ pub async fn serve(
     deadline: Rc<Deadline>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline));
     let current = connection.worker.current();
+    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
-        attempts: &account.attempts,
+        account: &account,
         current: &current,
         peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
     };
@@ -51,7 +50,7 @@ pub async fn serve(
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
     deadline: &'a Rc<Deadline>,
-    attempts: &'a Attempts,
+    account: &'a Account,
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
 }
@@ -70,14 +69,14 @@ impl Exchange<'_> {
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         let routed = self.route(&head)?;
+        self.account.routed(routed);
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
         let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
 
         let index = routed.upstream();
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
-        let Self { deadline, attempts, .. } = *self;
-        let way = Way { choice: Choice { upstream, view }, local, deadline, attempts };
+        let way = Way { choice: Choice { upstream, view }, local, deadline: self.deadline };
         let response = worker.client.send(way, request).await?;
         Ok(response.map(Answer::Upstream))
     }

@@ -3,7 +3,6 @@
 //! A connection belongs either to the pool of its worker or to the one request that uses it, and whoever has it drives
 //! it. So a request needs no second task, and one that is dropped midway closes the connection that it spoilt.
 
-pub mod attempts;
 pub mod balance;
 pub mod body;
 mod budget;

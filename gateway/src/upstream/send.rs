@@ -10,7 +10,6 @@ use crate::base::error::{Error, Kind};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::observe::Counters;
-use crate::upstream::attempts::Attempts;
 use crate::upstream::balance::{Choice, Picked, Tried, View};
 use crate::upstream::body::AnswerBody;
 use crate::upstream::connection::{Connection, Failure};
@@ -37,8 +36,6 @@ pub struct Way<'a> {
     pub local: &'a Local,
     /// How long the request may take.
     pub deadline: &'a Rc<Deadline>,
-    /// What became of it.
-    pub attempts: &'a Attempts,
 }
 
 impl Client {
@@ -99,11 +96,11 @@ impl Client {
         tried: &mut Tried,
         mut request: Request<RequestBody>,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let Way { choice, deadline, attempts, .. } = way;
+        let Way { choice, deadline, .. } = way;
         let upstream = choice.upstream;
         let mut error = Error::from(Kind::UpstreamConnect);
         while let Some(picked) = choice.pick(tried) {
-            attempts.choose(picked.address(), deadline.now());
+            deadline.trail.attempt(picked.address());
             if let Some(connection) = self.pool.take(picked.address()) {
                 self.counters.upstream_connections_reused.add(1);
                 match exchange(connection, way, request).await {
@@ -141,7 +138,6 @@ impl Client {
         way: Way<'_>,
         picked: Picked,
     ) -> Response<AnswerBody> {
-        way.attempts.answer(way.deadline.now());
         picked.observe(Outcome::Answered(response.status()));
         let keep = way.choice.upstream.keep;
         let home = Home { pool: Rc::clone(&self.pool), keep, picked };
@@ -154,13 +150,9 @@ async fn exchange(
     way: Way<'_>,
     request: Request<RequestBody>,
 ) -> Result<(Response<Incoming>, Box<Connection>), Failure> {
-    let Way { choice, deadline, attempts, .. } = way;
-    attempts.send(deadline.now());
-    let sent = connection.send(request, choice.upstream.response_timeout, deadline).await;
-    if matches!(sent, Err(Failure::Unsent(..))) {
-        attempts.unsent();
-    }
-    Ok((sent?, connection))
+    let response_timeout = way.choice.upstream.response_timeout;
+    let response = connection.send(request, response_timeout, way.deadline).await?;
+    Ok((response, connection))
 }
 
 fn failed(error: Error, picked: &Picked) -> Error {
