@@ -265,7 +265,7 @@ fn statuses_are_retried_if_asked_for_and_retry_after_is_respected() -> Result {
     let site = Site::new()?;
     let busy = site.origin(|request| match request.line.split(' ').nth(1) {
         Some("/later") => {
-            Reply::Raw(b"HTTP/1.1 503 -\r\nretry-after: 60\r\ncontent-length: 4\r\n\r\nbusy")
+            Reply::Raw(b"HTTP/1.1 503 -\r\nconnection: close\r\nretry-after: 60\r\ncontent-length: 4\r\n\r\nbusy")
         }
         _ => Reply::Answer(503, "busy"),
     })?;
