@@ -51,7 +51,8 @@ impl Site {
     }
 
     fn config(&self, endpoints: &[SocketAddr], mut settings: Value) -> Value {
-        settings["endpoints"] = endpoints.iter().map(ToString::to_string).collect();
+        let addresses: Value = endpoints.iter().map(ToString::to_string).collect();
+        settings.as_object_mut().map(|settings| settings.insert("endpoints".to_owned(), addresses));
         json!({
             "listen": [{"address": self.listen.to_string()}],
             "workers": 1,

@@ -1,4 +1,4 @@
-//! `retry`: when a request that failed is sent once more. Refuses what could not be kept, such as a pause without an end.
+//! `retry`: when a request that failed is sent once more. Refuses what could not be kept, as a pause without an end.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The budget of retries: what keeps a sick service from being buried in them.
 //!
-//! In any [`WINDOW_SECONDS`] seconds one worker retries at most a share of the requests that it had for the upstream, and
-//! [`RESERVE_PER_SECOND`] a second besides, so that a quiet service is retried too. It is the budget of Finagle
-//! (`RetryBudget.apply`: a share, a minimum a second, a window of ten seconds) and of linkerd, counted by whole seconds.
+//! In any [`WINDOW_SECONDS`] seconds one worker retries at most a share of the requests that it had for the upstream,
+//! and [`RESERVE_PER_SECOND`] a second besides, so that a quiet service is retried too. It is the budget of Finagle
+//! (`RetryBudget.apply`: a share, a minimum a second, a window of ten seconds) and linkerd, counted by whole seconds.
 
 use std::cell::Cell;
 

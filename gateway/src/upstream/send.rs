@@ -88,8 +88,8 @@ impl Client {
         }
     }
 
-    /// Sends `request` once: to the first endpoint that takes it. One that cannot be connected to is passed over for the
-    /// next, because nothing was sent yet; so is one that closed before it took anything.
+    /// Sends `request` once: to the first endpoint that takes it. One that cannot be connected to is passed over for
+    /// the next, because nothing was sent yet; so is one that closed before it took anything.
     async fn attempt(
         &self,
         way: Way<'_>,
