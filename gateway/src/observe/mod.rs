@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod histogram;
 pub mod prometheus;
+pub mod resilience;
 pub mod traffic;
 pub mod trail;
 
@@ -133,6 +134,8 @@ pub struct Counters {
     pub log_lines: Counter,
     /// Lines that were dropped because too many waited to be written.
     pub log_lines_dropped: Counter,
+    /// What was done about services that are sick.
+    pub resilience: resilience::Resilience,
     /// Bytes read from clients.
     pub bytes_received: Counter,
     /// Bytes written to clients.
@@ -312,6 +315,9 @@ pub struct Upstream {
     pub opened: u64,
     /// Found in the pool instead.
     pub reused: u64,
+    /// What was done about services that are sick.
+    #[serde(flatten)]
+    pub resilience: resilience::Snapshot,
 }
 
 /// Lines of the access log.
@@ -358,6 +364,7 @@ impl Snapshot {
         self.upstream.reused += block.upstream_connections_reused.value();
         self.access_log.lines += block.log_lines.value();
         self.access_log.lost_queue_full += block.log_lines_dropped.value();
+        self.upstream.resilience.add(&block.resilience);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();
     }
