@@ -1,7 +1,6 @@
 //! The only place where objects are wired: start, commands, reload, signals, shutdown.
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
@@ -41,6 +39,7 @@ pub mod policy;
 pub mod privileges;
 pub mod protect;
 mod reload;
+mod signals;
 pub mod sources;
 mod start;
 pub mod views;
@@ -51,6 +50,7 @@ use later::{Later, audit};
 use monitor::Monitor;
 use policy::Policy;
 use privileges::Target;
+use signals::{Order, Signals};
 use sources::{Event, Sources};
 
 /// How often expiries are looked at.
@@ -135,44 +135,6 @@ struct Control {
     kernel_note: Option<String>,
     monitor: Monitor,
     started: Instant,
-}
-
-struct Signals {
-    reload: Signal,
-    reopen: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-#[derive(PartialEq, Eq)]
-enum Order {
-    Reload,
-    Reopen,
-    End,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            reload: signal(SignalKind::hangup())?,
-            reopen: signal(SignalKind::user_defined1())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Order {
-        tokio::select! {
-            _ = self.reload.recv() => Order::Reload,
-            _ = self.reopen.recv() => Order::Reopen,
-            _ = self.terminate.recv() => Order::End,
-            _ = self.interrupt.recv() => Order::End,
-        }
-    }
-
-    async fn end(&mut self) {
-        while self.next().await != Order::End {}
-    }
 }
 
 impl Control {
