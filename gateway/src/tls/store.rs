@@ -267,8 +267,8 @@ impl Watch {
         self.files.is_empty()
     }
 
-    /// Whether a file has changed since it was read, and all of them rest since the last look: one that is being written
-    /// is left alone, and so is a key whose certificate is still to come.
+    /// Whether a file has changed since it was read, and all of them rest since the last look: one that is being
+    /// written is left alone, and so is a key whose certificate is still to come.
     pub fn look(&mut self) -> bool {
         let (mut changed, mut rest) = (false, true);
         for watched in &mut self.files {
