@@ -1,0 +1,374 @@
+//! Heads of HTTP/1 messages (RFC 9112), read by the letter. What the standard lets a recipient repair is refused: the
+//! next one along the way might repair it to something else, and that difference is what request smuggling lives on.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+};
+use http::uri::{PathAndQuery, Uri};
+use http::{Method, Request, Response, StatusCode, Version, request, response};
+use memchr::memchr;
+
+use crate::base::error::{Error, Kind};
+use crate::config::Bounds;
+use crate::http::h1::decoder::Length;
+use crate::http::h1::upgrade::{self, WebSocket};
+
+/// How large a head may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// All of it.
+    pub head_bytes: usize,
+    /// Its header fields.
+    pub header_count: usize,
+    /// The target of a request.
+    pub target_bytes: usize,
+}
+
+impl Limits {
+    /// The limits that `bounds` set.
+    pub fn new(bounds: &Bounds) -> Self {
+        let Bounds { head_bytes, header_count, target_bytes, .. } = *bounds;
+        Self { head_bytes, header_count, target_bytes }
+    }
+}
+
+/// The longest method that anybody has registered has 17 letters; with version and spaces it is what a request line has
+/// besides the target.
+const METHOD_AND_VERSION_BYTES: usize = 64;
+
+/// Header fields that the gateway adds on the way, so that the map has room for them from the start.
+const ADDED_FIELDS: usize = 6;
+
+/// What lines are read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// The head of a request. One empty line before it is passed over (RFC 9112, section 2.2).
+    Request,
+    /// The head of an answer.
+    Answer,
+    /// The fields after a chunked body.
+    Trailers,
+}
+
+/// Looks for the end of a section in bytes that come piece by piece, each looked at once.
+#[derive(Debug)]
+pub struct Scan {
+    section: Section,
+    begin: usize,
+    line: usize,
+    looked: usize,
+    lines: usize,
+}
+
+impl Scan {
+    /// Nothing was looked at yet.
+    pub fn new(section: Section) -> Self {
+        Self { section, begin: 0, line: 0, looked: 0, lines: 0 }
+    }
+
+    /// Where in `bytes` the section is, once all of it is there: its lines with the empty one at the end. `bytes` are
+    /// those of last time and more.
+    pub fn find(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<Range<usize>>, Error> {
+        if self.lines == 0 {
+            self.check_begin(bytes)?;
+        }
+        while let Some(length) = bytes.get(self.looked..).and_then(|rest| memchr(b'\n', rest)) {
+            let end = self.looked + length;
+            let line = bytes.get(self.line..end).and_then(|line| line.strip_suffix(b"\r"));
+            let is_empty = line.ok_or(bad("a line of the head ends without CR"))?.is_empty();
+            (self.line, self.looked) = (end + 1, end + 1);
+            if !is_empty {
+                self.lines += 1;
+                self.check_size(end + 1, limits)?;
+                continue;
+            }
+            match self.section {
+                Section::Request if self.lines == 0 && self.begin == 0 => {
+                    self.begin = end + 1;
+                    self.check_begin(bytes)?;
+                }
+                Section::Request | Section::Answer if self.lines == 0 => {
+                    return Err(bad("the head begins with empty lines"));
+                }
+                _ => {
+                    self.check_size(end + 1, limits)?;
+                    return Ok(Some(self.begin..end + 1));
+                }
+            }
+        }
+        self.looked = bytes.len();
+        self.check_size(bytes.len(), limits)?;
+        if self.section == Section::Request
+            && self.lines == 0
+            && bytes.len() - self.begin > limits.target_bytes + METHOD_AND_VERSION_BYTES
+        {
+            return Err(Kind::TargetTooLong.into());
+        }
+        Ok(None)
+    }
+
+    /// Whoever speaks another protocol may never send a line's end.
+    fn check_begin(&self, bytes: &[u8]) -> Result<(), Error> {
+        const HTTP: &[u8] = b"HTTP/1.";
+        let begin = bytes.get(self.begin..).unwrap_or_default();
+        match (self.section, begin) {
+            (Section::Request, [TLS_HANDSHAKE, ..]) => {
+                Err(bad("this port speaks HTTP without TLS; connect by http://"))
+            }
+            (Section::Request, [first, ..]) if !first.is_ascii_graphic() && *first != b'\r' && *first != b'\n' => {
+                Err(bad("this is not a request line"))
+            }
+            (Section::Answer, _) if begin.iter().zip(HTTP).any(|(one, other)| one != other) => {
+                Err(bad("this is not a status line"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_size(&self, end: usize, limits: &Limits) -> Result<(), Error> {
+        let first_line = usize::from(self.section != Section::Trailers);
+        if self.lines > limits.header_count + first_line {
+            return Err(Error::new(Kind::HeadTooLarge, "there are more header fields than accepted here"));
+        }
+        if end - self.begin > limits.head_bytes {
+            return Err(Kind::HeadTooLarge.into());
+        }
+        Ok(())
+    }
+}
+
+/// The first byte of a TLS record that opens a connection.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// The head of a request.
+#[derive(Debug)]
+pub struct RequestHead {
+    /// Method, target and header fields.
+    pub parts: request::Parts,
+    /// What follows.
+    pub length: Length,
+    /// Whether the client may want to send another request.
+    pub persistent: bool,
+    /// Whether the client waits for leave to send the body.
+    pub expects_continue: bool,
+    /// Whether the client reads trailers.
+    pub takes_trailers: bool,
+}
+
+/// Reads the head of a request, as [`Scan::find`] has found it.
+pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
+    let end = memchr(b'\r', head).unwrap_or_default();
+    let line = head.get(..end).unwrap_or_default();
+    let not_a_line = bad("this is not a request line");
+    let method = memchr(b' ', line).ok_or(not_a_line.clone())?;
+    let version = line.len().checked_sub(VERSION_BYTES + 1).filter(|space| line.get(*space) == Some(&b' '));
+    let version = version.filter(|space| *space > method).ok_or(not_a_line.clone())?;
+    let mut parts = Request::new(()).into_parts().0;
+    parts.version = read_version(line.get(version + 1..))?;
+    parts.method = line.get(..method).and_then(|method| Method::from_bytes(method).ok()).ok_or(not_a_line)?;
+    parts.uri = target(head.slice(method + 1..version), limits)?;
+    let mut said = Said::default();
+    parts.headers = fields(head, end + 2, &mut said)?;
+    said.check(parts.version)?;
+    let is_current = parts.version == Version::HTTP_11;
+    if said.upgrade && upgrade::is_websocket(&parts) && said.content_length.is_none() && !said.chunked {
+        parts.extensions.insert(WebSocket);
+    }
+    if said.expects_other {
+        return Err(bad("the header Expect asks for what nobody knows"));
+    }
+    Ok(RequestHead {
+        parts,
+        length: said.length().unwrap_or(Length::Exact(0)),
+        persistent: said.persistent(is_current),
+        expects_continue: said.expects_continue && is_current,
+        takes_trailers: said.takes_trailers && is_current,
+    })
+}
+
+/// The head of an answer.
+#[derive(Debug)]
+pub struct AnswerHead {
+    /// Status and header fields.
+    pub parts: response::Parts,
+    /// What follows.
+    pub length: Length,
+    /// Whether the endpoint takes another request.
+    pub persistent: bool,
+    /// Whether the connection is now a tunnel.
+    pub upgraded: bool,
+}
+
+/// Reads the head of an answer, as [`Scan::find`] has found it. To the method HEAD there comes no body.
+pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
+    let end = memchr(b'\r', head).unwrap_or_default();
+    let line = head.get(..end).unwrap_or_default();
+    let (version, rest) = line.split_at_checked(VERSION_BYTES).ok_or(bad("this is not a status line"))?;
+    let mut parts = Response::new(()).into_parts().0;
+    parts.version = read_version(Some(version))?;
+    parts.status = status(rest).ok_or(bad("this is not a status line"))?;
+    let mut said = Said::default();
+    parts.headers = fields(head, end + 2, &mut said)?;
+    said.check(parts.version)?;
+    let has_none = to_head
+        || parts.status.is_informational()
+        || parts.status == StatusCode::NO_CONTENT
+        || parts.status == StatusCode::NOT_MODIFIED;
+    let length = if has_none { Length::Exact(0) } else { said.length().unwrap_or(Length::UntilClose) };
+    if parts.status.is_informational() || parts.status == StatusCode::NO_CONTENT {
+        parts.headers.remove(CONTENT_LENGTH);
+    }
+    let upgraded = parts.status == StatusCode::SWITCHING_PROTOCOLS
+        && said.upgrade
+        && upgrade::names_websocket(&parts.headers);
+    let persistent = said.persistent(parts.version == Version::HTTP_11) && length != Length::UntilClose;
+    Ok(AnswerHead { parts, length, persistent, upgraded })
+}
+
+/// Reads the fields after a chunked body, as [`Scan::find`] has found them.
+pub fn trailers(section: &Bytes) -> Result<HeaderMap, Error> {
+    fields(section, 0, &mut Said::default())
+}
+
+const VERSION_BYTES: usize = "HTTP/1.1".len();
+
+fn read_version(version: Option<&[u8]>) -> Result<Version, Error> {
+    match version {
+        Some(b"HTTP/1.1") => Ok(Version::HTTP_11),
+        Some(b"HTTP/1.0") => Ok(Version::HTTP_10),
+        _ => Err(bad("only HTTP/1.0 and HTTP/1.1 are spoken here")),
+    }
+}
+
+/// ` 200 OK`; the reason may be empty, and some leave out the space before it.
+fn status(rest: &[u8]) -> Option<StatusCode> {
+    let (code, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;
+    let is_text = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~' | 0x80..);
+    let is_reason = reason.is_empty() || reason.first() == Some(&b' ') && reason.iter().all(is_text);
+    let status = StatusCode::from_bytes(code).ok().filter(|status| status.as_u16() < 600)?;
+    is_reason.then_some(status)
+}
+
+/// The target: visible ASCII without a fragment, which a parser would drop without a word.
+fn target(target: Bytes, limits: &Limits) -> Result<Uri, Error> {
+    if target.len() > limits.target_bytes {
+        return Err(Kind::TargetTooLong.into());
+    }
+    if !target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#') {
+        return Err(bad("the request target has characters that must be percent-encoded"));
+    }
+    let uri = if target.first() == Some(&b'/') {
+        PathAndQuery::from_maybe_shared(target).map(Uri::from)
+    } else {
+        Uri::from_maybe_shared(target)
+    };
+    uri.map_err(|_| bad("the request target is not valid"))
+}
+
+/// What the header fields say about this message and this connection.
+#[derive(Debug, Default)]
+struct Said {
+    content_length: Option<u64>,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    expects_continue: bool,
+    expects_other: bool,
+    takes_trailers: bool,
+}
+
+impl Said {
+    fn note(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Error> {
+        if *name == CONTENT_LENGTH {
+            if self.content_length.is_some() {
+                return Err(bad("the header Content-Length is there more than once"));
+            }
+            self.content_length = Some(content_length(value)?);
+        } else if *name == TRANSFER_ENCODING {
+            if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(bad("the header Transfer-Encoding is not exactly `chunked`"));
+            }
+            self.chunked = true;
+        } else if *name == CONNECTION {
+            for option in options(value) {
+                self.close |= option.eq_ignore_ascii_case(b"close");
+                self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                self.upgrade |= option.eq_ignore_ascii_case(b"upgrade");
+            }
+        } else if *name == EXPECT {
+            let known = value.eq_ignore_ascii_case(b"100-continue");
+            self.expects_continue |= known;
+            self.expects_other |= !known;
+        } else if *name == TE {
+            self.takes_trailers |= options(value).any(|option| option.eq_ignore_ascii_case(b"trailers"));
+        }
+        Ok(())
+    }
+
+    fn check(&self, version: Version) -> Result<(), Error> {
+        if self.chunked && self.content_length.is_some() {
+            return Err(bad("there are both Content-Length and Transfer-Encoding"));
+        }
+        if self.chunked && version == Version::HTTP_10 {
+            return Err(bad("HTTP/1.0 has no Transfer-Encoding"));
+        }
+        Ok(())
+    }
+
+    fn length(&self) -> Option<Length> {
+        if self.chunked { Some(Length::Chunked) } else { self.content_length.map(Length::Exact) }
+    }
+
+    fn persistent(&self, is_current: bool) -> bool {
+        !self.close && (is_current || self.keep_alive)
+    }
+}
+
+/// Digits and nothing else: no sign, no list, no blank.
+fn content_length(value: &[u8]) -> Result<u64, Error> {
+    let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).ok_or(bad("the header Content-Length is no number"))
+}
+
+fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
+}
+
+/// The fields in the lines from `at` on, up to the empty one. Their values are parts of `head`.
+fn fields(head: &Bytes, mut at: usize, said: &mut Said) -> Result<HeaderMap, Error> {
+    let mut lines = 0;
+    let rest = head.get(at..).unwrap_or_default();
+    lines += memchr::memchr_iter(b'\n', rest).count();
+    let mut fields = HeaderMap::with_capacity(lines + ADDED_FIELDS);
+    while let Some(length) = head.get(at..).and_then(|rest| memchr(b'\n', rest)) {
+        let line = head.get(at..at + length).and_then(|line| line.strip_suffix(b"\r"));
+        let line = line.ok_or(bad("a line of the head ends without CR"))?;
+        if line.is_empty() {
+            break;
+        }
+        let colon = memchr(b':', line).ok_or(bad("a header field has no colon"))?;
+        let (name, value) = line.split_at_checked(colon).unwrap_or_default();
+        let name = HeaderName::from_bytes(name).map_err(|_| bad("the name of a header field is not valid"))?;
+        let before = 1 + value.iter().skip(1).take_while(|byte| is_blank(**byte)).count();
+        let after = value.iter().skip(before).rev().take_while(|byte| is_blank(**byte)).count();
+        let value = head.slice(at + colon + before..at + line.len() - after);
+        said.note(&name, &value)?;
+        let value = HeaderValue::from_maybe_shared(value)
+            .map_err(|_| bad("the value of a header field has control characters"))?;
+        fields.append(name, value);
+        at += length + 1;
+    }
+    Ok(fields)
+}
+
+fn is_blank(byte: u8) -> bool {
+    byte == b' ' || byte == b'\t'
+}
+
+fn bad(detail: &'static str) -> Error {
+    Error::new(Kind::BadRequest, detail)
+}
