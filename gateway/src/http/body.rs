@@ -74,6 +74,13 @@ impl RequestBody {
     }
 }
 
+impl RequestBody {
+    /// The body of a request whose connection becomes a tunnel, which may carry as much as it likes.
+    pub fn unbounded(self) -> Self {
+        Self { allowed_bytes: u64::MAX, ..self }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Error;

@@ -66,13 +66,37 @@ pub fn remove_forbidden_trailers(trailers: &mut HeaderMap) {
 /// Framing, routing, what a request is decided by, credentials, what an answer is handled by, and what its content is.
 fn is_forbidden_trailer(name: &HeaderName) -> bool {
     const FORBIDDEN: [&str; 25] = [
-        "host", "max-forwards", "expect", "range", "cookie", "forwarded", "trailer", "age", "expires",
-        "date", "location", "vary", "warning", "pragma", "retry-after", "set-cookie", "set-cookie2",
-        "www-authenticate", "authorization", "authentication-info", "cache-control", "origin", "referer", "upgrade", "server",
+        "host",
+        "max-forwards",
+        "expect",
+        "range",
+        "cookie",
+        "forwarded",
+        "trailer",
+        "age",
+        "expires",
+        "date",
+        "location",
+        "vary",
+        "warning",
+        "pragma",
+        "retry-after",
+        "set-cookie",
+        "set-cookie2",
+        "www-authenticate",
+        "authorization",
+        "authentication-info",
+        "cache-control",
+        "origin",
+        "referer",
+        "upgrade",
+        "server",
     ];
     let name = name.as_str();
     FORBIDDEN.contains(&name)
-        || ["content-", "if-", "accept", "access-control-", "proxy-", "sec-"].iter().any(|begin| name.starts_with(begin))
+        || ["content-", "if-", "accept", "access-control-", "proxy-", "sec-"]
+            .iter()
+            .any(|begin| name.starts_with(begin))
         || says_who_the_client_is(name)
         || HOP_BY_HOP.iter().any(|known| known == name)
 }

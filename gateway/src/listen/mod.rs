@@ -5,7 +5,6 @@
 
 mod connection;
 pub mod sockets;
-mod stream;
 mod worker;
 
 use std::io;

@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::PeerAddr;
 use crate::http::deadline::Deadline;
+use crate::http::h1::head::Limits;
 use crate::listen::{Shared, connection};
 use crate::observe::{Counters, Refusal};
 use crate::request;
@@ -177,9 +178,9 @@ impl Worker {
         if slot.taken_before >= config.bounds.connections {
             return counters.refused(Refusal::TooMany);
         }
-        let http = connection::builder(&config.bounds);
+        let limits = Limits::new(&config.bounds);
         let deadline = Rc::new(Deadline::new(&config.bounds));
-        spawn_local(connection::serve(slot, http, connection, (stream, deadline)));
+        spawn_local(connection::serve(slot, limits, connection, (stream, deadline)));
     }
 
     fn recheck(&self) {

@@ -21,13 +21,13 @@ use crate::base::error::{Error, Kind};
 use crate::config;
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
+use crate::http::h1::head::Limits;
 use crate::observe::Counters;
 use balance::{Choice, Group, Picked, Tried, View};
 use body::AnswerBody;
-use connection::{Connection, Failure, Limits};
+use connection::{Connection, Failure};
 use directory::Directory;
 use endpoint::Outcome;
-use hyper::body::Incoming;
 use pool::Pool;
 
 /// A service and how it is talked to.
@@ -114,7 +114,7 @@ impl Client {
                 }
             }
             deadline.connect(upstream.connect_timeout);
-            let opened = Connection::open(picked.address(), &upstream.limits, deadline).await;
+            let opened = Connection::open(picked.address(), upstream.limits, deadline).await;
             let connection = match opened {
                 Ok(connection) => connection,
                 Err(refused) => {
@@ -136,14 +136,14 @@ impl Client {
 
     fn answer(
         &self,
-        (response, connection): (Response<Incoming>, Box<Connection>),
+        (response, connection): (Response<()>, Box<Connection>),
         upstream: &Upstream,
         picked: Picked,
         deadline: &Rc<Deadline>,
     ) -> Response<AnswerBody> {
         picked.observe(Outcome::Answered(response.status()));
         let home = pool::Home { pool: Rc::clone(&self.pool), keep: upstream.keep, picked };
-        response.map(|incoming| AnswerBody::new(incoming, connection, home, deadline))
+        response.map(|()| AnswerBody::new(connection, home, deadline))
     }
 }
 
@@ -152,7 +152,7 @@ async fn exchange(
     upstream: &Upstream,
     request: Request<RequestBody>,
     deadline: &Deadline,
-) -> Result<(Response<Incoming>, Box<Connection>), Failure> {
+) -> Result<(Response<()>, Box<Connection>), Failure> {
     let response = connection.send(request, upstream.response_timeout, deadline).await?;
     Ok((response, connection))
 }

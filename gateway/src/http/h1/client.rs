@@ -75,14 +75,15 @@ impl Client {
         (self.informational, self.wrote) = (0, false);
         if wants_tunnel {
             self.tunnel = Some(body);
-        } else if framing != Framing::None {
+        } else {
             self.upload = Some((body, Pump::new(framing, true)));
         }
     }
 
-    /// Whether any of the request was sent.
-    pub fn has_sent(&self) -> bool {
-        self.wrote
+    /// The request's body back, if nothing of the request has left.
+    pub fn take_unsent(&mut self) -> Option<RequestBody> {
+        let upload = self.upload.take().filter(|(_, pump)| !self.wrote && !pump.has_moved());
+        upload.map(|(body, _)| body).or_else(|| self.tunnel.take().filter(|_| !self.wrote))
     }
 
     /// The head of the answer.
@@ -147,7 +148,8 @@ impl Client {
             let Self { output, socket, wrote, .. } = self;
             if ready!(output.poll_write(socket, |_| *wrote = true, context)).is_err() {
                 // Its answer may be there all the same.
-                (self.upload, self.output, self.reusable) = (None, Output::default(), false);
+                (self.output, self.reusable) = (Output::default(), false);
+                self.upload.take_if(|_| *wrote);
                 return Poll::Ready(Ok(()));
             }
             match moved {
@@ -167,14 +169,14 @@ impl Client {
         }
     }
 
-    /// Whether the answer is at its end.
-    pub fn is_answered(&self) -> bool {
-        self.decoder.is_done()
-    }
-
     /// Bytes of the answer's body that are still to come, if their number is known.
     pub fn exact(&self) -> Option<u64> {
         self.decoder.exact()
+    }
+
+    /// Whether it has become a tunnel.
+    pub fn is_tunnel(&self) -> bool {
+        self.is_tunnel
     }
 
     /// Whether another request may be asked over it.
@@ -210,7 +212,9 @@ impl Client {
                 (false, tunnel) if parts.status.is_informational() => {
                     self.tunnel = tunnel;
                     self.informational += 1;
-                    if self.informational > MAX_INFORMATIONAL || parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
+                    if self.informational > MAX_INFORMATIONAL
+                        || parts.status == http::StatusCode::SWITCHING_PROTOCOLS
+                    {
                         return Err(Kind::UpstreamProtocol.into());
                     }
                     *scan = Scan::new(Section::Answer);

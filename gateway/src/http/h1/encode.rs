@@ -188,7 +188,11 @@ mod tests {
         let begin = "HTTP/1.1 404 Not Found\r\n";
         for (framing, future, rest) in [
             (Framing::AsSaid, Future::Default, "content-length: 9\r\ndate: today\r\n\r\n"),
-            (Framing::Exact(3), Future::Close, "date: today\r\ncontent-length: 3\r\nconnection: close\r\n\r\n"),
+            (
+                Framing::Exact(3),
+                Future::Close,
+                "date: today\r\ncontent-length: 3\r\nconnection: close\r\n\r\n",
+            ),
             (Framing::UntilClose, Future::Close, "date: today\r\nconnection: close\r\n\r\n"),
             (
                 Framing::Chunked,

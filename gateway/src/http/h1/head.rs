@@ -118,7 +118,9 @@ impl Scan {
             (Section::Request, [TLS_HANDSHAKE, ..]) => {
                 Err(bad("this port speaks HTTP without TLS; connect by http://"))
             }
-            (Section::Request, [first, ..]) if !first.is_ascii_graphic() && *first != b'\r' && *first != b'\n' => {
+            (Section::Request, [first, ..])
+                if !first.is_ascii_graphic() && *first != b'\r' && *first != b'\n' =>
+            {
                 Err(bad("this is not a request line"))
             }
             (Section::Answer, _) if begin.iter().zip(HTTP).any(|(one, other)| one != other) => {
@@ -131,7 +133,10 @@ impl Scan {
     fn check_size(&self, end: usize, limits: &Limits) -> Result<(), Error> {
         let first_line = usize::from(self.section != Section::Trailers);
         if self.lines > limits.header_count + first_line {
-            return Err(Error::new(Kind::HeadTooLarge, "there are more header fields than accepted here"));
+            return Err(Error::new(
+                Kind::HeadTooLarge,
+                "there are more header fields than accepted here",
+            ));
         }
         if end - self.begin > limits.head_bytes {
             return Err(Kind::HeadTooLarge.into());
@@ -164,17 +169,23 @@ pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
     let line = head.get(..end).unwrap_or_default();
     let not_a_line = bad("this is not a request line");
     let method = memchr(b' ', line).ok_or(not_a_line.clone())?;
-    let version = line.len().checked_sub(VERSION_BYTES + 1).filter(|space| line.get(*space) == Some(&b' '));
+    let version =
+        line.len().checked_sub(VERSION_BYTES + 1).filter(|space| line.get(*space) == Some(&b' '));
     let version = version.filter(|space| *space > method).ok_or(not_a_line.clone())?;
     let mut parts = Request::new(()).into_parts().0;
     parts.version = read_version(line.get(version + 1..))?;
-    parts.method = line.get(..method).and_then(|method| Method::from_bytes(method).ok()).ok_or(not_a_line)?;
+    parts.method =
+        line.get(..method).and_then(|method| Method::from_bytes(method).ok()).ok_or(not_a_line)?;
     parts.uri = target(head.slice(method + 1..version), limits)?;
     let mut said = Said::default();
     parts.headers = fields(head, end + 2, &mut said)?;
     said.check(parts.version)?;
     let is_current = parts.version == Version::HTTP_11;
-    if said.upgrade && upgrade::is_websocket(&parts) && said.content_length.is_none() && !said.chunked {
+    if said.upgrade
+        && upgrade::is_websocket(&parts)
+        && said.content_length.is_none()
+        && !said.chunked
+    {
         parts.extensions.insert(WebSocket);
     }
     if said.expects_other {
@@ -206,7 +217,8 @@ pub struct AnswerHead {
 pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
     let end = memchr(b'\r', head).unwrap_or_default();
     let line = head.get(..end).unwrap_or_default();
-    let (version, rest) = line.split_at_checked(VERSION_BYTES).ok_or(bad("this is not a status line"))?;
+    let (version, rest) =
+        line.split_at_checked(VERSION_BYTES).ok_or(bad("this is not a status line"))?;
     let mut parts = Response::new(()).into_parts().0;
     parts.version = read_version(Some(version))?;
     parts.status = status(rest).ok_or(bad("this is not a status line"))?;
@@ -217,14 +229,16 @@ pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
         || parts.status.is_informational()
         || parts.status == StatusCode::NO_CONTENT
         || parts.status == StatusCode::NOT_MODIFIED;
-    let length = if has_none { Length::Exact(0) } else { said.length().unwrap_or(Length::UntilClose) };
+    let length =
+        if has_none { Length::Exact(0) } else { said.length().unwrap_or(Length::UntilClose) };
     if parts.status.is_informational() || parts.status == StatusCode::NO_CONTENT {
         parts.headers.remove(CONTENT_LENGTH);
     }
     let upgraded = parts.status == StatusCode::SWITCHING_PROTOCOLS
         && said.upgrade
         && upgrade::names_websocket(&parts.headers);
-    let persistent = said.persistent(parts.version == Version::HTTP_11) && length != Length::UntilClose;
+    let persistent =
+        said.persistent(parts.version == Version::HTTP_11) && length != Length::UntilClose;
     Ok(AnswerHead { parts, length, persistent, upgraded })
 }
 
@@ -247,7 +261,8 @@ fn read_version(version: Option<&[u8]>) -> Result<Version, Error> {
 fn status(rest: &[u8]) -> Option<StatusCode> {
     let (code, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;
     let is_text = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~' | 0x80..);
-    let is_reason = reason.is_empty() || reason.first() == Some(&b' ') && reason.iter().all(is_text);
+    let is_reason =
+        reason.is_empty() || reason.first() == Some(&b' ') && reason.iter().all(is_text);
     let status = StatusCode::from_bytes(code).ok().filter(|status| status.as_u16() < 600)?;
     is_reason.then_some(status)
 }
@@ -304,7 +319,8 @@ impl Said {
             self.expects_continue |= known;
             self.expects_other |= !known;
         } else if *name == TE {
-            self.takes_trailers |= options(value).any(|option| option.eq_ignore_ascii_case(b"trailers"));
+            self.takes_trailers |=
+                options(value).any(|option| option.eq_ignore_ascii_case(b"trailers"));
         }
         Ok(())
     }
@@ -330,8 +346,11 @@ impl Said {
 
 /// Digits and nothing else: no sign, no list, no blank.
 fn content_length(value: &[u8]) -> Result<u64, Error> {
-    let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    digits.and_then(|digits| digits.parse().ok()).ok_or(bad("the header Content-Length is no number"))
+    let digits =
+        str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .ok_or(bad("the header Content-Length is no number"))
 }
 
 fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -352,7 +371,8 @@ fn fields(head: &Bytes, mut at: usize, said: &mut Said) -> Result<HeaderMap, Err
         }
         let colon = memchr(b':', line).ok_or(bad("a header field has no colon"))?;
         let (name, value) = line.split_at_checked(colon).unwrap_or_default();
-        let name = HeaderName::from_bytes(name).map_err(|_| bad("the name of a header field is not valid"))?;
+        let name = HeaderName::from_bytes(name)
+            .map_err(|_| bad("the name of a header field is not valid"))?;
         let before = 1 + value.iter().skip(1).take_while(|byte| is_blank(**byte)).count();
         let after = value.iter().skip(before).rev().take_while(|byte| is_blank(**byte)).count();
         let value = head.slice(at + colon + before..at + line.len() - after);
@@ -371,4 +391,250 @@ fn is_blank(byte: u8) -> bool {
 
 fn bad(detail: &'static str) -> Error {
     Error::new(Kind::BadRequest, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits { head_bytes: 500, header_count: 5, target_bytes: 100 };
+
+    /// What comes of `bytes`, given in pieces: the request and where it ends.
+    fn read(bytes: &[u8], piece: usize) -> Result<Option<(RequestHead, usize)>, Error> {
+        let mut scan = Scan::new(Section::Request);
+        let mut end = 0;
+        loop {
+            end = (end + piece).min(bytes.len());
+            if let Some(found) = scan.find(&bytes[..end], &LIMITS)? {
+                let head = Bytes::copy_from_slice(&bytes[found.clone()]);
+                return Ok(Some((request(&head, &LIMITS)?, found.end)));
+            }
+            if end == bytes.len() {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn detail(bytes: &[u8]) -> &'static str {
+        read(bytes, bytes.len().max(1)).map(|read| assert!(read.is_some())).unwrap_err().detail()
+    }
+
+    fn with(line: &str) -> Vec<u8> {
+        format!("POST / HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n").into_bytes()
+    }
+
+    fn accepted(bytes: &[u8]) -> RequestHead {
+        read(bytes, bytes.len()).unwrap().unwrap().0
+    }
+
+    #[test]
+    fn a_request_is_read() {
+        let bytes = b"\r\nGET /a?b HTTP/1.1\r\nHost: h\r\nX-A:\t 1  \r\nx-a:\r\n\r\nrest";
+        let (head, end) = read(bytes, bytes.len()).unwrap().unwrap();
+        assert_eq!(end, bytes.len() - 4);
+        assert_eq!(
+            (head.parts.method.as_str(), head.parts.uri.to_string()),
+            ("GET", "/a?b".into())
+        );
+        let values: Vec<_> = head.parts.headers.get_all("x-a").iter().collect();
+        assert_eq!(values, ["1", ""]);
+        assert_eq!(head.length, Length::Exact(0));
+        assert!(head.persistent && !head.expects_continue && !head.takes_trailers);
+        let head =
+            accepted(&with("Transfer-Encoding: Chunked\r\nConnection: TE, close\r\nTE: trailers"));
+        assert_eq!(head.length, Length::Chunked);
+        assert!(!head.persistent && head.takes_trailers);
+        assert_eq!(accepted(&with("Content-Length: 007")).length, Length::Exact(7));
+        let old = b"GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n";
+        let head = accepted(old);
+        assert!(!head.persistent && !head.expects_continue);
+        assert!(accepted(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").persistent);
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        for line in [
+            "Content-Length: 1\r\nContent-Length: 1",
+            "Content-Length: 1\r\nContent-Length: 2",
+            "Content-Length: 1, 1",
+            "Content-Length: +5",
+            "Content-Length: -0",
+            "Content-Length: 0x5",
+            "Content-Length: 5 5",
+            "Content-Length:",
+            "Content-Length: 99999999999999999999",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: xchunked",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: chunked, identity",
+            "Transfer-Encoding: \u{b}chunked",
+            "Transfer-Encoding: \"chunked\"",
+            "Transfer-Encoding:",
+            "Transfer-Encoding : chunked",
+            " Transfer-Encoding: chunked",
+            "X: a\r\n Transfer-Encoding: chunked",
+            "X: a\r\n\tb",
+            "X: a\nTransfer-Encoding: chunked",
+            "X: a\rTransfer-Encoding: chunked",
+            "X: a\0",
+            "X: a\u{7f}",
+            "X\0: a",
+            "X a: b",
+            ": b",
+            "X",
+            "Expect: 200-ok",
+        ] {
+            assert_eq!(read(&with(line), 4096).unwrap_err().kind(), Kind::BadRequest, "{line:?}");
+        }
+        for head in [
+            "GET /\r\n\r\n",
+            "GET / HTTP/2.0\r\n\r\n",
+            "GET / HTTP/1.2\r\n\r\n",
+            "GET / HTTP/1.10\r\n\r\n",
+            "GET / http/1.1\r\n\r\n",
+            "GET  / HTTP/1.1\r\n\r\n",
+            "GET /  HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1 \r\n\r\n",
+            " GET / HTTP/1.1\r\n\r\n",
+            "GET\t/ HTTP/1.1\r\n\r\n",
+            "GET /a b HTTP/1.1\r\n\r\n",
+            "GET /a#b HTTP/1.1\r\n\r\n",
+            "GET /\u{e9} HTTP/1.1\r\n\r\n",
+            "GET /\0 HTTP/1.1\r\n\r\n",
+            "GET HTTP/1.1\r\n\r\n",
+            "G(T / HTTP/1.1\r\n\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+            "\nGET / HTTP/1.1\r\n\r\n",
+            "\rGET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\n\n",
+            "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
+            assert_eq!(
+                read(head.as_bytes(), 4096).unwrap_err().kind(),
+                Kind::BadRequest,
+                "{head:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn whoever_speaks_something_else_is_told_at_once() {
+        assert!(detail(b"\x16\x03\x01\x02\x00\x01").contains("TLS"));
+        assert!(read(b"\x00\x00\x00\x01", 1).is_err());
+        let mut scan = Scan::new(Section::Answer);
+        assert!(scan.find(b"HTT", &LIMITS).is_ok());
+        assert!(scan.find(b"HTTP/2", &LIMITS).is_err());
+    }
+
+    #[test]
+    fn every_bound_has_its_error() {
+        let kind = |bytes: &str| read(bytes.as_bytes(), 7).unwrap_err().kind();
+        assert_eq!(kind(&"x".repeat(200)), Kind::TargetTooLong);
+        assert_eq!(
+            kind(&format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(100))),
+            Kind::TargetTooLong
+        );
+        assert_eq!(kind(&format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(500))), Kind::HeadTooLarge);
+        assert_eq!(
+            kind(&format!("GET / HTTP/1.1\r\n{}", "X: x\r\n".repeat(6))),
+            Kind::HeadTooLarge
+        );
+        let most = format!("GET /{} HTTP/1.1\r\n{}\r\n", "x".repeat(99), "X: x\r\n".repeat(5));
+        assert_eq!(accepted(most.as_bytes()).parts.headers.len(), 5);
+    }
+
+    fn answered(text: &str, to_head: bool) -> Result<AnswerHead, Error> {
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        let found = Scan::new(Section::Answer).find(&bytes, &LIMITS)?.unwrap();
+        answer(&bytes.slice(found), to_head)
+    }
+
+    #[test]
+    fn an_answer_is_read() {
+        for (text, to_head, length, persistent) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", false, Length::Exact(3), true),
+            ("HTTP/1.1 200\r\nContent-Length: 3\r\n\r\n", true, Length::Exact(0), true),
+            ("HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n", false, Length::Chunked, true),
+            ("HTTP/1.1 200 OK\r\n\r\n", false, Length::UntilClose, false),
+            ("HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", false, Length::Exact(3), false),
+            ("HTTP/1.1 204 No\r\nContent-Length: 3\r\n\r\n", false, Length::Exact(0), true),
+            ("HTTP/1.1 304 No\r\nContent-Length: 3\r\n\r\n", false, Length::Exact(0), true),
+            ("HTTP/1.1 200 a\tb\r\nConnection: close\r\n\r\n", true, Length::Exact(0), false),
+        ] {
+            let head = answered(text, to_head).unwrap();
+            assert_eq!((head.length, head.persistent), (length, persistent), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_could_be_read_in_two_ways_is_refused() {
+        for text in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\nX: y\n\n",
+            "HTTP/1.1 200 OK\r\nX : y\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX: y\r\n z\r\n\r\n",
+            "HTTP/1.1  200 OK\r\n\r\n",
+            "HTTP/1.1 20 OK\r\n\r\n",
+            "HTTP/1.1 2000 OK\r\n\r\n",
+            "HTTP/1.1 600 OK\r\n\r\n",
+            "HTTP/1.1 200 O\0K\r\n\r\n",
+            "HTTP/1.2 200 OK\r\n\r\n",
+            "\r\nHTTP/1.1 200 OK\r\n\r\n",
+        ] {
+            assert!(answered(text, false).is_err(), "{text:?}");
+        }
+    }
+
+    /// What the grammar says, read slowly.
+    fn is_valid(head: &str) -> bool {
+        let is_token = |text: &str| {
+            !text.is_empty()
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+        };
+        let mut lines = head.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
+        let first: Vec<&str> = lines.next().unwrap().split(' ').collect();
+        let [method, target, "HTTP/1.1"] = *first else { return false };
+        let is_target = target.starts_with('/')
+            && target.bytes().all(|b| b.is_ascii_graphic() && !b"#<>`\"{}".contains(&b));
+        is_token(method)
+            && is_target
+            && lines.all(|line| {
+                line.split_once(':').is_some_and(|(name, value)| {
+                    is_token(name) && value.bytes().all(|b| b == b'\t' || b >= b' ' && b != 0x7f)
+                })
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_no_difference(
+            line in "((\r\n)?[A-Z ]{0,4}/[a-z#]{0,3} ?HTTP/1.[01])?",
+            fields in "(\r?\n[A-Za-z: ]{0,6}){0,4}",
+            end in "\r\n\r\n[\\x00-\\x7f]{0,3}",
+            piece in 1_usize..9,
+        ) {
+            let text = [line, fields, end].concat();
+            let describe = |read: Result<Option<(RequestHead, usize)>, Error>| {
+                read.map(|read| read.map(|(head, end)| (format!("{head:?}"), end)))
+            };
+            let pieces = describe(read(text.as_bytes(), piece));
+            prop_assert_eq!(pieces, describe(read(text.as_bytes(), text.len())));
+        }
+
+        #[test]
+        fn what_is_read_is_what_the_grammar_says(
+            text in "(GET|P@T) /[ -~]{0,3} HTTP/1.1(\r\n[A-Z ]{0,2}[:\r]?[\\x00-\\x7f]{0,3}){0,3}",
+        ) {
+            prop_assume!(!text.contains("\r\n\r\n") && !text.ends_with('\r'));
+            let text = format!("{text}\r\n\r\n");
+            prop_assert_eq!(read(text.as_bytes(), text.len()).is_ok(), is_valid(&text), "{:?}", text);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! HTTP/1 (RFC 9112) towards clients and services: strict readers, and connections that are driven by the one task of
-//! the client's connection. What could be read in two ways is refused, never repaired: see docs/decisions/http1-codec.md.
+//! the client's connection. What could be read in two ways is refused, never repaired; docs/decisions/http1-codec.md
+//! says why it is our own.
 //!
 //! ```text
 //!            Input ─▶ head, Decoder ─▶ request ─▶ Client: encode, Pump ─▶ Output ─▶ endpoint

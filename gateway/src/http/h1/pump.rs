@@ -20,6 +20,7 @@ pub(super) struct Pump {
     /// Whether pieces are dropped: the head has said that there are none.
     discards: bool,
     takes_trailers: bool,
+    has_moved: bool,
     stage: Stage,
 }
 
@@ -51,6 +52,7 @@ impl Pump {
             left: framing.exact().filter(|_| !discards),
             discards,
             takes_trailers,
+            has_moved: false,
             stage: Stage::Body,
         }
     }
@@ -98,7 +100,13 @@ impl Pump {
         }
     }
 
+    /// Whether anything of the body was taken.
+    pub(super) fn has_moved(&self) -> bool {
+        self.has_moved
+    }
+
     fn data(&mut self, data: Bytes, output: &mut Output) -> Result<(), Error> {
+        self.has_moved = true;
         if self.discards {
             return Ok(());
         }

@@ -24,7 +24,6 @@ use crate::http::h1::head::{self, Limits, RequestHead, Scan, Section};
 use crate::http::h1::input::Input;
 use crate::http::h1::output::Output;
 use crate::http::h1::pump::{Moved, Pump};
-use crate::http::h1::upgrade::WebSocket;
 use crate::http::socket::Socket;
 use crate::observe::Counters;
 
@@ -101,8 +100,7 @@ impl Server {
         socket: Socket,
         input: Bytes,
         limits: Limits,
-        deadline: Rc<Deadline>,
-        counters: Arc<Counters>,
+        (deadline, counters): (Rc<Deadline>, Arc<Counters>),
     ) -> Rc<Self> {
         let input = Input::new(input);
         let state = RefCell::new(State {
@@ -122,16 +120,14 @@ impl Server {
 
     /// Answers requests until either side has had enough.
     pub async fn serve(self: &Rc<Self>, service: &impl Service) {
-        let mut is_first = true;
         let after = loop {
             let mut scan = Scan::new(Section::Request);
-            let head = poll_fn(|context| self.poll_head(&mut scan, is_first, context));
+            let head = poll_fn(|context| self.poll_head(&mut scan, context));
             let after = match head.await {
                 None => break After::Close,
                 Some(Ok(head)) => self.exchange(head, service).await,
                 Some(Err(error)) => self.refuse(&error, service).await,
             };
-            is_first = false;
             if after != After::Request {
                 break after;
             }
@@ -143,7 +139,6 @@ impl Server {
     fn poll_head(
         &self,
         scan: &mut Scan,
-        is_first: bool,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<RequestHead, Error>>> {
         let state = &mut *self.state.borrow_mut();
@@ -157,7 +152,7 @@ impl Server {
                     }
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 }
-            } else if self.draining.get() && !is_first {
+            } else if self.draining.get() {
                 return Poll::Ready(None);
             }
             match self.poll_fill(state, context) {
@@ -361,11 +356,7 @@ impl Server {
         }
     }
 
-    fn poll_fill(
-        &self,
-        state: &mut State,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<usize>> {
+    fn poll_fill(&self, state: &mut State, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let left = state.decoder.exact();
         let bytes = ready!(state.input.poll_fill(&mut state.socket, left, context))?;
         // The end of the stream is no sign of life.
@@ -393,10 +384,7 @@ impl Server {
     }
 
     /// The next piece of the request's body.
-    fn poll_body(
-        &self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_body(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let state = &mut *self.state.borrow_mut();
         loop {
             match state.decoder.next(&mut state.input, &self.limits) {
@@ -441,7 +429,9 @@ impl Server {
 impl State {
     /// Drops what is there of a body that nobody reads.
     fn discard(&mut self, limits: &Limits) {
-        while let Ok(Piece::Data(_) | Piece::Trailers(_)) = self.decoder.next(&mut self.input, limits) {}
+        while let Ok(Piece::Data(_) | Piece::Trailers(_)) =
+            self.decoder.next(&mut self.input, limits)
+        {}
     }
 }
 
