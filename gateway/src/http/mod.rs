@@ -7,4 +7,5 @@ pub mod forwarded;
 pub mod h1;
 pub mod headers;
 pub mod problem;
+pub mod replay;
 pub mod socket;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::base::error::Error;
@@ -49,10 +48,9 @@ pub(super) async fn serve(
     slot: Slot,
     limits: Limits,
     connection: Rc<request::Connection>,
-    (socket, deadline): (TcpStream, Rc<Deadline>),
+    (socket, deadline): (Socket, Rc<Deadline>),
 ) {
     let counters = Arc::clone(slot.counters());
-    let socket = Socket(socket);
     let http = Server::new(socket, Bytes::new(), limits, (Rc::clone(&deadline), counters));
     let service = Service { connection, deadline: Rc::clone(&deadline) };
     let mut work = pin!(http.serve(&service));

@@ -51,7 +51,7 @@ impl Connection {
         .await?;
         // Failing that, small requests are only slower.
         stream.set_nodelay(true).ok();
-        Ok(Box::new(Self { endpoint, http: Client::new(Socket(stream), limits) }))
+        Ok(Box::new(Self { endpoint, http: Client::new(Socket::Plain(stream), limits) }))
     }
 
     /// Where it leads.
