@@ -211,6 +211,10 @@ fn a_request_is_one_line_of_json_that_nobody_can_forge() -> Result {
     ] {
         assert_eq!(line[field], expected, "{field}: {line}");
     }
+    client.send(b"GET /\x01\"} HTTP/1.1\r\n\r\n")?;
+    assert_eq!(client.receive()?.status, 400);
+    let line: Value = serde_json::from_str(&lines(&path, 3)?[2])?;
+    assert_eq!((&line["status"], &line["path"]), (&json!(400), &Value::Null), "{line}");
     gateway.stop()
 }
 

@@ -25,12 +25,19 @@ const CLOCK_GOOD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Entry {
     id: HeaderValue,
+    peer: IpAddr,
+    client: Cell<IpAddr>,
+    /// `None` for what was no request.
+    asked: Option<Asked>,
+}
+
+/// What was asked for.
+#[derive(Debug)]
+struct Asked {
     method: Method,
     uri: Uri,
     host: Option<HeaderValue>,
     version: Version,
-    peer: IpAddr,
-    client: Cell<IpAddr>,
     headers: Box<[Option<HeaderValue>]>,
 }
 
@@ -55,21 +62,21 @@ impl Entry {
     /// What the log wants of this request.
     pub(super) fn of<B>(
         log: &AccessLog,
-        request: &Request<B>,
+        request: Option<&Request<B>>,
         id: &HeaderValue,
         peer: PeerAddr,
     ) -> Box<Self> {
-        let (headers, peer) = (request.headers(), peer.ip());
-        Box::new(Self {
-            id: id.clone(),
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            host: headers.get(http::header::HOST).cloned(),
-            version: request.version(),
-            peer,
-            client: Cell::new(peer),
-            headers: log.headers.iter().map(|name| headers.get(name).cloned()).collect(),
-        })
+        let asked = request.map(|request| {
+            let headers = request.headers();
+            Asked {
+                method: request.method().clone(),
+                uri: request.uri().clone(),
+                host: headers.get(http::header::HOST).cloned(),
+                version: request.version(),
+                headers: log.headers.iter().map(|name| headers.get(name).cloned()).collect(),
+            }
+        });
+        Box::new(Self { id: id.clone(), peer: peer.ip(), client: Cell::new(peer.ip()), asked })
     }
 
     /// Whom the request is believed to come from.
@@ -184,7 +191,7 @@ struct Line<'a> {
     clock: RefCell<&'a mut Clock>,
 }
 
-impl Line<'_> {
+impl<'l> Line<'l> {
     fn json(&self, out: &mut Vec<u8>) {
         let mut before = b'{';
         for field in Field::ALL {
@@ -215,7 +222,8 @@ impl Line<'_> {
 
     fn json_headers(&self, out: &mut Vec<u8>) {
         let mut before: &[u8] = b",\"headers\":{";
-        let named = self.log.headers.iter().zip(&self.entry.headers);
+        let values = self.entry.asked.as_ref().map(|asked| &*asked.headers).unwrap_or_default();
+        let named = self.log.headers.iter().zip(values);
         for (name, value) in named.filter_map(|(name, value)| Some((name, value.as_ref()?))) {
             out.extend_from_slice(before);
             before = b",";
@@ -234,7 +242,9 @@ impl Line<'_> {
                 Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
                 Piece::Field(Field::Header(index)) => {
                     let name = self.log.headers.get(*index);
-                    match name.zip(self.entry.headers.get(*index).and_then(Option::as_ref)) {
+                    let asked = self.entry.asked.as_ref();
+                    let value = asked.and_then(|asked| asked.headers.get(*index)?.as_ref());
+                    match name.zip(value) {
                         Some((name, value)) => escape::text(&self.header(name, value), out),
                         None => out.push(b'-'),
                     }
@@ -250,21 +260,23 @@ impl Line<'_> {
         }
     }
 
-    fn value(&self, field: Field) -> Value<'_> {
-        let Self { entry, ended, .. } = self;
+    fn value(&self, field: Field) -> Value<'l> {
+        let (entry, ended) = (self.entry, self.ended);
         let text = |text: Option<&'static str>| text.map_or(Value::Absent, Value::Own);
+        let foreign = |text: Option<&'l [u8]>| text.map_or(Value::Absent, Value::Foreign);
+        let asked = entry.asked.as_ref();
         match field {
             Field::Time => Value::Moment,
             Field::RequestId => Value::Foreign(entry.id.as_bytes()),
             Field::Client => Value::Address(entry.client.get()),
             Field::Peer => Value::Address(entry.peer),
-            Field::Method => Value::Foreign(entry.method.as_str().as_bytes()),
-            Field::Host => {
-                entry.host.as_ref().map_or(Value::Absent, |host| Value::Foreign(host.as_bytes()))
+            Field::Method => foreign(asked.map(|asked| asked.method.as_str().as_bytes())),
+            Field::Host => foreign(asked.and_then(|asked| Some(asked.host.as_ref()?.as_bytes()))),
+            Field::Path => foreign(asked.map(|asked| asked.uri.path().as_bytes())),
+            Field::Query => {
+                asked.and_then(|asked| asked.uri.query()).map_or(Value::Absent, Value::Query)
             }
-            Field::Path => Value::Foreign(entry.uri.path().as_bytes()),
-            Field::Query => entry.uri.query().map_or(Value::Absent, Value::Query),
-            Field::Protocol => text(protocol(entry.version)),
+            Field::Protocol => text(asked.and_then(|asked| protocol(asked.version))),
             Field::Tls => text(ended.tls),
             Field::Status => {
                 let status = ended.status.map(|status| Value::Number(status.as_u16().into()));

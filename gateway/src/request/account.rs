@@ -37,11 +37,12 @@ pub(super) struct Account {
 }
 
 impl Account {
+    /// The account of a request, or of what was none.
     pub(super) fn open<B>(
         connection: Rc<Connection>,
         deadline: Rc<Deadline>,
         current: Rc<Current>,
-        (request, id): (&Request<B>, &HeaderValue),
+        (request, id): (Option<&Request<B>>, &HeaderValue),
     ) -> Self {
         connection.worker.counters.requests_active.add(1);
         deadline.begun();

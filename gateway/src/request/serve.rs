@@ -30,7 +30,7 @@ pub async fn serve(
         Rc::clone(&connection),
         Rc::clone(&deadline),
         Rc::clone(&current),
-        (&request, &id),
+        (Some(&request), &id),
     );
     let exchange = Exchange {
         connection: &connection,
@@ -56,9 +56,10 @@ pub fn refuse(
     error: &Error,
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
-    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current);
-    account.failed(error);
     let id = prepare::request_id(&HeaderMap::new(), false);
+    let request = (None::<&Request<()>>, &id);
+    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current, request);
+    account.failed(error);
     account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
