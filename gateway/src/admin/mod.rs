@@ -11,3 +11,4 @@ pub mod monitor;
 pub mod query;
 pub mod scrape;
 pub mod server;
+pub mod upstreams;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use gateway_common::rule::Origin;
 use gateway_common::verdict::Verdict;
 
+use super::upstreams;
 use crate::admin::api::Status;
 use crate::base::time::UtcMillis;
 use crate::config::Config;
@@ -57,6 +58,7 @@ pub(super) fn page(
         .only(config.kernel.max_sources.into());
     connections(&mut page, proxy);
     requests(&mut page, proxy);
+    upstreams::page(&mut page, &status.upstreams);
     page.text()
 }
 

@@ -38,6 +38,7 @@ pub mod protect;
 mod reload;
 pub mod sources;
 mod start;
+mod upstreams;
 pub mod views;
 
 use later::{Later, audit};
@@ -335,6 +336,7 @@ impl Control {
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
         self.look_after_interfaces();
+        self.directory.groups().for_each(|group| group.release(now));
         if protect {
             self.protect(now);
         }
@@ -396,6 +398,7 @@ impl Control {
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             lists: self.sources.notes(),
+            upstreams: upstreams::views(&self.directory),
             proxy,
         })
     }
@@ -444,7 +447,7 @@ fn snapshot(
     directory: &mut Directory,
     echo: Option<SocketAddr>,
 ) -> Arc<Snapshot> {
-    directory.set_echo(echo);
+    directory.set_own(config.zone.as_deref(), echo);
     let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory));
     directory.keep(config);
     snapshot

@@ -73,7 +73,8 @@ impl Exchange<'_> {
         let upstream = routed.upstream();
         let upstream = snapshot.upstreams.get(upstream).zip(views.get(upstream));
         let (upstream, view) = upstream.ok_or(Kind::NoRoute)?;
-        let choice = Choice { upstream, view };
+        let key = upstream.key(&request, client.ip());
+        let choice = Choice { upstream, view, key };
         let response = worker.client.send(choice, request, self.deadline).await?;
         Ok(response.map(Answer::Upstream))
     }

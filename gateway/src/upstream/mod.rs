@@ -11,6 +11,8 @@ pub mod echo;
 pub mod endpoint;
 pub mod pool;
 
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,8 @@ use std::time::Duration;
 use http::{Request, Response};
 
 use crate::base::error::{Error, Kind};
-use crate::config;
+use crate::base::time::Now;
+use crate::config::{self, Algorithm};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::observe::Counters;
@@ -34,6 +37,7 @@ use pool::Pool;
 #[derive(Clone, Debug)]
 pub struct Upstream {
     group: Arc<Group>,
+    algorithm: Algorithm,
     connect_timeout: Duration,
     response_timeout: Duration,
     keep: Keep,
@@ -58,12 +62,18 @@ impl Upstream {
         directory: &mut Directory,
     ) -> Self {
         Self {
-            group: directory.group(config),
+            group: directory.group(config, Now::read()),
+            algorithm: config.balance.algorithm.clone(),
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             keep: Keep { connections: config.idle_connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
         }
+    }
+
+    /// What sends a request from `client` to the same endpoint as others, if anything does.
+    pub fn key<B>(&self, request: &Request<B>, client: IpAddr) -> Option<u64> {
+        balance::key(&self.algorithm, request, client)
     }
 }
 
@@ -87,9 +97,11 @@ impl Client {
         View::new(&upstream.group, self.worker)
     }
 
-    /// Drops the idle connections that have expired or were closed by the other side.
-    pub fn sweep(&self) {
-        self.pool.sweep();
+    /// Drops the idle connections that have expired or were closed by the other side, and those to addresses that
+    /// requests go to no more.
+    pub fn sweep<'v>(&self, views: impl IntoIterator<Item = &'v View>) {
+        let used: HashSet<SocketAddr> = views.into_iter().flat_map(View::addresses).collect();
+        self.pool.sweep(|address| used.contains(&address));
     }
 
     /// Sends `request` to an endpoint of the upstream. One that cannot be connected to is passed over for the next,
@@ -101,7 +113,7 @@ impl Client {
         deadline: &Rc<Deadline>,
     ) -> Result<Response<AnswerBody>, Error> {
         let upstream = choice.upstream;
-        let mut error = Error::from(Kind::UpstreamConnect);
+        let mut error = Error::from(Kind::UpstreamUnavailable);
         let mut tried = Tried::default();
         while let Some(picked) = choice.pick(&mut tried) {
             if let Some(connection) = self.pool.take(picked.address()) {
