@@ -212,14 +212,14 @@ mod tests {
     #[test]
     fn who_comes_later_starts_slowly() {
         let (first, second) = (endpoint(1), endpoint(2));
-        let group = Group::new("users", set(&[first.clone()], 50));
+        let group = Group::new("users", set(std::slice::from_ref(&first), 50));
         group.replace(set(&[first.clone(), second.clone()], 50), at(5));
         assert_eq!(first.state.ready_since(), BootTime(0));
         assert_eq!(second.state.ready_since(), at(5).boot);
         assert_eq!(group.changes(), 2);
         let group = Group::new("unresolved", set(&[], 50));
         let first = endpoint(3);
-        group.replace(set(&[first.clone()], 50), at(5));
+        group.replace(set(std::slice::from_ref(&first), 50), at(5));
         assert_eq!(first.state.ready_since(), BootTime(0), "there is nobody to be gentle beside");
     }
 

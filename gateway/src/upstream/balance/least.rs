@@ -92,7 +92,8 @@ mod tests {
         ) {
             let weights: Vec<u32> = endpoints.iter().map(|(weight, ..)| *weight).collect();
             let mut turns = RoundRobin::new(&weights);
-            let (active, free) = (|index: usize| endpoints[index].1, |index: usize| endpoints[index].2);
+            let active = |index: usize| endpoints[index].1;
+            let free = |index: usize| endpoints[index].2;
             let found = of_all(&weights, &mut turns, active, free);
             prop_assert_eq!(found.is_some(), endpoints.iter().any(|(.., free)| *free));
             let Some(found) = found else { return Ok(()) };

@@ -190,7 +190,8 @@ mod tests {
             let candidates: Vec<_> = shape.into_iter()
                 .map(|(weight, usable, local)| Candidate { weight, usable, local, ..FINE })
                 .collect();
-            let terms = Balance { panic_threshold: Share::per_million(threshold), ..Balance::default() };
+            let panic_threshold = Share::per_million(threshold);
+            let terms = Balance { panic_threshold, ..Balance::default() };
             let held = plan(&candidates, &terms);
             let expected = candidates.iter().filter(|one| one.usable || held.panic).count();
             let [local, others] = &held.tiers;
