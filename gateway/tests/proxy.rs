@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gateway::config::{self, Config, PathPattern, Target};
-use gateway::listen::sockets::Sockets;
+use gateway::listen::sockets::{Inherited, Sockets};
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::request::Snapshot;
@@ -40,7 +40,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 fn config(targets: Vec<Target>) -> Config {
     let any = PathPattern { segments: vec![], rest: Some("rest".to_owned()) };
     Config {
-        listen: vec![config::Listener { address: "127.0.0.1:0".parse().unwrap() }],
+        listen: vec![config::Listener::plain("127.0.0.1:0".parse().unwrap())],
         workers: 1,
         trusted_proxies: vec![],
         user: None,
@@ -79,6 +79,8 @@ fn config(targets: Vec<Target>) -> Config {
             header_count: 100,
             head_bytes: 16 * 1024,
             body_bytes: 1000,
+            handshake_timeout: Duration::from_secs(5),
+            handshakes: 64,
             head_timeout: PATIENCE,
             idle_timeout: PATIENCE,
             keep_alive_timeout: PATIENCE,
@@ -112,13 +114,16 @@ struct Gateway {
 impl Gateway {
     fn start(config: Config) -> Self {
         let echo = Echo::bind().unwrap();
-        let sockets = Sockets::bind(&[config.listen[0].address], config.workers).unwrap();
+        let sockets =
+            Sockets::bind(&[config.listen[0].address], config.workers, &mut Inherited::default())
+                .unwrap();
         let counters = Registry::new(config.workers);
         let mut directory = Directory::new(config.workers);
         directory.set_own(None, Some(echo.address()));
         let snapshot = Snapshot::new(Arc::new(config), &mut directory, &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            listeners: Arc::default(),
             rules: Arc::new(ArcSwap::from_pointee(Classifier::default())),
             counters,
         };
@@ -765,7 +770,7 @@ fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
     let mut busy = gateway.connect();
     busy.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
     eventually(|| origin.heads().len() == 1);
-    let door = gateway.door.take().unwrap();
+    let mut door = gateway.door.take().unwrap();
     door.drain().unwrap();
     assert_eq!(idle.rest(), "");
     assert!(TcpStream::connect(gateway.address).is_err(), "still listening");
@@ -785,7 +790,7 @@ fn draining_has_an_end() {
     let mut client = gateway.connect();
     client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
     eventually(|| origin.connections() == 1);
-    let door = gateway.door.take().unwrap();
+    let mut door = gateway.door.take().unwrap();
     door.drain().unwrap();
     assert_eq!(client.rest(), "");
     door.join().unwrap();
@@ -804,7 +809,8 @@ fn a_new_configuration_and_new_addresses_are_taken_while_connections_stay() {
     let snapshot = Snapshot::new(config, &mut Directory::new(1), &gateway.shared.counters);
     gateway.shared.snapshot.store(Arc::new(snapshot));
     let old = gateway.address;
-    let new = Sockets::bind(&["127.0.0.1:0".parse().unwrap()], 1).unwrap();
+    let new =
+        Sockets::bind(&["127.0.0.1:0".parse().unwrap()], 1, &mut Inherited::default()).unwrap();
     gateway.address = new.addresses()[0];
     let door = gateway.door.as_mut().unwrap();
     door.listen(vec![new.addresses()[0]], new).unwrap();
