@@ -1,4 +1,4 @@
-//! The services behind the gateway as `control` looks after them, and how they stand.
+//! How the services behind the gateway stand, for people and for Prometheus.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use crate::upstream::endpoint::{Condition, EndpointState};
 const DRAINING: &str = "draining";
 
 /// All services, by their names.
-pub(super) fn views(directory: &Directory) -> Vec<UpstreamView> {
+pub(in crate::control) fn all(directory: &Directory) -> Vec<UpstreamView> {
     directory.groups().map(|group| view(directory, group)).collect()
 }
 
@@ -59,7 +59,7 @@ fn is_panic(set: &Set) -> bool {
 }
 
 /// The same as metrics. Every label is from the configuration or from discovery, which is bounded.
-pub(super) fn page(page: &mut Page, upstreams: &[UpstreamView]) {
+pub(in crate::control) fn page(page: &mut Page, upstreams: &[UpstreamView]) {
     let help = "Endpoints of an upstream, by condition.";
     let mut family = page.gauge("gateway_upstream_endpoints", help);
     let conditions = Condition::ALL.into_iter().map(Condition::name).chain([DRAINING]);
