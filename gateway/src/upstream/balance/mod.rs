@@ -45,6 +45,11 @@ impl Choice<'_> {
         tried.add(&member);
         Some(Picked::new(member))
     }
+
+    /// Whether there is one.
+    pub fn has_more(&self, tried: &Tried) -> bool {
+        self.view.has_more(tried, || Now::read().boot)
+    }
 }
 
 /// The key of a request from `client`, where the service is chosen by one.

@@ -79,6 +79,13 @@ impl View {
         self.held.borrow_mut().pick(key, tried)
     }
 
+    pub(super) fn has_more(&self, tried: &Tried, now: impl FnOnce() -> BootTime) -> bool {
+        self.follow(now);
+        let held = self.held.borrow();
+        let indices = held.tiers.iter().flat_map(|tier| &tier.members);
+        indices.filter_map(|index| held.members.get(*index)).any(|member| !tried.has(member))
+    }
+
     /// Reads the clock only while somebody starts slowly, or something has changed.
     fn follow(&self, now: impl FnOnce() -> BootTime) {
         let changes = self.group.changes();
