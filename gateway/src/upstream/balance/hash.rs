@@ -47,6 +47,7 @@ impl Slots {
         count: usize,
         is_free: impl Fn(usize) -> bool,
     ) -> Option<usize> {
+        let is_free = |index: usize| index < count && is_free(index);
         let mut last = 0;
         for draw in 0..DRAWS_MAX {
             last = self.slot(if draw == 0 { key } else { mix(key.wrapping_add(draw)) });
