@@ -23,9 +23,9 @@ use tokio::time::Instant;
 
 use crate::base::time::{Now, instant};
 use crate::config::{self, Algorithm};
+use crate::http::h1::head::Limits;
 use balance::Group;
 use budget::Budget;
-use connection::Limits;
 use directory::Directory;
 
 /// A service and how it is talked to.
