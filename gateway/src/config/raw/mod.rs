@@ -1,6 +1,7 @@
 //! The configuration as typed: plain types, one per section, with the defaults that a reader of the file may rely on.
 //! Texts are not understood here; that is for the section files beside this one.
 
+mod balance;
 mod kernel;
 mod listen;
 mod observe;
@@ -9,6 +10,7 @@ mod upstreams;
 
 use serde::Deserialize;
 
+pub(super) use self::balance::*;
 pub(super) use self::kernel::*;
 pub(super) use self::listen::*;
 pub(super) use self::observe::*;
@@ -34,6 +36,8 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) access_log: RawAccessLog,
     pub(in crate::config) kernel: RawKernel,
     pub(in crate::config) bounds: RawBounds,
+    /// Where the gateway is. Default: nowhere in particular.
+    pub(in crate::config) zone: Option<String>,
     pub(in crate::config) upstreams: Named<RawUpstream>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
