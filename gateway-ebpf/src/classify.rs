@@ -52,9 +52,6 @@ pub(crate) fn classify(source: Source) -> Ruling {
 
 #[inline(always)]
 fn classify_v4(address: u32) -> u32 {
-    if !maps::is_touched_v4(address) {
-        return NO_RULE;
-    }
     let lengths = maps::lengths_v4(address);
     if lengths & HOSTS != 0 {
         let mut found = scan_v4(address, 32, 0);
@@ -65,9 +62,9 @@ fn classify_v4(address: u32) -> u32 {
         if decides(found) || lengths & !HOSTS == 0 {
             return found;
         }
-        return walk_v4(address) | found;
+        return walk_v4(address, lengths) | found;
     }
-    if lengths == 0 { NO_RULE } else { walk_v4(address) }
+    if lengths == 0 { NO_RULE } else { walk_v4(address, lengths) }
 }
 
 #[inline(always)]
@@ -99,8 +96,8 @@ fn classify_v6(address: V6) -> u32 {
 /// The prefixes of an IPv4 host, without the host itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn walk_v4(address: u32) -> u32 {
-    let mut lengths = maps::lengths_v4(address) & !HOSTS;
+extern "C" fn walk_v4(address: u32, lengths: u64) -> u32 {
+    let mut lengths = lengths & !HOSTS;
     let mut trace = NO_RULE;
     for _ in 0..32 {
         if lengths == 0 {
@@ -108,7 +105,11 @@ extern "C" fn walk_v4(address: u32) -> u32 {
         }
         let length = 32 - lengths.trailing_zeros().min(32);
         lengths &= lengths - 1;
-        let found = prefix_v4(address, length);
+        let found = scan_v4(address, length, 0);
+        let found = match is_settled(found) {
+            true => decide_v4(found, length),
+            false => prefix_v4(address, length),
+        };
         if decides(found) {
             return found | trace;
         }
