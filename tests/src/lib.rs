@@ -5,13 +5,16 @@
 //! here knows the gateway from the inside: it is a binary with a configuration, a command line and sockets.
 #![expect(clippy::disallowed_methods, reason = "tests measure real time, from outside the gateway")]
 
+pub mod authority;
 pub mod bpf;
 pub mod client;
 pub mod frames;
 pub mod gateway;
+pub mod metrics;
 pub mod namespace;
 pub mod origin;
 pub mod programs;
+pub mod site;
 pub mod topology;
 
 use std::time::{Duration, Instant};

@@ -61,6 +61,8 @@ pub enum Request {
     Reload,
     /// Take the programs out of the kernel.
     Detach,
+    /// End: no new connections, requests in flight finish.
+    Drain,
 }
 
 /// What people keep rules for.
@@ -227,7 +229,8 @@ impl Request {
             | Self::AcceptList(_)
             | Self::Confirm
             | Self::Reload
-            | Self::Detach => true,
+            | Self::Detach
+            | Self::Drain => true,
             Self::Status
             | Self::List(_)
             | Self::Lists
@@ -280,6 +283,7 @@ impl fmt::Display for Request {
             Self::Top(_) => formatter.write_str("top"),
             Self::Reload => formatter.write_str("reload"),
             Self::Detach => formatter.write_str("kernel detach"),
+            Self::Drain => formatter.write_str("drain"),
         }
     }
 }
@@ -339,8 +343,25 @@ pub struct Status {
     /// What is wrong with lists of the configuration, each with its name.
     #[serde(default)]
     pub lists: Vec<String>,
+    /// Certificates of listeners.
+    #[serde(default)]
+    pub certificates: Vec<CertificateView>,
+    /// What is wrong with certificates, or soon will be.
+    #[serde(default)]
+    pub certificate_notes: Vec<String>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
+}
+
+/// A certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// Where it was read.
+    pub file: String,
+    /// Its host names.
+    pub names: Vec<String>,
+    /// When it ends.
+    pub not_after: UtcMillis,
 }
 
 /// The kernel door.

@@ -15,7 +15,9 @@ mod lists;
 mod paths;
 mod pattern;
 mod raw;
+mod retry;
 mod routes;
+mod tls;
 mod tree;
 mod upstreams;
 mod value;
@@ -38,6 +40,8 @@ use serde::Deserialize;
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
+pub use self::retry::{Backoff, Retry, RetryOn};
+pub use self::tls::{AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};
@@ -129,7 +133,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         Some(text) => value::absolute_path(text, at).unwrap_or_default(),
         None => default,
     };
-    let listen = listen::listeners(&raw.listen, at.key("listen"));
+    let listen = listen::listeners(&raw.listen, folder, at.key("listen"));
     let trusted_proxies = kernel::somebody(
         &raw.trusted_proxies,
         at.key("trusted_proxies"),
@@ -137,9 +141,9 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         "name the addresses of your load balancers",
     );
     let trusted_proxies: Vec<IpNet> = trusted_proxies.into_iter().map(|(net, _)| net).collect();
-    let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics").key("listen"));
-    let own: Vec<Listener> =
-        listen.iter().cloned().chain(metrics.map(|address| Listener { address })).collect();
+    let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics"));
+    let own = metrics.listen.map(Listener::plain);
+    let own: Vec<Listener> = listen.iter().cloned().chain(own).collect();
     let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
     Config {
@@ -156,7 +160,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         admin: Admin {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
-        metrics: Metrics { listen: metrics },
+        metrics,
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -176,12 +180,12 @@ fn protected(
         .filter(|listener| !listener.address.ip().is_unspecified())
         .map(|listener| (listener.address.ip().into(), "the gateway's own".to_owned()));
     let endpoints = upstreams.iter().flat_map(|upstream| {
-        upstream.endpoints.iter().filter_map(|endpoint| match endpoint {
-            Endpoint::Address(address) => {
+        upstream.endpoints.iter().filter_map(|endpoint| match endpoint.target {
+            Target::Address(address) => {
                 let what = format!("an endpoint of the upstream `{}`", upstream.name);
                 Some((address.ip().into(), what))
             }
-            Endpoint::Echo => None,
+            Target::Echo => None,
         })
     });
     proxies.chain(own).chain(endpoints).collect()
@@ -228,7 +232,7 @@ pub struct Config {
     pub state: State,
     /// The administrative interface.
     pub admin: Admin,
-    /// Metrics over TCP.
+    /// Metrics.
     pub metrics: Metrics,
     /// The kernel door.
     pub kernel: Kernel,
@@ -245,6 +249,15 @@ pub struct Config {
 pub struct Listener {
     /// Address and port; the port is not 0.
     pub address: SocketAddr,
+    /// `None`: plain TCP.
+    pub tls: Option<Tls>,
+}
+
+impl Listener {
+    /// One that takes plain TCP and asks nothing else.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
 }
 
 /// Where state is kept.
@@ -261,11 +274,13 @@ pub struct Admin {
     pub socket: PathBuf,
 }
 
-/// Metrics over TCP.
+/// Metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics {
     /// Where they are served to anybody who asks; `None`: only over the admin socket.
     pub listen: Option<SocketAddr>,
+    /// Routes, and upstreams, with series of their own; the others share one.
+    pub max_names: usize,
 }
 
 /// The kernel door.
@@ -420,14 +435,22 @@ pub struct Bounds {
     pub header_count: usize,
     /// Bytes of a request's head, and of an answer's.
     pub head_bytes: usize,
+    /// Bytes of a request's target.
+    pub target_bytes: usize,
     /// Bytes of a request's body.
     pub body_bytes: u64,
+    /// Time for what comes before HTTP: a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes at the same time, in all workers together.
+    pub handshakes: usize,
     /// Time for a request's head to arrive.
     pub head_timeout: Duration,
     /// Time between two pieces of a body, from either side, in either direction.
     pub idle_timeout: Duration,
     /// Time that a connection may wait for its next request.
     pub keep_alive_timeout: Duration,
+    /// Time that a tunnel may stay open without a byte in either direction.
+    pub tunnel_idle_timeout: Duration,
     /// Time that requests in flight have to finish when the gateway ends.
     pub drain_timeout: Duration,
 }
@@ -443,15 +466,34 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.
     pub response_timeout: Duration,
+    /// Time from the choice of an endpoint to the last byte of the answer; `None` for no bound.
+    pub whole_timeout: Option<Duration>,
+    /// When a request is sent once more.
+    pub retry: Retry,
     /// Idle connections kept to one endpoint by one worker.
     pub idle_connections: usize,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
 }
 
-/// One address of a service.
+/// Where a service is, with what is said about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub struct Endpoint {
+    /// Where.
+    pub target: Target,
+    /// Its share of the requests, beside those of the others; at least 1.
+    pub weight: u32,
+}
+
+impl From<Target> for Endpoint {
+    fn from(target: Target) -> Self {
+        Self { target, weight: 1 }
+    }
+}
+
+/// One place of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
     /// An address and port.
     Address(SocketAddr),
     /// The gateway's own echo service, for trying things out.

@@ -6,8 +6,12 @@ use std::time::Duration;
 use super::at::At;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
+use super::retry::retry;
 use super::value::{count, duration, name, socket_address};
-use super::{Endpoint, Listener, Upstream};
+use super::{Endpoint, Listener, Target, Upstream};
+
+/// No endpoint takes more than so many times the requests of another.
+const WEIGHT_MAX: u64 = 1000;
 
 /// Every upstream, also one with mistakes, so that routes refer to what the file has.
 pub(super) fn upstreams(
@@ -29,6 +33,8 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
         connect_timeout: time(&raw.timeout.connect, "connect"),
         response_timeout: time(&raw.timeout.response, "response"),
+        whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
+        retry: retry(&raw.retry, at.key("retry")),
         idle_connections: idle_connections.unwrap_or_default(),
         idle_timeout: time(&raw.timeout.idle, "idle"),
     }
@@ -49,25 +55,28 @@ fn endpoints(
     let mut found = Vec::new();
     for (index, endpoint) in raw.iter().enumerate() {
         let at = at.item(index);
-        let (text, at) = match endpoint {
-            RawEndpoint::Text(text) => (text, at),
-            RawEndpoint::Section(section) => (&section.address, at.key("address")),
+        let (text, weight, at) = match endpoint {
+            RawEndpoint::Text(text) => (text, 1, at),
+            RawEndpoint::Section(section) => {
+                let weight = count(section.weight, 1..=WEIGHT_MAX, at.key("weight"));
+                (&section.address, weight.unwrap_or_default(), at.key("address"))
+            }
         };
-        let endpoint = if text == "echo" {
-            Endpoint::Echo
+        let target = if text == "echo" {
+            Target::Echo
         } else {
             match address(text, listeners, at) {
-                Some(address) => Endpoint::Address(address),
+                Some(address) => Target::Address(address),
                 None => continue,
             }
         };
-        if found.contains(&endpoint) {
+        if found.iter().any(|held: &Endpoint| held.target == target) {
             at.error_with_help(
                 format!("`{text}` is given twice in upstream `{upstream}`"),
                 "remove one of the two",
             );
         } else {
-            found.push(endpoint);
+            found.push(Endpoint { target, weight: u32::try_from(weight).unwrap_or_default() });
         }
     }
     found

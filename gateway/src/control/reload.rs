@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::certificates;
 use super::later::Later;
 use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
@@ -17,7 +18,8 @@ use crate::base::time::Now;
 use crate::config::{Attach, Config};
 use crate::kernel::Door;
 use crate::kernel::interfaces::Seen;
-use crate::listen::sockets::Sockets;
+use crate::listen::sockets::{Inherited, Sockets};
+use crate::tls::store::Store;
 use crate::upstream::echo::Echo;
 
 /// Reloads that wait for one to end. Whoever signals once more will be served by the last of them.
@@ -31,6 +33,7 @@ const HELD_BACK_NOTES_MAX: usize = 20;
 pub(super) struct Prepared {
     config: Config,
     files: Vec<Reading>,
+    certificates: Store,
 }
 
 impl Control {
@@ -51,12 +54,14 @@ impl Control {
     /// Reads beside the loop: files are long, and a folder may be one that does not answer.
     fn begin_reload(&self) {
         let (path, user) = (self.path.clone(), self.target.name.clone());
-        let events = self.sources.sender();
+        let (events, before) = (self.sources.sender(), self.certificates.store().clone());
         tokio::task::spawn_local(async move {
             let reading = tokio::task::spawn_blocking(move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
                 let files = files::read_all(&config, &user);
-                Ok(Prepared { config, files })
+                let certificates = certificates::read_again(&config, &before, &user);
+                let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
+                Ok(Prepared { config, files, certificates })
             });
             let prepared = match timeout(READ_MAX, reading).await {
                 Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
@@ -86,15 +91,18 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, files } = prepared;
+        let Prepared { config, files, certificates } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
             .map_err(|refusal| unchanged_usage(&refusal.error))?;
+        let listeners = self.certificates.compile(&config, &certificates);
+        let listeners = listeners.map_err(|error| unchanged(&error))?;
         let (old, new) = (addresses(&self.config), addresses(&config));
         check_overlaps(&old, &new)?;
         let added: Vec<_> = new.iter().filter(|address| !old.contains(address)).copied().collect();
-        let sockets = Sockets::bind(&added, config.workers).map_err(|error| unchanged(&error))?;
+        let sockets = Sockets::bind(&added, config.workers, &mut Inherited::default());
+        let sockets = sockets.map_err(|error| unchanged(&error))?;
         if uses_echo(&config) && self.echo.is_none() {
             let echo = Echo::bind().map_err(|error| unchanged(&error))?;
             let address = echo.address();
@@ -105,7 +113,10 @@ impl Control {
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
-        self.shared.snapshot.store(snapshot(&config, self.echo));
+        self.certificates.configure(&config, certificates, listeners);
+        let counters = &self.shared.counters;
+        let snapshot = snapshot(&config, &mut self.directory, self.echo, counters);
+        self.shared.snapshot.store(snapshot);
         self.config = config;
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
@@ -116,6 +127,7 @@ impl Control {
             Some(format!("{name} is not attached: {}", note?))
         });
         let notes = held_back.chain(self.kernel_note.clone()).chain(bare).chain(about_lists);
+        let notes = notes.chain(self.certificates.notes());
         let notes = notes.collect();
         Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }
@@ -128,7 +140,7 @@ impl Control {
             ("user", old.user != new.user),
             ("state.dir", old.state != new.state),
             ("admin.socket", old.admin != new.admin),
-            ("metrics.listen", old.metrics != new.metrics),
+            ("metrics.listen", old.metrics.listen != new.metrics.listen),
             ("kernel.pins", old.kernel.pins != new.kernel.pins),
         ];
         match fixed.iter().find(|(_, changed)| *changed) {
@@ -140,7 +152,7 @@ impl Control {
     }
 
     /// Puts rules and kernel settings in force, or leaves the old ones.
-    fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
+    pub(super) fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
         self.policy.configure(

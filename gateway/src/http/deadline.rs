@@ -10,14 +10,20 @@
 //!    ▲                                                                                 │
 //!    └──────────────────────────────── end of the answer ──────────────────────────────┘
 //! ```
+//!
+//! A WebSocket goes from `Answer` to `Tunnel` and ends there; a connection that is refused goes to `Linger`. A request
+//! may have a bound as a whole: no wait of it, whatever for, goes beyond.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
+use crate::observe::trail::{Times, Trail};
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +38,20 @@ pub enum Phase {
     Answer,
     /// The body of the answer, or the client that takes it.
     Download,
+    /// Either side of a tunnel.
+    Tunnel,
+    /// The client, to notice that it was refused.
+    Linger,
 }
+
+/// Time for a client that is still sending to notice its answer. To close on what it sends would destroy the answer.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The deadline of one client connection.
 #[derive(Debug)]
 pub struct Deadline {
+    /// What the request that is served leaves behind: whoever moves the deadline knows what happens.
+    pub trail: Trail,
     at: Cell<Instant>,
     /// The time since the task was woken, once somebody has asked for it: reading the clock for each of the five or six
     /// moves of a small request would be a percent of its cost.
@@ -48,15 +63,19 @@ pub struct Deadline {
     /// The end of the connection that a body found out about and only the request can answer.
     fault: Cell<Option<Kind>>,
     response_timeout: Cell<Duration>,
+    /// When the request as a whole must be over.
+    whole: Cell<Option<Instant>>,
     head_timeout: Duration,
     idle_timeout: Duration,
     keep_alive_timeout: Duration,
+    tunnel_idle_timeout: Duration,
 }
 
 impl Deadline {
     /// The deadline of a connection that has just been accepted: its first head is due.
     pub fn new(bounds: &Bounds) -> Self {
         Self {
+            trail: Trail::default(),
             at: Cell::new(Instant::now() + bounds.head_timeout),
             now: Cell::new(None),
             phase: Cell::new(Phase::Head),
@@ -64,9 +83,11 @@ impl Deadline {
             client_is_asked: Cell::new(false),
             fault: Cell::new(None),
             response_timeout: Cell::new(Duration::ZERO),
+            whole: Cell::new(None),
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
             keep_alive_timeout: bounds.keep_alive_timeout,
+            tunnel_idle_timeout: bounds.tunnel_idle_timeout,
         }
     }
 
@@ -90,6 +111,16 @@ impl Deadline {
         self.passed.get()
     }
 
+    /// The gateway ends. Whoever has just connected, or begun to send a head, is about to send a request that nobody
+    /// else will answer: answers whether that is so, and leaves it `grace` at most.
+    pub fn awaits_head(&self, grace: Duration) -> bool {
+        let awaits = self.phase.get() == Phase::Head;
+        if awaits {
+            self.at.set(self.at.get().min(self.now() + grace));
+        }
+        awaits
+    }
+
     /// Called when the timer fires: whether the deadline is over rather than moved.
     pub fn check(&self) -> bool {
         self.woken();
@@ -97,13 +128,18 @@ impl Deadline {
         self.passed.get()
     }
 
+    /// The head of a request was read.
+    pub fn begun(&self) {
+        self.trail.begin(self.now());
+    }
+
     /// The client sent bytes.
     pub fn client_sent(&self) {
         match self.phase.get() {
             Phase::Idle => self.enter(Phase::Head, self.head_timeout),
             // A head has one deadline as a whole: a byte now and then must not prolong it.
-            Phase::Head | Phase::Answer => {}
-            Phase::Upload | Phase::Download => self.piece(),
+            Phase::Head | Phase::Answer | Phase::Linger => {}
+            Phase::Upload | Phase::Download | Phase::Tunnel => self.piece(),
         }
     }
 
@@ -111,20 +147,48 @@ impl Deadline {
     pub fn client_took(&self) {
         match self.phase.get() {
             // The end of an answer is written after its body has ended.
-            Phase::Idle => self.ended(),
-            Phase::Head | Phase::Answer => {}
-            Phase::Upload | Phase::Download => self.piece(),
+            Phase::Idle => self.enter(Phase::Idle, self.keep_alive_timeout),
+            Phase::Head | Phase::Answer | Phase::Linger => {}
+            Phase::Upload | Phase::Download | Phase::Tunnel => self.piece(),
         }
+    }
+
+    /// From now on the request as a whole takes no longer than `whole`, until its answer is at its end.
+    pub fn bound(&self, whole: Option<Duration>) {
+        self.whole.set(whole.map(|whole| self.now() + whole));
+    }
+
+    /// Whether a wait of so long ends before the request as a whole must.
+    pub fn leaves(&self, wait: Duration) -> bool {
+        self.whole.get().is_none_or(|whole| self.now() + wait < whole)
+    }
+
+    /// Waits, before a request is tried once more.
+    pub async fn pause(&self, wait: Duration) {
+        if wait.is_zero() {
+            return;
+        }
+        self.enter(Phase::Answer, wait);
+        // Whoever looks after the timer polls the request when it fires.
+        poll_fn(|_| if self.has_passed() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// The request has failed: what follows is the gateway's own answer, which has all the time that a client may take.
+    pub fn refused(&self) {
+        self.whole.set(None);
+        self.answered();
     }
 
     /// A connection to an endpoint is made.
     pub fn connect(&self, connect_timeout: Duration) {
+        self.trail.connecting(self.now());
         self.enter(Phase::Answer, connect_timeout);
     }
 
     /// A request is sent; `response_timeout` begins with its last byte.
     pub fn send(&self, has_body: bool, response_timeout: Duration) {
         self.client_is_asked.set(false);
+        self.trail.sending(self.now());
         if has_body {
             self.response_timeout.set(response_timeout);
             self.enter(Phase::Upload, self.idle_timeout);
@@ -141,8 +205,10 @@ impl Deadline {
     /// A piece of a body went through.
     pub fn piece(&self) {
         self.client_is_asked.set(false);
-        if matches!(self.phase.get(), Phase::Upload | Phase::Download) {
-            self.enter(self.phase.get(), self.idle_timeout);
+        match self.phase.get() {
+            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.idle_timeout),
+            Phase::Tunnel => self.tunnel(),
+            Phase::Idle | Phase::Head | Phase::Answer | Phase::Linger => {}
         }
     }
 
@@ -155,12 +221,26 @@ impl Deadline {
 
     /// The head of the answer is there.
     pub fn answered(&self) {
+        self.trail.answered(self.now());
         self.enter(Phase::Download, self.idle_timeout);
     }
 
-    /// The answer is at its end.
-    pub fn ended(&self) {
+    /// Both sides agreed on a tunnel.
+    pub fn tunnel(&self) {
+        self.whole.set(None);
+        self.enter(Phase::Tunnel, self.tunnel_idle_timeout);
+    }
+
+    /// The connection ends as soon as the client has noticed.
+    pub fn linger(&self) {
+        self.enter(Phase::Linger, LINGER);
+    }
+
+    /// The answer is at its end. Answers how long everything took.
+    pub fn ended(&self) -> Times {
+        self.whole.set(None);
         self.enter(Phase::Idle, self.keep_alive_timeout);
+        self.trail.times(self.now())
     }
 
     /// A body found out why the request cannot go on.
@@ -185,10 +265,12 @@ impl Deadline {
     fn enter(&self, phase: Phase, wait: Duration) {
         self.phase.set(phase);
         self.passed.set(false);
-        self.at.set(self.now() + wait);
+        let at = self.now() + wait;
+        self.at.set(self.whole.get().map_or(at, |whole| at.min(whole)));
     }
 
-    fn now(&self) -> Instant {
+    /// The time since the task was woken.
+    pub fn now(&self) -> Instant {
         let now = self.now.get().unwrap_or_else(Instant::now);
         self.now.set(Some(now));
         now
@@ -205,9 +287,13 @@ pub(crate) mod tests {
             header_count: 1,
             head_bytes: 8192,
             body_bytes: 1,
+            handshake_timeout: Duration::from_secs(1),
+            handshakes: 1,
             head_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(2),
             keep_alive_timeout: Duration::from_secs(3),
+            tunnel_idle_timeout: Duration::from_secs(4),
+            target_bytes: 8192,
             drain_timeout: Duration::ZERO,
         }
     }
@@ -242,6 +328,39 @@ pub(crate) mod tests {
         assert_eq!(deadline.error().kind(), Kind::RequestTimeout);
         deadline.piece();
         assert_eq!(deadline.error().kind(), Kind::UpstreamTimeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_wait_goes_beyond_the_whole() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        deadline.bound(Some(seconds(5)));
+        deadline.connect(seconds(3));
+        assert_eq!(deadline.at(), start + seconds(3));
+        deadline.send(false, seconds(9));
+        assert_eq!(deadline.at(), start + seconds(5));
+        assert!(deadline.leaves(seconds(4)) && !deadline.leaves(seconds(5)));
+        tokio::time::advance(seconds(4)).await;
+        deadline.woken();
+        deadline.answered();
+        assert_eq!(deadline.at(), start + seconds(5));
+        deadline.refused();
+        assert_eq!(deadline.at(), start + seconds(6));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_is_due_has_a_grace_when_the_gateway_ends_and_no_more_than_its_time() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        assert!(deadline.awaits_head(Duration::from_secs(9)));
+        assert_eq!(deadline.at(), start + Duration::from_secs(1));
+        assert!(deadline.awaits_head(Duration::from_millis(10)));
+        assert_eq!(deadline.at(), start + Duration::from_millis(10));
+        deadline.send(false, Duration::from_secs(9));
+        assert!(!deadline.awaits_head(Duration::ZERO));
+        deadline.ended();
+        assert!(!deadline.awaits_head(Duration::ZERO), "idle between two requests");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,15 +3,20 @@
 //! A block has one writer and shares no cache line with another, so that counting costs a plain store. Reading never
 //! stops a worker.
 
+pub mod histogram;
 pub mod prometheus;
+pub mod resilience;
+pub mod traffic;
+pub mod trail;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use crate::base::error::Kind;
+use traffic::{Series, Sum, Table};
 
 /// Why a connection was closed before any request was read from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +34,49 @@ impl Refusal {
         match self {
             Self::Denied => "denied",
             Self::TooMany => "too_many",
+        }
+    }
+}
+
+/// Why a TLS handshake came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// The client did not get done in time.
+    TimedOut,
+    /// The client speaks plain HTTP.
+    PlainHttp,
+    /// The client names a host that no certificate has, and `unknown_sni` is `refuse`.
+    UnknownSni,
+    /// No version, cipher suite, signature or protocol that both sides speak.
+    Incompatible,
+    /// The client has no certificate, or none that is accepted.
+    ClientCertificate,
+    /// The client broke off with an alert: it does not trust the certificate, most likely.
+    Alert,
+    /// The client left, or sent what is no TLS.
+    Broken,
+}
+
+impl HandshakeFailure {
+    const ALL: [Self; 7] = [
+        Self::TimedOut,
+        Self::PlainHttp,
+        Self::UnknownSni,
+        Self::Incompatible,
+        Self::ClientCertificate,
+        Self::Alert,
+        Self::Broken,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::TimedOut => "timed_out",
+            Self::PlainHttp => "plain_http",
+            Self::UnknownSni => "unknown_sni",
+            Self::Incompatible => "incompatible",
+            Self::ClientCertificate => "client_certificate",
+            Self::Alert => "alert",
+            Self::Broken => "broken",
         }
     }
 }
@@ -58,11 +106,15 @@ impl Counter {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
+    /// The number of the worker.
+    pub worker: usize,
     /// Connections accepted from the kernel, those refused after that included.
     pub connections_accepted: Counter,
     /// Connections that are open.
     pub connections_open: Counter,
     refused: [Counter; Refusal::ALL.len()],
+    handshakes: [Counter; 2],
+    handshakes_failed: [Counter; HandshakeFailure::ALL.len()],
     /// Connections closed because a request's head was not HTTP or beyond a bound.
     pub heads_malformed: Counter,
     /// Connections closed because a request's head did not arrive in time.
@@ -81,6 +133,8 @@ pub struct Counters {
     pub upstream_connections_opened: Counter,
     /// Requests that found a connection in the pool.
     pub upstream_connections_reused: Counter,
+    /// What was done about services that are sick.
+    pub resilience: resilience::Resilience,
     /// Bytes read from clients.
     pub bytes_received: Counter,
     /// Bytes written to clients.
@@ -91,6 +145,20 @@ impl Counters {
     /// A connection was refused.
     pub fn refused(&self, reason: Refusal) {
         if let Some(counter) = self.refused.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A TLS handshake came to nothing.
+    pub fn handshake_failed(&self, failure: HandshakeFailure) {
+        if let Some(counter) = self.handshakes_failed.get(failure as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A TLS handshake was done, in full or by resuming a session.
+    pub fn handshake_done(&self, resumed: bool) {
+        if let Some(counter) = self.handshakes.get(usize::from(resumed)) {
             counter.add(1);
         }
     }
@@ -112,26 +180,70 @@ impl Counters {
 
 /// The blocks of all workers.
 #[derive(Clone, Debug)]
-pub struct Registry(Arc<[Arc<Counters>]>);
+pub struct Registry {
+    blocks: Arc<[Arc<Counters>]>,
+    /// For whoever compiles a configuration and whoever looks, never for a worker.
+    traffic: Arc<Mutex<Tables>>,
+}
+
+/// Requests by name.
+#[derive(Debug)]
+struct Tables {
+    routes: Table,
+    upstreams: Table,
+}
+
+/// What was counted by route and by upstream, each with its name.
+#[derive(Clone, Debug, Default)]
+pub struct ByName {
+    /// By route; the time is that of the whole request.
+    pub routes: Vec<(String, Sum)>,
+    /// By upstream; the time is from the request to the head of the answer.
+    pub upstreams: Vec<(String, Sum)>,
+}
 
 impl Registry {
     /// Blocks for so many workers.
     pub fn new(workers: usize) -> Self {
-        Self((0..workers).map(|_| Arc::default()).collect())
+        let block = |worker| Arc::new(Counters { worker, ..Counters::default() });
+        let tables = Tables { routes: Table::new(workers), upstreams: Table::new(workers) };
+        Self { blocks: (0..workers).map(block).collect(), traffic: Arc::new(Mutex::new(tables)) }
     }
 
     /// The blocks, one a worker.
     pub fn blocks(&self) -> &[Arc<Counters>] {
-        &self.0
+        &self.blocks
+    }
+
+    /// The series of routes in the order of their names, at most `max` of them with one of their own.
+    pub fn routes(&self, names: &[&str], max: usize) -> Vec<Series> {
+        self.with_tables(|tables| tables.routes.series(names, max))
+    }
+
+    /// The same for upstreams.
+    pub fn upstreams(&self, names: &[&str], max: usize) -> Vec<Series> {
+        self.with_tables(|tables| tables.upstreams.series(names, max))
     }
 
     /// Everything added up.
     pub fn snapshot(&self) -> Snapshot {
         let mut sum = Snapshot::default();
-        for block in self.0.iter() {
+        for block in self.blocks.iter() {
             sum.add(block);
         }
         sum
+    }
+
+    /// What was counted by route and by upstream.
+    pub fn by_name(&self) -> ByName {
+        self.with_tables(|tables| ByName {
+            routes: tables.routes.sums(),
+            upstreams: tables.upstreams.sums(),
+        })
+    }
+
+    fn with_tables<T>(&self, work: impl FnOnce(&mut Tables) -> T) -> T {
+        work(&mut self.traffic.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -140,6 +252,8 @@ impl Registry {
 pub struct Snapshot {
     /// Connections from clients.
     pub connections: Connections,
+    /// TLS with clients.
+    pub handshakes: Handshakes,
     /// Requests.
     pub requests: Requests,
     /// Connections to endpoints.
@@ -167,6 +281,15 @@ pub struct Connections {
     pub readers_timed_out: u64,
 }
 
+/// TLS handshakes with clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Handshakes {
+    /// Done, in `full` or by resuming a session.
+    pub done: BTreeMap<&'static str, u64>,
+    /// Come to nothing, by reason.
+    pub failed: BTreeMap<&'static str, u64>,
+}
+
 /// Requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Requests {
@@ -189,9 +312,13 @@ pub struct Upstream {
     pub opened: u64,
     /// Found in the pool instead.
     pub reused: u64,
+    /// What was done about services that are sick.
+    #[serde(flatten)]
+    pub resilience: resilience::Snapshot,
 }
 
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Classes of statuses.
+pub const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl Snapshot {
     fn add(&mut self, block: &Counters) {
@@ -204,6 +331,12 @@ impl Snapshot {
         for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {
             *connections.refused.entry(reason.name()).or_default() += counter.value();
         }
+        for (kind, counter) in ["full", "resumed"].into_iter().zip(&block.handshakes) {
+            *self.handshakes.done.entry(kind).or_default() += counter.value();
+        }
+        for (why, counter) in HandshakeFailure::ALL.into_iter().zip(&block.handshakes_failed) {
+            *self.handshakes.failed.entry(why.name()).or_default() += counter.value();
+        }
         self.requests.active += block.requests_active.value();
         self.requests.abandoned += block.requests_abandoned.value();
         self.requests.broken += block.answers_broken.value();
@@ -215,6 +348,7 @@ impl Snapshot {
         }
         self.upstream.opened += block.upstream_connections_opened.value();
         self.upstream.reused += block.upstream_connections_reused.value();
+        self.upstream.resilience.add(&block.resilience);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();
     }

@@ -1,12 +1,14 @@
 //! Requests: what they are decided by, and the ordered page of their life ([`serve`]).
 
 pub mod account;
+pub mod listener;
 mod prepare;
 pub mod serve;
 mod target;
 
 use std::cell::{Cell, Ref, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,13 +17,17 @@ use http::HeaderValue;
 
 use crate::base::address::PeerAddr;
 use crate::base::time::Now;
-use crate::config::{Bounds, Config};
-use crate::http::deadline::Deadline;
+use crate::config::{self, Config};
 use crate::http::headers;
-use crate::observe::Counters;
+use crate::observe::traffic::Series;
+use crate::observe::{Counters, Registry};
 use crate::route;
 use crate::rules::classify::Classifier;
-use crate::upstream::{self, Upstream};
+use crate::tls::session::{ClientCertificate, Session};
+use crate::upstream::balance::View;
+use crate::upstream::directory::Directory;
+use crate::upstream::send::Client;
+use crate::upstream::{Local, Upstream};
 use gateway_common::rule::Action;
 
 /// A configuration, compiled. It never changes; a new one takes its place.
@@ -31,14 +37,27 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     routes: route::Table,
     upstreams: Vec<Upstream>,
+    /// What is counted by route, in the order of the routes.
+    route_series: Vec<Series>,
+    /// What is counted by upstream, in the order of the upstreams.
+    upstream_series: Vec<Series>,
 }
 
 impl Snapshot {
-    /// Compiles `config`; `echo` is where the built-in service is served, if it is.
-    pub fn new(config: Arc<Config>, echo: Option<SocketAddr>) -> Self {
+    /// Compiles `config` and puts its endpoints in force. What is counted by name goes on in `counters`.
+    pub fn new(config: Arc<Config>, directory: &mut Directory, counters: &Registry) -> Self {
         let upstreams = config.upstreams.iter();
-        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, echo));
-        Self { routes: route::Table::new(&config.routes), upstreams: upstreams.collect(), config }
+        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, directory));
+        let route_names: Vec<&str> = config.routes.iter().map(|route| &*route.name).collect();
+        let upstream_names: Vec<&str> = config.upstreams.iter().map(|one| &*one.name).collect();
+        let max = config.metrics.max_names;
+        Self {
+            routes: route::Table::new(&config.routes),
+            upstreams: upstreams.collect(),
+            route_series: counters.routes(&route_names, max),
+            upstream_series: counters.upstreams(&upstream_names, max),
+            config,
+        }
     }
 }
 
@@ -51,7 +70,7 @@ pub struct Worker {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     current: RefCell<Rc<Current>>,
     rules: RefCell<Followed>,
-    client: upstream::Client,
+    client: Client,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -60,8 +79,10 @@ pub struct Worker {
 #[derive(Debug)]
 struct Current {
     snapshot: Arc<Snapshot>,
-    /// Which endpoint is next, by upstream.
-    turns: Vec<Cell<usize>>,
+    /// The endpoints as the worker sees them, by upstream.
+    views: Vec<View>,
+    /// What is remembered of the upstreams, in their order.
+    locals: Vec<Rc<Local>>,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -73,21 +94,37 @@ struct Followed {
 }
 
 impl Current {
-    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
-        let turns = snapshot.upstreams.iter().map(|_| Cell::new(0)).collect();
-        Rc::new(Self { snapshot, turns })
+    /// A snapshot has the upstreams of its configuration; those that the one before it had too are remembered.
+    fn new(snapshot: Arc<Snapshot>, before: Option<&Self>, client: &Client) -> Rc<Self> {
+        let views = snapshot.upstreams.iter().map(|upstream| client.view(upstream)).collect();
+        let before = before.iter().flat_map(|before| {
+            let names = before.snapshot.config.upstreams.iter().map(|service| &*service.name);
+            names.zip(&before.locals)
+        });
+        let before: HashMap<&str, &Rc<Local>> = before.collect();
+        let local = |service: &config::Upstream| {
+            before.get(&*service.name).map(|local| Rc::clone(local)).unwrap_or_default()
+        };
+        let locals = snapshot.config.upstreams.iter().map(local).collect();
+        Rc::new(Self { snapshot, views, locals })
     }
 }
 
 impl Worker {
-    /// A worker that follows `snapshot` and `rules`.
-    pub fn new(snapshot: &Arc<ArcSwap<Snapshot>>, rules: &Rules, counters: Arc<Counters>) -> Self {
+    /// The worker of this number, which follows `snapshot` and `rules`.
+    pub fn new(
+        number: usize,
+        snapshot: &Arc<ArcSwap<Snapshot>>,
+        rules: &Rules,
+        counters: Arc<Counters>,
+    ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
+        let client = Client::new(number, Arc::clone(&counters));
         Self {
-            client: upstream::Client::new(Arc::clone(&counters)),
             snapshot: RefCell::new(cache),
-            current: RefCell::new(Current::new(current)),
+            current: RefCell::new(Current::new(current, None, &client)),
+            client,
             rules: RefCell::new(Followed {
                 cache: Cache::new(Arc::clone(rules)),
                 held: rules.load_full(),
@@ -131,7 +168,8 @@ impl Worker {
         let snapshot = cache.load();
         let mut current = self.current.borrow_mut();
         if !Arc::ptr_eq(snapshot, &current.snapshot) {
-            *current = Current::new(Arc::clone(snapshot));
+            let before = Some(&**current);
+            *current = Current::new(Arc::clone(snapshot), before, &self.client);
         }
         Rc::clone(&current)
     }
@@ -145,19 +183,28 @@ pub struct Connection {
     peer: PeerAddr,
     /// The same as text, written once for all requests of the connection.
     peer_text: HeaderValue,
+    /// What the TLS handshake agreed on; `None` over plain TCP.
+    pub tls: Option<Session>,
     /// The state of the rules that let the peer in.
     admitted: Cell<u64>,
-    /// How long it may stay as it is.
-    pub deadline: Rc<Deadline>,
 }
 
 impl Connection {
     /// The connection of `peer`, which the rules have yet to let in.
-    pub fn new(worker: &Rc<Worker>, peer: PeerAddr, bounds: &Bounds) -> Rc<Self> {
-        let deadline = Rc::new(Deadline::new(bounds));
+    pub fn new(worker: &Rc<Worker>, peer: PeerAddr, tls: Option<Session>) -> Rc<Self> {
         let peer_text = headers::value(&peer.to_string());
         let worker = Rc::clone(worker);
-        Rc::new(Self { worker, peer, peer_text, admitted: Cell::new(0), deadline })
+        Rc::new(Self { worker, peer, peer_text, tls, admitted: Cell::new(0) })
+    }
+
+    /// Who the client has proven to be by its certificate.
+    pub fn client_certificate(&self) -> Option<&ClientCertificate> {
+        self.tls.as_ref()?.client_certificate.as_deref()
+    }
+
+    /// `https` or `http`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 
     /// Whether no rule keeps the peer out. It is asked once for each state of the rules, so that a rule that is made

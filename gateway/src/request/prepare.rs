@@ -1,16 +1,17 @@
 //! What the header fields of a request become on their way to a service, and those of its answer on the way back.
 
-use http::header::{Entry, FORWARDED, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::header::{Entry, FORWARDED, HOST, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, Version};
-use http_body::Body as _;
+use http::{Request, Response, StatusCode, Version};
 
 use crate::base::id::RequestId;
 use crate::http::body::RequestBody;
+use crate::http::h1::upgrade::{self, WebSocket};
 use crate::http::headers::{
-    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, remove_forged,
+    CLIENT_CERT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, remove_forged,
     remove_hop_by_hop, value,
 };
+use crate::request::Connection;
 
 /// The id of a request: a new one, or the one that a trusted proxy has given it.
 pub(super) fn request_id(headers: &HeaderMap, peer_is_trusted: bool) -> HeaderValue {
@@ -26,37 +27,45 @@ fn is_request_id(id: &[u8]) -> bool {
         && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
-/// The request as the service gets it; `peer` is the address of the other end as text.
+/// The request as the service gets it, which came over `connection`.
 pub(super) fn request(
     mut head: Parts,
     body: RequestBody,
     id: HeaderValue,
-    peer: &HeaderValue,
+    connection: &Connection,
     peer_is_trusted: bool,
 ) -> Request<RequestBody> {
     let headers = &mut head.headers;
     remove_hop_by_hop(headers);
     remove_forged(headers, peer_is_trusted);
     headers.insert(X_REQUEST_ID, id);
-    append_peer(headers, peer);
+    append_peer(headers, &connection.peer_text);
     if !headers.contains_key(FORWARDED) {
         let host = headers.get(HOST).cloned();
         if let (Some(host), Entry::Vacant(entry)) = (host, headers.entry(X_FORWARDED_HOST)) {
             entry.insert(host);
         }
     }
-    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        // hyper would send a GET without the body that it has.
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    if let Some(certificate) = connection.client_certificate()
+        && let Some(value) = &certificate.header
+    {
+        headers.insert(CLIENT_CERT, value.clone());
+    }
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(connection.scheme()));
+    let wants_tunnel = head.extensions.get::<WebSocket>().is_some();
+    if wants_tunnel {
+        upgrade::ask(headers);
     }
     head.version = Version::HTTP_11;
-    Request::from_parts(head, body)
+    Request::from_parts(head, if wants_tunnel { body.unbounded() } else { body })
 }
 
 /// The answer as the client gets it.
 pub(super) fn response<B>(mut response: Response<B>, id: HeaderValue) -> Response<B> {
     remove_hop_by_hop(response.headers_mut());
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        upgrade::ask(response.headers_mut());
+    }
     response.headers_mut().insert(X_REQUEST_ID, id);
     *response.version_mut() = Version::HTTP_11;
     response

@@ -1,49 +1,65 @@
 //! The life of a request, in order.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
-use http_body::Body as _;
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Request, Response};
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
-use crate::http::body::RequestBody;
+use crate::http::body::{Incoming, RequestBody};
+use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::route::{Refused, Routed};
+use crate::upstream::balance::Choice;
+use crate::upstream::send::Way;
 
-/// Answers one request. Whatever goes wrong becomes an answer, and every answer is accounted for.
+/// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
     connection: Rc<Connection>,
+    deadline: Rc<Deadline>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
-    let account = Account::open(Rc::clone(&connection));
+) -> Response<ResponseBody> {
     let current = connection.worker.current();
+    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
     let exchange = Exchange {
         connection: &connection,
+        deadline: &deadline,
+        account: &account,
         current: &current,
         peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
     };
     let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
-    let has_body = !request.body().is_end_stream();
     let answer = match exchange.answer(request, id.clone()).await {
         Ok(response) => prepare::response(response, id),
         Err(error) => {
             account.failed(&error);
-            // A body that nobody will read stands between this request and the next.
-            problem::response(&error, id, !has_body).map(Answer::Gateway)
+            problem::response(&error, id).map(Answer::Gateway)
         }
     };
-    Ok(account.answer(answer))
+    account.answer(answer)
+}
+
+/// The answer to what is no request.
+pub fn refuse(
+    connection: &Rc<Connection>,
+    deadline: &Rc<Deadline>,
+    error: &Error,
+) -> Response<ResponseBody> {
+    let current = connection.worker.current();
+    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current);
+    account.failed(error);
+    let id = prepare::request_id(&HeaderMap::new(), false);
+    account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
+    deadline: &'a Rc<Deadline>,
+    account: &'a Account,
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
 }
@@ -54,21 +70,23 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { worker, peer, peer_text, deadline, .. } = &**self.connection;
-        let Current { snapshot, turns } = &**self.current;
+        let Connection { worker, peer, .. } = &**self.connection;
+        let Current { snapshot, views, locals } = &**self.current;
         let (mut head, body) = request.into_parts();
 
-        target::normalise(&mut head)?;
+        target::normalise(&mut head, self.connection.scheme())?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         let routed = self.route(&head)?;
-        let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, deadline)?;
-        let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
+        self.account.routed(routed);
+        let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
+        let request = prepare::request(head, body, id, self.connection, self.peer_is_trusted);
 
-        let upstream = routed.upstream();
-        let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));
-        let (upstream, turn) = upstream.ok_or(Kind::NoRoute)?;
-        let response = worker.client.send(upstream, turn, request, deadline).await?;
+        let index = routed.upstream();
+        let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
+        let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
+        let way = Way { choice: Choice { upstream, view }, local, deadline: self.deadline };
+        let response = worker.client.send(way, request).await?;
         Ok(response.map(Answer::Upstream))
     }
 

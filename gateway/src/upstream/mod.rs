@@ -3,34 +3,37 @@
 //! A connection belongs either to the pool of its worker or to the one request that uses it, and whoever has it drives
 //! it. So a request needs no second task, and one that is dropped midway closes the connection that it spoilt.
 
+pub mod balance;
 pub mod body;
+mod budget;
 pub mod connection;
+pub mod directory;
 pub mod echo;
+pub mod endpoint;
 pub mod pool;
+mod retry;
+pub mod send;
 
-use std::cell::Cell;
-use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use tokio::time::Instant;
 
-use crate::base::error::{Error, Kind};
+use crate::base::time::instant;
 use crate::config;
-use crate::http::body::RequestBody;
-use crate::http::deadline::Deadline;
-use crate::observe::Counters;
-use body::AnswerBody;
-use connection::{Connection, Failure, Limits};
-use pool::Pool;
+use crate::http::h1::head::Limits;
+use balance::Group;
+use budget::Budget;
+use directory::Directory;
 
-/// A service with its endpoints resolved.
+/// A service and how it is talked to.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    endpoints: Box<[SocketAddr]>,
+    group: Arc<Group>,
     connect_timeout: Duration,
     response_timeout: Duration,
+    whole_timeout: Option<Duration>,
+    retry: config::Retry,
     keep: Keep,
     limits: Limits,
 }
@@ -45,125 +48,33 @@ pub struct Keep {
 }
 
 impl Upstream {
-    /// The service as configured. What it may answer has the same `bounds` as what a client may ask; `echo` is where
-    /// the gateway's own is served.
+    /// The service as configured, its endpoints put in force. What it may answer has the same `bounds` as what a client
+    /// may ask.
     pub fn new(
         config: &config::Upstream,
         bounds: &config::Bounds,
-        echo: Option<SocketAddr>,
+        directory: &mut Directory,
     ) -> Self {
-        let address = |endpoint: &config::Endpoint| match endpoint {
-            config::Endpoint::Address(address) => Some(*address),
-            config::Endpoint::Echo => echo,
-        };
         Self {
-            endpoints: config.endpoints.iter().filter_map(address).collect(),
+            group: directory.group(config),
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
+            whole_timeout: config.whole_timeout,
+            retry: config.retry.clone(),
             keep: Keep { connections: config.idle_connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
         }
     }
-
-    /// The endpoints in the order in which to try them, another one first each time.
-    fn turn(&self, turn: &Cell<usize>) -> impl Iterator<Item = SocketAddr> {
-        let first = turn.get() % self.endpoints.len().max(1);
-        turn.set(first + 1);
-        self.endpoints.iter().copied().cycle().skip(first).take(self.endpoints.len())
-    }
 }
 
-/// What a worker sends requests with.
+/// What one worker remembers of an upstream, for as long as the configuration has it.
 #[derive(Debug)]
-pub struct Client {
-    pool: Rc<Pool>,
-    counters: Arc<Counters>,
+pub struct Local {
+    budget: Budget,
 }
 
-impl Client {
-    /// A client without connections.
-    pub fn new(counters: Arc<Counters>) -> Self {
-        Self { pool: Rc::default(), counters }
-    }
-
-    /// Drops the idle connections that have expired or were closed by the other side.
-    pub fn sweep(&self) {
-        self.pool.sweep();
-    }
-
-    /// Sends `request` to an endpoint of `upstream`. An endpoint that cannot be connected to is passed over for the
-    /// next one, because nothing was sent yet; so is one that closed before it took anything.
-    pub async fn send(
-        &self,
-        upstream: &Upstream,
-        turn: &Cell<usize>,
-        mut request: Request<RequestBody>,
-        deadline: &Rc<Deadline>,
-    ) -> Result<Response<AnswerBody>, Error> {
-        let mut error = Error::from(Kind::UpstreamConnect);
-        for endpoint in upstream.turn(turn) {
-            if let Some(connection) = self.pool.take(endpoint) {
-                self.counters.upstream_connections_reused.add(1);
-                match self.exchange(connection, upstream, request, deadline).await {
-                    Ok(response) => return Ok(response),
-                    Err(Failure::Unsent(unsent, _)) => request = *unsent,
-                    Err(Failure::Final(error)) => return Err(error),
-                }
-            }
-            deadline.connect(upstream.connect_timeout);
-            let connection = match Connection::open(endpoint, &upstream.limits, deadline).await {
-                Ok(connection) => connection,
-                Err(failed) => {
-                    error = failed;
-                    continue;
-                }
-            };
-            self.counters.upstream_connections_opened.add(1);
-            match self.exchange(connection, upstream, request, deadline).await {
-                Ok(response) => return Ok(response),
-                Err(Failure::Unsent(unsent, failed)) => (request, error) = (*unsent, failed),
-                Err(Failure::Final(error)) => return Err(error),
-            }
-        }
-        Err(error)
-    }
-
-    async fn exchange(
-        &self,
-        mut connection: Box<Connection>,
-        upstream: &Upstream,
-        request: Request<RequestBody>,
-        deadline: &Rc<Deadline>,
-    ) -> Result<Response<AnswerBody>, Failure> {
-        let response = connection.send(request, upstream.response_timeout, deadline).await?;
-        let home = pool::Home { pool: Rc::clone(&self.pool), keep: upstream.keep };
-        Ok(response.map(|incoming| AnswerBody::new(incoming, connection, home, deadline)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_take_turns() {
-        let endpoints: Vec<SocketAddr> =
-            ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"].map(|text| text.parse().unwrap()).into();
-        let service = config::Upstream {
-            name: "users".to_owned(),
-            endpoints: endpoints.into_iter().map(config::Endpoint::Address).collect(),
-            connect_timeout: Duration::ZERO,
-            response_timeout: Duration::ZERO,
-            idle_connections: 0,
-            idle_timeout: Duration::ZERO,
-        };
-        let bounds = crate::http::deadline::tests::bounds();
-        let upstream = Upstream::new(&service, &bounds, None);
-        let turn = Cell::new(0);
-        let ports = || upstream.turn(&turn).map(|address| address.port()).collect::<Vec<_>>();
-        assert_eq!(ports(), [1, 2, 3]);
-        assert_eq!(ports(), [2, 3, 1]);
-        assert_eq!(ports(), [3, 1, 2]);
-        assert_eq!(ports(), [1, 2, 3]);
+impl Default for Local {
+    fn default() -> Self {
+        Self { budget: Budget::new(Instant::from_std(instant())) }
     }
 }

@@ -1,0 +1,117 @@
+//! The configuration as typed: plain types, one per section, with the defaults that a reader of the file may rely on.
+//! Texts are not understood here; that is for the section files beside this one.
+
+mod kernel;
+mod listen;
+mod routes;
+mod upstreams;
+
+use serde::Deserialize;
+
+pub(super) use self::kernel::*;
+pub(super) use self::listen::*;
+pub(super) use self::routes::*;
+pub(super) use self::upstreams::*;
+pub(super) use super::forms::{Named, Section, TextOr};
+
+/// A whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct Raw {
+    /// Where clients connect. At least one.
+    pub(in crate::config) listen: Vec<RawListener>,
+    /// Worker threads. Default: one per CPU that the process may use.
+    pub(in crate::config) workers: Option<u64>,
+    /// The user that the daemon becomes. Default: `gateway`, else `nobody`.
+    pub(in crate::config) user: Option<String>,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub(in crate::config) trusted_proxies: Vec<String>,
+    pub(in crate::config) state: RawState,
+    pub(in crate::config) admin: RawAdmin,
+    pub(in crate::config) metrics: RawMetrics,
+    pub(in crate::config) kernel: RawKernel,
+    pub(in crate::config) bounds: RawBounds,
+    pub(in crate::config) upstreams: Named<RawUpstream>,
+    pub(in crate::config) routes: Vec<RawRoute>,
+}
+
+/// Where state is kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawState {
+    /// Default: `/var/lib/gateway` for root.
+    pub(in crate::config) dir: Option<String>,
+}
+
+/// The administrative interface.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawAdmin {
+    /// Default: `/run/gateway/admin.sock` for root.
+    pub(in crate::config) socket: Option<String>,
+}
+
+/// Metrics over TCP.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawMetrics {
+    /// `ip:port`. Default: nowhere.
+    pub(in crate::config) listen: Option<String>,
+    /// Routes, and upstreams, with series of their own.
+    pub(in crate::config) max_names: u64,
+}
+
+impl Default for RawMetrics {
+    fn default() -> Self {
+        Self { listen: None, max_names: 1000 }
+    }
+}
+
+/// What a client may make the gateway hold or wait for.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawBounds {
+    /// Client connections in all workers together.
+    pub(in crate::config) connections: u64,
+    /// Header fields of a request.
+    pub(in crate::config) header_count: u64,
+    /// Size of a request's head, and of an answer's.
+    pub(in crate::config) head_bytes: String,
+    /// Size of a request's target.
+    pub(in crate::config) target_bytes: String,
+    /// Size of a request's body.
+    pub(in crate::config) body_bytes: String,
+    /// Time for what comes before HTTP: a TLS handshake.
+    pub(in crate::config) handshake_timeout: String,
+    /// Handshakes at the same time, in all workers together.
+    pub(in crate::config) handshakes: u64,
+    /// Time for a request's head to arrive.
+    pub(in crate::config) head_timeout: String,
+    /// Time between two pieces of a body.
+    pub(in crate::config) idle_timeout: String,
+    /// Time that a connection may wait for its next request.
+    pub(in crate::config) keep_alive_timeout: String,
+    /// Time that a tunnel may stay open without a byte.
+    pub(in crate::config) tunnel_idle_timeout: String,
+    /// Time that requests in flight have when the gateway ends.
+    pub(in crate::config) drain_timeout: String,
+}
+
+impl Default for RawBounds {
+    fn default() -> Self {
+        Self {
+            connections: 65_536,
+            header_count: 100,
+            head_bytes: "64KiB".to_owned(),
+            target_bytes: "8KiB".to_owned(),
+            body_bytes: "10MiB".to_owned(),
+            handshake_timeout: "10s".to_owned(),
+            handshakes: 4096,
+            head_timeout: "10s".to_owned(),
+            idle_timeout: "60s".to_owned(),
+            keep_alive_timeout: "75s".to_owned(),
+            tunnel_idle_timeout: "10m".to_owned(),
+            drain_timeout: "30s".to_owned(),
+        }
+    }
+}

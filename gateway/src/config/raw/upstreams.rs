@@ -1,0 +1,67 @@
+//! `upstreams` as typed.
+
+use serde::Deserialize;
+
+use super::{Section, TextOr};
+use crate::config::retry::RawRetry;
+
+/// A service.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawUpstream {
+    /// At least one.
+    pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    #[serde(default)]
+    pub(in crate::config) timeout: RawTimeout,
+    #[serde(default)]
+    pub(in crate::config) retry: RawRetry,
+    /// Idle connections kept to one endpoint by one worker.
+    #[serde(default = "idle_connections")]
+    pub(in crate::config) idle_connections: u64,
+}
+
+fn idle_connections() -> u64 {
+    64
+}
+
+/// `ip:port` or `echo`, alone or as `{address: ...}`.
+pub(in crate::config) type RawEndpoint = TextOr<RawEndpointSection>;
+
+/// An endpoint with more to say than its address.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawEndpointSection {
+    pub(in crate::config) address: String,
+    /// Its share of the requests.
+    #[serde(default = "weight")]
+    pub(in crate::config) weight: u64,
+}
+
+fn weight() -> u64 {
+    1
+}
+
+impl Section for RawEndpointSection {
+    const EXPECTED: &'static str = "`ip:port`, `echo` or a section with `address`";
+}
+
+/// How long an upstream may take.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawTimeout {
+    /// To connect to an endpoint.
+    pub(in crate::config) connect: String,
+    /// From the last byte of the request to the head of the answer.
+    pub(in crate::config) response: String,
+    /// How long an idle connection is kept.
+    pub(in crate::config) idle: String,
+    /// From the choice of an endpoint to the last byte of the answer. Default: no bound.
+    pub(in crate::config) whole: Option<String>,
+}
+
+impl Default for RawTimeout {
+    fn default() -> Self {
+        let [connect, response, idle] = ["1s", "10s", "60s"].map(str::to_owned);
+        Self { connect, response, idle, whole: None }
+    }
+}
