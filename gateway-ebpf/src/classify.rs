@@ -105,11 +105,10 @@ extern "C" fn walk_v4(address: u32, lengths: u64) -> u32 {
         }
         let length = 32 - lengths.trailing_zeros().min(32);
         lengths &= lengths - 1;
-        let found = scan_v4(address, length, 0);
-        let found = match is_settled(found) {
-            true => decide_v4(found, length),
-            false => prefix_v4(address, length),
-        };
+        if !may_have_v4(address, length) {
+            continue;
+        }
+        let found = prefix_v4(address, length);
         if decides(found) {
             return found | trace;
         }
@@ -239,6 +238,19 @@ fn decide_v6(found: u64, length: u32) -> u32 {
     }
     maps::count_hit_v6((found >> CELL_SHIFT) as u32, clock::boot_tick_ns());
     ruled(Head::of(found & RULE), length)
+}
+
+/// Whether it takes more than a look at its bucket to say that a prefix has no rule. For most it does not, and they
+/// need no call.
+#[inline(always)]
+fn may_have_v4(address: u32, length: u32) -> bool {
+    let tag = TagV4::new(address, length);
+    let Some((_, bucket)) = maps::bucket_v4(tag, 0) else { return false };
+    let mut may = is_continued(load(&bucket[0]));
+    for cell in 0..CELLS {
+        may |= TagV4::of(load(&bucket[cell * WORDS_V4])) == tag;
+    }
+    may
 }
 
 /// What one bucket says about an IPv4 prefix: its live rule, the first before the second.

@@ -281,7 +281,7 @@ mod tests {
 
     fn tag(bits: u32, length: u32) -> TagV4 {
         // The interesting bits stand at both ends and in the middle: the last two /23 of a block among them.
-        let network = (bits >> 3) * 0x3c00 | (bits & 1) << 9;
+        let network = ((bits >> 3) * 0x3c00) | ((bits & 1) << 9);
         TagV4::new(bits << 28 | network | (bits & 3) << 12 | bits & 7, length)
     }
 
