@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 
+use http::header::{CONNECTION, SET_COOKIE};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body::Body as _;
@@ -10,12 +11,14 @@ use hyper::body::Incoming;
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
+use crate::base::id::random;
+use crate::config::{Action, Route};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
-use crate::route::{Refused, Routed};
+use crate::transform;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
@@ -35,7 +38,7 @@ pub async fn serve(
     let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
     let has_body = !request.body().is_end_stream();
     let answer = match exchange.answer(request, id.clone()).await {
-        Ok(response) => prepare::response(response, id),
+        Ok(answer) => answer,
         Err(error) => {
             account.failed(&error);
             // A body that nobody will read stands between this request and the next.
@@ -65,31 +68,53 @@ impl Exchange<'_> {
         target::normalise(&mut head)?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
-        let routed = self.route(&head)?;
+        let routed = target::route(&snapshot.routes, &mut head)?;
+        let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
+        let Action::Forward(forward) = &route.action else {
+            return self.answer_here(route, &head, id, body.is_end_stream());
+        };
+        let choice = routed.choose(forward, &head.headers, client.ip(), random);
+        if let Some(template) = &forward.rewrite {
+            transform::target::rewrite(template, &route.path, &mut head.uri)?;
+        }
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
-        let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
+        let mut request = prepare::request(head, body, id.clone(), peer_text, self.peer_is_trusted);
+        transform::fields::apply(&route.request_headers, request.headers_mut());
 
-        let upstream = routed.upstream();
+        let upstream = choice.upstream();
         let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));
         let (upstream, turn) = upstream.ok_or(Kind::NoRoute)?;
         let response = worker.client.send(upstream, turn, request, self.deadline).await?;
-        Ok(response.map(Answer::Upstream))
+        let mut response = prepare::response(response.map(Answer::Upstream), id);
+        transform::fields::apply(&route.response_headers, response.headers_mut());
+        if let Some(cookie) = choice.cookie() {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
+        Ok(response)
     }
 
-    fn route(&self, head: &Parts) -> Result<Routed, Error> {
-        let routes = &self.current.snapshot.routes;
-        routes.find(&head.method, target::host(head), head.uri.path()).map_err(|refused| {
-            match refused {
-                Refused::NotFound => Kind::NoRoute.into(),
-                Refused::MethodNotAllowed { allow, .. } => {
-                    let allow: Vec<_> = allow.iter().map(http::Method::as_str).collect();
-                    Error::method_not_allowed(allow.join(", "))
-                }
-                Refused::BadPath => {
-                    Error::new(Kind::BadRequest, "the path can be read in two ways")
-                }
+    /// The answer of a route that needs no service.
+    fn answer_here(
+        &self,
+        route: &Route,
+        head: &Parts,
+        id: HeaderValue,
+        is_read: bool,
+    ) -> Result<Response<Answer>, Error> {
+        let response = match &route.action {
+            Action::Redirect(redirect) => {
+                transform::answer::redirect(redirect, &route.path, head, target::host(head))?
             }
-        })
+            Action::Respond(respond) => transform::answer::respond(respond),
+            Action::Forward(_) => return Err(Kind::NoRoute.into()),
+        };
+        self.deadline.answered();
+        let mut response = prepare::response(response.map(Answer::Gateway), id);
+        transform::fields::apply(&route.response_headers, response.headers_mut());
+        if !is_read {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
     }
 
     fn rules(&self, client: ClientAddr) -> Result<(), Error> {
