@@ -9,9 +9,11 @@ pub mod bpf;
 pub mod client;
 pub mod frames;
 pub mod gateway;
+pub mod metrics;
 pub mod namespace;
 pub mod origin;
 pub mod programs;
+pub mod site;
 pub mod topology;
 
 use std::time::{Duration, Instant};

@@ -38,7 +38,7 @@ pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
-    Regex, Respond, Route, Segment, Sticky, Subject, Target, Template, Wanted,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
 };
 
 use self::at::At;
@@ -139,9 +139,9 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         "name the addresses of your load balancers",
     );
     let trusted_proxies: Vec<IpNet> = trusted_proxies.into_iter().map(|(net, _)| net).collect();
-    let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics").key("listen"));
-    let own: Vec<Listener> =
-        listen.iter().cloned().chain(metrics.map(|address| Listener { address })).collect();
+    let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics"));
+    let own = metrics.listen.map(|address| Listener { address });
+    let own: Vec<Listener> = listen.iter().cloned().chain(own).collect();
     let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
     Config {
@@ -158,7 +158,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         admin: Admin {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
-        metrics: Metrics { listen: metrics },
+        metrics,
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -178,12 +178,12 @@ fn protected(
         .filter(|listener| !listener.address.ip().is_unspecified())
         .map(|listener| (listener.address.ip().into(), "the gateway's own".to_owned()));
     let endpoints = upstreams.iter().flat_map(|upstream| {
-        upstream.endpoints.iter().filter_map(|endpoint| match endpoint {
-            Endpoint::Address(address) => {
+        upstream.endpoints.iter().filter_map(|endpoint| match endpoint.target {
+            Target::Address(address) => {
                 let what = format!("an endpoint of the upstream `{}`", upstream.name);
                 Some((address.ip().into(), what))
             }
-            Endpoint::Echo => None,
+            Target::Echo => None,
         })
     });
     proxies.chain(own).chain(endpoints).collect()
@@ -230,7 +230,7 @@ pub struct Config {
     pub state: State,
     /// The administrative interface.
     pub admin: Admin,
-    /// Metrics over TCP.
+    /// Metrics.
     pub metrics: Metrics,
     /// The kernel door.
     pub kernel: Kernel,
@@ -263,11 +263,13 @@ pub struct Admin {
     pub socket: PathBuf,
 }
 
-/// Metrics over TCP.
+/// Metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics {
     /// Where they are served to anybody who asks; `None`: only over the admin socket.
     pub listen: Option<SocketAddr>,
+    /// Routes, and upstreams, with series of their own; the others share one.
+    pub max_names: usize,
 }
 
 /// The kernel door.
@@ -451,9 +453,24 @@ pub struct Upstream {
     pub idle_timeout: Duration,
 }
 
-/// One address of a service.
+/// Where a service is, with what is said about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub struct Endpoint {
+    /// Where.
+    pub target: Target,
+    /// Its share of the requests, beside those of the others; at least 1.
+    pub weight: u32,
+}
+
+impl From<Target> for Endpoint {
+    fn from(target: Target) -> Self {
+        Self { target, weight: 1 }
+    }
+}
+
+/// One place of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
     /// An address and port.
     Address(SocketAddr),
     /// The gateway's own echo service, for trying things out.

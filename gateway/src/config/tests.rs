@@ -38,7 +38,7 @@ fn the_embedded_configuration_is_valid() {
     assert_eq!(config.listen[0].address, "127.0.0.1:8080".parse().unwrap());
     assert_eq!(config.kernel.interfaces, ["lo"]);
     assert_eq!(config.kernel.on_exit, OnExit::Detach);
-    assert_eq!(config.upstreams[0].endpoints, [Endpoint::Echo]);
+    assert_eq!(config.upstreams[0].endpoints, [Target::Echo.into()]);
     assert_eq!(config.routes[0].name, "/{rest*}");
 }
 
@@ -88,7 +88,7 @@ fn everything_has_its_documented_default() {
     assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 64));
     assert_eq!(config.state.dir, default_paths().state_dir);
     assert_eq!(config.admin.socket, default_paths().admin_socket);
-    assert_eq!(config.metrics.listen, None);
+    assert_eq!(config.metrics, Metrics { listen: None, max_names: 1000 });
     assert!(config.workers >= 1 && config.routes.is_empty() && config.user.is_none());
 }
 

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
+use crate::observe::trail::{Times, Trail};
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub enum Phase {
 /// The deadline of one client connection.
 #[derive(Debug)]
 pub struct Deadline {
+    /// What the request that is served leaves behind: whoever moves the deadline knows what happens.
+    pub trail: Trail,
     at: Cell<Instant>,
     /// The time since the task was woken, once somebody has asked for it: reading the clock for each of the five or six
     /// moves of a small request would be a percent of its cost.
@@ -57,6 +60,7 @@ impl Deadline {
     /// The deadline of a connection that has just been accepted: its first head is due.
     pub fn new(bounds: &Bounds) -> Self {
         Self {
+            trail: Trail::default(),
             at: Cell::new(Instant::now() + bounds.head_timeout),
             now: Cell::new(None),
             phase: Cell::new(Phase::Head),
@@ -90,11 +94,26 @@ impl Deadline {
         self.passed.get()
     }
 
+    /// The gateway ends. Whoever has just connected, or begun to send a head, is about to send a request that nobody
+    /// else will answer: answers whether that is so, and leaves it `grace` at most.
+    pub fn awaits_head(&self, grace: Duration) -> bool {
+        let awaits = self.phase.get() == Phase::Head;
+        if awaits {
+            self.at.set(self.at.get().min(self.now() + grace));
+        }
+        awaits
+    }
+
     /// Called when the timer fires: whether the deadline is over rather than moved.
     pub fn check(&self) -> bool {
         self.woken();
         self.passed.set(self.now() >= self.at.get());
         self.passed.get()
+    }
+
+    /// The head of a request was read.
+    pub fn begun(&self) {
+        self.trail.begin(self.now());
     }
 
     /// The client sent bytes.
@@ -111,7 +130,7 @@ impl Deadline {
     pub fn client_took(&self) {
         match self.phase.get() {
             // The end of an answer is written after its body has ended.
-            Phase::Idle => self.ended(),
+            Phase::Idle => self.enter(Phase::Idle, self.keep_alive_timeout),
             Phase::Head | Phase::Answer => {}
             Phase::Upload | Phase::Download => self.piece(),
         }
@@ -119,12 +138,14 @@ impl Deadline {
 
     /// A connection to an endpoint is made.
     pub fn connect(&self, connect_timeout: Duration) {
+        self.trail.connecting(self.now());
         self.enter(Phase::Answer, connect_timeout);
     }
 
     /// A request is sent; `response_timeout` begins with its last byte.
     pub fn send(&self, has_body: bool, response_timeout: Duration) {
         self.client_is_asked.set(false);
+        self.trail.sending(self.now());
         if has_body {
             self.response_timeout.set(response_timeout);
             self.enter(Phase::Upload, self.idle_timeout);
@@ -155,12 +176,14 @@ impl Deadline {
 
     /// The head of the answer is there.
     pub fn answered(&self) {
+        self.trail.answered(self.now());
         self.enter(Phase::Download, self.idle_timeout);
     }
 
-    /// The answer is at its end.
-    pub fn ended(&self) {
+    /// The answer is at its end. Answers how long everything took.
+    pub fn ended(&self) -> Times {
         self.enter(Phase::Idle, self.keep_alive_timeout);
+        self.trail.times(self.now())
     }
 
     /// A body found out why the request cannot go on.
@@ -242,6 +265,20 @@ pub(crate) mod tests {
         assert_eq!(deadline.error().kind(), Kind::RequestTimeout);
         deadline.piece();
         assert_eq!(deadline.error().kind(), Kind::UpstreamTimeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_is_due_has_a_grace_when_the_gateway_ends_and_no_more_than_its_time() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        assert!(deadline.awaits_head(Duration::from_secs(9)));
+        assert_eq!(deadline.at(), start + Duration::from_secs(1));
+        assert!(deadline.awaits_head(Duration::from_millis(10)));
+        assert_eq!(deadline.at(), start + Duration::from_millis(10));
+        deadline.send(false, Duration::from_secs(9));
+        assert!(!deadline.awaits_head(Duration::ZERO));
+        deadline.ended();
+        assert!(!deadline.awaits_head(Duration::ZERO), "idle between two requests");
     }
 
     #[tokio::test(start_paused = true)]

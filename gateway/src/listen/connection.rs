@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
@@ -13,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::config::Bounds;
+use crate::http::body::Incoming;
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::socket::Socket;
 use crate::listen::stream::Stream;
@@ -20,6 +22,9 @@ use crate::listen::worker::Slot;
 use crate::observe::Refusal;
 use crate::request;
 use crate::upstream::connection::{HYPER_HEADER_COUNT, buffer_bytes};
+
+/// Time for a head that is due when the gateway ends.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// How hyper is to serve. It gets no timer: the deadline of the connection is the one for everything.
 pub(super) fn builder(bounds: &Bounds) -> Builder {
@@ -41,7 +46,8 @@ pub(super) async fn serve(
     let counters = Arc::clone(slot.counters());
     let socket = Socket(socket);
     let stream = Stream { socket, deadline: Rc::clone(&deadline), counters };
-    let service = service_fn(|request| {
+    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+        let request = request.map(Incoming::Hyper);
         request::serve::serve(Rc::clone(&connection), Rc::clone(&deadline), request)
     });
     let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
@@ -62,7 +68,7 @@ pub(super) async fn serve(
             if let Poll::Ready(result) = http.as_mut().poll(context) {
                 return Poll::Ready(Some(result));
             }
-            if slot.is_draining() && !told {
+            if slot.is_draining() && !told && !deadline.awaits_head(DRAIN_GRACE) {
                 told = true;
                 http.as_mut().graceful_shutdown();
             } else if deadline.has_passed() {

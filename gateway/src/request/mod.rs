@@ -6,7 +6,7 @@ pub mod serve;
 mod target;
 
 use std::cell::{Cell, Ref, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -17,9 +17,12 @@ use crate::base::address::PeerAddr;
 use crate::base::time::Now;
 use crate::config::Config;
 use crate::http::headers;
-use crate::observe::Counters;
+use crate::observe::traffic::Series;
+use crate::observe::{Counters, Registry};
 use crate::route;
 use crate::rules::classify::Classifier;
+use crate::upstream::balance::View;
+use crate::upstream::directory::Directory;
 use crate::upstream::{self, Upstream};
 use gateway_common::rule::Action;
 
@@ -30,14 +33,27 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     routes: route::Table,
     upstreams: Vec<Upstream>,
+    /// What is counted by route, in the order of the routes.
+    route_series: Vec<Series>,
+    /// What is counted by upstream, in the order of the upstreams.
+    upstream_series: Vec<Series>,
 }
 
 impl Snapshot {
-    /// Compiles `config`; `echo` is where the built-in service is served, if it is.
-    pub fn new(config: Arc<Config>, echo: Option<SocketAddr>) -> Self {
+    /// Compiles `config` and puts its endpoints in force. What is counted by name goes on in `counters`.
+    pub fn new(config: Arc<Config>, directory: &mut Directory, counters: &Registry) -> Self {
         let upstreams = config.upstreams.iter();
-        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, echo));
-        Self { routes: route::Table::new(&config.routes), upstreams: upstreams.collect(), config }
+        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, directory));
+        let route_names: Vec<&str> = config.routes.iter().map(|route| &*route.name).collect();
+        let upstream_names: Vec<&str> = config.upstreams.iter().map(|one| &*one.name).collect();
+        let max = config.metrics.max_names;
+        Self {
+            routes: route::Table::new(&config.routes),
+            upstreams: upstreams.collect(),
+            route_series: counters.routes(&route_names, max),
+            upstream_series: counters.upstreams(&upstream_names, max),
+            config,
+        }
     }
 }
 
@@ -59,8 +75,8 @@ pub struct Worker {
 #[derive(Debug)]
 struct Current {
     snapshot: Arc<Snapshot>,
-    /// Which endpoint is next, by upstream.
-    turns: Vec<Cell<usize>>,
+    /// The endpoints as the worker sees them, by upstream.
+    views: Vec<View>,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -72,21 +88,27 @@ struct Followed {
 }
 
 impl Current {
-    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
-        let turns = snapshot.upstreams.iter().map(|_| Cell::new(0)).collect();
-        Rc::new(Self { snapshot, turns })
+    fn new(snapshot: Arc<Snapshot>, client: &upstream::Client) -> Rc<Self> {
+        let views = snapshot.upstreams.iter().map(|upstream| client.view(upstream)).collect();
+        Rc::new(Self { snapshot, views })
     }
 }
 
 impl Worker {
-    /// A worker that follows `snapshot` and `rules`.
-    pub fn new(snapshot: &Arc<ArcSwap<Snapshot>>, rules: &Rules, counters: Arc<Counters>) -> Self {
+    /// The worker of this number, which follows `snapshot` and `rules`.
+    pub fn new(
+        number: usize,
+        snapshot: &Arc<ArcSwap<Snapshot>>,
+        rules: &Rules,
+        counters: Arc<Counters>,
+    ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
+        let client = upstream::Client::new(number, Arc::clone(&counters));
         Self {
-            client: upstream::Client::new(Arc::clone(&counters)),
             snapshot: RefCell::new(cache),
-            current: RefCell::new(Current::new(current)),
+            current: RefCell::new(Current::new(current, &client)),
+            client,
             rules: RefCell::new(Followed {
                 cache: Cache::new(Arc::clone(rules)),
                 held: rules.load_full(),
@@ -130,7 +152,7 @@ impl Worker {
         let snapshot = cache.load();
         let mut current = self.current.borrow_mut();
         if !Arc::ptr_eq(snapshot, &current.snapshot) {
-            *current = Current::new(Arc::clone(snapshot));
+            *current = Current::new(Arc::clone(snapshot), &self.client);
         }
         Rc::clone(&current)
     }

@@ -7,18 +7,18 @@ use http::header::{CONNECTION, SET_COOKIE};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::id::random;
 use crate::config::{Action, Route};
-use crate::http::body::RequestBody;
+use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::transform;
+use crate::upstream::balance::Choice;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
@@ -26,12 +26,13 @@ pub async fn serve(
     deadline: Rc<Deadline>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline));
     let current = connection.worker.current();
+    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
+        account: &account,
         current: &current,
         peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
     };
@@ -51,6 +52,7 @@ pub async fn serve(
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
     deadline: &'a Rc<Deadline>,
+    account: &'a Account,
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
 }
@@ -62,18 +64,19 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Connection { worker, peer, peer_text, .. } = &**self.connection;
-        let Current { snapshot, turns } = &**self.current;
+        let Current { snapshot, views } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head)?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         let routed = target::route(&snapshot.routes, &mut head)?;
+        self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
         let Action::Forward(forward) = &route.action else {
             return self.answer_here(route, &head, id, body.is_end_stream());
         };
-        let choice = routed.choose(forward, &head.headers, client.ip(), random);
+        let destination = routed.choose(forward, &head.headers, client.ip(), random);
         if let Some(template) = &forward.rewrite {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
         }
@@ -81,13 +84,15 @@ impl Exchange<'_> {
         let mut request = prepare::request(head, body, id.clone(), peer_text, self.peer_is_trusted);
         transform::fields::apply(&route.request_headers, request.headers_mut());
 
-        let upstream = choice.upstream();
-        let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));
-        let (upstream, turn) = upstream.ok_or(Kind::NoRoute)?;
-        let response = worker.client.send(upstream, turn, request, self.deadline).await?;
+        let upstream = destination.upstream();
+        self.account.sent_to(upstream);
+        let upstream = snapshot.upstreams.get(upstream).zip(views.get(upstream));
+        let (upstream, view) = upstream.ok_or(Kind::NoRoute)?;
+        let choice = Choice { upstream, view };
+        let response = worker.client.send(choice, request, self.deadline).await?;
         let mut response = prepare::response(response.map(Answer::Upstream), id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
-        if let Some(cookie) = choice.cookie() {
+        if let Some(cookie) = destination.cookie() {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         Ok(response)

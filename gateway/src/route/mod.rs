@@ -9,7 +9,7 @@
 //! servers to read in two ways – `%2F` as a slash or not, `;` as the end of a segment or not – must lead to the same
 //! route either way, unless the route says otherwise.
 
-mod choice;
+mod destination;
 mod predicate;
 mod table;
 
@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use http::{HeaderMap, Method};
 use thiserror::Error;
 
-pub use self::choice::Choice;
+pub use self::destination::Destination;
 use self::table::Paths;
 use crate::base::path::{Path, Reading};
 use crate::config::{Ambiguity, HostPattern, Route};

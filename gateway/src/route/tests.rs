@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::base::path::decoded;
-use crate::config::{Action, PathPattern, Predicate, Respond, Segment, Subject, Wanted, parse};
+use crate::config::{PathPattern, Predicate, Segment, Subject, Wanted, parse};
 
 /// The routes of a list in YAML, which answer themselves.
 fn routes(list: &str) -> Vec<Route> {
@@ -359,21 +359,14 @@ fn any_route() -> impl Strategy<Value = Route> {
             if !rest && (slash || segments.is_empty()) {
                 segments.push(Segment::Literal(String::new()));
             }
+            let path = PathPattern { segments, rest: rest.then(|| "rest".to_owned()) };
             Route {
-                name: String::new(),
                 host,
-                path: PathPattern { segments, rest: rest.then(|| "rest".to_owned()) },
                 methods,
                 predicates,
                 encoded_slash: slashes,
                 path_parameters: parameters,
-                action: Action::Respond(Respond {
-                    status: http::StatusCode::OK,
-                    headers: Vec::new(),
-                    body: bytes::Bytes::new(),
-                }),
-                request_headers: crate::config::HeaderChanges::default(),
-                response_headers: crate::config::HeaderChanges::default(),
+                ..Route::new("any", path, 0)
             }
         },
     )

@@ -9,7 +9,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use super::fields::{answer_fields, header_name};
 use super::predicates::cookie_name;
 use super::template;
-use super::{Action, Forward, Redirect, Respond, Sticky, Target};
+use super::{Action, Forward, Redirect, Respond, Sticky, WeightedUpstream};
 use crate::config::Upstream;
 use crate::config::at::At;
 use crate::config::diagnostic::suggestion;
@@ -121,17 +121,21 @@ fn forward(
     let rewrite = raw.rewrite.as_ref().zip(captures);
     let rewrite = rewrite.map(|(text, names)| template::rewrite(text, names, at.key("rewrite")));
     Some(Forward {
-        targets: targets?,
+        upstreams: targets?,
         sticky: sticky.unwrap_or(Some(Sticky::ClientAddress)).filter(|_| raw.sticky.is_some()),
         rewrite: rewrite.flatten(),
     })
 }
 
-fn targets(raw: &RawTargets, upstreams: &Upstreams<'_>, at: At<'_>) -> Option<Vec<Target>> {
+fn targets(
+    raw: &RawTargets,
+    upstreams: &Upstreams<'_>,
+    at: At<'_>,
+) -> Option<Vec<WeightedUpstream>> {
     let list = match raw {
         RawTargets::One(name) => {
             let upstream = upstreams.find(name, at)?;
-            return Some(vec![Target { upstream, name: name.clone(), weight: 1 }]);
+            return Some(vec![WeightedUpstream { upstream, name: name.clone(), weight: 1 }]);
         }
         RawTargets::Several(list) => list,
     };
@@ -142,7 +146,7 @@ fn targets(raw: &RawTargets, upstreams: &Upstreams<'_>, at: At<'_>) -> Option<Ve
         );
         return None;
     }
-    let mut found: Vec<Target> = Vec::new();
+    let mut found: Vec<WeightedUpstream> = Vec::new();
     let mut good = true;
     for (index, raw) in list.iter().enumerate() {
         let at = at.item(index);
@@ -162,7 +166,7 @@ fn targets(raw: &RawTargets, upstreams: &Upstreams<'_>, at: At<'_>) -> Option<Ve
                 "add their weights and remove one of the two",
             );
         }
-        found.push(Target { upstream, name: name.clone(), weight });
+        found.push(WeightedUpstream { upstream, name: name.clone(), weight });
     }
     if good && found.iter().all(|target| target.weight == 0) {
         let help = "give at least one of them a weight above 0";

@@ -15,7 +15,7 @@ mod tests;
 
 pub use self::types::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
-    Regex, Respond, Route, Segment, Sticky, Subject, Target, Template, Wanted,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
 };
 
 use http::Method;

@@ -77,7 +77,7 @@ fn what_a_route_does() {
         (Ambiguity::Keep, Ambiguity::SameRoute)
     );
     let Action::Forward(forward) = &first.action else { panic!("{first:?}") };
-    let targets: Vec<_> = forward.targets.iter().map(|t| (t.upstream, t.weight)).collect();
+    let targets: Vec<_> = forward.upstreams.iter().map(|t| (t.upstream, t.weight)).collect();
     assert_eq!(targets, [(1, 5), (0, 1)]);
     assert_eq!(forward.sticky, Some(Sticky::Cookie("canary".to_owned())));
     assert_eq!(first.request_headers.set.len() + first.request_headers.remove.len(), 2);
@@ -134,6 +134,15 @@ fn mistakes_in_what_a_route_does() {
             "'/../{id}'",
         ),
         ("upstream: u, rewrite: '/a#b'", "the target `/a#b` has the character '#'", "'/a#b'"),
+    ] {
+        only(&route(keys), message, pointed);
+    }
+}
+
+#[test]
+fn mistakes_in_what_a_route_answers_and_changes() {
+    let route = |keys: &str| with_routes(&[&format!("match: {{path: '/{{id}}'}}, {keys}")]);
+    for (keys, message, pointed) in [
         ("redirect: {to: ftp}", "`ftp` does not start with `/`", "ftp"),
         (
             "redirect: {to: 'https://u@h/'}",

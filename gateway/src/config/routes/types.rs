@@ -28,6 +28,26 @@ pub struct Route {
     pub response_headers: HeaderChanges,
 }
 
+impl Route {
+    /// A route of every request for `path`, to the upstream of this index.
+    pub fn new(name: &str, path: PathPattern, upstream: usize) -> Self {
+        let upstream = WeightedUpstream { upstream, name: String::new(), weight: 1 };
+        let forward = Forward { upstreams: vec![upstream], sticky: None, rewrite: None };
+        Self {
+            name: name.to_owned(),
+            host: HostPattern::Any,
+            path,
+            methods: Vec::new(),
+            predicates: Vec::new(),
+            encoded_slash: Ambiguity::SameRoute,
+            path_parameters: Ambiguity::SameRoute,
+            action: Action::Forward(forward),
+            request_headers: HeaderChanges::default(),
+            response_headers: HeaderChanges::default(),
+        }
+    }
+}
+
 /// Which hosts, in lower case without a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HostPattern {
@@ -168,8 +188,8 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
     /// At least one, their weights not all zero.
-    pub targets: Vec<Target>,
-    /// What keeps a client with one of several targets.
+    pub upstreams: Vec<WeightedUpstream>,
+    /// What keeps a client with one of several upstreams.
     pub sticky: Option<Sticky>,
     /// Path and query that the service gets; `None` for those of the request.
     pub rewrite: Option<Template>,
@@ -177,7 +197,7 @@ pub struct Forward {
 
 /// One of the services of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct WeightedUpstream {
     /// Index in [`super::Config::upstreams`].
     pub upstream: usize,
     /// Its name, by which sticky clients find it again.
@@ -186,7 +206,7 @@ pub struct Target {
     pub weight: u32,
 }
 
-/// What keeps a client with one of several targets.
+/// What keeps a client with one of several upstreams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sticky {
     /// The value of this cookie; who has none is given one.

@@ -10,16 +10,16 @@ use http::{HeaderMap, HeaderValue};
 
 use super::{Routed, predicate};
 use crate::base::id;
-use crate::config::{Forward, Sticky, Target};
+use crate::config::{Forward, Sticky, WeightedUpstream};
 
 /// A request that has an upstream. Only [`Routed::choose`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct Destination {
     upstream: usize,
     cookie: Option<HeaderValue>,
 }
 
-impl Choice {
+impl Destination {
     /// Index in [`crate::config::Config::upstreams`].
     pub fn upstream(&self) -> usize {
         self.upstream
@@ -39,40 +39,40 @@ impl Routed {
         headers: &HeaderMap,
         client: IpAddr,
         random: impl FnOnce() -> u64,
-    ) -> Choice {
-        if let [only] = forward.targets.as_slice() {
-            return Choice { upstream: only.upstream, cookie: None };
+    ) -> Destination {
+        if let [only] = forward.upstreams.as_slice() {
+            return Destination { upstream: only.upstream, cookie: None };
         }
         let mut cookie = None;
         let target = match &forward.sticky {
-            None => by_weight(&forward.targets, random()),
+            None => by_weight(&forward.upstreams, random()),
             Some(Sticky::ClientAddress) => {
-                by_value(&forward.targets, client.to_string().as_bytes())
+                by_value(&forward.upstreams, client.to_string().as_bytes())
             }
             Some(Sticky::Header(name)) => match headers.get(name) {
-                Some(value) => by_value(&forward.targets, value.as_bytes()),
-                None => by_weight(&forward.targets, random()),
+                Some(value) => by_value(&forward.upstreams, value.as_bytes()),
+                None => by_weight(&forward.upstreams, random()),
             },
             Some(Sticky::Cookie(name)) => match predicate::cookie(headers, name) {
-                Some(value) => by_value(&forward.targets, value),
+                Some(value) => by_value(&forward.upstreams, value),
                 None => {
                     let value = format!("{:016x}", random());
                     let line = format!("{name}={value}; Path=/; HttpOnly; SameSite=Lax");
                     cookie = HeaderValue::try_from(line).ok();
-                    by_value(&forward.targets, value.as_bytes())
+                    by_value(&forward.upstreams, value.as_bytes())
                 }
             },
         };
-        Choice { upstream: target.map_or(0, |target| target.upstream), cookie }
+        Destination { upstream: target.map_or(0, |target| target.upstream), cookie }
     }
 }
 
 /// The target whose share of all weights `random` falls into.
-fn by_weight(targets: &[Target], random: u64) -> Option<&Target> {
-    let total: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
+fn by_weight(upstreams: &[WeightedUpstream], random: u64) -> Option<&WeightedUpstream> {
+    let total: u64 = upstreams.iter().map(|target| u64::from(target.weight)).sum();
     // The upper half of the product: the remainder without a division, and without its bias.
-    let mut place = (u128::from(random) * u128::from(total) >> 64) as u64;
-    targets.iter().find(|target| {
+    let mut place = ((u128::from(random) * u128::from(total)) >> 64) as u64;
+    upstreams.iter().find(|target| {
         let weight = u64::from(target.weight);
         let here = place < weight;
         place = place.saturating_sub(weight);
@@ -80,14 +80,14 @@ fn by_weight(targets: &[Target], random: u64) -> Option<&Target> {
     })
 }
 
-fn by_value<'t>(targets: &'t [Target], value: &[u8]) -> Option<&'t Target> {
-    let score = |target: &Target| {
+fn by_value<'t>(upstreams: &'t [WeightedUpstream], value: &[u8]) -> Option<&'t WeightedUpstream> {
+    let score = |target: &WeightedUpstream| {
         let hash = hash(target.name.as_bytes(), value);
         // In (0, 1), exactly as a double has it.
         let share = ((hash >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
         f64::from(target.weight) / -share.ln()
     };
-    let weighed = targets.iter().filter(|target| target.weight > 0);
+    let weighed = upstreams.iter().filter(|target| target.weight > 0);
     weighed.max_by(|one, other| score(one).total_cmp(&score(other)))
 }
 
@@ -105,8 +105,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn targets(weights: &[u32]) -> Vec<Target> {
-        let target = |(upstream, weight): (usize, &u32)| Target {
+    fn upstreams(weights: &[u32]) -> Vec<WeightedUpstream> {
+        let target = |(upstream, weight): (usize, &u32)| WeightedUpstream {
             upstream,
             name: format!("u{upstream}"),
             weight: *weight,
@@ -114,8 +114,8 @@ mod tests {
         weights.iter().enumerate().map(target).collect()
     }
 
-    fn choose(sticky: Option<Sticky>, headers: &[(&str, &str)], random: u64) -> Choice {
-        let forward = Forward { targets: targets(&[10, 90]), sticky, rewrite: None };
+    fn choose(sticky: Option<Sticky>, headers: &[(&str, &str)], random: u64) -> Destination {
+        let forward = Forward { upstreams: upstreams(&[10, 90]), sticky, rewrite: None };
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn chance_follows_the_weights_exactly() {
-        let two = targets(&[10, 90]);
+        let two = upstreams(&[10, 90]);
         let shares = |count: u64| {
             let chosen =
                 (0..count).map(|index| by_weight(&two, (u64::MAX / count + 1) * index).unwrap());
@@ -133,8 +133,8 @@ mod tests {
         };
         assert_eq!(shares(100), 10);
         assert_eq!(shares(100_000), 10_000);
-        assert_eq!(by_weight(&targets(&[0, 1, 0]), u64::MAX).unwrap().upstream, 1);
-        assert_eq!(by_weight(&targets(&[0, 1, 0]), 0).unwrap().upstream, 1);
+        assert_eq!(by_weight(&upstreams(&[0, 1, 0]), u64::MAX).unwrap().upstream, 1);
+        assert_eq!(by_weight(&upstreams(&[0, 1, 0]), 0).unwrap().upstream, 1);
         assert_eq!(choose(None, &[], 0).upstream(), 0);
         assert_eq!(choose(None, &[], u64::MAX).upstream(), 1);
     }
@@ -170,7 +170,7 @@ mod tests {
             let mut after = before.clone();
             after[gains] += more;
             let at = |weights: &[u32]| {
-                by_value(&targets(weights), &value.to_be_bytes()).map(|target| target.upstream)
+                by_value(&upstreams(weights), &value.to_be_bytes()).map(|target| target.upstream)
             };
             let (old, new) = (at(&before), at(&after));
             prop_assert!(old == new || new == Some(gains), "{old:?} to {new:?}");
@@ -180,8 +180,8 @@ mod tests {
         fn a_target_without_weight_gets_nothing(
             weights in proptest::collection::vec(0_u32..3, 1..6), random: u64,
         ) {
-            let targets = targets(&weights);
-            let chosen = [by_weight(&targets, random), by_value(&targets, &random.to_be_bytes())];
+            let upstreams = upstreams(&weights);
+            let chosen = [by_weight(&upstreams, random), by_value(&upstreams, &random.to_be_bytes())];
             for target in chosen {
                 prop_assert_eq!(target.is_some(), weights.iter().any(|weight| *weight > 0));
                 prop_assert!(target.is_none_or(|target| target.weight > 0));
