@@ -17,5 +17,6 @@ pub mod request;
 pub mod route;
 pub mod rules;
 pub mod store;
+pub mod tls;
 pub mod transform;
 pub mod upstream;

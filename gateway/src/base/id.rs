@@ -1,7 +1,6 @@
-//! Request ids: 128 random bits as 32 hexadecimal digits, the form of a W3C trace id; and the chance behind them.
+//! Request ids: 128 random bits as 32 hexadecimal digits, the form of a W3C trace id.
 
-use std::cell::Cell;
-use std::hash::{BuildHasher as _, RandomState};
+use crate::base::random::random;
 
 /// The id of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,26 +22,6 @@ impl RequestId {
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.0).unwrap_or_default()
     }
-}
-
-/// A number that nobody knows before, for chance and not for secrets: splitmix64 from a seed of the operating system,
-/// one state a thread, so that a request needs no lock and no system call.
-pub fn random() -> u64 {
-    thread_local! {
-        static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(0));
-    }
-    STATE.with(|state| {
-        let seed = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state.set(seed);
-        mix(seed)
-    })
-}
-
-/// The end of splitmix64: each bit of the result depends on every bit of `number`.
-pub fn mix(number: u64) -> u64 {
-    let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }
 
 #[cfg(test)]

@@ -9,5 +9,7 @@ pub mod id;
 pub mod netlink;
 pub mod path;
 pub mod prefix;
+pub mod random;
+pub mod stamp;
 pub mod text;
 pub mod time;

@@ -14,7 +14,9 @@ mod listen;
 mod lists;
 mod paths;
 mod raw;
+mod retry;
 mod routes;
+mod tls;
 mod tree;
 mod upstreams;
 mod value;
@@ -36,10 +38,12 @@ use serde::Deserialize;
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
+pub use self::retry::{Backoff, Retry, RetryOn};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
 };
+pub use self::tls::{CertificateFiles, Tls, UnknownSni};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};
@@ -131,7 +135,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         Some(text) => value::absolute_path(text, at).unwrap_or_default(),
         None => default,
     };
-    let listen = listen::listeners(&raw.listen, at.key("listen"));
+    let listen = listen::listeners(&raw.listen, folder, at.key("listen"));
     let trusted_proxies = kernel::somebody(
         &raw.trusted_proxies,
         at.key("trusted_proxies"),
@@ -140,7 +144,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     );
     let trusted_proxies: Vec<IpNet> = trusted_proxies.into_iter().map(|(net, _)| net).collect();
     let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics"));
-    let own = metrics.listen.map(|address| Listener { address });
+    let own = metrics.listen.map(Listener::plain);
     let own: Vec<Listener> = listen.iter().cloned().chain(own).collect();
     let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
@@ -247,6 +251,15 @@ pub struct Config {
 pub struct Listener {
     /// Address and port; the port is not 0.
     pub address: SocketAddr,
+    /// `None`: plain TCP.
+    pub tls: Option<Tls>,
+}
+
+impl Listener {
+    /// One that takes plain TCP and asks nothing else.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
 }
 
 /// Where state is kept.
@@ -426,6 +439,10 @@ pub struct Bounds {
     pub head_bytes: usize,
     /// Bytes of a request's body.
     pub body_bytes: u64,
+    /// Time for what comes before HTTP: a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes at the same time, in all workers together.
+    pub handshakes: usize,
     /// Time for a request's head to arrive.
     pub head_timeout: Duration,
     /// Time between two pieces of a body, from either side, in either direction.
@@ -447,6 +464,10 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.
     pub response_timeout: Duration,
+    /// Time from the choice of an endpoint to the last byte of the answer; `None` for no bound.
+    pub whole_timeout: Option<Duration>,
+    /// When a request is sent once more.
+    pub retry: Retry,
     /// Idle connections kept to one endpoint by one worker.
     pub idle_connections: usize,
     /// How long an idle connection is kept.

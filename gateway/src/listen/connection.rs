@@ -10,7 +10,6 @@ use std::time::Duration;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::config::Bounds;
@@ -41,10 +40,9 @@ pub(super) async fn serve(
     slot: Slot,
     http: Builder,
     connection: Rc<request::Connection>,
-    (socket, deadline): (TcpStream, Rc<Deadline>),
+    (socket, deadline): (Socket, Rc<Deadline>),
 ) {
     let counters = Arc::clone(slot.counters());
-    let socket = Socket(socket);
     let stream = Stream { socket, deadline: Rc::clone(&deadline), counters };
     let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
         let request = request.map(Incoming::Hyper);

@@ -4,8 +4,10 @@
 //! read only or counted apart; none waits for another.
 
 mod connection;
+mod preface;
 pub mod sockets;
 mod stream;
+mod tls;
 mod worker;
 
 use std::io;
@@ -18,6 +20,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::observe::Registry;
+use crate::request::listener::Listeners;
 use crate::request::{Rules, Snapshot};
 use sockets::Sockets;
 use worker::{Order, Worker};
@@ -27,6 +30,8 @@ use worker::{Order, Worker};
 pub struct Shared {
     /// The configuration in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// What is agreed on with clients, by listener.
+    pub listeners: Arc<ArcSwap<Listeners>>,
     /// The rules in force.
     pub rules: Rules,
     /// What is counted, a block for each worker.

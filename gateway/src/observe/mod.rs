@@ -5,6 +5,7 @@
 
 pub mod histogram;
 pub mod prometheus;
+pub mod resilience;
 pub mod traffic;
 pub mod trail;
 
@@ -33,6 +34,45 @@ impl Refusal {
         match self {
             Self::Denied => "denied",
             Self::TooMany => "too_many",
+        }
+    }
+}
+
+/// Why a TLS handshake came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// The client did not get done in time.
+    TimedOut,
+    /// The client speaks plain HTTP.
+    PlainHttp,
+    /// The client names a host that no certificate has, and `unknown_sni` is `refuse`.
+    UnknownSni,
+    /// No version, cipher suite, signature or protocol that both sides speak.
+    Incompatible,
+    /// The client broke off with an alert: it does not trust the certificate, most likely.
+    Alert,
+    /// The client left, or sent what is no TLS.
+    Broken,
+}
+
+impl HandshakeFailure {
+    const ALL: [Self; 6] = [
+        Self::TimedOut,
+        Self::PlainHttp,
+        Self::UnknownSni,
+        Self::Incompatible,
+        Self::Alert,
+        Self::Broken,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::TimedOut => "timed_out",
+            Self::PlainHttp => "plain_http",
+            Self::UnknownSni => "unknown_sni",
+            Self::Incompatible => "incompatible",
+            Self::Alert => "alert",
+            Self::Broken => "broken",
         }
     }
 }
@@ -69,6 +109,8 @@ pub struct Counters {
     /// Connections that are open.
     pub connections_open: Counter,
     refused: [Counter; Refusal::ALL.len()],
+    handshakes: [Counter; 2],
+    handshakes_failed: [Counter; HandshakeFailure::ALL.len()],
     /// Connections closed because a request's head was not HTTP or beyond a bound.
     pub heads_malformed: Counter,
     /// Connections closed because a request's head did not arrive in time.
@@ -87,6 +129,8 @@ pub struct Counters {
     pub upstream_connections_opened: Counter,
     /// Requests that found a connection in the pool.
     pub upstream_connections_reused: Counter,
+    /// What was done about services that are sick.
+    pub resilience: resilience::Resilience,
     /// Bytes read from clients.
     pub bytes_received: Counter,
     /// Bytes written to clients.
@@ -97,6 +141,20 @@ impl Counters {
     /// A connection was refused.
     pub fn refused(&self, reason: Refusal) {
         if let Some(counter) = self.refused.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A TLS handshake came to nothing.
+    pub fn handshake_failed(&self, failure: HandshakeFailure) {
+        if let Some(counter) = self.handshakes_failed.get(failure as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A TLS handshake was done, in full or by resuming a session.
+    pub fn handshake_done(&self, resumed: bool) {
+        if let Some(counter) = self.handshakes.get(usize::from(resumed)) {
             counter.add(1);
         }
     }
@@ -190,6 +248,8 @@ impl Registry {
 pub struct Snapshot {
     /// Connections from clients.
     pub connections: Connections,
+    /// TLS with clients.
+    pub handshakes: Handshakes,
     /// Requests.
     pub requests: Requests,
     /// Connections to endpoints.
@@ -217,6 +277,15 @@ pub struct Connections {
     pub readers_timed_out: u64,
 }
 
+/// TLS handshakes with clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Handshakes {
+    /// Done, in `full` or by resuming a session.
+    pub done: BTreeMap<&'static str, u64>,
+    /// Come to nothing, by reason.
+    pub failed: BTreeMap<&'static str, u64>,
+}
+
 /// Requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Requests {
@@ -239,6 +308,9 @@ pub struct Upstream {
     pub opened: u64,
     /// Found in the pool instead.
     pub reused: u64,
+    /// What was done about services that are sick.
+    #[serde(flatten)]
+    pub resilience: resilience::Snapshot,
 }
 
 /// Classes of statuses.
@@ -255,6 +327,12 @@ impl Snapshot {
         for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {
             *connections.refused.entry(reason.name()).or_default() += counter.value();
         }
+        for (kind, counter) in ["full", "resumed"].into_iter().zip(&block.handshakes) {
+            *self.handshakes.done.entry(kind).or_default() += counter.value();
+        }
+        for (why, counter) in HandshakeFailure::ALL.into_iter().zip(&block.handshakes_failed) {
+            *self.handshakes.failed.entry(why.name()).or_default() += counter.value();
+        }
         self.requests.active += block.requests_active.value();
         self.requests.abandoned += block.requests_abandoned.value();
         self.requests.broken += block.answers_broken.value();
@@ -266,6 +344,7 @@ impl Snapshot {
         }
         self.upstream.opened += block.upstream_connections_opened.value();
         self.upstream.reused += block.upstream_connections_reused.value();
+        self.upstream.resilience.add(&block.resilience);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();
     }

@@ -1,11 +1,13 @@
 //! Requests: what they are decided by, and the ordered page of their life ([`serve`]).
 
 pub mod account;
+pub mod listener;
 mod prepare;
 pub mod serve;
 mod target;
 
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,15 +17,17 @@ use http::HeaderValue;
 
 use crate::base::address::PeerAddr;
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::http::headers;
 use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
 use crate::route;
 use crate::rules::classify::Classifier;
+use crate::tls::session::Session;
 use crate::upstream::balance::View;
 use crate::upstream::directory::Directory;
-use crate::upstream::{self, Upstream};
+use crate::upstream::send::Client;
+use crate::upstream::{Local, Upstream};
 use gateway_common::rule::Action;
 
 /// A configuration, compiled. It never changes; a new one takes its place.
@@ -66,7 +70,7 @@ pub struct Worker {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     current: RefCell<Rc<Current>>,
     rules: RefCell<Followed>,
-    client: upstream::Client,
+    client: Client,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -77,6 +81,8 @@ struct Current {
     snapshot: Arc<Snapshot>,
     /// The endpoints as the worker sees them, by upstream.
     views: Vec<View>,
+    /// What is remembered of the upstreams, in their order.
+    locals: Vec<Rc<Local>>,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -88,9 +94,19 @@ struct Followed {
 }
 
 impl Current {
-    fn new(snapshot: Arc<Snapshot>, client: &upstream::Client) -> Rc<Self> {
+    /// A snapshot has the upstreams of its configuration; those that the one before it had too are remembered.
+    fn new(snapshot: Arc<Snapshot>, before: Option<&Self>, client: &Client) -> Rc<Self> {
         let views = snapshot.upstreams.iter().map(|upstream| client.view(upstream)).collect();
-        Rc::new(Self { snapshot, views })
+        let before = before.iter().flat_map(|before| {
+            let names = before.snapshot.config.upstreams.iter().map(|service| &*service.name);
+            names.zip(&before.locals)
+        });
+        let before: HashMap<&str, &Rc<Local>> = before.collect();
+        let local = |service: &config::Upstream| {
+            before.get(&*service.name).map(|local| Rc::clone(local)).unwrap_or_default()
+        };
+        let locals = snapshot.config.upstreams.iter().map(local).collect();
+        Rc::new(Self { snapshot, views, locals })
     }
 }
 
@@ -104,10 +120,10 @@ impl Worker {
     ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
-        let client = upstream::Client::new(number, Arc::clone(&counters));
+        let client = Client::new(number, Arc::clone(&counters));
         Self {
             snapshot: RefCell::new(cache),
-            current: RefCell::new(Current::new(current, &client)),
+            current: RefCell::new(Current::new(current, None, &client)),
             client,
             rules: RefCell::new(Followed {
                 cache: Cache::new(Arc::clone(rules)),
@@ -152,7 +168,8 @@ impl Worker {
         let snapshot = cache.load();
         let mut current = self.current.borrow_mut();
         if !Arc::ptr_eq(snapshot, &current.snapshot) {
-            *current = Current::new(Arc::clone(snapshot), &self.client);
+            let before = Some(&**current);
+            *current = Current::new(Arc::clone(snapshot), before, &self.client);
         }
         Rc::clone(&current)
     }
@@ -166,16 +183,23 @@ pub struct Connection {
     peer: PeerAddr,
     /// The same as text, written once for all requests of the connection.
     peer_text: HeaderValue,
+    /// What the TLS handshake agreed on; `None` over plain TCP.
+    pub tls: Option<Session>,
     /// The state of the rules that let the peer in.
     admitted: Cell<u64>,
 }
 
 impl Connection {
     /// The connection of `peer`, which the rules have yet to let in.
-    pub fn new(worker: &Rc<Worker>, peer: PeerAddr) -> Rc<Self> {
+    pub fn new(worker: &Rc<Worker>, peer: PeerAddr, tls: Option<Session>) -> Rc<Self> {
         let peer_text = headers::value(&peer.to_string());
         let worker = Rc::clone(worker);
-        Rc::new(Self { worker, peer, peer_text, admitted: Cell::new(0) })
+        Rc::new(Self { worker, peer, peer_text, tls, admitted: Cell::new(0) })
+    }
+
+    /// `https` or `http`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 
     /// Whether no rule keeps the peer out. It is asked once for each state of the rules, so that a rule that is made

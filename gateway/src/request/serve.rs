@@ -10,7 +10,7 @@ use http_body::Body as _;
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
-use crate::base::id::random;
+use crate::base::random::random;
 use crate::config::{Action, Route};
 use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
@@ -19,6 +19,7 @@ use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::transform;
 use crate::upstream::balance::Choice;
+use crate::upstream::send::Way;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
@@ -63,11 +64,11 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { worker, peer, peer_text, .. } = &**self.connection;
-        let Current { snapshot, views } = &**self.current;
+        let Connection { worker, peer, .. } = &**self.connection;
+        let Current { snapshot, views, locals } = &**self.current;
         let (mut head, body) = request.into_parts();
 
-        target::normalise(&mut head)?;
+        target::normalise(&mut head, self.connection.scheme())?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         let routed = target::route(&snapshot.routes, &mut head)?;
@@ -81,18 +82,19 @@ impl Exchange<'_> {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
         }
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
-        let mut request = prepare::request(head, body, id.clone(), peer_text, self.peer_is_trusted);
+        let mut request =
+            prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
         transform::fields::apply(&route.request_headers, request.headers_mut());
 
-        let upstream = destination.upstream();
-        self.account.sent_to(upstream);
-        let upstream = snapshot.upstreams.get(upstream).zip(views.get(upstream));
-        let (upstream, view) = upstream.ok_or(Kind::NoRoute)?;
-        let choice = Choice { upstream, view };
-        let response = worker.client.send(choice, request, self.deadline).await?;
+        let index = destination.upstream();
+        self.account.sent_to(index);
+        let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
+        let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
+        let way = Way { choice: Choice { upstream, view }, local, deadline: self.deadline };
+        let response = worker.client.send(way, request).await?;
         let mut response = prepare::response(response.map(Answer::Upstream), id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
-        if let Some(cookie) = destination.cookie() {
+        if let Some(cookie) = destination.cookie(self.connection.tls.is_some()) {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         Ok(response)
@@ -113,7 +115,7 @@ impl Exchange<'_> {
             Action::Respond(respond) => transform::answer::respond(respond),
             Action::Forward(_) => return Err(Kind::NoRoute.into()),
         };
-        self.deadline.answered();
+        self.deadline.refused();
         let mut response = prepare::response(response.map(Answer::Gateway), id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
         if !is_read {

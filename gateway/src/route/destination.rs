@@ -9,14 +9,14 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderValue};
 
 use super::{Routed, predicate};
-use crate::base::id;
+use crate::base::random::mix;
 use crate::config::{Forward, Sticky, WeightedUpstream};
 
 /// A request that has an upstream. Only [`Routed::choose`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     upstream: usize,
-    cookie: Option<HeaderValue>,
+    cookie: Option<String>,
 }
 
 impl Destination {
@@ -25,9 +25,10 @@ impl Destination {
         self.upstream
     }
 
-    /// The cookie that keeps the client with it, as `Set-Cookie` says it.
-    pub fn cookie(self) -> Option<HeaderValue> {
-        self.cookie
+    /// The cookie that keeps the client with it, as `Set-Cookie` says it; `secure`: over TLS only.
+    pub fn cookie(self, secure: bool) -> Option<HeaderValue> {
+        let secure = if secure { "; Secure" } else { "" };
+        HeaderValue::try_from(self.cookie? + "; Path=/; HttpOnly; SameSite=Lax" + secure).ok()
     }
 }
 
@@ -57,8 +58,7 @@ impl Routed {
                 Some(value) => by_value(&forward.upstreams, value),
                 None => {
                     let value = format!("{:016x}", random());
-                    let line = format!("{name}={value}; Path=/; HttpOnly; SameSite=Lax");
-                    cookie = HeaderValue::try_from(line).ok();
+                    cookie = Some(format!("{name}={value}"));
                     by_value(&forward.upstreams, value.as_bytes())
                 }
             },
@@ -97,7 +97,7 @@ fn hash(name: &[u8], value: &[u8]) -> u64 {
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    id::mix(hash)
+    mix(hash)
 }
 
 #[cfg(test)]
@@ -143,12 +143,13 @@ mod tests {
     fn a_client_that_keeps_something_stays_where_it_was() {
         let cookie = || Some(Sticky::Cookie("canary".to_owned()));
         let first = choose(cookie(), &[("cookie", "a=b")], 7);
-        let line = first.clone().cookie().unwrap();
-        assert_eq!(line, "canary=0000000000000007; Path=/; HttpOnly; SameSite=Lax");
+        let line = first.clone().cookie(true).unwrap();
+        assert_eq!(line, "canary=0000000000000007; Path=/; HttpOnly; SameSite=Lax; Secure");
+        assert!(!first.clone().cookie(false).unwrap().to_str().unwrap().contains("Secure"));
         let kept = "a=b; canary=0000000000000007";
         for random in 0..100 {
             let again = choose(cookie(), &[("cookie", kept)], random);
-            assert_eq!((again.upstream(), again.cookie()), (first.upstream(), None));
+            assert_eq!((again.upstream(), again.cookie(true)), (first.upstream(), None));
         }
         let header = || Some(Sticky::Header(http::HeaderName::from_static("x-user")));
         let chosen: Vec<usize> = (0..2000)

@@ -9,7 +9,7 @@ use crate::config::tree::shorten;
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
 
 /// Each once.
-pub(super) fn methods(raw: &[String], at: At<'_>) -> Option<Vec<Method>> {
+pub(in crate::config) fn methods(raw: &[String], at: At<'_>) -> Option<Vec<Method>> {
     let mut found: Vec<Method> = Vec::new();
     let mut good = true;
     for (index, text) in raw.iter().enumerate() {

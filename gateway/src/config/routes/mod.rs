@@ -18,6 +18,8 @@ pub use self::types::{
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
 };
 
+pub(super) use self::methods::methods;
+
 use http::Method;
 
 use self::action::Upstreams;
@@ -79,7 +81,7 @@ fn matching(raw: &RawMatch, at: At<'_>) -> Option<Match> {
         Some(text) => host::host(text, at.key("host")),
         None => Some(HostPattern::Any),
     };
-    let methods = methods::methods(&raw.methods, at.key("methods"));
+    let methods = methods(&raw.methods, at.key("methods"));
     let predicates = predicates::predicates(raw, at);
     Some(Match { host: host?, path: path?, methods: methods?, predicates: predicates? })
 }
