@@ -113,6 +113,18 @@ fn route_and_service_see_one_normal_form_of_a_path() -> Result {
     Ok(())
 }
 
+/// Targets that a gateway and a service could take for two different ones.
+const AMBIGUOUS: &str = r"
+    // //admin/x /a//b /a// /%2fadmin/x /a/%2f/b /a%2f%2fb /.. /a/../admin/x /a/.. /./admin/x
+    /a/%2e%2e/admin/x /a/.%2E/admin/x /%2e/admin/x /a%2f..%2fadmin%2fx /a/..;/admin/x
+    /a/..%3b/admin/x /;/admin/x /a\..\admin\x /a%5cb /\admin/x /a%00 /admin%00/x /a%0d%0ax /%7f
+    /% /%a /%zz /%u002e%u002e/admin/x /%c0%ae%c0%ae/admin/x /admin%2fx /admin%2Fx /admin;v=1/x
+    /admin%3bv/x /admin;a%2fx /id/a%2fb /strict/a%2fb /strict/a;b * admin/x ?a
+    http://other.test/admin/x http://u@api.test/a http://api.test@other.test/a
+    http://api.test:99/a https://api.test/a ftp://api.test/a http://api.test//a
+    http://api.test/a/../b
+";
+
 #[test]
 fn what_can_be_read_in_two_ways_reaches_no_service() -> Result {
     let site = Site::new()?;
@@ -123,59 +135,7 @@ fn what_can_be_read_in_two_ways_reaches_no_service() -> Result {
         {"match": {"path": "/strict/{rest*}"}, "upstream": "one",
          "encoded_slash": "refuse", "path_parameters": "refuse"},
     ]))?;
-    let targets = [
-        "//",
-        "//admin/x",
-        "/a//b",
-        "/a//",
-        "/%2fadmin/x",
-        "/a/%2f/b",
-        "/a%2f%2fb",
-        "/..",
-        "/a/../admin/x",
-        "/a/..",
-        "/./admin/x",
-        "/a/%2e%2e/admin/x",
-        "/a/.%2E/admin/x",
-        "/%2e/admin/x",
-        "/a%2f..%2fadmin%2fx",
-        "/a/..;/admin/x",
-        "/a/..%3b/admin/x",
-        "/;/admin/x",
-        "/a\\..\\admin\\x",
-        "/a%5cb",
-        "/\\admin/x",
-        "/a%00",
-        "/admin%00/x",
-        "/a%0d%0ax",
-        "/%7f",
-        "/%",
-        "/%a",
-        "/%zz",
-        "/%u002e%u002e/admin/x",
-        "/%c0%ae%c0%ae/admin/x",
-        "/admin%2fx",
-        "/admin%2Fx",
-        "/admin;v=1/x",
-        "/admin%3bv/x",
-        "/admin;a%2fx",
-        "/id/a%2fb",
-        "/strict/a%2fb",
-        "/strict/a;b",
-        "*",
-        "admin/x",
-        "?a",
-        "http://other.test/admin/x",
-        "http://u@api.test/a",
-        "http://api.test@other.test/a",
-        "http://api.test:99/a",
-        "https://api.test/a",
-        "ftp://api.test/a",
-        "http://api.test//a",
-        "http://api.test/a/../b",
-        "/a b",
-    ];
-    for target in targets {
+    for target in AMBIGUOUS.split_whitespace().chain(["/a b"]) {
         let status = site.get(target, &[])?.status;
         assert_eq!(status, 400, "{target}");
     }

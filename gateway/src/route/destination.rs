@@ -164,8 +164,8 @@ mod tests {
     proptest! {
         #[test]
         fn whoever_moves_goes_to_an_upstream_that_gained(
-            before in proptest::collection::vec(0_u32..100, 2..6), gains in 0..6_usize, more in 1_u32..100,
-            value: u64,
+            before in proptest::collection::vec(0_u32..100, 2..6), gains in 0..6_usize,
+            more in 1_u32..100, value: u64,
         ) {
             let gains = gains % before.len();
             let mut after = before.clone();
@@ -182,8 +182,8 @@ mod tests {
             weights in proptest::collection::vec(0_u32..3, 1..6), random: u64,
         ) {
             let upstreams = upstreams(&weights);
-            let chosen = [by_weight(&upstreams, random), by_value(&upstreams, &random.to_be_bytes())];
-            for target in chosen {
+            let by_value = by_value(&upstreams, &random.to_be_bytes());
+            for target in [by_weight(&upstreams, random), by_value] {
                 prop_assert_eq!(target.is_some(), weights.iter().any(|weight| *weight > 0));
                 prop_assert!(target.is_none_or(|target| target.weight > 0));
             }
