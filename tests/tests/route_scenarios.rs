@@ -135,7 +135,7 @@ fn what_can_be_read_in_two_ways_reaches_no_service() -> Result {
         {"match": {"path": "/strict/{rest*}"}, "upstream": "one",
          "encoded_slash": "refuse", "path_parameters": "refuse"},
     ]))?;
-    for target in AMBIGUOUS.split_whitespace().chain(["/a b"]) {
+    for target in AMBIGUOUS.split_whitespace().chain(["/a b", "/a#b"]) {
         let status = site.get(target, &[])?.status;
         assert_eq!(status, 400, "{target}");
     }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use http::header::{CONNECTION, SET_COOKIE};
+use http::header::SET_COOKIE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response};
 
@@ -84,7 +84,7 @@ impl Exchange<'_> {
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
         let Action::Forward(forward) = &route.action else {
-            return self.answer_here(route, &head, id, body.is_end_stream());
+            return self.answer_here(route, &head, id);
         };
         let destination = routed.choose(forward, &head.headers, client.ip(), random);
         if let Some(template) = &forward.rewrite {
@@ -115,7 +115,6 @@ impl Exchange<'_> {
         route: &Route,
         head: &Parts,
         id: HeaderValue,
-        is_read: bool,
     ) -> Result<Response<Answer>, Error> {
         let response = match &route.action {
             Action::Redirect(redirect) => {
@@ -127,9 +126,6 @@ impl Exchange<'_> {
         self.deadline.refused();
         let mut response = prepare::response(response.map(Answer::Gateway), id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
-        if !is_read {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         Ok(response)
     }
 
