@@ -99,7 +99,8 @@ impl Exchange<'_> {
         self.account.sent_to(index);
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
-        let way = Way { choice: Choice { upstream, view }, local, deadline: self.deadline };
+        let key = upstream.key(&request, client.ip());
+        let way = Way { choice: Choice { upstream, view, key }, local, deadline: self.deadline };
         let response = worker.client.send(way, request).await?;
         let mut response = prepare::response(response.map(Answer::Upstream), id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
