@@ -28,6 +28,7 @@ pub(super) struct Account {
     deadline: Rc<Deadline>,
     current: Rc<Current>,
     routed: Cell<Option<Routed>>,
+    upstream: Cell<Option<usize>>,
     error: Cell<Option<Kind>>,
     status: Option<StatusCode>,
     sent_bytes: u64,
@@ -53,6 +54,7 @@ impl Account {
             deadline,
             current,
             routed: Cell::new(None),
+            upstream: Cell::new(None),
             error: Cell::new(None),
             status: None,
             sent_bytes: 0,
@@ -71,6 +73,11 @@ impl Account {
     /// The request has a route.
     pub(super) fn routed(&self, routed: Routed) {
         self.routed.set(Some(routed));
+    }
+
+    /// The request goes to the upstream of this index.
+    pub(super) fn sent_to(&self, upstream: usize) {
+        self.upstream.set(Some(upstream));
     }
 
     /// Hands the account to the body of the answer.
@@ -97,8 +104,8 @@ impl Account {
         };
         let (routed, trail) = (self.routed.get(), &self.deadline.trail);
         let route = routed.and_then(|routed| config.routes.get(routed.route()));
-        let upstream = routed.filter(|_| trail.attempts() > 0);
-        let upstream = upstream.and_then(|routed| config.upstreams.get(routed.upstream()));
+        let upstream = self.upstream.get().filter(|_| trail.attempts() > 0);
+        let upstream = upstream.and_then(|index| config.upstreams.get(index));
         let ended = Ended {
             tls: self.connection.tls.as_ref().map(|session| session.version),
             route: route.map(|route| &*route.name),
@@ -133,7 +140,7 @@ impl Account {
             route.ended(&end);
         }
         if trail.attempts() > 0
-            && let Some(upstream) = upstream_series.get(routed.upstream())
+            && let Some(upstream) = self.upstream.get().and_then(|one| upstream_series.get(one))
             && let Some(upstream) = upstream.of(worker)
         {
             upstream.ended(&End { duration: times.response, ..end });
