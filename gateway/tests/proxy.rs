@@ -16,13 +16,14 @@ use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use gateway::config::{self, Config, Endpoint, PathPattern};
+use gateway::config::{self, Config, PathPattern, Target};
 use gateway::listen::sockets::Sockets;
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::request::Snapshot;
 use gateway::rules::classify::Classifier;
 use gateway::rules::tables::{Memory, RuleTables};
+use gateway::upstream::directory::Directory;
 use gateway::upstream::echo::Echo;
 use gateway_common::bucket::Bucket;
 use gateway_common::rule::{self, Action};
@@ -36,7 +37,7 @@ const SHORT: Duration = Duration::from_millis(150);
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 
-fn config(endpoints: Vec<Endpoint>) -> Config {
+fn config(targets: Vec<Target>) -> Config {
     let any = PathPattern { segments: vec![], rest: Some("rest".to_owned()) };
     Config {
         listen: vec![config::Listener { address: "127.0.0.1:0".parse().unwrap() }],
@@ -84,7 +85,7 @@ fn config(endpoints: Vec<Endpoint>) -> Config {
         },
         upstreams: vec![config::Upstream {
             name: "origin".to_owned(),
-            endpoints,
+            endpoints: targets.into_iter().map(Into::into).collect(),
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
             idle_connections: 8,
@@ -111,7 +112,9 @@ impl Gateway {
         let echo = Echo::bind().unwrap();
         let sockets = Sockets::bind(&[config.listen[0].address], config.workers).unwrap();
         let counters = Registry::new(config.workers);
-        let snapshot = Snapshot::new(Arc::new(config), Some(echo.address()));
+        let mut directory = Directory::new(config.workers);
+        directory.set_echo(Some(echo.address()));
+        let snapshot = Snapshot::new(Arc::new(config), &mut directory);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             rules: Arc::new(ArcSwap::from_pointee(Classifier::default())),
@@ -124,7 +127,7 @@ impl Gateway {
     }
 
     fn before(origin: &Origin) -> Self {
-        Self::start(config(vec![Endpoint::Address(origin.address)]))
+        Self::start(config(vec![Target::Address(origin.address)]))
     }
 
     fn connect(&self) -> Client {
@@ -333,7 +336,7 @@ fn connections_are_reused_on_both_sides() {
 
 #[test]
 fn a_body_is_passed_on_whether_its_length_is_known_or_not() {
-    let gateway = Gateway::start(config(vec![Endpoint::Echo]));
+    let gateway = Gateway::start(config(vec![Target::Echo]));
     let known = "POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello";
     let chunked = "HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
                    3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n";
@@ -347,7 +350,7 @@ fn a_body_is_passed_on_whether_its_length_is_known_or_not() {
 
 #[test]
 fn a_client_that_waits_for_100_continue_gets_it() {
-    let gateway = Gateway::start(config(vec![Endpoint::Echo]));
+    let gateway = Gateway::start(config(vec![Target::Echo]));
     let mut client = gateway.connect();
     client.send("PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(read_head(&mut client.0), "HTTP/1.1 100 Continue\r\n\r\n");
@@ -380,7 +383,7 @@ fn large_bodies_go_through_whole_in_both_directions() {
         connection.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()));
         connection.stream.write_all(&body).unwrap();
     });
-    let mut config = config(vec![Endpoint::Address(origin.address)]);
+    let mut config = config(vec![Target::Address(origin.address)]);
     config.bounds.body_bytes = BYTES as u64;
     let gateway = Gateway::start(config);
     let mut client = gateway.connect();
@@ -409,7 +412,7 @@ fn head_gets_no_body_and_keeps_the_length() {
 
 #[test]
 fn a_problem_has_no_body_for_head() {
-    let mut config = config(vec![Endpoint::Echo]);
+    let mut config = config(vec![Target::Echo]);
     config.routes.clear();
     let gateway = Gateway::start(config);
     let mut client = gateway.connect();
@@ -445,7 +448,7 @@ fn a_connection_that_the_origin_closed_while_idle_costs_nobody_an_error() {
 fn an_endpoint_that_is_down_is_passed_over() {
     let down = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let origin = Origin::answering(OK);
-    let endpoints = [down, origin.address].map(Endpoint::Address);
+    let endpoints = [down, origin.address].map(Target::Address);
     let gateway = Gateway::start(config(endpoints.into()));
     for _ in 0..4 {
         assert_status(&gateway.get(), 200);
@@ -455,7 +458,7 @@ fn an_endpoint_that_is_down_is_passed_over() {
 #[test]
 fn a_service_that_is_down_is_502() {
     let down = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gateway = Gateway::start(config(vec![Endpoint::Address(down)]));
+    let gateway = Gateway::start(config(vec![Target::Address(down)]));
     assert_problem(&gateway.get(), 502);
     assert_eq!(gateway.errors("upstream_connect"), 1);
 }
@@ -468,7 +471,7 @@ fn a_service_that_hangs_is_504_and_its_connection_closed() {
         connection.hang();
         closed.send(()).unwrap();
     });
-    let mut config = config(vec![Endpoint::Address(origin.address)]);
+    let mut config = config(vec![Target::Address(origin.address)]);
     config.upstreams[0].response_timeout = SHORT;
     let gateway = Gateway::start(config);
     let mut client = gateway.connect();
@@ -532,7 +535,7 @@ fn an_answer_that_stalls_midway_is_broken_off() {
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf");
         connection.hang();
     });
-    let mut config = config(vec![Endpoint::Address(origin.address)]);
+    let mut config = config(vec![Target::Address(origin.address)]);
     config.bounds.idle_timeout = SHORT;
     let gateway = Gateway::start(config);
     let mut client = gateway.connect();
@@ -574,7 +577,7 @@ fn only_a_trusted_proxy_is_believed() {
     assert_eq!(header(head, "x-forwarded-for"), Some("127.0.0.1"));
     assert_eq!(header(head, "x-forwarded-proto"), Some("http"));
 
-    let mut config = config(vec![Endpoint::Address(origin.address)]);
+    let mut config = config(vec![Target::Address(origin.address)]);
     config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
     let gateway = Gateway::start(config);
     let answer = gateway.ask(request);
@@ -614,7 +617,7 @@ fn a_body_that_becomes_too_large_is_refused() {
 #[test]
 fn a_slow_body_is_408_and_the_clients_fault() {
     let origin = Origin::start(|_, connection| connection.hang());
-    let mut config = config(vec![Endpoint::Address(origin.address)]);
+    let mut config = config(vec![Target::Address(origin.address)]);
     config.bounds.idle_timeout = SHORT;
     let gateway = Gateway::start(config);
     let mut client = gateway.connect();
@@ -626,7 +629,7 @@ fn a_slow_body_is_408_and_the_clients_fault() {
 
 #[test]
 fn a_slow_head_is_cut_off() {
-    let mut config = config(vec![Endpoint::Echo]);
+    let mut config = config(vec![Target::Echo]);
     config.bounds.head_timeout = SHORT;
     let gateway = Gateway::start(config);
     let mut client = gateway.connect();
@@ -644,7 +647,7 @@ fn a_slow_head_is_cut_off() {
 
 #[test]
 fn an_idle_connection_is_closed() {
-    let mut config = config(vec![Endpoint::Echo]);
+    let mut config = config(vec![Target::Echo]);
     config.bounds.keep_alive_timeout = SHORT;
     let gateway = Gateway::start(config);
     let mut client = gateway.connect();
@@ -656,7 +659,7 @@ fn an_idle_connection_is_closed() {
 
 #[test]
 fn a_head_beyond_its_bounds_is_refused() {
-    let gateway = Gateway::start(config(vec![Endpoint::Echo]));
+    let gateway = Gateway::start(config(vec![Target::Echo]));
     let long = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(17_000));
     assert_status(&gateway.ask(&long), 431);
     let many = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: 1\r\n".repeat(100));
@@ -700,7 +703,7 @@ fn two_lengths_never_reach_the_service() {
 
 #[test]
 fn a_denied_peer_is_closed_at_accept_and_in_the_middle_of_a_connection() {
-    let gateway = Gateway::start(config(vec![Endpoint::Echo]));
+    let gateway = Gateway::start(config(vec![Target::Echo]));
     let mut open = gateway.connect();
     open.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_status(&open.answer(), 200);
@@ -715,7 +718,7 @@ fn a_denied_peer_is_closed_at_accept_and_in_the_middle_of_a_connection() {
 
 #[test]
 fn connections_are_bounded() {
-    let mut config = config(vec![Endpoint::Echo]);
+    let mut config = config(vec![Target::Echo]);
     config.bounds.connections = 1;
     let gateway = Gateway::start(config);
     let first = gateway.connect();
@@ -774,7 +777,7 @@ fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
 #[test]
 fn draining_has_an_end() {
     let origin = Origin::start(|_, connection| connection.hang());
-    let mut config = config(vec![Endpoint::Address(origin.address)]);
+    let mut config = config(vec![Target::Address(origin.address)]);
     config.bounds.drain_timeout = SHORT;
     let mut gateway = Gateway::start(config);
     let mut client = gateway.connect();
@@ -795,8 +798,11 @@ fn a_new_configuration_and_new_addresses_are_taken_while_connections_stay() {
     assert_status(&client.answer(), 200);
 
     let echo = Origin::answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
-    let config = config(vec![Endpoint::Address(echo.address)]);
-    gateway.shared.snapshot.store(Arc::new(Snapshot::new(Arc::new(config), None)));
+    let config = config(vec![Target::Address(echo.address)]);
+    gateway
+        .shared
+        .snapshot
+        .store(Arc::new(Snapshot::new(Arc::new(config), &mut Directory::new(1))));
     let old = gateway.address;
     let new = Sockets::bind(&["127.0.0.1:0".parse().unwrap()], 1).unwrap();
     gateway.address = new.addresses()[0];

@@ -176,12 +176,12 @@ fn protected(
         .filter(|listener| !listener.address.ip().is_unspecified())
         .map(|listener| (listener.address.ip().into(), "the gateway's own".to_owned()));
     let endpoints = upstreams.iter().flat_map(|upstream| {
-        upstream.endpoints.iter().filter_map(|endpoint| match endpoint {
-            Endpoint::Address(address) => {
+        upstream.endpoints.iter().filter_map(|endpoint| match endpoint.target {
+            Target::Address(address) => {
                 let what = format!("an endpoint of the upstream `{}`", upstream.name);
                 Some((address.ip().into(), what))
             }
-            Endpoint::Echo => None,
+            Target::Echo => None,
         })
     });
     proxies.chain(own).chain(endpoints).collect()
@@ -449,9 +449,24 @@ pub struct Upstream {
     pub idle_timeout: Duration,
 }
 
-/// One address of a service.
+/// Where a service is, with what is said about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub struct Endpoint {
+    /// Where.
+    pub target: Target,
+    /// Its share of the requests, beside those of the others; at least 1.
+    pub weight: u32,
+}
+
+impl From<Target> for Endpoint {
+    fn from(target: Target) -> Self {
+        Self { target, weight: 1 }
+    }
+}
+
+/// One place of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
     /// An address and port.
     Address(SocketAddr),
     /// The gateway's own echo service, for trying things out.

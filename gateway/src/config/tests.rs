@@ -38,7 +38,7 @@ fn the_embedded_configuration_is_valid() {
     assert_eq!(config.listen[0].address, "127.0.0.1:8080".parse().unwrap());
     assert_eq!(config.kernel.interfaces, ["lo"]);
     assert_eq!(config.kernel.on_exit, OnExit::Detach);
-    assert_eq!(config.upstreams[0].endpoints, [Endpoint::Echo]);
+    assert_eq!(config.upstreams[0].endpoints, [Target::Echo.into()]);
     assert_eq!(config.routes[0].name, "/{rest*}");
 }
 

@@ -7,7 +7,10 @@ use super::at::At;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::value::{count, duration, name, socket_address};
-use super::{Endpoint, Listener, Upstream};
+use super::{Endpoint, Listener, Target, Upstream};
+
+/// No endpoint takes more than so many times the requests of another.
+const WEIGHT_MAX: u64 = 1000;
 
 /// Every upstream, also one with mistakes, so that routes refer to what the file has.
 pub(super) fn upstreams(
@@ -49,25 +52,28 @@ fn endpoints(
     let mut found = Vec::new();
     for (index, endpoint) in raw.iter().enumerate() {
         let at = at.item(index);
-        let (text, at) = match endpoint {
-            RawEndpoint::Text(text) => (text, at),
-            RawEndpoint::Section(section) => (&section.address, at.key("address")),
+        let (text, weight, at) = match endpoint {
+            RawEndpoint::Text(text) => (text, 1, at),
+            RawEndpoint::Section(section) => {
+                let weight = count(section.weight, 1..=WEIGHT_MAX, at.key("weight"));
+                (&section.address, weight.unwrap_or_default(), at.key("address"))
+            }
         };
-        let endpoint = if text == "echo" {
-            Endpoint::Echo
+        let target = if text == "echo" {
+            Target::Echo
         } else {
             match address(text, listeners, at) {
-                Some(address) => Endpoint::Address(address),
+                Some(address) => Target::Address(address),
                 None => continue,
             }
         };
-        if found.contains(&endpoint) {
+        if found.iter().any(|held: &Endpoint| held.target == target) {
             at.error_with_help(
                 format!("`{text}` is given twice in upstream `{upstream}`"),
                 "remove one of the two",
             );
         } else {
-            found.push(endpoint);
+            found.push(Endpoint { target, weight: u32::try_from(weight).unwrap_or_default() });
         }
     }
     found

@@ -19,13 +19,14 @@ use crate::admin::api::{
 use crate::admin::asker::Asker;
 use crate::admin::{scrape, server};
 use crate::base::time::{Now, instant};
-use crate::config::{self, Config, Endpoint, OnExit};
+use crate::config::{self, Config, OnExit, Target as EndpointTarget};
 use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
+use crate::upstream::directory::Directory;
 
 mod later;
 mod metrics;
@@ -109,6 +110,7 @@ struct Control {
     door: listen::Door,
     shared: listen::Shared,
     echo: Option<SocketAddr>,
+    directory: Directory,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
@@ -424,7 +426,8 @@ fn tell_manager(state: NotifyState<'_>) {
 }
 
 fn uses_echo(config: &Config) -> bool {
-    config.upstreams.iter().any(|upstream| upstream.endpoints.contains(&Endpoint::Echo))
+    let mut endpoints = config.upstreams.iter().flat_map(|upstream| &upstream.endpoints);
+    endpoints.any(|endpoint| endpoint.target == EndpointTarget::Echo)
 }
 
 fn addresses(config: &Config) -> Vec<SocketAddr> {
@@ -435,6 +438,14 @@ fn read(path: Option<&Path>) -> Result<Config, config::Errors> {
     path.map_or_else(config::embedded, config::read)
 }
 
-fn snapshot(config: &Arc<Config>, echo: Option<SocketAddr>) -> Arc<Snapshot> {
-    Arc::new(Snapshot::new(Arc::clone(config), echo))
+/// Compiles a configuration, with its endpoints put in force.
+fn snapshot(
+    config: &Arc<Config>,
+    directory: &mut Directory,
+    echo: Option<SocketAddr>,
+) -> Arc<Snapshot> {
+    directory.set_echo(echo);
+    let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory));
+    directory.keep(config);
+    snapshot
 }

@@ -6,7 +6,7 @@ use std::sync::Once;
 use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 
 use crate::base::time::UtcMillis;
-use crate::config::{Config, Endpoint};
+use crate::config::{Config, Target};
 use crate::rules::protected::{Protected, own_addresses, resolvers};
 use crate::rules::sockets::established_peers;
 use crate::rules::{Rule, Until};
@@ -33,9 +33,9 @@ pub fn collect<'a>(
     }
     for upstream in &config.upstreams {
         for endpoint in &upstream.endpoints {
-            let address = match endpoint {
-                Endpoint::Address(address) => Some(*address),
-                Endpoint::Echo => echo,
+            let address = match endpoint.target {
+                Target::Address(address) => Some(address),
+                Target::Echo => echo,
             };
             if let Some(address) = address {
                 protected.add_address(address.ip(), &format!("upstream {}", upstream.name));

@@ -105,7 +105,7 @@ impl Control {
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
-        self.shared.snapshot.store(snapshot(&config, self.echo));
+        self.shared.snapshot.store(snapshot(&config, &mut self.directory, self.echo));
         self.config = config;
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());

@@ -27,6 +27,7 @@ use crate::listen::sockets::{Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::store::{self, Store, StoreError};
+use crate::upstream::directory::Directory;
 use crate::upstream::echo::Echo;
 
 /// Everything that needed privileges, before any thread exists.
@@ -105,8 +106,10 @@ impl Started {
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
         }
+        let mut directory = Directory::new(self.config.workers);
+        let first = snapshot(&self.config, &mut directory, address);
         let shared = Shared {
-            snapshot: Arc::new(ArcSwap::new(snapshot(&self.config, address))),
+            snapshot: Arc::new(ArcSwap::new(first)),
             rules: self.policy.classifier(),
             counters: Registry::new(self.config.workers),
         };
@@ -127,6 +130,7 @@ impl Started {
             door,
             shared,
             echo: address,
+            directory,
             target: self.target,
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,

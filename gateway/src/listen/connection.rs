@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::config::Bounds;
+use crate::http::body::Incoming;
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::socket::Socket;
 use crate::listen::stream::Stream;
@@ -41,7 +42,8 @@ pub(super) async fn serve(
     let counters = Arc::clone(slot.counters());
     let socket = Socket(socket);
     let stream = Stream { socket, deadline: Rc::clone(&deadline), counters };
-    let service = service_fn(|request| {
+    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+        let request = request.map(Incoming::Hyper);
         request::serve::serve(Rc::clone(&connection), Rc::clone(&deadline), request)
     });
     let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));

@@ -61,8 +61,9 @@ impl Door {
             let (shared, counters) = (shared.clone(), Arc::clone(counters));
             let connections = Arc::clone(&connections);
             let thread = thread::Builder::new().name(format!("worker-{number}"));
-            let thread = thread
-                .spawn(move || Worker::new(&shared, counters, connections).run(sockets, inbox))?;
+            let thread = thread.spawn(move || {
+                Worker::new(number, &shared, counters, connections).run(sockets, inbox)
+            })?;
             workers.push(Handle { orders, thread });
         }
         Ok(Self { workers, addresses })

@@ -73,12 +73,18 @@ struct Listening {
 
 impl Worker {
     pub(super) fn new(
+        number: usize,
         shared: &Shared,
         counters: Arc<Counters>,
         connections: Arc<AtomicUsize>,
     ) -> Rc<Self> {
         Rc::new(Self {
-            requests: Rc::new(request::Worker::new(&shared.snapshot, &shared.rules, counters)),
+            requests: Rc::new(request::Worker::new(
+                number,
+                &shared.snapshot,
+                &shared.rules,
+                counters,
+            )),
             connections,
             open: RefCell::default(),
             draining: Cell::new(false),

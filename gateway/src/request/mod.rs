@@ -6,7 +6,7 @@ pub mod serve;
 mod target;
 
 use std::cell::{Cell, Ref, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ use crate::http::headers;
 use crate::observe::Counters;
 use crate::route;
 use crate::rules::classify::Classifier;
+use crate::upstream::balance::View;
+use crate::upstream::directory::Directory;
 use crate::upstream::{self, Upstream};
 use gateway_common::rule::Action;
 
@@ -33,10 +35,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Compiles `config`; `echo` is where the built-in service is served, if it is.
-    pub fn new(config: Arc<Config>, echo: Option<SocketAddr>) -> Self {
+    /// Compiles `config` and puts its endpoints in force.
+    pub fn new(config: Arc<Config>, directory: &mut Directory) -> Self {
         let upstreams = config.upstreams.iter();
-        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, echo));
+        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, directory));
         Self { routes: route::Table::new(&config.routes), upstreams: upstreams.collect(), config }
     }
 }
@@ -59,8 +61,8 @@ pub struct Worker {
 #[derive(Debug)]
 struct Current {
     snapshot: Arc<Snapshot>,
-    /// Which endpoint is next, by upstream.
-    turns: Vec<Cell<usize>>,
+    /// The endpoints as the worker sees them, by upstream.
+    views: Vec<View>,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -72,21 +74,27 @@ struct Followed {
 }
 
 impl Current {
-    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
-        let turns = snapshot.upstreams.iter().map(|_| Cell::new(0)).collect();
-        Rc::new(Self { snapshot, turns })
+    fn new(snapshot: Arc<Snapshot>, client: &upstream::Client) -> Rc<Self> {
+        let views = snapshot.upstreams.iter().map(|upstream| client.view(upstream)).collect();
+        Rc::new(Self { snapshot, views })
     }
 }
 
 impl Worker {
-    /// A worker that follows `snapshot` and `rules`.
-    pub fn new(snapshot: &Arc<ArcSwap<Snapshot>>, rules: &Rules, counters: Arc<Counters>) -> Self {
+    /// The worker of this number, which follows `snapshot` and `rules`.
+    pub fn new(
+        number: usize,
+        snapshot: &Arc<ArcSwap<Snapshot>>,
+        rules: &Rules,
+        counters: Arc<Counters>,
+    ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
+        let client = upstream::Client::new(number, Arc::clone(&counters));
         Self {
-            client: upstream::Client::new(Arc::clone(&counters)),
             snapshot: RefCell::new(cache),
-            current: RefCell::new(Current::new(current)),
+            current: RefCell::new(Current::new(current, &client)),
+            client,
             rules: RefCell::new(Followed {
                 cache: Cache::new(Arc::clone(rules)),
                 held: rules.load_full(),
@@ -130,7 +138,7 @@ impl Worker {
         let snapshot = cache.load();
         let mut current = self.current.borrow_mut();
         if !Arc::ptr_eq(snapshot, &current.snapshot) {
-            *current = Current::new(Arc::clone(snapshot));
+            *current = Current::new(Arc::clone(snapshot), &self.client);
         }
         Rc::clone(&current)
     }

@@ -6,16 +6,16 @@ use std::rc::Rc;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
-use crate::http::body::RequestBody;
+use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::route::{Refused, Routed};
+use crate::upstream::balance::Choice;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
@@ -59,7 +59,7 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Connection { worker, peer, peer_text, .. } = &**self.connection;
-        let Current { snapshot, turns } = &**self.current;
+        let Current { snapshot, views } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head)?;
@@ -70,9 +70,10 @@ impl Exchange<'_> {
         let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
 
         let upstream = routed.upstream();
-        let upstream = snapshot.upstreams.get(upstream).zip(turns.get(upstream));
-        let (upstream, turn) = upstream.ok_or(Kind::NoRoute)?;
-        let response = worker.client.send(upstream, turn, request, self.deadline).await?;
+        let upstream = snapshot.upstreams.get(upstream).zip(views.get(upstream));
+        let (upstream, view) = upstream.ok_or(Kind::NoRoute)?;
+        let choice = Choice { upstream, view };
+        let response = worker.client.send(choice, request, self.deadline).await?;
         Ok(response.map(Answer::Upstream))
     }
 

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
 use crate::upstream::connection::Connection;
+use crate::upstream::endpoint::Outcome;
 use crate::upstream::pool::Home;
 
 /// What an endpoint sends after the head.
@@ -61,6 +62,7 @@ impl AnswerBody {
     fn break_off(&mut self, kind: Kind, context: &Context<'_>) {
         self.connection = None;
         self.broken = Some(kind);
+        self.home.picked.observe(Outcome::Failed(kind));
         context.waker().wake_by_ref();
     }
 

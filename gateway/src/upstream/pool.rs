@@ -9,6 +9,7 @@ use std::rc::Rc;
 use tokio::time::Instant;
 
 use crate::upstream::Keep;
+use crate::upstream::balance::Picked;
 use crate::upstream::connection::Connection;
 
 /// The idle connections of one worker.
@@ -30,6 +31,8 @@ pub struct Home {
     pub pool: Rc<Pool>,
     /// What becomes of it there.
     pub keep: Keep,
+    /// The endpoint that it leads to, busy until the answer is at its end.
+    pub picked: Picked,
 }
 
 impl Pool {

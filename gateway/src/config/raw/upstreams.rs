@@ -29,6 +29,13 @@ pub(in crate::config) type RawEndpoint = TextOr<RawEndpointSection>;
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawEndpointSection {
     pub(in crate::config) address: String,
+    /// Its share of the requests.
+    #[serde(default = "weight")]
+    pub(in crate::config) weight: u64,
+}
+
+fn weight() -> u64 {
+    1
 }
 
 impl Section for RawEndpointSection {
