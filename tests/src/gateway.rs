@@ -182,9 +182,23 @@ impl<'n> Gateway<'n> {
     /// Ends the daemon in order and waits for it.
     pub fn stop(&mut self) -> Result {
         self.signal(Signal::SIGTERM)?;
+        self.ended()
+    }
+
+    /// Waits for the daemon to end in order, because it was told to.
+    pub fn ended(&mut self) -> Result {
         let status = wait_for("the gateway's end", STOP, || self.exit_status())?;
         ensure!(status.success(), "the gateway ended with {status}:\n{}", self.log());
         Ok(())
+    }
+
+    /// Memory of the daemon that is in use (unit: KiB).
+    pub fn resident_kib(&self) -> Result<u64> {
+        let child = self.child.as_ref().context("the gateway is not running")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        Ok(number.context("no VmRSS")?.parse()?)
     }
 
     /// Kills the daemon as a crash would.

@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod client;
 pub mod frames;
 pub mod gateway;
+pub mod http2;
 pub mod namespace;
 pub mod origin;
 pub mod programs;

@@ -75,7 +75,10 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
     page.counter("gateway_connections_failed_total", help)
         .with(&[("reason", "head_malformed")], connections.heads_malformed)
         .with(&[("reason", "head_timed_out")], connections.heads_timed_out)
-        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out);
+        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out)
+        .with(&[("reason", "frame_malformed")], connections.frames_malformed)
+        .with(&[("reason", "frame_flood")], connections.frame_floods)
+        .with(&[("reason", "reset_flood")], connections.reset_floods);
     page.counter("gateway_received_bytes_total", "Bytes read from clients.")
         .only(proxy.bytes_received);
     page.counter("gateway_sent_bytes_total", "Bytes written to clients.").only(proxy.bytes_sent);

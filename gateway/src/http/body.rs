@@ -5,6 +5,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::{Error, Kind};
@@ -15,30 +17,89 @@ use crate::http::deadline::Deadline;
 pub enum Incoming {
     /// By way of hyper.
     Hyper(hyper::body::Incoming),
+    /// A stream of HTTP/2.
+    Http2(StreamBody),
 }
+
+/// A body broke off, or never was one.
+#[derive(Clone, Copy, Debug)]
+pub struct Broken;
 
 impl Body for Incoming {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
-            Self::Hyper(body) => Pin::new(body).poll_frame(context),
+            Self::Hyper(body) => Pin::new(body).poll_frame(context).map_err(|_| Broken),
+            Self::Http2(body) => body.poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Hyper(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Hyper(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The body that one stream of HTTP/2 brings. What is taken from it makes room in its window.
+#[derive(Debug)]
+pub struct StreamBody {
+    stream: h2::RecvStream,
+    /// What is still to come, if it was declared.
+    left_bytes: Option<u64>,
+}
+
+impl StreamBody {
+    /// The body behind a head with these fields. h2 holds it to the length that they declare.
+    pub fn new(stream: h2::RecvStream, headers: &HeaderMap) -> Self {
+        let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        Self { stream, left_bytes: declared.and_then(|length| length.parse().ok()) }
+    }
+
+    /// The next piece, or the trailers.
+    pub fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match ready!(self.stream.poll_data(context)) {
+            Some(Ok(data)) => {
+                let released = self.stream.flow_control().release_capacity(data.len());
+                self.left_bytes =
+                    self.left_bytes.map(|left| left.saturating_sub(data.len() as u64));
+                Poll::Ready(Some(released.map(|()| Frame::data(data)).map_err(|_| Broken)))
+            }
+            Some(Err(_)) => Poll::Ready(Some(Err(Broken))),
+            None => match ready!(self.stream.poll_trailers(context)) {
+                Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+                Err(_) => Poll::Ready(Some(Err(Broken))),
+            },
+        }
+    }
+
+    /// Whether nothing is to come.
+    pub fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    /// How much is to come.
+    pub fn size_hint(&self) -> SizeHint {
+        match self.left_bytes {
+            _ if self.stream.is_end_stream() => SizeHint::with_exact(0),
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::new(),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::config::Bounds;
 use crate::http::body::Incoming;
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::socket::Socket;
+use crate::listen::h2;
 use crate::listen::stream::Stream;
 use crate::listen::worker::Slot;
 use crate::observe::Refusal;
@@ -40,8 +41,13 @@ pub(super) async fn serve(
     (socket, deadline): (TcpStream, Rc<Deadline>),
 ) {
     let counters = Arc::clone(slot.counters());
-    let socket = Socket(socket);
-    let stream = Stream { socket, deadline: Rc::clone(&deadline), counters };
+    let mut socket = Socket(socket);
+    let Some((begun, is_http2)) = h2::begin(&slot, &deadline, &mut socket).await else { return };
+    if is_http2 {
+        // Apart, so that it costs connections of HTTP/1 no memory.
+        return Box::pin(h2::serve(slot, connection, (socket, begun))).await;
+    }
+    let stream = Stream { socket, begun, deadline: Rc::clone(&deadline), counters };
     let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
         let request = request.map(Incoming::Hyper);
         request::serve::serve(Rc::clone(&connection), Rc::clone(&deadline), request)
@@ -83,7 +89,11 @@ pub(super) async fn serve(
 
 /// Whether the deadline has passed. The timer is moved only when it must fire sooner, or fired too soon: most requests
 /// are over long before, and moving it each time would cost more than firing in vain now and then.
-fn fires(mut timer: Pin<&mut Sleep>, deadline: &Deadline, context: &mut Context<'_>) -> bool {
+pub(super) fn fires(
+    mut timer: Pin<&mut Sleep>,
+    deadline: &Deadline,
+    context: &mut Context<'_>,
+) -> bool {
     loop {
         if deadline.at() < timer.deadline() {
             timer.as_mut().reset(deadline.at());

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http::deadline::Deadline;
@@ -16,6 +17,8 @@ use crate::observe::Counters;
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) socket: Socket,
+    /// What was read from it to find out what it speaks.
+    pub(super) begun: Bytes,
     pub(super) deadline: Rc<Deadline>,
     pub(super) counters: Arc<Counters>,
 }
@@ -37,7 +40,12 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
+        if self.begun.is_empty() {
+            ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
+        } else {
+            let taken = self.begun.len().min(buffer.remaining());
+            buffer.put_slice(&self.begun.split_to(taken));
+        }
         let bytes = buffer.filled().len() - before;
         // The end of the stream is no sign of life.
         if bytes > 0 {

@@ -18,6 +18,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::PeerAddr;
+use crate::config::Config;
 use crate::http::deadline::Deadline;
 use crate::listen::{Shared, connection};
 use crate::observe::{Counters, Refusal};
@@ -248,6 +249,10 @@ impl Slot {
 
     pub(super) fn is_draining(&self) -> bool {
         self.worker.draining.get()
+    }
+
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.worker.requests.config()
     }
 
     pub(super) fn counters(&self) -> &Arc<Counters> {
