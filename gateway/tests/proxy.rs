@@ -46,7 +46,7 @@ fn config(targets: Vec<Target>) -> Config {
         user: None,
         state: config::State { dir: PathBuf::new() },
         admin: config::Admin { socket: PathBuf::new() },
-        metrics: config::Metrics { listen: None },
+        metrics: config::Metrics { listen: None, max_names: 10 },
         kernel: config::Kernel {
             interfaces: vec![],
             attach: config::Attach::Off,
@@ -114,7 +114,7 @@ impl Gateway {
         let counters = Registry::new(config.workers);
         let mut directory = Directory::new(config.workers);
         directory.set_echo(Some(echo.address()));
-        let snapshot = Snapshot::new(Arc::new(config), &mut directory);
+        let snapshot = Snapshot::new(Arc::new(config), &mut directory, &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             rules: Arc::new(ArcSwap::from_pointee(Classifier::default())),
@@ -798,11 +798,9 @@ fn a_new_configuration_and_new_addresses_are_taken_while_connections_stay() {
     assert_status(&client.answer(), 200);
 
     let echo = Origin::answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
-    let config = config(vec![Target::Address(echo.address)]);
-    gateway
-        .shared
-        .snapshot
-        .store(Arc::new(Snapshot::new(Arc::new(config), &mut Directory::new(1))));
+    let config = Arc::new(config(vec![Target::Address(echo.address)]));
+    let snapshot = Snapshot::new(config, &mut Directory::new(1), &gateway.shared.counters);
+    gateway.shared.snapshot.store(Arc::new(snapshot));
     let old = gateway.address;
     let new = Sockets::bind(&["127.0.0.1:0".parse().unwrap()], 1).unwrap();
     gateway.address = new.addresses()[0];

@@ -10,9 +10,11 @@ pub mod client;
 pub mod frames;
 pub mod gateway;
 pub mod http2;
+pub mod metrics;
 pub mod namespace;
 pub mod origin;
 pub mod programs;
+pub mod site;
 pub mod topology;
 
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! What is to be seen of the gateway at work, through the real binary: events of dropped packets, metrics, `top`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use harness::client::{Client, get};
 use harness::frames::{Path, Sender};
 use harness::gateway::{Gateway, NOBODY};
+use harness::metrics::{Page, family};
 use harness::namespace::Namespace;
 use harness::origin::{Origin, Reply};
 use harness::topology::Topology;
@@ -264,7 +265,7 @@ fn metrics_add_up_and_prometheus_could_read_them() -> Result {
     for counter in status["kernel"]["counters"].as_array().context("no counters")? {
         let reason = format!(r#"gateway_kernel_packets_total{{reason={},"#, counter["reason"]);
         let of_reason = page.samples.iter().filter(|(series, _)| series.starts_with(&reason));
-        let sum: u64 = of_reason.map(|(_, value)| value).sum();
+        let sum = of_reason.map(|(_, value)| *value).sum::<f64>() as u64;
         let grown = counter["packets"].as_u64() >= Some(sum);
         assert!(
             grown && (counter["verdict"] == "pass" || counter["packets"] == json!(sum)),
@@ -273,7 +274,7 @@ fn metrics_add_up_and_prometheus_could_read_them() -> Result {
     }
 
     for series in page.samples.keys() {
-        let name = series.split('{').next().unwrap_or_default();
+        let name = family(series);
         assert!(DOCUMENTED.contains(&format!("`{name}`")), "{name} is not documented");
     }
 
@@ -432,56 +433,4 @@ fn proxy_only() -> Result<Value> {
         "upstreams": {"echo": {"endpoints": ["echo"]}},
         "routes": [{"match": {"path": "/{rest*}"}, "upstream": "echo"}],
     }))
-}
-
-/// A page of metrics, held against the text format 0.0.4 while it is read.
-#[derive(Debug)]
-struct Page {
-    samples: BTreeMap<String, u64>,
-}
-
-impl Page {
-    fn of(text: &str) -> Result<Self> {
-        let mut samples = BTreeMap::new();
-        let mut families = BTreeSet::new();
-        let mut family = None;
-        let mut lines = text.lines().peekable();
-        ensure!(text.ends_with('\n'), "the last line has no end");
-        while let Some(line) = lines.next() {
-            if let Some(help) = line.strip_prefix("# HELP ") {
-                let (name, words) = help.split_once(' ').context("a help without words")?;
-                ensure!(words.ends_with('.'), "the help of {name} is no sentence");
-                let kind = lines.next().and_then(|line| line.strip_prefix("# TYPE "));
-                let kind = kind.and_then(|kind| kind.strip_prefix(name));
-                let kind = kind.with_context(|| format!("{name} has no type"))?.trim_start();
-                ensure!(matches!(kind, "counter" | "gauge"), "{name} is a {kind}");
-                ensure!((kind == "counter") == name.ends_with("_total"), "{name} is a {kind}");
-                ensure!(families.insert(name), "{name} comes twice");
-                let letters = |letter: char| letter.is_ascii_lowercase() || letter == '_';
-                ensure!(name.chars().all(letters), "{name} is no good name");
-                ensure!(name.starts_with("gateway_"), "{name} is nobody's");
-                family = Some(name);
-                continue;
-            }
-            let (series, value) = line.rsplit_once(' ').context("a sample without a value")?;
-            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-            ensure!(family == Some(name), "{series} stands below another family");
-            let labels = labels.strip_suffix('}').context("labels without end")?;
-            let mut seen = BTreeSet::new();
-            for label in labels.split(',').filter(|label| !label.is_empty()) {
-                let (label, value) = label.split_once('=').context("a label without a value")?;
-                ensure!(seen.insert(label), "{series} has {label} twice");
-                let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-                let quoted = quoted.with_context(|| format!("{series}: {value} is not quoted"))?;
-                ensure!(!quoted.is_empty() && !quoted.contains(['"', '\\']), "{series}");
-            }
-            let value = value.parse().with_context(|| format!("{line}: no number"))?;
-            ensure!(samples.insert(series.to_owned(), value).is_none(), "{series} comes twice");
-        }
-        Ok(Self { samples })
-    }
-
-    fn value(&self, series: &str) -> Option<u64> {
-        self.samples.get(series).copied()
-    }
 }

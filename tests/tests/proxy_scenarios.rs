@@ -3,54 +3,13 @@
 #![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use harness::Result;
-use harness::client::Client;
 use harness::gateway::Gateway;
-use harness::namespace::Namespace;
-use harness::origin::{Origin, Reply, Request};
+use harness::origin::Reply;
+use harness::site::Site;
 use serde_json::{Value, json};
-
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Where a test runs.
-struct Site {
-    namespace: Option<Namespace>,
-}
-
-impl Site {
-    fn new() -> Result<Self> {
-        let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("host"));
-        Ok(Self { namespace: namespace.transpose()? })
-    }
-
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        match &self.namespace {
-            Some(namespace) => namespace.enter(work),
-            None => Ok(work()),
-        }
-    }
-
-    fn free_address(&self) -> Result<SocketAddr> {
-        Ok(self.enter(|| TcpListener::bind("127.0.0.1:0"))??.local_addr()?)
-    }
-
-    fn origin(&self, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Result<Origin> {
-        Origin::start(self.namespace.as_ref(), "127.0.0.1:0".parse()?, script)
-    }
-
-    fn connect(&self, source: Option<IpAddr>, target: SocketAddr) -> Result<Client> {
-        self.enter(|| Client::connect_here(source, target, PATIENCE))?
-    }
-
-    fn curl(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--max-time", "5"]).args(arguments);
-        Ok(self.enter(|| command.output())??)
-    }
-}
 
 fn config(listen: SocketAddr, endpoint: &str) -> Value {
     json!({

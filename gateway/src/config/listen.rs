@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::Listener;
 use super::at::At;
 use super::raw::{RawListener, RawMetrics};
-use super::value::socket_address;
+use super::value::{count, socket_address};
+use super::{Listener, Metrics};
 
 pub(super) fn listeners(raw: &[RawListener], at: At<'_>) -> Vec<Listener> {
     if raw.is_empty() {
@@ -30,8 +30,17 @@ pub(super) fn listeners(raw: &[RawListener], at: At<'_>) -> Vec<Listener> {
     found.into_iter().map(|(listener, _)| listener).collect()
 }
 
-/// Where metrics are served. Refuses the address of a listener.
-pub(super) fn metrics(raw: &RawMetrics, listeners: &[Listener], at: At<'_>) -> Option<SocketAddr> {
+/// Where metrics are served, and how many there may be.
+pub(super) fn metrics(raw: &RawMetrics, listeners: &[Listener], at: At<'_>) -> Metrics {
+    let max_names = count(raw.max_names, 0..=100_000, at.key("max_names"));
+    Metrics {
+        listen: metrics_address(raw, listeners, at.key("listen")),
+        max_names: max_names.unwrap_or_default(),
+    }
+}
+
+/// Refuses the address of a listener.
+fn metrics_address(raw: &RawMetrics, listeners: &[Listener], at: At<'_>) -> Option<SocketAddr> {
     let address = socket_address(raw.listen.as_ref()?, at)?;
     if let Some(other) = listeners.iter().find(|other| conflict(other.address, address)) {
         at.error_with_help(

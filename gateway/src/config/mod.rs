@@ -137,9 +137,9 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         "name the addresses of your load balancers",
     );
     let trusted_proxies: Vec<IpNet> = trusted_proxies.into_iter().map(|(net, _)| net).collect();
-    let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics").key("listen"));
-    let own: Vec<Listener> =
-        listen.iter().cloned().chain(metrics.map(|address| Listener { address })).collect();
+    let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics"));
+    let own = metrics.listen.map(|address| Listener { address });
+    let own: Vec<Listener> = listen.iter().cloned().chain(own).collect();
     let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
     Config {
@@ -156,7 +156,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         admin: Admin {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
-        metrics: Metrics { listen: metrics },
+        metrics,
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -228,7 +228,7 @@ pub struct Config {
     pub state: State,
     /// The administrative interface.
     pub admin: Admin,
-    /// Metrics over TCP.
+    /// Metrics.
     pub metrics: Metrics,
     /// The kernel door.
     pub kernel: Kernel,
@@ -261,11 +261,13 @@ pub struct Admin {
     pub socket: PathBuf,
 }
 
-/// Metrics over TCP.
+/// Metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics {
     /// Where they are served to anybody who asks; `None`: only over the admin socket.
     pub listen: Option<SocketAddr>,
+    /// Routes, and upstreams, with series of their own; the others share one.
+    pub max_names: usize,
 }
 
 /// The kernel door.

@@ -7,19 +7,21 @@ use gateway_common::rule::Origin;
 use gateway_common::verdict::Verdict;
 
 use crate::admin::api::Status;
+use crate::base::error::Kind;
 use crate::base::time::UtcMillis;
 use crate::config::Config;
 use crate::kernel::Door;
-use crate::kernel::census::Kind;
+use crate::kernel::census;
 use crate::kernel::tables::TablesError;
-use crate::observe::Snapshot;
 use crate::observe::prometheus::Page;
+use crate::observe::traffic::Sum;
+use crate::observe::{ByName, CLASSES, Snapshot};
 
 /// What does not need the kernel.
 pub(super) fn page(
     (status, started): (&Status, UtcMillis),
     config: &Config,
-    proxy: &Snapshot,
+    (proxy, by_name): (&Snapshot, &ByName),
 ) -> String {
     let mut page = Page::default();
     page.gauge("gateway_info", "The version of the gateway.")
@@ -57,6 +59,8 @@ pub(super) fn page(
         .only(config.kernel.max_sources.into());
     connections(&mut page, proxy);
     requests(&mut page, proxy);
+    traffic(&mut page, &ROUTE, &by_name.routes);
+    traffic(&mut page, &UPSTREAM, &by_name.upstreams);
     page.text()
 }
 
@@ -111,6 +115,81 @@ fn requests(page: &mut Page, proxy: &Snapshot) {
     .only(requests.broken);
 }
 
+/// The metrics of requests by one name, each with its help.
+struct Names {
+    label: &'static str,
+    requests: [&'static str; 2],
+    errors: [&'static str; 2],
+    request_bytes: [&'static str; 2],
+    response_bytes: [&'static str; 2],
+    duration: [&'static str; 2],
+}
+
+const ROUTE: Names = Names {
+    label: "route",
+    requests: ["gateway_route_requests_total", "Requests by route and class of status."],
+    errors: ["gateway_route_errors_total", "Requests that ended in an error, by kind."],
+    request_bytes: ["gateway_route_request_bytes_total", "Bytes of bodies from clients."],
+    response_bytes: ["gateway_route_response_bytes_total", "Bytes of bodies to clients."],
+    duration: [
+        "gateway_route_duration_seconds",
+        "Time from the head of a request to the end of its answer.",
+    ],
+};
+
+const UPSTREAM: Names = Names {
+    label: "upstream",
+    requests: [
+        "gateway_upstream_requests_total",
+        "Requests that were sent to an upstream, by class of the status that the client got.",
+    ],
+    errors: [
+        "gateway_upstream_errors_total",
+        "Requests that were sent to an upstream and ended in an error, by kind.",
+    ],
+    request_bytes: ["gateway_upstream_request_bytes_total", "Bytes of bodies to an upstream."],
+    response_bytes: ["gateway_upstream_response_bytes_total", "Bytes of bodies of its answers."],
+    duration: [
+        "gateway_upstream_duration_seconds",
+        "Time from sending a request to the head of its answer.",
+    ],
+};
+
+/// What was never asked for shows its requests, which are none, so that no first increase is lost, and nothing else.
+fn traffic(page: &mut Page, names: &Names, by_name: &[(String, Sum)]) {
+    let [name, help] = names.requests;
+    let mut requests = page.counter(name, help);
+    for (own, sum) in by_name {
+        for (status, count) in CLASSES.iter().zip(&sum.statuses) {
+            requests.with(&[(names.label, own), ("status", status)], *count);
+        }
+        requests.with(&[(names.label, own), ("status", "abandoned")], sum.abandoned);
+    }
+    let [name, help] = names.errors;
+    let mut errors = page.counter(name, help);
+    for (own, sum) in by_name {
+        for (kind, count) in Kind::ALL.into_iter().zip(&sum.errors).filter(|(_, n)| **n > 0) {
+            errors.with(&[(names.label, own), ("kind", kind.name())], *count);
+        }
+    }
+    let used = || by_name.iter().filter(|(_, sum)| sum.requests() > 0);
+    let [name, help] = names.request_bytes;
+    let mut bytes = page.counter(name, help);
+    for (own, sum) in used() {
+        bytes.with(&[(names.label, own)], sum.request_bytes);
+    }
+    let [name, help] = names.response_bytes;
+    let mut bytes = page.counter(name, help);
+    for (own, sum) in used() {
+        bytes.with(&[(names.label, own)], sum.response_bytes);
+    }
+    let [name, help] = names.duration;
+    let mut durations = page.histogram(name, help);
+    for (own, sum) in used() {
+        durations.durations(&[(names.label, own)], &sum.durations);
+    }
+}
+
 /// What the kernel's counters say.
 pub(super) fn kernel(door: &Door, events: u64) -> Result<String, TablesError> {
     let mut page = Page::default();
@@ -149,7 +228,7 @@ pub(super) fn kernel(door: &Door, events: u64) -> Result<String, TablesError> {
 }
 
 /// The rules that the kernel holds.
-pub(super) fn rules(counts: &BTreeMap<Kind, u64>) -> String {
+pub(super) fn rules(counts: &BTreeMap<census::Kind, u64>) -> String {
     let mut page = Page::default();
     let help = "Rules that the kernel holds, by family, by who made them and by what they do.";
     let mut rules = page.gauge("gateway_kernel_rules", help);

@@ -24,6 +24,7 @@ use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
+use crate::observe::Registry;
 use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
@@ -443,9 +444,10 @@ fn snapshot(
     config: &Arc<Config>,
     directory: &mut Directory,
     echo: Option<SocketAddr>,
+    counters: &Registry,
 ) -> Arc<Snapshot> {
     directory.set_echo(echo);
-    let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory));
+    let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory, counters));
     directory.keep(config);
     snapshot
 }

@@ -105,7 +105,9 @@ impl Control {
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
-        self.shared.snapshot.store(snapshot(&config, &mut self.directory, self.echo));
+        let counters = &self.shared.counters;
+        let snapshot = snapshot(&config, &mut self.directory, self.echo, counters);
+        self.shared.snapshot.store(snapshot);
         self.config = config;
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
@@ -128,7 +130,7 @@ impl Control {
             ("user", old.user != new.user),
             ("state.dir", old.state != new.state),
             ("admin.socket", old.admin != new.admin),
-            ("metrics.listen", old.metrics != new.metrics),
+            ("metrics.listen", old.metrics.listen != new.metrics.listen),
             ("kernel.pins", old.kernel.pins != new.kernel.pins),
         ];
         match fixed.iter().find(|(_, changed)| *changed) {

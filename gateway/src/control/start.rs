@@ -106,12 +106,13 @@ impl Started {
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
         }
+        let counters = Registry::new(self.config.workers);
         let mut directory = Directory::new(self.config.workers);
-        let first = snapshot(&self.config, &mut directory, address);
+        let first = snapshot(&self.config, &mut directory, address, &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::new(first)),
             rules: self.policy.classifier(),
-            counters: Registry::new(self.config.workers),
+            counters,
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;

@@ -145,6 +145,7 @@ impl Body for RequestBody {
             }
         };
         if let Some(data) = frame.data_ref() {
+            self.deadline.trail.received(data.len() as u64);
             match self.allowed_bytes.checked_sub(data.len() as u64) {
                 Some(left) => self.allowed_bytes = left,
                 None => return Poll::Ready(Some(Err(self.fail(Kind::BodyTooLarge)))),

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
+use crate::observe::trail::{Times, Trail};
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub enum Phase {
 /// The deadline of one client connection.
 #[derive(Debug)]
 pub struct Deadline {
+    /// What the request that is served leaves behind: whoever moves the deadline knows what happens.
+    pub trail: Trail,
     at: Cell<Instant>,
     /// The time since the task was woken, once somebody has asked for it: reading the clock for each of the five or six
     /// moves of a small request would be a percent of its cost.
@@ -57,6 +60,7 @@ impl Deadline {
     /// The deadline of a connection that has just been accepted: its first head is due.
     pub fn new(bounds: &Bounds) -> Self {
         Self {
+            trail: Trail::default(),
             at: Cell::new(Instant::now() + bounds.head_timeout),
             now: Cell::new(None),
             phase: Cell::new(Phase::Head),
@@ -97,6 +101,11 @@ impl Deadline {
         self.passed.get()
     }
 
+    /// The head of a request was read.
+    pub fn begun(&self) {
+        self.trail.begin(self.now());
+    }
+
     /// The client sent bytes.
     pub fn client_sent(&self) {
         match self.phase.get() {
@@ -111,7 +120,7 @@ impl Deadline {
     pub fn client_took(&self) {
         match self.phase.get() {
             // The end of an answer is written after its body has ended.
-            Phase::Idle => self.ended(),
+            Phase::Idle => self.enter(Phase::Idle, self.keep_alive_timeout),
             Phase::Head | Phase::Answer => {}
             Phase::Upload | Phase::Download => self.piece(),
         }
@@ -119,12 +128,14 @@ impl Deadline {
 
     /// A connection to an endpoint is made.
     pub fn connect(&self, connect_timeout: Duration) {
+        self.trail.connecting(self.now());
         self.enter(Phase::Answer, connect_timeout);
     }
 
     /// A request is sent; `response_timeout` begins with its last byte.
     pub fn send(&self, has_body: bool, response_timeout: Duration) {
         self.client_is_asked.set(false);
+        self.trail.sending(self.now());
         if has_body {
             self.response_timeout.set(response_timeout);
             self.enter(Phase::Upload, self.idle_timeout);
@@ -155,12 +166,14 @@ impl Deadline {
 
     /// The head of the answer is there.
     pub fn answered(&self) {
+        self.trail.answered(self.now());
         self.enter(Phase::Download, self.idle_timeout);
     }
 
-    /// The answer is at its end.
-    pub fn ended(&self) {
+    /// The answer is at its end. Answers how long everything took.
+    pub fn ended(&self) -> Times {
         self.enter(Phase::Idle, self.keep_alive_timeout);
+        self.trail.times(self.now())
     }
 
     /// A body found out why the request cannot go on.

@@ -3,15 +3,19 @@
 //! A block has one writer and shares no cache line with another, so that counting costs a plain store. Reading never
 //! stops a worker.
 
+pub mod histogram;
 pub mod prometheus;
+pub mod traffic;
+pub mod trail;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use crate::base::error::Kind;
+use traffic::{Series, Sum, Table};
 
 /// Why a connection was closed before any request was read from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ impl Counter {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
+    /// The number of the worker.
+    pub worker: usize,
     /// Connections accepted from the kernel, those refused after that included.
     pub connections_accepted: Counter,
     /// Connections that are open.
@@ -118,26 +124,70 @@ impl Counters {
 
 /// The blocks of all workers.
 #[derive(Clone, Debug)]
-pub struct Registry(Arc<[Arc<Counters>]>);
+pub struct Registry {
+    blocks: Arc<[Arc<Counters>]>,
+    /// For whoever compiles a configuration and whoever looks, never for a worker.
+    traffic: Arc<Mutex<Tables>>,
+}
+
+/// Requests by name.
+#[derive(Debug)]
+struct Tables {
+    routes: Table,
+    upstreams: Table,
+}
+
+/// What was counted by route and by upstream, each with its name.
+#[derive(Clone, Debug, Default)]
+pub struct ByName {
+    /// By route; the time is that of the whole request.
+    pub routes: Vec<(String, Sum)>,
+    /// By upstream; the time is from the request to the head of the answer.
+    pub upstreams: Vec<(String, Sum)>,
+}
 
 impl Registry {
     /// Blocks for so many workers.
     pub fn new(workers: usize) -> Self {
-        Self((0..workers).map(|_| Arc::default()).collect())
+        let block = |worker| Arc::new(Counters { worker, ..Counters::default() });
+        let tables = Tables { routes: Table::new(workers), upstreams: Table::new(workers) };
+        Self { blocks: (0..workers).map(block).collect(), traffic: Arc::new(Mutex::new(tables)) }
     }
 
     /// The blocks, one a worker.
     pub fn blocks(&self) -> &[Arc<Counters>] {
-        &self.0
+        &self.blocks
+    }
+
+    /// The series of routes in the order of their names, at most `max` of them with one of their own.
+    pub fn routes(&self, names: &[&str], max: usize) -> Vec<Series> {
+        self.with_tables(|tables| tables.routes.series(names, max))
+    }
+
+    /// The same for upstreams.
+    pub fn upstreams(&self, names: &[&str], max: usize) -> Vec<Series> {
+        self.with_tables(|tables| tables.upstreams.series(names, max))
     }
 
     /// Everything added up.
     pub fn snapshot(&self) -> Snapshot {
         let mut sum = Snapshot::default();
-        for block in self.0.iter() {
+        for block in self.blocks.iter() {
             sum.add(block);
         }
         sum
+    }
+
+    /// What was counted by route and by upstream.
+    pub fn by_name(&self) -> ByName {
+        self.with_tables(|tables| ByName {
+            routes: tables.routes.sums(),
+            upstreams: tables.upstreams.sums(),
+        })
+    }
+
+    fn with_tables<T>(&self, work: impl FnOnce(&mut Tables) -> T) -> T {
+        work(&mut self.traffic.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -203,7 +253,8 @@ pub struct Upstream {
     pub reused: u64,
 }
 
-const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Classes of statuses.
+pub const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl Snapshot {
     fn add(&mut self, block: &Counters) {

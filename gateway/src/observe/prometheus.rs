@@ -1,6 +1,10 @@
 //! Figures in Prometheus' text format, version 0.0.4: a family with its help and type, then its samples. It knows the
 //! format and no figure.
 
+use std::fmt;
+
+use super::histogram::{Durations, SHOWN_US};
+
 /// What is answered with.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -17,6 +21,11 @@ impl Page {
     /// A number that goes up and down.
     pub fn gauge(&mut self, name: &'static str, help: &'static str) -> Family<'_> {
         self.family(name, "gauge", help)
+    }
+
+    /// Durations in buckets; its name ends in `_seconds`.
+    pub fn histogram(&mut self, name: &'static str, help: &'static str) -> Family<'_> {
+        self.family(name, "histogram", help)
     }
 
     /// All of it.
@@ -39,10 +48,41 @@ pub struct Family<'p> {
 impl Family<'_> {
     /// A sample with these labels.
     pub fn with(&mut self, labels: &[(&'static str, &str)], value: u64) -> &mut Self {
+        self.sample("", labels, None, format_args!("{value}"));
+        self
+    }
+
+    /// The one sample of a metric without labels.
+    pub fn only(&mut self, value: u64) {
+        self.with(&[], value);
+    }
+
+    /// The samples of a histogram with these labels.
+    pub fn durations(&mut self, labels: &[(&'static str, &str)], durations: &Durations) {
+        for us in SHOWN_US {
+            let up_to = durations.up_to(us);
+            self.sample("_bucket", labels, Some(&seconds(us)), format_args!("{up_to}"));
+        }
+        let count = durations.count();
+        self.sample("_bucket", labels, Some("+Inf"), format_args!("{count}"));
+        self.sample("_sum", labels, None, format_args!("{}", seconds(durations.sum_us())));
+        self.sample("_count", labels, None, format_args!("{count}"));
+    }
+
+    fn sample(
+        &mut self,
+        suffix: &str,
+        labels: &[(&'static str, &str)],
+        up_to: Option<&str>,
+        value: fmt::Arguments<'_>,
+    ) {
         let text = &mut self.page.0;
-        text.push_str(self.name);
-        for (index, (label, value)) in labels.iter().enumerate() {
-            text.push(if index == 0 { '{' } else { ',' });
+        text.extend([self.name, suffix]);
+        let labels = labels.iter().copied().chain(up_to.map(|bound| ("le", bound)));
+        let mut before = '{';
+        for (label, value) in labels {
+            text.push(before);
+            before = ',';
             text.push_str(label);
             text.push_str("=\"");
             for character in value.chars() {
@@ -55,21 +95,22 @@ impl Family<'_> {
             }
             text.push('"');
         }
-        if !labels.is_empty() {
+        if before == ',' {
             text.push('}');
         }
         text.push_str(&format!(" {value}\n"));
-        self
     }
+}
 
-    /// The one sample of a metric without labels.
-    pub fn only(&mut self, value: u64) {
-        self.with(&[], value);
-    }
+/// Microseconds as seconds, without zeros at the end.
+fn seconds(us: u64) -> String {
+    let text = format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::histogram::Histogram;
     use super::*;
 
     #[test]
@@ -81,5 +122,26 @@ mod tests {
                     a_total{why=\"x\",who=\"\\\"\\\\\\n\"} 3\n\
                     # HELP b What b is.\n# TYPE b gauge\nb 7\n";
         assert_eq!(page.text(), text);
+    }
+    #[test]
+    fn a_histogram_is_cumulative_and_in_seconds() {
+        let histogram = Histogram::default();
+        for us in [50, 1_000, 1_001, 200_000_000] {
+            histogram.add(std::time::Duration::from_micros(us));
+        }
+        let mut durations = Durations::default();
+        durations.add(&histogram);
+        let mut page = Page::default();
+        page.histogram("h_seconds", "What h is.").durations(&[("a", "b")], &durations);
+        let text = page.text();
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines[0], "# TYPE h_seconds histogram");
+        assert_eq!(lines[1], "h_seconds_bucket{a=\"b\",le=\"0.0001\"} 1");
+        assert_eq!(lines[4], "h_seconds_bucket{a=\"b\",le=\"0.001\"} 2");
+        assert_eq!(lines[5], "h_seconds_bucket{a=\"b\",le=\"0.002\"} 3");
+        assert_eq!(lines[19], "h_seconds_bucket{a=\"b\",le=\"100\"} 3");
+        assert_eq!(lines[20], "h_seconds_bucket{a=\"b\",le=\"+Inf\"} 4");
+        assert_eq!(lines[21], "h_seconds_sum{a=\"b\"} 200.002051");
+        assert_eq!(lines[22], "h_seconds_count{a=\"b\"} 4");
     }
 }

@@ -1,6 +1,7 @@
 //! Accounts for each request exactly once, whatever its way out: the account is closed when the last thing that holds
 //! it is dropped, be it the body of an answer at its end or a request whose client has left.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -9,9 +10,12 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
-use crate::base::error::Error;
+use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
-use crate::request::Connection;
+use crate::observe::traffic::End;
+use crate::observe::trail::Times;
+use crate::request::{Connection, Current, Snapshot};
+use crate::route::Routed;
 use crate::upstream::body::AnswerBody;
 
 /// An open account.
@@ -19,14 +23,37 @@ use crate::upstream::body::AnswerBody;
 pub(super) struct Account {
     connection: Rc<Connection>,
     deadline: Rc<Deadline>,
+    current: Rc<Current>,
+    routed: Cell<Option<Routed>>,
+    error: Cell<Option<Kind>>,
     status: Option<StatusCode>,
+    sent_bytes: u64,
     whole: bool,
 }
 
 impl Account {
-    pub(super) fn open(connection: Rc<Connection>, deadline: Rc<Deadline>) -> Self {
+    pub(super) fn open(
+        connection: Rc<Connection>,
+        deadline: Rc<Deadline>,
+        current: Rc<Current>,
+    ) -> Self {
         connection.worker.counters.requests_active.add(1);
-        Self { connection, deadline, status: None, whole: false }
+        deadline.begun();
+        Self {
+            connection,
+            deadline,
+            current,
+            routed: Cell::new(None),
+            error: Cell::new(None),
+            status: None,
+            sent_bytes: 0,
+            whole: false,
+        }
+    }
+
+    /// The request has a route.
+    pub(super) fn routed(&self, routed: Routed) {
+        self.routed.set(Some(routed));
     }
 
     /// Hands the account to the body of the answer.
@@ -41,7 +68,32 @@ impl Account {
     /// The request ended in an error that the gateway answers itself.
     pub(super) fn failed(&self, error: &Error) {
         self.connection.worker.counters.failed(error.kind());
+        self.error.set(Some(error.kind()));
         self.deadline.answered();
+    }
+
+    /// Counts the request for its route and its upstream.
+    fn count(&self, times: &Times) {
+        let Some(routed) = self.routed.get() else { return };
+        let trail = &self.deadline.trail;
+        let end = End {
+            status: self.status.map(|status| status.as_u16()),
+            error: self.error.get(),
+            duration: Some(times.total),
+            request_bytes: trail.received_bytes(),
+            response_bytes: self.sent_bytes,
+        };
+        let Snapshot { route_series, upstream_series, .. } = &*self.current.snapshot;
+        let worker = self.connection.worker.counters.worker;
+        if let Some(route) = route_series.get(routed.route()).and_then(|it| it.of(worker)) {
+            route.ended(&end);
+        }
+        if trail.attempts() > 0
+            && let Some(upstream) = upstream_series.get(routed.upstream())
+            && let Some(upstream) = upstream.of(worker)
+        {
+            upstream.ended(&End { duration: times.response, ..end });
+        }
     }
 }
 
@@ -56,7 +108,8 @@ impl Drop for Account {
         if self.status.is_some() && !self.whole {
             counters.answers_broken.add(1);
         }
-        self.deadline.ended();
+        let times = self.deadline.ended();
+        self.count(&times);
     }
 }
 
@@ -98,7 +151,11 @@ impl Body for ResponseBody {
         };
         match &polled {
             Poll::Ready(None) => self.account.whole = true,
-            Poll::Ready(Some(Ok(_))) => self.account.whole = self.answer.is_end_stream(),
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.account.sent_bytes += bytes as u64;
+                self.account.whole = self.answer.is_end_stream();
+            }
             Poll::Ready(Some(Err(error))) => self.account.failed(error),
             Poll::Pending => {}
         }

@@ -17,7 +17,8 @@ use crate::base::address::PeerAddr;
 use crate::base::time::Now;
 use crate::config::Config;
 use crate::http::headers;
-use crate::observe::Counters;
+use crate::observe::traffic::Series;
+use crate::observe::{Counters, Registry};
 use crate::route;
 use crate::rules::classify::Classifier;
 use crate::upstream::balance::View;
@@ -32,14 +33,27 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     routes: route::Table,
     upstreams: Vec<Upstream>,
+    /// What is counted by route, in the order of the routes.
+    route_series: Vec<Series>,
+    /// What is counted by upstream, in the order of the upstreams.
+    upstream_series: Vec<Series>,
 }
 
 impl Snapshot {
-    /// Compiles `config` and puts its endpoints in force.
-    pub fn new(config: Arc<Config>, directory: &mut Directory) -> Self {
+    /// Compiles `config` and puts its endpoints in force. What is counted by name goes on in `counters`.
+    pub fn new(config: Arc<Config>, directory: &mut Directory, counters: &Registry) -> Self {
         let upstreams = config.upstreams.iter();
         let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, directory));
-        Self { routes: route::Table::new(&config.routes), upstreams: upstreams.collect(), config }
+        let route_names: Vec<&str> = config.routes.iter().map(|route| &*route.name).collect();
+        let upstream_names: Vec<&str> = config.upstreams.iter().map(|one| &*one.name).collect();
+        let max = config.metrics.max_names;
+        Self {
+            routes: route::Table::new(&config.routes),
+            upstreams: upstreams.collect(),
+            route_series: counters.routes(&route_names, max),
+            upstream_series: counters.upstreams(&upstream_names, max),
+            config,
+        }
     }
 }
 

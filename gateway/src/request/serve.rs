@@ -23,12 +23,13 @@ pub async fn serve(
     deadline: Rc<Deadline>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline));
     let current = connection.worker.current();
+    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
+        account: &account,
         current: &current,
         peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
     };
@@ -48,6 +49,7 @@ pub async fn serve(
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
     deadline: &'a Rc<Deadline>,
+    account: &'a Account,
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
 }
@@ -66,6 +68,7 @@ impl Exchange<'_> {
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         let routed = self.route(&head)?;
+        self.account.routed(routed);
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
         let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
 

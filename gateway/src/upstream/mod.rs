@@ -104,6 +104,7 @@ impl Client {
         let mut error = Error::from(Kind::UpstreamConnect);
         let mut tried = Tried::default();
         while let Some(picked) = choice.pick(&mut tried) {
+            deadline.trail.attempt(picked.address());
             if let Some(connection) = self.pool.take(picked.address()) {
                 self.counters.upstream_connections_reused.add(1);
                 match exchange(connection, upstream, request, deadline).await {

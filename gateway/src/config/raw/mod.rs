@@ -58,11 +58,19 @@ pub(in crate::config) struct RawAdmin {
 }
 
 /// Metrics over TCP.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(in crate::config) struct RawMetrics {
     /// `ip:port`. Default: nowhere.
     pub(in crate::config) listen: Option<String>,
+    /// Routes, and upstreams, with series of their own.
+    pub(in crate::config) max_names: u64,
+}
+
+impl Default for RawMetrics {
+    fn default() -> Self {
+        Self { listen: None, max_names: 1000 }
+    }
 }
 
 /// What a client may make the gateway hold or wait for.
