@@ -66,6 +66,7 @@ fn everything_has_its_documented_default() {
         config.bounds,
         Bounds {
             connections: 65_536,
+            streams: 128,
             header_count: 100,
             head_bytes: 65_536,
             body_bytes: 10 << 20,

@@ -81,8 +81,7 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .with(&[("reason", "head_timed_out")], connections.heads_timed_out)
         .with(&[("reason", "reader_timed_out")], connections.readers_timed_out)
         .with(&[("reason", "frame_malformed")], connections.frames_malformed)
-        .with(&[("reason", "frame_flood")], connections.frame_floods)
-        .with(&[("reason", "reset_flood")], connections.reset_floods);
+        .with(&[("reason", "flood")], connections.floods);
     page.counter("gateway_received_bytes_total", "Bytes read from clients.")
         .only(proxy.bytes_received);
     page.counter("gateway_sent_bytes_total", "Bytes written to clients.").only(proxy.bytes_sent);

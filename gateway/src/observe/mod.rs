@@ -77,10 +77,8 @@ pub struct Counters {
     pub readers_timed_out: Counter,
     /// Connections closed because what was sent is not HTTP/2.
     pub frames_malformed: Counter,
-    /// Connections of HTTP/2 closed because of too many frames that asked for nothing.
-    pub frame_floods: Counter,
-    /// Connections of HTTP/2 closed because of too many streams that were reset.
-    pub reset_floods: Counter,
+    /// Connections of HTTP/2 closed because of too many frames that asked for nothing, or streams that were reset.
+    pub floods: Counter,
     /// Requests that are being answered.
     pub requests_active: Counter,
     statuses: [Counter; 5],
@@ -223,10 +221,8 @@ pub struct Connections {
     pub readers_timed_out: u64,
     /// Closed because what was sent is not HTTP/2.
     pub frames_malformed: u64,
-    /// Closed because of too many frames of HTTP/2 that asked for nothing.
-    pub frame_floods: u64,
-    /// Closed because of too many streams of HTTP/2 that were reset.
-    pub reset_floods: u64,
+    /// Closed because of too many frames of HTTP/2 that asked for nothing, or streams that were reset.
+    pub floods: u64,
 }
 
 /// Requests.
@@ -265,8 +261,7 @@ impl Snapshot {
         connections.heads_timed_out += block.heads_timed_out.value();
         connections.readers_timed_out += block.readers_timed_out.value();
         connections.frames_malformed += block.frames_malformed.value();
-        connections.frame_floods += block.frame_floods.value();
-        connections.reset_floods += block.reset_floods.value();
+        connections.floods += block.floods.value();
         for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {
             *connections.refused.entry(reason.name()).or_default() += counter.value();
         }

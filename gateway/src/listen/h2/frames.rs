@@ -37,14 +37,9 @@ const EARNED_BY_DATA: u32 = 2;
 const EARNED_BY_PIECE: u32 = 4;
 const EARNED_BY_KIB: u32 = 1;
 
-/// What was too much.
+/// The client did too much that asks for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flood {
-    /// Streams that the client took back.
-    Resets,
-    /// Frames that ask for nothing.
-    Frames,
-}
+pub(super) struct Flood;
 
 /// The frames of one client.
 #[derive(Debug)]
@@ -100,11 +95,11 @@ impl Frames {
                 return Ok(());
             }
             DATA if frame.flags & END_STREAM != 0 => return Ok(()),
-            RST_STREAM if !self.resets.spend(RESET_COSTS) => return Err(Flood::Resets),
+            RST_STREAM if !self.resets.spend(RESET_COSTS) => return Err(Flood),
             SETTINGS => SETTINGS_COSTS,
             _ => FRAME_COSTS,
         };
-        if self.frames.spend(cost) { Ok(()) } else { Err(Flood::Frames) }
+        if self.frames.spend(cost) { Ok(()) } else { Err(Flood) }
     }
 }
 
@@ -220,10 +215,10 @@ mod tests {
         frames
     }
 
-    fn until_flood(frames: &mut Frames, bytes: &[u8]) -> (usize, Flood) {
+    fn until_flood(frames: &mut Frames, bytes: &[u8]) -> usize {
         for count in 0..1_000_000 {
-            if let Err(flood) = frames.received(bytes) {
-                return (count, flood);
+            if frames.received(bytes) == Err(Flood) {
+                return count;
             }
         }
         panic!("no bound")
@@ -232,11 +227,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn floods_end() {
         let reset = frame(RST_STREAM, 0, 4);
-        assert_eq!(until_flood(&mut connection(), &reset), (200, Flood::Resets));
-        assert_eq!(until_flood(&mut connection(), &frame(6, 0, 8)), (10_000, Flood::Frames));
-        assert_eq!(until_flood(&mut connection(), &frame(SETTINGS, 0, 6)), (1_000, Flood::Frames));
-        assert_eq!(until_flood(&mut connection(), &frame(DATA, 0, 0)), (10_000, Flood::Frames));
-        assert_eq!(until_flood(&mut connection(), &frame(0xee, 0, 0)), (10_000, Flood::Frames));
+        assert_eq!(until_flood(&mut connection(), &reset), 200);
+        assert_eq!(until_flood(&mut connection(), &frame(6, 0, 8)), 10_000);
+        assert_eq!(until_flood(&mut connection(), &frame(SETTINGS, 0, 6)), 1_000);
+        assert_eq!(until_flood(&mut connection(), &frame(DATA, 0, 0)), 10_000);
+        assert_eq!(until_flood(&mut connection(), &frame(0xee, 0, 0)), 10_000);
     }
 
     #[tokio::test(start_paused = true)]
@@ -245,7 +240,7 @@ mod tests {
         let reset = frame(RST_STREAM, 0, 4);
         until_flood(&mut frames, &reset);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(until_flood(&mut frames, &reset), (10, Flood::Resets));
+        assert_eq!(until_flood(&mut frames, &reset), 10);
         for _ in 0..1_000_000 {
             frames.opened();
             frames.opened();

@@ -32,7 +32,7 @@ use crate::listen::connection::fires;
 use crate::listen::worker::Slot;
 use crate::observe::{Counters, Refusal};
 use crate::request;
-use frames::{Flood, PREFACE};
+use frames::PREFACE;
 use stream::Served;
 use wire::{Late, Life, Wire};
 
@@ -122,7 +122,7 @@ enum End {
     /// The client did nothing for too long.
     Late(Late),
     /// The client did too much.
-    Flood(Flood),
+    Flood,
     /// It broke, or was no HTTP/2.
     Broken(h2::Error),
 }
@@ -170,9 +170,9 @@ impl Driver<'_> {
                 return Poll::Ready(End::Denied);
             }
             let end = self.advance(context);
-            if let Some(flood) = served.life.flood() {
+            if served.life.is_flooded() {
                 self.go_away(Reason::ENHANCE_YOUR_CALM, context);
-                return Poll::Ready(End::Flood(flood));
+                return Poll::Ready(End::Flood);
             }
             if end.is_ready() {
                 return end;
@@ -257,16 +257,10 @@ fn account(counters: &Counters, end: &End) {
         End::Denied => counters.refused(Refusal::Denied),
         End::Late(Late::Head) => counters.heads_timed_out.add(1),
         End::Late(Late::Reader) => counters.readers_timed_out.add(1),
-        End::Flood(Flood::Resets) => counters.reset_floods.add(1),
-        End::Flood(Flood::Frames) => counters.frame_floods.add(1),
+        End::Flood => counters.floods.add(1),
         End::Broken(error) if !error.is_library() => {}
-        // h2 says in words only which of its own bounds was reached.
         End::Broken(error) if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) => {
-            if error.to_string().contains("resets") {
-                counters.reset_floods.add(1);
-            } else {
-                counters.frame_floods.add(1);
-            }
+            counters.floods.add(1);
         }
         End::Broken(_) => counters.frames_malformed.add(1),
     }

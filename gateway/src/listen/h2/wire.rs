@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::config::Bounds;
 use crate::http::socket::Socket;
-use crate::listen::h2::frames::{Flood, Frames};
+use crate::listen::h2::frames::Frames;
 use crate::observe::Counters;
 
 /// What a connection waits for, besides what its streams wait for.
@@ -33,7 +33,7 @@ pub(super) enum Late {
 #[derive(Debug)]
 pub(super) struct Life {
     frames: RefCell<Frames>,
-    flood: Cell<Option<Flood>>,
+    is_flooded: Cell<bool>,
     streams: Cell<usize>,
     /// Since when the client has been silent in the middle of a head; the first head is begun by connecting.
     head_since: Cell<Option<Instant>>,
@@ -51,7 +51,7 @@ impl Life {
         let now = Instant::now();
         Self {
             frames: RefCell::new(Frames::new()),
-            flood: Cell::new(None),
+            is_flooded: Cell::new(false),
             streams: Cell::new(0),
             head_since: Cell::new(Some(now)),
             blocked_since: Cell::new(None),
@@ -62,9 +62,9 @@ impl Life {
         }
     }
 
-    /// What the client has done too much of.
-    pub(super) fn flood(&self) -> Option<Flood> {
-        self.flood.get()
+    /// Whether the client has done too much that asks for nothing.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.is_flooded.get()
     }
 
     /// A stream was opened.
@@ -103,8 +103,8 @@ impl Life {
 
     fn received(&self, bytes: &[u8]) {
         let mut frames = self.frames.borrow_mut();
-        if let Err(flood) = frames.received(bytes) {
-            self.flood.set(Some(flood));
+        if frames.received(bytes).is_err() {
+            self.is_flooded.set(true);
         }
         let due = frames.head_is_due();
         if due && self.head_since.get().is_none() {
@@ -156,7 +156,7 @@ impl AsyncRead for Wire {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.life.flood().is_some() {
+        if self.life.is_flooded() {
             // Nothing more is read; the task of the connection finds out why.
             context.waker().wake_by_ref();
             return Poll::Pending;
