@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gateway::config::{self, Config, PathPattern, Target};
-use gateway::listen::sockets::Sockets;
+use gateway::listen::sockets::{Inherited, Sockets};
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::request::Snapshot;
@@ -110,7 +110,9 @@ struct Gateway {
 impl Gateway {
     fn start(config: Config) -> Self {
         let echo = Echo::bind().unwrap();
-        let sockets = Sockets::bind(&[config.listen[0].address], config.workers).unwrap();
+        let sockets =
+            Sockets::bind(&[config.listen[0].address], config.workers, &mut Inherited::default())
+                .unwrap();
         let counters = Registry::new(config.workers);
         let mut directory = Directory::new(config.workers);
         directory.set_echo(Some(echo.address()));
@@ -763,7 +765,7 @@ fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
     let mut busy = gateway.connect();
     busy.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
     eventually(|| origin.heads().len() == 1);
-    let door = gateway.door.take().unwrap();
+    let mut door = gateway.door.take().unwrap();
     door.drain().unwrap();
     assert_eq!(idle.rest(), "");
     assert!(TcpStream::connect(gateway.address).is_err(), "still listening");
@@ -783,7 +785,7 @@ fn draining_has_an_end() {
     let mut client = gateway.connect();
     client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
     eventually(|| origin.connections() == 1);
-    let door = gateway.door.take().unwrap();
+    let mut door = gateway.door.take().unwrap();
     door.drain().unwrap();
     assert_eq!(client.rest(), "");
     door.join().unwrap();
@@ -802,7 +804,8 @@ fn a_new_configuration_and_new_addresses_are_taken_while_connections_stay() {
     let snapshot = Snapshot::new(config, &mut Directory::new(1), &gateway.shared.counters);
     gateway.shared.snapshot.store(Arc::new(snapshot));
     let old = gateway.address;
-    let new = Sockets::bind(&["127.0.0.1:0".parse().unwrap()], 1).unwrap();
+    let new =
+        Sockets::bind(&["127.0.0.1:0".parse().unwrap()], 1, &mut Inherited::default()).unwrap();
     gateway.address = new.addresses()[0];
     let door = gateway.door.as_mut().unwrap();
     door.listen(vec![new.addresses()[0]], new).unwrap();

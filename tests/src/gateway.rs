@@ -155,7 +155,37 @@ impl<'n> Gateway<'n> {
 
     /// Starts the daemon and waits until it answers.
     pub fn start(&mut self) -> Result {
-        self.spawn()?;
+        self.spawn(&["run"])?;
+        self.answers()
+    }
+
+    /// Has another gateway take this one's place, and waits until it has.
+    pub fn replace(&mut self) -> Result {
+        let old = self.child.take();
+        self.spawn(&["run", "--replace"])?;
+        let mut old = old.context("the gateway is not running")?;
+        let ended = wait_for("the old gateway's end", STOP, || {
+            if let Some(status) = self.exit_status()? {
+                bail!("the successor ended with {status}:\n{}", self.log());
+            }
+            Ok(old.try_wait()?)
+        });
+        if ended.is_err() {
+            old.kill()?;
+            old.wait()?;
+        }
+        let status = ended?;
+        ensure!(status.success(), "the old gateway ended with {status}:\n{}", self.log());
+        self.answers()
+    }
+
+    /// Starts the daemon by this command, which is made of [`Gateway::command`], and waits until it answers.
+    pub fn start_by(&mut self, command: Command) -> Result {
+        self.spawn_by(command)?;
+        self.answers()
+    }
+
+    fn answers(&mut self) -> Result {
         let start = Instant::now();
         loop {
             if let Some(status) = self.exit_status()? {
@@ -173,7 +203,7 @@ impl<'n> Gateway<'n> {
 
     /// Starts the daemon where it is expected to refuse, and returns its last words.
     pub fn start_refused(&mut self) -> Result<Outcome> {
-        self.spawn()?;
+        self.spawn(&["run"])?;
         let waited = wait_for("the gateway's end", START, || self.exit_status());
         let status = waited.with_context(|| format!("it should refuse:\n{}", self.log()))?;
         Ok(Outcome { code: status.code(), stdout: String::new(), stderr: self.log() })
@@ -185,7 +215,7 @@ impl<'n> Gateway<'n> {
         self.ended()
     }
 
-    /// Waits for the daemon to end in order, because it was told to.
+    /// Waits until the daemon has ended in order by itself.
     pub fn ended(&mut self) -> Result {
         let status = wait_for("the gateway's end", STOP, || self.exit_status())?;
         ensure!(status.success(), "the gateway ended with {status}:\n{}", self.log());
@@ -313,12 +343,17 @@ impl<'n> Gateway<'n> {
         }
     }
 
-    fn spawn(&mut self) -> Result {
+    fn spawn(&mut self, arguments: &[&str]) -> Result {
+        let mut command = self.command(arguments)?;
+        command.stdin(Stdio::null());
+        self.spawn_by(command)
+    }
+
+    fn spawn_by(&mut self, mut command: Command) -> Result {
         ensure!(self.child.is_none(), "the gateway runs already");
         let log = File::options().create(true).append(true).open(self.folder.join("log"))?;
-        let mut command = self.command(&["run"])?;
         // A group of its own: Ctrl-C is for the test, which ends the daemon itself.
-        command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.process_group(0).stdout(log.try_clone()?).stderr(log);
         if let Some(socket) = &self.notify {
             command.env("NOTIFY_SOCKET", socket);
         }

@@ -56,6 +56,15 @@ fn verify(name: &str, change: impl Fn(&str) -> String) -> Result<(bool, String)>
 fn systemd_finds_nothing_wrong_with_the_unit() -> Result {
     let (fine, said) = verify("as-it-is", str::to_owned)?;
     assert!(fine, "{said}");
+    let socket = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/gateway.socket");
+    let folder = Folder::new("socket")?;
+    fs::copy(socket, folder.0.join("gateway.socket"))?;
+    fs::write(folder.0.join("gateway.service"), "[Service]\nExecStart=/bin/true\n")?;
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(folder.0.join("gateway.socket"))
+        .output()?;
+    ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     let (fine, said) = verify("mistaken", |unit| unit.replace("ReadWritePaths=", "WritePaths="))?;
     assert!(!fine, "it would say so: {said}");
     Ok(())

@@ -61,6 +61,8 @@ pub enum Request {
     Reload,
     /// Take the programs out of the kernel.
     Detach,
+    /// End: no new connections, requests in flight finish.
+    Drain,
 }
 
 /// What people keep rules for.
@@ -227,7 +229,8 @@ impl Request {
             | Self::AcceptList(_)
             | Self::Confirm
             | Self::Reload
-            | Self::Detach => true,
+            | Self::Detach
+            | Self::Drain => true,
             Self::Status
             | Self::List(_)
             | Self::Lists
@@ -280,6 +283,7 @@ impl fmt::Display for Request {
             Self::Top(_) => formatter.write_str("top"),
             Self::Reload => formatter.write_str("reload"),
             Self::Detach => formatter.write_str("kernel detach"),
+            Self::Drain => formatter.write_str("drain"),
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
@@ -24,12 +25,24 @@ pub struct Asker {
     commands: mpsc::Sender<Command>,
     news: watch::Receiver<u64>,
     followers: Arc<Semaphore>,
+    successors: mpsc::Sender<UnixStream>,
 }
 
 impl Asker {
-    /// Sends to `commands`; `news` tells when there is another event.
-    pub fn new(commands: mpsc::Sender<Command>, news: watch::Receiver<u64>) -> Self {
-        Self { commands, news, followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)) }
+    /// Sends to `commands`, and those who are to take this gateway's place to `successors`; `news` tells when there is
+    /// another event.
+    pub fn new(
+        commands: mpsc::Sender<Command>,
+        successors: mpsc::Sender<UnixStream>,
+        news: watch::Receiver<u64>,
+    ) -> Self {
+        let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
+        Self { commands, news, followers, successors }
+    }
+
+    /// Takes a successor to `control`, unless there is one already: then its connection closes.
+    pub fn succeed(&self, stream: UnixStream) {
+        drop(self.successors.try_send(stream));
     }
 
     /// The answer to a request of this user.

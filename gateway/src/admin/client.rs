@@ -139,6 +139,7 @@ fn write(
         Request::Top(rules) => (Method::GET, format!("/v1/top?rules={rules}"), Vec::new()),
         Request::Reload => (Method::POST, "/v1/reload".to_owned(), Vec::new()),
         Request::Detach => (Method::POST, "/v1/kernel/detach".to_owned(), Vec::new()),
+        Request::Drain => (Method::POST, "/v1/drain".to_owned(), Vec::new()),
     };
     let request = HttpRequest::builder().method(method).uri(path).header(header::HOST, "gateway");
     Ok(request.body(Full::new(Bytes::from(body)))?)

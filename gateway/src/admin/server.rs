@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use super::api::{Answer, PutList, Refusal, Request};
 use super::asker::Asker;
+use super::handover;
 use super::query;
 use crate::base::folder::{self, FolderError};
 use crate::observe::prometheus;
@@ -131,10 +132,13 @@ async fn connection(stream: UnixStream, asker: Asker) {
     // How a local client's connection breaks concerns nobody but that client.
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX);
-    drop(server.serve_connection(TokioIo::new(stream), service).await);
+    drop(server.serve_connection(TokioIo::new(stream), service).with_upgrades().await);
 }
 
 async fn answer(request: HttpRequest<Incoming>, uid: u32, asker: &Asker) -> Response<Full<Bytes>> {
+    if (request.method(), request.uri().path()) == (&Method::POST, handover::PATH) {
+        return handover::accept(request, asker);
+    }
     let request = match read(request).await {
         Ok(request) => request,
         Err((status, refusal)) => return json(status, &refusal),
@@ -171,6 +175,7 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
         (Method::DELETE, "/v1/rules") => body_of(body).await.map(Request::Remove),
         (Method::POST, "/v1/reload") => Ok(Request::Reload),
         (Method::POST, "/v1/kernel/detach") => Ok(Request::Detach),
+        (Method::POST, "/v1/drain") => Ok(Request::Drain),
         (Method::GET, path) if path.starts_with("/v1/why/") => {
             let address = path.trim_start_matches("/v1/why/");
             address.parse().map(Request::Why).map_err(|_| {

@@ -15,6 +15,7 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 
 mod check;
+mod drain;
 mod events;
 mod export;
 mod import;
@@ -58,6 +59,10 @@ enum Verb {
     Run {
         /// Configuration file
         file: Option<PathBuf>,
+        /// Take the place of the gateway that runs, if one does: its listening sockets, rules and
+        /// programs; no connection is refused meanwhile
+        #[arg(long)]
+        replace: bool,
     },
     /// Check a configuration file and say everything that is wrong with it
     Check {
@@ -68,6 +73,8 @@ enum Verb {
     Status,
     /// Let the running gateway read its configuration again, whole or not at all
     Reload,
+    /// End the running gateway in order: no new connections, requests in flight finish
+    Drain,
     /// Sources whose packets are dropped
     #[command(subcommand)]
     Deny(ListVerb),
@@ -275,10 +282,11 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
     let place = Place { config: cli.config, socket: cli.socket };
     match cli.verb {
-        Verb::Run { file } => run::run(file.or(place.config), output),
+        Verb::Run { file, replace } => run::run(file.or(place.config), replace, output),
         Verb::Check { file } => check::run(&file, output),
         Verb::Status => status::run(&place, output),
         Verb::Reload => reload::run(&place, output),
+        Verb::Drain => drain::run(&place, output),
         Verb::Deny(verb) => list::run(&place, ListAction::Deny, verb, output),
         Verb::Allow(verb) => list::run(&place, ListAction::Allow, verb, output),
         Verb::Confirm => list::confirm(&place, output),

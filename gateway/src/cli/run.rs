@@ -9,7 +9,7 @@ use super::output::Output;
 use crate::admin::api::Status;
 use crate::control::{self, Ended, RunError};
 
-pub(super) fn run(file: Option<PathBuf>, output: &Output) -> Result<(), Failure> {
+pub(super) fn run(file: Option<PathBuf>, replace: bool, output: &Output) -> Result<(), Failure> {
     let people = std::io::stderr().is_terminal();
     log(people);
     let announce = |status: &Status| match people {
@@ -26,7 +26,7 @@ pub(super) fn run(file: Option<PathBuf>, output: &Output) -> Result<(), Failure>
             tracing::info!(version, config, user, workers, listen, kernel, note, "serving");
         }
     };
-    match control::run(file.as_deref(), announce) {
+    match control::run(file.as_deref(), replace, announce) {
         Ok(ended) => {
             farewell(&ended, people);
             Ok(())
@@ -86,6 +86,8 @@ fn banner(status: &Status, file: Option<&Path>) {
 
 fn farewell(ended: &Ended, people: bool) {
     match (ended, people) {
+        (Ended::Replaced, true) => anstream::eprintln!("ended; another gateway has taken over"),
+        (Ended::Replaced, false) => tracing::info!("ended; another gateway has taken over"),
         (Ended::Detached, true) => anstream::eprintln!("ended; nothing is left in the kernel"),
         (Ended::Detached, false) => tracing::info!("ended; nothing is left in the kernel"),
         (Ended::Enforcing(interfaces), _) if interfaces.is_empty() => {

@@ -17,7 +17,8 @@ use crate::admin::api::{
     Answer, Command, Done, ListQuery, PAGE_MAX_RULES, Refusal, Request, Status,
 };
 use crate::admin::asker::Asker;
-use crate::admin::{scrape, server};
+use crate::admin::handover::Successor;
+use crate::admin::server;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, OnExit, Target as EndpointTarget};
 use crate::kernel::interfaces::Change;
@@ -29,6 +30,7 @@ use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
 
+mod handover;
 mod later;
 mod metrics;
 mod monitor;
@@ -41,6 +43,7 @@ pub mod sources;
 mod start;
 pub mod views;
 
+use handover::Inlets;
 use later::{Later, audit};
 use monitor::Monitor;
 use policy::Policy;
@@ -70,16 +73,25 @@ impl RunError {
 }
 
 /// Starts a gateway, shows how it stands, and serves until it is told to end. Answers what is left in the kernel.
-pub fn run(path: Option<&Path>, announce: impl FnOnce(&Status)) -> Result<Ended, RunError> {
-    let started = start::start(path)?;
+///
+/// With `replace` it takes the place of the gateway that runs, if one does.
+pub fn run(
+    path: Option<&Path>,
+    replace: bool,
+    announce: impl FnOnce(&Status),
+) -> Result<Ended, RunError> {
+    let started = start::start(path, replace)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(RunError::failed)?;
     let local = tokio::task::LocalSet::new();
     let ended = local.block_on(&runtime, async {
-        let (control, sockets) = started.open()?;
+        let (control, inlets, predecessor) = started.open()?;
+        if let Some(predecessor) = predecessor {
+            predecessor.serving().map_err(RunError::failed)?;
+        }
         announce(&control.status().map_err(|refusal| RunError::Failed(refusal.error))?);
         tell_manager(NotifyState::Ready);
-        control.serve(sockets).await
+        control.serve(inlets).await
     });
     drop(local);
     // A file in a folder that does not answer must not keep the gateway from ending.
@@ -94,6 +106,8 @@ pub enum Ended {
     Detached,
     /// The programs go on enforcing.
     Enforcing(Vec<String>),
+    /// Another gateway has taken over.
+    Replaced,
 }
 
 /// A running gateway.
@@ -154,12 +168,12 @@ impl Signals {
 }
 
 impl Control {
-    async fn serve(mut self, sockets: start::Inlets) -> Result<Ended, RunError> {
+    async fn serve(mut self, inlets: Inlets) -> Result<Ended, RunError> {
         let mut signals = Signals::new().map_err(RunError::failed)?;
         let (commands, mut inbox) = mpsc::channel(server::QUEUE_COMMANDS);
-        let asker = Asker::new(commands, self.monitor.news());
-        let admin = tokio::task::spawn_local(server::serve(sockets.admin, asker.clone()));
-        let metrics = sockets.metrics.map(|on| tokio::task::spawn_local(scrape::serve(on, asker)));
+        let (successors, mut successor) = mpsc::channel(1);
+        let asker = Asker::new(commands, successors, self.monitor.news());
+        let mut serving = inlets.serve(&asker)?;
         let links = Links::listen().inspect_err(|error| {
             tracing::warn!(%error, "interfaces that come and go are noticed once a second only");
         });
@@ -167,11 +181,22 @@ impl Control {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut count = 0u64;
-        loop {
+        let replaced = loop {
             tokio::select! {
                 Some(command) = inbox.recv() => {
+                    let drain = command.request == Request::Drain;
                     self.command(command);
+                    if drain {
+                        break false;
+                    }
                     self.recheck();
+                }
+                Some(stream) = successor.recv() => {
+                    let inlets = (&inlets, &mut serving, &asker);
+                    let mut successor = Successor::new(stream);
+                    if self.hand_over(&mut successor, inlets).await? {
+                        break true;
+                    }
                 }
                 event = self.sources.next() => {
                     self.done_beside(event);
@@ -191,28 +216,30 @@ impl Control {
                 }
                 order = signals.next() => match order {
                     Order::Reload => self.queue_reload(None),
-                    Order::End => break,
+                    Order::End => break false,
                 },
             }
-        }
-        admin.abort();
-        if let Some(metrics) = metrics {
-            metrics.abort();
-        }
-        self.end(&mut signals).await
+        };
+        drop(serving);
+        self.end(&mut signals, replaced).await
     }
 
     /// Lets requests finish, then leaves the kernel as the configuration says. A second signal does not wait.
-    async fn end(self, signals: &mut Signals) -> Result<Ended, RunError> {
-        let Self { config, policy, door, .. } = self;
+    async fn end(self, signals: &mut Signals, replaced: bool) -> Result<Ended, RunError> {
+        let Self { config, policy, mut door, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
-        tell_manager(NotifyState::Stopping);
+        if !replaced {
+            tell_manager(NotifyState::Stopping);
+        }
         door.drain().map_err(RunError::failed)?;
         tokio::select! {
             joined = tokio::task::spawn_blocking(|| door.join()) => {
                 joined.map_err(RunError::failed)?.map_err(RunError::failed)?;
             }
             () = signals.end() => tracing::warn!("requests in flight were cut off"),
+        }
+        if replaced {
+            return Ok(Ended::Replaced);
         }
         if let Err(error) = std::fs::remove_file(&config.admin.socket) {
             tracing::debug!(%error, "the admin socket stays; the next start replaces it");
@@ -317,6 +344,7 @@ impl Control {
                 Err(Refusal::failed("this is answered later"))
             }
             Request::Detach => self.detach().map(Answer::Done),
+            Request::Drain => Ok(Answer::Done(self.about_to_drain())),
         }
     }
 
@@ -374,6 +402,15 @@ impl Control {
             done: interfaces.iter().map(|interface| format!("{interface}: detached")).collect(),
             notes: vec!["user space goes on enforcing; a restart attaches again".to_owned()],
         })
+    }
+
+    fn about_to_drain(&self) -> Done {
+        let active = self.shared.counters.snapshot().requests.active;
+        let limit = humantime::format_duration(self.config.bounds.drain_timeout);
+        let done = format!(
+            "no new connections from now on; {active} requests in flight have {limit} to finish"
+        );
+        Done { done: vec![done], notes: Vec::new() }
     }
 
     fn status(&self) -> Result<Status, Refusal> {

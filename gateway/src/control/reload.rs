@@ -17,7 +17,7 @@ use crate::base::time::Now;
 use crate::config::{Attach, Config};
 use crate::kernel::Door;
 use crate::kernel::interfaces::Seen;
-use crate::listen::sockets::Sockets;
+use crate::listen::sockets::{Inherited, Sockets};
 use crate::upstream::echo::Echo;
 
 /// Reloads that wait for one to end. Whoever signals once more will be served by the last of them.
@@ -94,7 +94,8 @@ impl Control {
         let (old, new) = (addresses(&self.config), addresses(&config));
         check_overlaps(&old, &new)?;
         let added: Vec<_> = new.iter().filter(|address| !old.contains(address)).copied().collect();
-        let sockets = Sockets::bind(&added, config.workers).map_err(|error| unchanged(&error))?;
+        let sockets = Sockets::bind(&added, config.workers, &mut Inherited::default());
+        let sockets = sockets.map_err(|error| unchanged(&error))?;
         if uses_echo(&config) && self.echo.is_none() {
             let echo = Echo::bind().map_err(|error| unchanged(&error))?;
             let address = echo.address();
@@ -142,7 +143,7 @@ impl Control {
     }
 
     /// Puts rules and kernel settings in force, or leaves the old ones.
-    fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
+    pub(super) fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
         self.policy.configure(

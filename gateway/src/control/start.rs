@@ -10,20 +10,21 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
-use tokio::net::{TcpListener, UnixListener};
 
+use super::handover::Inlets;
 use super::monitor::Monitor;
 use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::sources::{Sources, files};
 use super::{Control, RunError, addresses, protect, read, snapshot, uses_echo};
+use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::base::folder;
 use crate::base::time::{Now, instant};
 use crate::config::{Attach, Config};
 use crate::kernel::pins::Pins;
 use crate::kernel::{Door, DoorError, Opened, attach};
-use crate::listen::sockets::{Sockets, bind_one};
+use crate::listen::sockets::{Inherited, Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::store::{self, Store, StoreError};
@@ -37,26 +38,32 @@ pub(super) struct Started {
     policy: Policy,
     pins: Pins,
     sockets: Sockets,
-    admin: std::os::unix::net::UnixListener,
-    metrics: Option<std::net::TcpListener>,
+    inlets: Inlets,
+    predecessor: Option<Predecessor>,
     echo: Option<Echo>,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
 }
 
-/// Binds, opens, loads and attaches, then drops privileges.
-pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
+/// Binds, opens, loads and attaches, then drops privileges. With `replace`, what another gateway has bound, opened and
+/// loaded becomes this one's.
+pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunError> {
     let config = Arc::new(read(path).map_err(RunError::Configuration)?);
     let path = path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
     raise_descriptor_limit();
-    let sockets = Sockets::bind(&addresses(&config), config.workers).map_err(RunError::failed)?;
     let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
-    let admin = server::bind(&config.admin.socket, target.uid).map_err(RunError::failed)?;
-    let metrics = config.metrics.listen.map(bind_one).transpose().map_err(RunError::failed)?;
+    let inheritance = match replace {
+        true => Inheritance::ask(&config.admin.socket).map_err(RunError::failed)?,
+        false => None,
+    };
+    let Bound { sockets, inlets, mut predecessor } = bind(&config, inheritance, target.uid)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
     let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &store::FILES)
         .map_err(|error| RunError::Failed(format!("state.dir: {error}")))?;
+    if let Some(predecessor) = &mut predecessor {
+        predecessor.release().map_err(RunError::failed)?;
+    }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address), []);
     let mut policy =
@@ -79,8 +86,8 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
         policy,
         pins,
         sockets,
-        admin,
-        metrics,
+        inlets,
+        predecessor,
         echo,
         target,
         capabilities,
@@ -88,15 +95,9 @@ pub(super) fn start(path: Option<&Path>) -> Result<Started, RunError> {
     })
 }
 
-/// Where `control` is asked.
-pub(super) struct Inlets {
-    pub(super) admin: UnixListener,
-    pub(super) metrics: Option<TcpListener>,
-}
-
 impl Started {
     /// Starts the threads. Runs inside of the runtime of `control`.
-    pub(super) fn open(mut self) -> Result<(Control, Inlets), RunError> {
+    pub(super) fn open(mut self) -> Result<(Control, Inlets, Option<Predecessor>), RunError> {
         // As the user that it is now, who will have to read them again.
         let readings = files::read_all(&self.config, &self.target.name);
         let mut sources = Sources::new(&self.target.name);
@@ -115,9 +116,6 @@ impl Started {
             counters,
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
-        let admin = UnixListener::from_std(self.admin).map_err(RunError::failed)?;
-        let metrics = self.metrics.map(TcpListener::from_std).transpose();
-        let metrics = metrics.map_err(RunError::failed)?;
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
@@ -138,8 +136,49 @@ impl Started {
             monitor,
             started: instant(),
         };
-        Ok((control, Inlets { admin, metrics }))
+        Ok((control, self.inlets, self.predecessor))
     }
+}
+
+/// What is listened on.
+struct Bound {
+    sockets: Sockets,
+    inlets: Inlets,
+    predecessor: Option<Predecessor>,
+}
+
+/// Binds whatever is not inherited from a running gateway or from the service manager.
+fn bind(config: &Config, inheritance: Option<Inheritance>, user: u32) -> Result<Bound, RunError> {
+    let (tcp, admin, predecessor) = match inheritance {
+        Some(Inheritance { tcp, admin, predecessor }) => (tcp, admin, Some(predecessor)),
+        None => (from_manager(), None, None),
+    };
+    let mut inherited = Inherited::new(tcp);
+    let sockets = Sockets::bind(&addresses(config), config.workers, &mut inherited);
+    let sockets = sockets.map_err(RunError::failed)?;
+    let metrics = match config.metrics.listen {
+        Some(address) => match inherited.take(address).map_err(RunError::failed)?.pop() {
+            Some(socket) => Some(socket),
+            None => Some(bind_one(address).map_err(RunError::failed)?),
+        },
+        None => None,
+    };
+    let admin = match admin {
+        Some(admin) => admin,
+        None => server::bind(&config.admin.socket, user).map_err(RunError::failed)?,
+    };
+    let left: Vec<String> = inherited.left().iter().map(ToString::to_string).collect();
+    if predecessor.is_none() && !left.is_empty() {
+        let sockets = left.join(", ");
+        tracing::warn!(sockets, "the service manager passes sockets that `listen` does not name");
+    }
+    Ok(Bound { sockets, inlets: Inlets { admin, metrics }, predecessor })
+}
+
+/// The sockets that systemd has bound for this process (sd_listen_fds(3)).
+fn from_manager() -> Vec<std::net::TcpListener> {
+    let mut passed = listenfd::ListenFd::from_env();
+    (0..passed.len()).filter_map(|index| passed.take_tcp_listener(index).ok().flatten()).collect()
 }
 
 /// Opens the store. A command that looks into it while no gateway runs has it for a moment only.

@@ -94,6 +94,16 @@ impl Deadline {
         self.passed.get()
     }
 
+    /// The gateway ends. Whoever has just connected, or begun to send a head, is about to send a request that nobody
+    /// else will answer: answers whether that is so, and leaves it `grace` at most.
+    pub fn awaits_head(&self, grace: Duration) -> bool {
+        let awaits = self.phase.get() == Phase::Head;
+        if awaits {
+            self.at.set(self.at.get().min(self.now() + grace));
+        }
+        awaits
+    }
+
     /// Called when the timer fires: whether the deadline is over rather than moved.
     pub fn check(&self) -> bool {
         self.woken();
@@ -256,6 +266,20 @@ pub(crate) mod tests {
         assert_eq!(deadline.error().kind(), Kind::RequestTimeout);
         deadline.piece();
         assert_eq!(deadline.error().kind(), Kind::UpstreamTimeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_is_due_has_a_grace_when_the_gateway_ends_and_no_more_than_its_time() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        assert!(deadline.awaits_head(Duration::from_secs(9)));
+        assert_eq!(deadline.at(), start + Duration::from_secs(1));
+        assert!(deadline.awaits_head(Duration::from_millis(10)));
+        assert_eq!(deadline.at(), start + Duration::from_millis(10));
+        deadline.send(false, Duration::from_secs(9));
+        assert!(!deadline.awaits_head(Duration::ZERO));
+        deadline.ended();
+        assert!(!deadline.awaits_head(Duration::ZERO), "idle between two requests");
     }
 
     #[tokio::test(start_paused = true)]

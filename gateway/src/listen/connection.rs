@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
@@ -22,6 +23,9 @@ use crate::listen::worker::Slot;
 use crate::observe::Refusal;
 use crate::request;
 use crate::upstream::connection::{HYPER_HEADER_COUNT, buffer_bytes};
+
+/// Time for a head that is due when the gateway ends.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// How hyper is to serve. It gets no timer: the deadline of the connection is the one for everything.
 pub(super) fn builder(bounds: &Bounds) -> Builder {
@@ -70,7 +74,7 @@ pub(super) async fn serve(
             if let Poll::Ready(result) = http.as_mut().poll(context) {
                 return Poll::Ready(Some(result));
             }
-            if slot.is_draining() && !told {
+            if slot.is_draining() && !told && !deadline.awaits_head(DRAIN_GRACE) {
                 told = true;
                 http.as_mut().graceful_shutdown();
             } else if deadline.has_passed() {

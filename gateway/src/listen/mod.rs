@@ -10,7 +10,7 @@ mod stream;
 mod worker;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread;
@@ -39,6 +39,8 @@ pub struct Shared {
 pub struct Door {
     workers: Vec<Handle>,
     addresses: Vec<SocketAddr>,
+    /// For whoever comes after this gateway.
+    handles: Vec<(SocketAddr, TcpListener)>,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,7 @@ impl Door {
     /// Starts one worker for each block of counters.
     pub fn open(sockets: Sockets, shared: &Shared) -> io::Result<Self> {
         let addresses = sockets.addresses();
+        let handles = sockets.handles()?;
         let connections = Arc::new(AtomicUsize::new(0));
         let mut workers = Vec::new();
         let blocks = shared.counters.blocks();
@@ -67,7 +70,12 @@ impl Door {
             })?;
             workers.push(Handle { orders, thread });
         }
-        Ok(Self { workers, addresses })
+        Ok(Self { workers, addresses, handles })
+    }
+
+    /// The sockets that are listened on, those of all workers.
+    pub fn sockets(&self) -> impl Iterator<Item = &TcpListener> {
+        self.handles.iter().map(|(_, socket)| socket)
     }
 
     /// The addresses that are listened on.
@@ -77,6 +85,9 @@ impl Door {
 
     /// Listens on exactly `addresses` from now on: on those in `new` and on those kept. Connections stay.
     pub fn listen(&mut self, addresses: Vec<SocketAddr>, new: Sockets) -> io::Result<()> {
+        // A socket closes with its last handle.
+        self.handles.retain(|(address, _)| addresses.contains(address));
+        self.handles.extend(new.handles()?);
         for (worker, sockets) in self.workers.iter().zip(new.by_worker()) {
             worker.order(Order::Listen { addresses: addresses.clone(), sockets })?;
         }
@@ -95,7 +106,8 @@ impl Door {
     }
 
     /// Stops listening and lets the requests in flight finish, for at most `bounds.drain_timeout`.
-    pub fn drain(&self) -> io::Result<()> {
+    pub fn drain(&mut self) -> io::Result<()> {
+        self.handles.clear();
         self.workers.iter().try_for_each(|worker| worker.order(Order::Drain))
     }
 

@@ -33,6 +33,9 @@ pub const FILES: [&str; 2] = [FILE, lists::FOLDER];
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]
 pub enum StoreError {
+    /// It was released for another process.
+    #[error("the store is being handed over to another gateway: try again in a moment")]
+    Released,
     /// Another process has it.
     #[error(
         "{path} is in use by another gateway: end that one, or give this one a state.dir of its own"
@@ -79,7 +82,8 @@ pub enum StoreError {
 
 /// The open store. The file is locked against a second one.
 pub struct Store {
-    database: Database,
+    /// `None` while it is released.
+    database: Option<Database>,
     path: PathBuf,
     boot: String,
 }
@@ -114,21 +118,24 @@ impl Store {
         let created = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         created.map_err(|source| io_error(directory, source))?;
         let path = directory.join(FILE);
-        let database = Database::create(&path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => {
-                StoreError::InUse { path: path.display().to_string() }
-            }
-            DatabaseError::Storage(redb::StorageError::Io(source))
-                if source.kind() != io::ErrorKind::InvalidData =>
-            {
-                io_error(&path, source)
-            }
-            other => database_error(&path, other),
-        })?;
+        let database = Some(database(&path)?);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
             .map_err(|source| io_error(&path, source))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Ok(Self { database, path, boot: boot.trim().to_owned() })
+    }
+
+    /// Lets another process have it. Until it is reopened every use is an error.
+    pub fn release(&mut self) {
+        self.database = None;
+    }
+
+    /// Takes it back after [`Store::release`].
+    pub fn reopen(&mut self) -> Result<(), StoreError> {
+        if self.database.is_none() {
+            self.database = Some(database(&self.path)?);
+        }
+        Ok(())
     }
 
     /// Whether there is one in a directory, as far as this user may see.
@@ -152,7 +159,7 @@ impl Store {
     }
 
     fn pending(&self, now: Now) -> Result<Vec<(Key, Pending)>, StoreError> {
-        let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
+        let transaction = self.database()?.begin_read().map_err(|error| self.failed(error))?;
         let table = match transaction.open_table(PENDING) {
             Ok(table) => table,
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
@@ -177,7 +184,7 @@ impl Store {
     /// Every rule that has not ended. Those that have are forgotten, and those of another boot are kept from now on by
     /// this boot's clock.
     fn rules(&self, now: Now) -> Result<Vec<Rule>, StoreError> {
-        let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;
+        let transaction = self.database()?.begin_read().map_err(|error| self.failed(error))?;
         let table = match transaction.open_table(RULES) {
             Ok(table) => table,
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
@@ -209,7 +216,7 @@ impl Store {
         if change.keys().next().is_none() {
             return Ok(());
         }
-        let transaction = self.database.begin_write().map_err(|error| self.failed(error))?;
+        let transaction = self.database()?.begin_write().map_err(|error| self.failed(error))?;
         if !pend.is_empty() || !settle.is_empty() {
             let mut table = transaction.open_table(PENDING).map_err(|error| self.failed(error))?;
             for (prefix, origin) in settle {
@@ -301,6 +308,10 @@ impl Store {
         Ok((prefix, origin.ok_or_else(|| bad("its origin is unknown"))?))
     }
 
+    fn database(&self) -> Result<&Database, StoreError> {
+        self.database.as_ref().ok_or(StoreError::Released)
+    }
+
     fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
         database_error(&self.path, error)
     }
@@ -312,6 +323,20 @@ impl Store {
 
 fn key(prefix: &IpNet, origin: Origin) -> String {
     format!("{prefix} {}", origin.name())
+}
+
+fn database(path: &Path) -> Result<Database, StoreError> {
+    Database::create(path).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            StoreError::InUse { path: path.display().to_string() }
+        }
+        DatabaseError::Storage(redb::StorageError::Io(source))
+            if source.kind() != io::ErrorKind::InvalidData =>
+        {
+            io_error(path, source)
+        }
+        other => database_error(path, other),
+    })
 }
 
 fn io_error(path: &Path, source: io::Error) -> StoreError {

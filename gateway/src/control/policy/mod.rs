@@ -153,6 +153,11 @@ impl Policy {
         &self.store
     }
 
+    /// The store, to be released or taken back.
+    pub fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
     /// Whether what is enforced has changed since it was last [`seen`](Self::seen).
     pub fn has_changed(&self) -> bool {
         self.changed

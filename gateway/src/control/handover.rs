@@ -1,0 +1,95 @@
+//! Hands over to a gateway that takes this one's place. While it starts, the workers serve on and nothing else happens
+//! here: two must not write to the store, nor to the kernel.
+
+use std::net::TcpListener as StdTcpListener;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::{JoinHandle, spawn_local};
+
+use super::{Control, RunError};
+use crate::admin::asker::Asker;
+use crate::admin::handover::Successor;
+use crate::admin::{scrape, server};
+
+/// How often the store is tried again that a successor has not let go of yet.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+const REOPEN_ATTEMPTS: usize = 50;
+
+/// Where `control` is asked.
+pub(super) struct Inlets {
+    pub(super) admin: StdUnixListener,
+    pub(super) metrics: Option<StdTcpListener>,
+}
+
+/// The inlets while they are served.
+pub(super) struct Serving(Vec<JoinHandle<()>>);
+
+impl Inlets {
+    pub(super) fn serve(&self, asker: &Asker) -> Result<Serving, RunError> {
+        let admin = self.admin.try_clone().and_then(UnixListener::from_std);
+        let admin = admin.map_err(RunError::failed)?;
+        let mut serving = vec![spawn_local(server::serve(admin, asker.clone()))];
+        if let Some(metrics) = &self.metrics {
+            let metrics = metrics.try_clone().and_then(TcpListener::from_std);
+            let metrics = metrics.map_err(RunError::failed)?;
+            serving.push(spawn_local(scrape::serve(metrics, asker.clone())));
+        }
+        Ok(Serving(serving))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Control {
+    /// Hands everything over; answers whether the successor serves. If not, this gateway goes on as before.
+    pub(super) async fn hand_over(
+        &mut self,
+        successor: &mut Successor,
+        (inlets, serving, asker): (&Inlets, &mut Serving, &Asker),
+    ) -> Result<bool, RunError> {
+        tracing::info!(successor = successor.pid(), "handing over");
+        let own = [inlets.admin.as_fd()].into_iter();
+        let own = own.chain(inlets.metrics.as_ref().map(|socket| socket.as_fd()));
+        let sockets: Vec<BorrowedFd<'_>> =
+            own.chain(self.door.sockets().map(|on| on.as_fd())).collect();
+        let offered = successor.offer(&sockets).await;
+        let result = match offered {
+            Ok(()) => {
+                *serving = Serving(Vec::new());
+                self.policy.store_mut().release();
+                successor.release().await
+            }
+            Err(error) => Err(error),
+        };
+        let Err(error) = result else { return Ok(true) };
+        tracing::error!(%error, "the successor did not start; this gateway serves on");
+        self.take_back().await;
+        *serving = inlets.serve(asker)?;
+        Ok(false)
+    }
+
+    async fn take_back(&mut self) {
+        for attempt in 1..=REOPEN_ATTEMPTS {
+            match self.policy.store_mut().reopen() {
+                Ok(()) => break,
+                Err(error) if attempt == REOPEN_ATTEMPTS => {
+                    tracing::error!(%error, "no rule can be changed until a restart");
+                }
+                Err(_) => tokio::time::sleep(REOPEN_PAUSE).await,
+            }
+        }
+        // The successor may have put its own program and maps in the place of this one's.
+        let config = Arc::clone(&self.config);
+        if let Err(refusal) = self.reload_kernel(&config) {
+            tracing::error!(error = refusal.error, "the kernel door is not this gateway's again");
+        }
+    }
+}
