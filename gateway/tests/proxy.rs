@@ -40,7 +40,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 fn config(targets: Vec<Target>) -> Config {
     let any = PathPattern { segments: vec![], rest: Some("rest".to_owned()) };
     Config {
-        listen: vec![config::Listener { address: "127.0.0.1:0".parse().unwrap() }],
+        listen: vec![config::Listener::plain("127.0.0.1:0".parse().unwrap())],
         workers: 1,
         trusted_proxies: vec![],
         user: None,
@@ -78,6 +78,8 @@ fn config(targets: Vec<Target>) -> Config {
             header_count: 100,
             head_bytes: 16 * 1024,
             body_bytes: 1000,
+            handshake_timeout: Duration::from_secs(5),
+            handshakes: 64,
             head_timeout: PATIENCE,
             idle_timeout: PATIENCE,
             keep_alive_timeout: PATIENCE,
@@ -119,6 +121,7 @@ impl Gateway {
         let snapshot = Snapshot::new(Arc::new(config), &mut directory, &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            listeners: Arc::default(),
             rules: Arc::new(ArcSwap::from_pointee(Classifier::default())),
             counters,
         };

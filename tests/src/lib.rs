@@ -5,6 +5,7 @@
 //! here knows the gateway from the inside: it is a binary with a configuration, a command line and sockets.
 #![expect(clippy::disallowed_methods, reason = "tests measure real time, from outside the gateway")]
 
+pub mod authority;
 pub mod bpf;
 pub mod client;
 pub mod frames;

@@ -2,7 +2,7 @@
 //! loopback interface.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::Result;
@@ -10,7 +10,8 @@ use crate::client::Client;
 use crate::namespace::Namespace;
 use crate::origin::{Origin, Reply, Request};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long anything may take that ought to happen at once.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The place.
 #[derive(Debug)]
@@ -54,8 +55,14 @@ impl Site {
 
     /// What curl says.
     pub fn curl(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--max-time", "5"]).args(arguments);
+        let common = ["--silent", "--show-error", "--max-time", "5"];
+        self.run("curl", &[&common, arguments].concat())
+    }
+
+    /// What a program says until it ends.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
         Ok(self.enter(|| command.output())??)
     }
 }

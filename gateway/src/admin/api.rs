@@ -343,8 +343,25 @@ pub struct Status {
     /// What is wrong with lists of the configuration, each with its name.
     #[serde(default)]
     pub lists: Vec<String>,
+    /// Certificates of listeners.
+    #[serde(default)]
+    pub certificates: Vec<CertificateView>,
+    /// What is wrong with certificates, or soon will be.
+    #[serde(default)]
+    pub certificate_notes: Vec<String>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
+}
+
+/// A certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// Where it was read.
+    pub file: String,
+    /// Its host names.
+    pub names: Vec<String>,
+    /// When it ends.
+    pub not_after: UtcMillis,
 }
 
 /// The kernel door.

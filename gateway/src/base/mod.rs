@@ -8,5 +8,6 @@ pub mod folder;
 pub mod id;
 pub mod netlink;
 pub mod prefix;
+pub mod stamp;
 pub mod text;
 pub mod time;

@@ -7,12 +7,15 @@ use nix::unistd::{Uid, User};
 use super::Failure;
 use super::output::Output;
 use crate::config::{self, Config};
+use crate::control::certificates;
 use crate::control::sources::files::{self, Unread};
+use crate::tls::store::Store;
 
 pub(super) fn run(file: &Path, output: &Output) -> Result<(), Failure> {
     match config::read(file) {
         Ok(config) => {
             check_lists(&config, output)?;
+            check_certificates(&config, output)?;
             if output.is_json() {
                 return Ok(output.object(&serde_json::json!({ "errors": 0 }))?);
             }
@@ -32,9 +35,7 @@ pub(super) fn run(file: &Path, output: &Output) -> Result<(), Failure> {
 
 /// Refuses lists that are files and cannot be read by whoever asks.
 fn check_lists(config: &Config, output: &Output) -> Result<(), Failure> {
-    let user = User::from_uid(Uid::effective()).ok().flatten();
-    let user = user.map_or_else(|| Uid::effective().to_string(), |user| user.name);
-    let readings = files::read_all(config, &user);
+    let readings = files::read_all(config, &user());
     let unread = readings.iter().filter_map(|reading| reading.entries.as_ref().err());
     let errors: Vec<String> = unread.flat_map(Unread::in_full).collect();
     for error in &errors {
@@ -44,6 +45,21 @@ fn check_lists(config: &Config, output: &Output) -> Result<(), Failure> {
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(Failure::Configuration) }
+}
+
+/// Refuses certificates and keys that cannot be used, or not by whoever asks.
+fn check_certificates(config: &Config, output: &Output) -> Result<(), Failure> {
+    let read = certificates::read_again(config, &Store::default(), &user());
+    read.map(drop).or_else(|errors| {
+        report(&errors, output)?;
+        Err(Failure::Configuration)
+    })
+}
+
+/// What whoever asks is called.
+fn user() -> String {
+    let user = User::from_uid(Uid::effective()).ok().flatten();
+    user.map_or_else(|| Uid::effective().to_string(), |user| user.name)
 }
 
 /// Shows the errors of a configuration: as JSON lines on the output, or as text on the error stream.

@@ -34,6 +34,9 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
     for note in &status.lists {
         output.line(&format!("  list           {note}"))?;
     }
+    for note in &status.certificate_notes {
+        output.line(&format!("  certificate    {note}"))?;
+    }
     let row = |counter: &crate::admin::api::CounterView| {
         let (reason, verdict) = (counter.reason.clone(), counter.verdict.clone());
         let numbers = [counter.packets, counter.bytes, counter.dry_run_packets];

@@ -22,6 +22,8 @@ pub(super) fn bounds(raw: &RawBounds, at: At<'_>) -> Bounds {
         header_count: number(raw.header_count, 1024, "header_count"),
         head_bytes: head_bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default(),
         body_bytes: body_bytes.unwrap_or_default(),
+        handshake_timeout: time(&raw.handshake_timeout, "handshake_timeout"),
+        handshakes: number(raw.handshakes, 1 << 20, "handshakes"),
         head_timeout: time(&raw.head_timeout, "head_timeout"),
         idle_timeout: time(&raw.idle_timeout, "idle_timeout"),
         keep_alive_timeout: time(&raw.keep_alive_timeout, "keep_alive_timeout"),

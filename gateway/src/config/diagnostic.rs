@@ -103,6 +103,14 @@ impl Errors {
     }
 }
 
+impl From<Vec<Diagnostic>> for Errors {
+    fn from(mut shown: Vec<Diagnostic>) -> Self {
+        let count = shown.len();
+        shown.truncate(SHOWN_MAX);
+        Self { shown, count }
+    }
+}
+
 impl From<Diagnostic> for Errors {
     fn from(diagnostic: Diagnostic) -> Self {
         Self { shown: vec![diagnostic], count: 1 }

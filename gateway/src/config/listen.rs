@@ -1,13 +1,15 @@
 //! `listen`: where clients connect, and `metrics`: where Prometheus does.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use super::at::At;
 use super::raw::{RawListener, RawMetrics};
+use super::tls::tls;
 use super::value::{count, socket_address};
 use super::{Listener, Metrics};
 
-pub(super) fn listeners(raw: &[RawListener], at: At<'_>) -> Vec<Listener> {
+pub(super) fn listeners(raw: &[RawListener], folder: &Path, at: At<'_>) -> Vec<Listener> {
     if raw.is_empty() {
         at.on_key().error_with_help(
             "the gateway listens nowhere",
@@ -16,7 +18,9 @@ pub(super) fn listeners(raw: &[RawListener], at: At<'_>) -> Vec<Listener> {
     }
     let mut found: Vec<(Listener, usize)> = Vec::new();
     for (index, listener) in raw.iter().enumerate() {
-        let at = at.item(index).key("address");
+        let whole = at.item(index);
+        let tls = listener.tls.as_ref().map(|raw| tls(raw, folder, whole.key("tls")));
+        let at = whole.key("address");
         let Some(address) = socket_address(&listener.address, at) else { continue };
         let other = found.iter().find(|(other, _)| conflict(other.address, address));
         match other {
@@ -24,7 +28,7 @@ pub(super) fn listeners(raw: &[RawListener], at: At<'_>) -> Vec<Listener> {
                 format!("`{address}` is taken by the listener {}", other.address),
                 format!("the other is in line {line}: remove one or choose another port"),
             ),
-            None => found.push((Listener { address }, at.line())),
+            None => found.push((Listener { address, tls }, at.line())),
         }
     }
     found.into_iter().map(|(listener, _)| listener).collect()

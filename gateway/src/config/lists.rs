@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway_common::rule::Action;
@@ -13,7 +13,7 @@ use http::Uri;
 use super::at::At;
 use super::raw::{RawFeed, RawFeedAction, RawKernel, RawListFile};
 use super::tree::shorten;
-use super::value::{duration, interval, share, size};
+use super::value::{duration, file_path, interval, share, size};
 
 /// Files and feeds together.
 const LISTS_MAX: usize = 256;
@@ -180,7 +180,7 @@ fn file(raw: &RawListFile, folder: &Path, names: &mut Names, at: At<'_>) -> Opti
             (&section.path, section.name.as_deref(), section.dry_run, at.key("path"))
         }
     };
-    let path = path(text, folder, path_at)?;
+    let path = file_path(text, folder, path_at)?;
     let name = match name {
         Some(name) => names.add(name, NAME_HELP, at.key("name")),
         None => {
@@ -190,21 +190,6 @@ fn file(raw: &RawListFile, folder: &Path, names: &mut Names, at: At<'_>) -> Opti
         }
     };
     Some(ListFile { name: name?, path, dry_run })
-}
-
-/// A path from the root or from the folder of the configuration.
-fn path(text: &str, folder: &Path, at: At<'_>) -> Option<PathBuf> {
-    let path = Path::new(text);
-    let ordinary = |part| !matches!(part, Component::ParentDir);
-    let good = path.file_name().is_some() && !text.ends_with('/') && !text.contains('\0');
-    if good && path.components().all(ordinary) {
-        return Some(folder.join(path));
-    }
-    at.error_with_help(
-        format!("`{}` is no path of a file", shorten(text)),
-        "write it from `/` or from the folder of this file, without `..`",
-    );
-    None
 }
 
 /// All that is wrong with it at once.
@@ -217,7 +202,7 @@ fn feed(raw: &RawFeed, folder: &Path, names: &mut Names, at: At<'_>) -> Option<F
     let every = interval(&raw.every, MINUTE..=MONTH, at.key("every"));
     let timeout = duration(&raw.timeout, at.key("timeout"));
     let max_bytes = size(&raw.max_bytes, FEED_BYTES, at.key("max_bytes"));
-    let ca = raw.ca.as_ref().map(|ca| path(ca, folder, at.key("ca")));
+    let ca = raw.ca.as_ref().map(|ca| file_path(ca, folder, at.key("ca")));
     let within = |text, bounds, key| share(text, bounds, at.key(key));
     let min_entries = within(&raw.min_entries, Share::ZERO..=Share::WHOLE, "min_entries");
     let max_entries = within(&raw.max_entries, Share::WHOLE..=most, "max_entries");

@@ -16,6 +16,7 @@ mod paths;
 mod pattern;
 mod raw;
 mod routes;
+mod tls;
 mod tree;
 mod upstreams;
 mod value;
@@ -38,6 +39,7 @@ use serde::Deserialize;
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
+pub use self::tls::{CertificateFiles, Tls, UnknownSni};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};
@@ -129,7 +131,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         Some(text) => value::absolute_path(text, at).unwrap_or_default(),
         None => default,
     };
-    let listen = listen::listeners(&raw.listen, at.key("listen"));
+    let listen = listen::listeners(&raw.listen, folder, at.key("listen"));
     let trusted_proxies = kernel::somebody(
         &raw.trusted_proxies,
         at.key("trusted_proxies"),
@@ -138,7 +140,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     );
     let trusted_proxies: Vec<IpNet> = trusted_proxies.into_iter().map(|(net, _)| net).collect();
     let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics"));
-    let own = metrics.listen.map(|address| Listener { address });
+    let own = metrics.listen.map(Listener::plain);
     let own: Vec<Listener> = listen.iter().cloned().chain(own).collect();
     let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
@@ -245,6 +247,15 @@ pub struct Config {
 pub struct Listener {
     /// Address and port; the port is not 0.
     pub address: SocketAddr,
+    /// `None`: plain TCP.
+    pub tls: Option<Tls>,
+}
+
+impl Listener {
+    /// One that takes plain TCP and asks nothing else.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
 }
 
 /// Where state is kept.
@@ -426,6 +437,10 @@ pub struct Bounds {
     pub head_bytes: usize,
     /// Bytes of a request's body.
     pub body_bytes: u64,
+    /// Time for what comes before HTTP: a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes at the same time, in all workers together.
+    pub handshakes: usize,
     /// Time for a request's head to arrive.
     pub head_timeout: Duration,
     /// Time between two pieces of a body, from either side, in either direction.

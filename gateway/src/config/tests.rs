@@ -70,6 +70,8 @@ fn everything_has_its_documented_default() {
             header_count: 100,
             head_bytes: 65_536,
             body_bytes: 10 << 20,
+            handshake_timeout: seconds(10),
+            handshakes: 4096,
             head_timeout: seconds(10),
             idle_timeout: seconds(60),
             keep_alive_timeout: seconds(75),

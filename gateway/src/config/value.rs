@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway_common::bucket::Bucket;
@@ -279,6 +279,21 @@ pub(super) fn absolute_path(text: &str, at: At<'_>) -> Option<PathBuf> {
     at.error_with_help(
         format!("`{}` is no absolute path", shorten(text)),
         "write the whole path from `/`, without `..`: the daemon's working directory is not yours",
+    );
+    None
+}
+
+/// A path from the root or from the folder of the configuration.
+pub(super) fn file_path(text: &str, folder: &Path, at: At<'_>) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let ordinary = |part| !matches!(part, std::path::Component::ParentDir);
+    let good = path.file_name().is_some() && !text.ends_with('/') && !text.contains('\0');
+    if good && path.components().all(ordinary) {
+        return Some(folder.join(path));
+    }
+    at.error_with_help(
+        format!("`{}` is no path of a file", shorten(text)),
+        "write it from `/` or from the folder of this file, without `..`",
     );
     None
 }

@@ -57,11 +57,20 @@ pub(super) fn page(
         .only(config.kernel.max_rules.into());
     page.gauge("gateway_kernel_buckets_max", "Buckets that are remembered: kernel.max_sources.")
         .only(config.kernel.max_sources.into());
+    certificates(&mut page, status);
     connections(&mut page, proxy);
     requests(&mut page, proxy);
     traffic(&mut page, &ROUTE, &by_name.routes);
     traffic(&mut page, &UPSTREAM, &by_name.upstreams);
     page.text()
+}
+
+fn certificates(page: &mut Page, status: &Status) {
+    let help = "When a certificate of a listener ends, in seconds of Unix time, by its file.";
+    let mut ends = page.gauge("gateway_tls_certificate_not_after_seconds", help);
+    for certificate in &status.certificates {
+        ends.with(&[("file", &certificate.file)], certificate.not_after.0 / 1000);
+    }
 }
 
 fn connections(page: &mut Page, proxy: &Snapshot) {
@@ -82,6 +91,16 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .with(&[("reason", "reader_timed_out")], connections.readers_timed_out)
         .with(&[("reason", "frame_malformed")], connections.frames_malformed)
         .with(&[("reason", "flood")], connections.floods);
+    let help = "TLS handshakes with clients, in full or by resuming a session.";
+    let mut done = page.counter("gateway_tls_handshakes_total", help);
+    for (kind, count) in &proxy.handshakes.done {
+        done.with(&[("kind", kind)], *count);
+    }
+    let help = "TLS handshakes with clients that came to nothing, by reason.";
+    let mut failed = page.counter("gateway_tls_handshakes_failed_total", help);
+    for (reason, count) in &proxy.handshakes.failed {
+        failed.with(&[("reason", reason)], *count);
+    }
     page.counter("gateway_received_bytes_total", "Bytes read from clients.")
         .only(proxy.bytes_received);
     page.counter("gateway_sent_bytes_total", "Bytes written to clients.").only(proxy.bytes_sent);

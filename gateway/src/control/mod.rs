@@ -30,6 +30,7 @@ use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
 
+pub mod certificates;
 mod handover;
 mod later;
 mod metrics;
@@ -43,6 +44,7 @@ pub mod sources;
 mod start;
 pub mod views;
 
+use certificates::Certificates;
 use handover::Inlets;
 use later::{Later, audit};
 use monitor::Monitor;
@@ -117,6 +119,7 @@ struct Control {
     config: Arc<Config>,
     policy: Policy,
     sources: Sources,
+    certificates: Certificates,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
     pins: Pins,
@@ -201,6 +204,9 @@ impl Control {
                 event = self.sources.next() => {
                     self.done_beside(event);
                     self.recheck();
+                }
+                store = self.certificates.changed() => {
+                    self.certificates.take(&self.config, store);
                 }
                 () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {
@@ -358,6 +364,7 @@ impl Control {
     fn tick(&mut self, protect: bool) {
         let now = Now::read();
         self.sources.tick(instant());
+        self.certificates.tick(instant());
         match self.policy.expire(now) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "rules ended"),
@@ -434,6 +441,8 @@ impl Control {
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             lists: self.sources.notes(),
+            certificates: self.certificates.views(),
+            certificate_notes: self.certificates.notes(),
             proxy,
         })
     }

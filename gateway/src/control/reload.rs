@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::certificates;
 use super::later::Later;
 use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
@@ -18,6 +19,7 @@ use crate::config::{Attach, Config};
 use crate::kernel::Door;
 use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::{Inherited, Sockets};
+use crate::tls::store::Store;
 use crate::upstream::echo::Echo;
 
 /// Reloads that wait for one to end. Whoever signals once more will be served by the last of them.
@@ -31,6 +33,7 @@ const HELD_BACK_NOTES_MAX: usize = 20;
 pub(super) struct Prepared {
     config: Config,
     files: Vec<Reading>,
+    certificates: Store,
 }
 
 impl Control {
@@ -51,12 +54,14 @@ impl Control {
     /// Reads beside the loop: files are long, and a folder may be one that does not answer.
     fn begin_reload(&self) {
         let (path, user) = (self.path.clone(), self.target.name.clone());
-        let events = self.sources.sender();
+        let (events, before) = (self.sources.sender(), self.certificates.store().clone());
         tokio::task::spawn_local(async move {
             let reading = tokio::task::spawn_blocking(move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
                 let files = files::read_all(&config, &user);
-                Ok(Prepared { config, files })
+                let certificates = certificates::read_again(&config, &before, &user);
+                let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
+                Ok(Prepared { config, files, certificates })
             });
             let prepared = match timeout(READ_MAX, reading).await {
                 Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
@@ -86,11 +91,13 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, files } = prepared;
+        let Prepared { config, files, certificates } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
             .map_err(|refusal| unchanged_usage(&refusal.error))?;
+        let listeners = self.certificates.compile(&config, &certificates);
+        let listeners = listeners.map_err(|error| unchanged(&error))?;
         let (old, new) = (addresses(&self.config), addresses(&config));
         check_overlaps(&old, &new)?;
         let added: Vec<_> = new.iter().filter(|address| !old.contains(address)).copied().collect();
@@ -106,6 +113,7 @@ impl Control {
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
+        self.certificates.configure(&config, certificates, listeners);
         let counters = &self.shared.counters;
         let snapshot = snapshot(&config, &mut self.directory, self.echo, counters);
         self.shared.snapshot.store(snapshot);
@@ -119,6 +127,7 @@ impl Control {
             Some(format!("{name} is not attached: {}", note?))
         });
         let notes = held_back.chain(self.kernel_note.clone()).chain(bare).chain(about_lists);
+        let notes = notes.chain(self.certificates.notes());
         let notes = notes.collect();
         Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }

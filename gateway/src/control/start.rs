@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
 
+use super::certificates::{self, Certificates};
 use super::handover::Inlets;
 use super::monitor::Monitor;
 use super::policy::Policy;
@@ -28,6 +29,7 @@ use crate::listen::sockets::{Inherited, Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::store::{self, Store, StoreError};
+use crate::tls::store as tls;
 use crate::upstream::directory::Directory;
 use crate::upstream::echo::Echo;
 
@@ -35,6 +37,7 @@ use crate::upstream::echo::Echo;
 pub(super) struct Started {
     path: Option<PathBuf>,
     config: Arc<Config>,
+    certificates: tls::Store,
     policy: Policy,
     pins: Pins,
     sockets: Sockets,
@@ -53,6 +56,9 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let path = path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
     raise_descriptor_limit();
     let target = privileges::target(config.user.as_deref()).map_err(RunError::failed)?;
+    // Those that only root may read are read now, and stay as they are until they change.
+    let certificates =
+        certificates::read(&config, &target.name).map_err(RunError::Configuration)?;
     let inheritance = match replace {
         true => Inheritance::ask(&config.admin.socket).map_err(RunError::failed)?,
         false => None,
@@ -83,6 +89,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     Ok(Started {
         path,
         config,
+        certificates,
         policy,
         pins,
         sockets,
@@ -107,11 +114,17 @@ impl Started {
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
         }
+        self.certificates.look_again(&self.target.name);
+        let mut certificates = Certificates::new(&self.target.name);
+        let listeners = certificates.compile(&self.config, &self.certificates);
+        let listeners = listeners.map_err(RunError::Failed)?;
+        certificates.configure(&self.config, self.certificates, listeners);
         let counters = Registry::new(self.config.workers);
         let mut directory = Directory::new(self.config.workers);
         let first = snapshot(&self.config, &mut directory, address, &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::new(first)),
+            listeners: certificates.listeners(),
             rules: self.policy.classifier(),
             counters,
         };
@@ -123,6 +136,7 @@ impl Started {
             config: self.config,
             policy: self.policy,
             sources,
+            certificates,
             reloads: VecDeque::new(),
             pins: self.pins,
             detached: false,

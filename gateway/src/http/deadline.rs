@@ -229,6 +229,8 @@ pub(crate) mod tests {
             header_count: 1,
             head_bytes: 8192,
             body_bytes: 1,
+            handshake_timeout: Duration::from_secs(1),
+            handshakes: 1,
             head_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(2),
             keep_alive_timeout: Duration::from_secs(3),

@@ -1,4 +1,4 @@
-//! A TCP socket that writes small messages by the cheapest call.
+//! A connection's socket, plain TCP or TLS over it. Plain TCP writes small messages by the cheapest call.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -6,46 +6,75 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 
 /// A head with a small body: up to here copying the two together costs less than a vectored write.
 const SMALL_BYTES: usize = 2048;
 
 /// The socket. hyper hands over head and body apart, and often a head alone.
 #[derive(Debug)]
-pub struct Socket(pub TcpStream);
+pub enum Socket {
+    /// TCP and nothing else.
+    Plain(TcpStream),
+    /// TLS after its handshake, on the heap so that it costs plain connections no memory.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What is spoken over a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1, or 1.0.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Socket {
+    /// What both sides agreed on by ALPN; HTTP/1 where they did not.
+    pub fn protocol(&self) -> Protocol {
+        match self {
+            Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Protocol::Http2
+            }
+            Self::Tls(_) | Self::Plain(_) => Protocol::Http1,
+        }
+    }
+}
 
 impl AsyncRead for Socket {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let socket = Pin::new(&mut self.0);
-        if let [only] = slices {
-            return socket.poll_write(context, only);
-        }
-        let mut buffer = [0; SMALL_BYTES];
-        match gather(&mut buffer, slices) {
-            Some(bytes) => socket.poll_write(context, bytes),
-            None => socket.poll_write_vectored(context, slices),
+        match self.get_mut() {
+            Self::Plain(stream) => write_plain(Pin::new(stream), context, slices),
+            // One record for all of it: rustls gathers them itself.
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
@@ -53,12 +82,33 @@ impl AsyncWrite for Socket {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+fn write_plain(
+    socket: Pin<&mut TcpStream>,
+    context: &mut Context<'_>,
+    slices: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    if let [only] = slices {
+        return socket.poll_write(context, only);
+    }
+    let mut buffer = [0; SMALL_BYTES];
+    match gather(&mut buffer, slices) {
+        Some(bytes) => socket.poll_write(context, bytes),
+        None => socket.poll_write_vectored(context, slices),
     }
 }
 

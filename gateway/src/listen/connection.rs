@@ -10,13 +10,12 @@ use std::time::Duration;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::config::Bounds;
 use crate::http::body::Incoming;
 use crate::http::deadline::{Deadline, Phase};
-use crate::http::socket::Socket;
+use crate::http::socket::{Protocol, Socket};
 use crate::listen::h2;
 use crate::listen::stream::Stream;
 use crate::listen::worker::Slot;
@@ -25,7 +24,7 @@ use crate::request;
 use crate::upstream::connection::{HYPER_HEADER_COUNT, buffer_bytes};
 
 /// Time for a head that is due when the gateway ends.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// How hyper is to serve. It gets no timer: the deadline of the connection is the one for everything.
 pub(super) fn builder(bounds: &Bounds) -> Builder {
@@ -42,12 +41,12 @@ pub(super) async fn serve(
     slot: Slot,
     http: Builder,
     connection: Rc<request::Connection>,
-    (socket, deadline): (TcpStream, Rc<Deadline>),
+    (mut socket, deadline): (Socket, Rc<Deadline>),
 ) {
     let counters = Arc::clone(slot.counters());
-    let mut socket = Socket(socket);
-    let Some((begun, is_http2)) = h2::begin(&slot, &deadline, &mut socket).await else { return };
-    if is_http2 {
+    let begun = h2::begin(&slot, &deadline, &mut socket).await;
+    let Some((begun, protocol)) = begun else { return };
+    if protocol == Protocol::Http2 {
         // Apart, so that it costs connections of HTTP/1 no memory.
         return Box::pin(h2::serve(slot, connection, (socket, begun))).await;
     }

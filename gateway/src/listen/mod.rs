@@ -5,8 +5,10 @@
 
 mod connection;
 mod h2;
+mod preface;
 pub mod sockets;
 mod stream;
+mod tls;
 mod worker;
 
 use std::io;
@@ -19,6 +21,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::observe::Registry;
+use crate::request::listener::Listeners;
 use crate::request::{Rules, Snapshot};
 use sockets::Sockets;
 use worker::{Order, Worker};
@@ -28,6 +31,8 @@ use worker::{Order, Worker};
 pub struct Shared {
     /// The configuration in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// What is agreed on with clients, by listener.
+    pub listeners: Arc<ArcSwap<Listeners>>,
     /// The rules in force.
     pub rules: Rules,
     /// What is counted, a block for each worker.

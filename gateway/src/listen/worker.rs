@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use arc_swap::{ArcSwap, Cache};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc};
@@ -20,9 +21,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::base::address::PeerAddr;
 use crate::config::Config;
 use crate::http::deadline::Deadline;
+use crate::http::socket;
+use crate::listen::preface::{self, Handshakes};
 use crate::listen::{Shared, connection};
 use crate::observe::{Counters, Refusal};
 use crate::request;
+use crate::request::listener::{Listener, Listeners};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ const EXHAUSTED: Duration = Duration::from_millis(20);
 /// One worker, on its own thread.
 pub(super) struct Worker {
     requests: Rc<request::Worker>,
+    listeners: RefCell<Cache<Arc<ArcSwap<Listeners>>, Arc<Listeners>>>,
+    handshakes: Handshakes,
     /// Open in all workers.
     connections: Arc<AtomicUsize>,
     open: RefCell<Open>,
@@ -68,8 +74,16 @@ struct Told {
 }
 
 struct Listening {
-    listener: Rc<TcpListener>,
+    inlet: Rc<Inlet>,
     accepting: JoinHandle<()>,
+}
+
+/// A listening socket, and what is agreed on with those who come through it.
+struct Inlet {
+    socket: TcpListener,
+    address: SocketAddr,
+    /// As it was for the last connection. One whose address is listened on no more stays as it was.
+    listener: RefCell<(Arc<Listeners>, Rc<Listener>)>,
 }
 
 impl Worker {
@@ -86,6 +100,8 @@ impl Worker {
                 &shared.rules,
                 counters,
             )),
+            listeners: RefCell::new(Cache::new(Arc::clone(&shared.listeners))),
+            handshakes: Handshakes::new(),
             connections,
             open: RefCell::default(),
             draining: Cell::new(false),
@@ -138,9 +154,10 @@ impl Worker {
         listening: &mut HashMap<SocketAddr, Listening>,
     ) -> io::Result<()> {
         for (address, socket) in sockets {
-            let listener = Rc::new(TcpListener::from_std(socket)?);
-            let accepting = spawn_local(Rc::clone(self).accept(Rc::clone(&listener)));
-            listening.insert(address, Listening { listener, accepting });
+            let socket = TcpListener::from_std(socket)?;
+            let inlet = Rc::new(Inlet { socket, address, listener: RefCell::default() });
+            let accepting = spawn_local(Rc::clone(self).accept(Rc::clone(&inlet)));
+            listening.insert(address, Listening { inlet, accepting });
         }
         Ok(())
     }
@@ -150,27 +167,27 @@ impl Worker {
     fn close(self: &Rc<Self>, gone: &Listening) {
         gone.accepting.abort();
         let mut context = Context::from_waker(Waker::noop());
-        while let Poll::Ready(Ok((stream, peer))) = gone.listener.poll_accept(&mut context) {
-            self.accepted(stream, peer);
+        while let Poll::Ready(Ok((stream, peer))) = gone.inlet.socket.poll_accept(&mut context) {
+            self.accepted(stream, peer, &gone.inlet);
         }
     }
 
-    async fn accept(self: Rc<Self>, listener: Rc<TcpListener>) {
+    async fn accept(self: Rc<Self>, inlet: Rc<Inlet>) {
         loop {
-            match poll_fn(|context| listener.poll_accept(context)).await {
-                Ok((stream, peer)) => self.accepted(stream, peer),
+            match poll_fn(|context| inlet.socket.poll_accept(context)).await {
+                Ok((stream, peer)) => self.accepted(stream, peer, &inlet),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(_) => sleep(EXHAUSTED).await,
             }
         }
     }
 
-    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, inlet: &Inlet) {
         let counters = &self.requests.counters;
         counters.connections_accepted.add(1);
         let config = self.requests.config();
         let peer = PeerAddr::of_socket(peer);
-        let connection = request::Connection::new(&self.requests, peer);
+        let connection = request::Connection::new(&self.requests, peer, None);
         if !connection.admits_peer() {
             return counters.refused(Refusal::Denied);
         }
@@ -178,9 +195,29 @@ impl Worker {
         if slot.taken_before >= config.bounds.connections {
             return counters.refused(Refusal::TooMany);
         }
+        let listener = self.listener(inlet);
+        if listener.tls.is_some() {
+            self.handshakes.fit(&config);
+            spawn_local(preface::serve(slot, listener, (stream, peer)));
+            return;
+        }
         let http = connection::builder(&config.bounds);
         let deadline = Rc::new(Deadline::new(&config.bounds));
-        spawn_local(connection::serve(slot, http, connection, (stream, deadline)));
+        let socket = socket::Socket::Plain(stream);
+        spawn_local(connection::serve(slot, http, connection, (socket, deadline)));
+    }
+
+    fn listener(&self, inlet: &Inlet) -> Rc<Listener> {
+        let mut cache = self.listeners.borrow_mut();
+        let listeners = cache.load();
+        let (followed, listener) = &mut *inlet.listener.borrow_mut();
+        if !Arc::ptr_eq(followed, listeners) {
+            *followed = Arc::clone(listeners);
+            if let Some(found) = listeners.get(inlet.address) {
+                *listener = Rc::new(found.clone());
+            }
+        }
+        Rc::clone(listener)
     }
 
     fn recheck(&self) {
@@ -253,6 +290,14 @@ impl Slot {
 
     pub(super) fn config(&self) -> Arc<Config> {
         self.worker.requests.config()
+    }
+
+    pub(super) fn requests(&self) -> &Rc<request::Worker> {
+        &self.worker.requests
+    }
+
+    pub(super) fn handshakes(&self) -> &Handshakes {
+        &self.worker.handshakes
     }
 
     pub(super) fn counters(&self) -> &Arc<Counters> {

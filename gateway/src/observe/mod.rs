@@ -37,6 +37,45 @@ impl Refusal {
     }
 }
 
+/// Why a TLS handshake came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// The client did not get done in time.
+    TimedOut,
+    /// The client speaks plain HTTP.
+    PlainHttp,
+    /// The client names a host that no certificate has, and `unknown_sni` is `refuse`.
+    UnknownSni,
+    /// No version, cipher suite, signature or protocol that both sides speak.
+    Incompatible,
+    /// The client broke off with an alert: it does not trust the certificate, most likely.
+    Alert,
+    /// The client left, or sent what is no TLS.
+    Broken,
+}
+
+impl HandshakeFailure {
+    const ALL: [Self; 6] = [
+        Self::TimedOut,
+        Self::PlainHttp,
+        Self::UnknownSni,
+        Self::Incompatible,
+        Self::Alert,
+        Self::Broken,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::TimedOut => "timed_out",
+            Self::PlainHttp => "plain_http",
+            Self::UnknownSni => "unknown_sni",
+            Self::Incompatible => "incompatible",
+            Self::Alert => "alert",
+            Self::Broken => "broken",
+        }
+    }
+}
+
 /// One number with one writer.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -69,6 +108,8 @@ pub struct Counters {
     /// Connections that are open.
     pub connections_open: Counter,
     refused: [Counter; Refusal::ALL.len()],
+    handshakes: [Counter; 2],
+    handshakes_failed: [Counter; HandshakeFailure::ALL.len()],
     /// Connections closed because a request's head was not HTTP or beyond a bound.
     pub heads_malformed: Counter,
     /// Connections closed because a request's head did not arrive in time.
@@ -101,6 +142,20 @@ impl Counters {
     /// A connection was refused.
     pub fn refused(&self, reason: Refusal) {
         if let Some(counter) = self.refused.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A TLS handshake came to nothing.
+    pub fn handshake_failed(&self, failure: HandshakeFailure) {
+        if let Some(counter) = self.handshakes_failed.get(failure as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A TLS handshake was done, in full or by resuming a session.
+    pub fn handshake_done(&self, resumed: bool) {
+        if let Some(counter) = self.handshakes.get(usize::from(resumed)) {
             counter.add(1);
         }
     }
@@ -194,6 +249,8 @@ impl Registry {
 pub struct Snapshot {
     /// Connections from clients.
     pub connections: Connections,
+    /// TLS with clients.
+    pub handshakes: Handshakes,
     /// Requests.
     pub requests: Requests,
     /// Connections to endpoints.
@@ -223,6 +280,15 @@ pub struct Connections {
     pub frames_malformed: u64,
     /// Closed because of too many frames of HTTP/2 that asked for nothing, or streams that were reset.
     pub floods: u64,
+}
+
+/// TLS handshakes with clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Handshakes {
+    /// Done, in `full` or by resuming a session.
+    pub done: BTreeMap<&'static str, u64>,
+    /// Come to nothing, by reason.
+    pub failed: BTreeMap<&'static str, u64>,
 }
 
 /// Requests.
@@ -264,6 +330,12 @@ impl Snapshot {
         connections.floods += block.floods.value();
         for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {
             *connections.refused.entry(reason.name()).or_default() += counter.value();
+        }
+        for (kind, counter) in ["full", "resumed"].into_iter().zip(&block.handshakes) {
+            *self.handshakes.done.entry(kind).or_default() += counter.value();
+        }
+        for (why, counter) in HandshakeFailure::ALL.into_iter().zip(&block.handshakes_failed) {
+            *self.handshakes.failed.entry(why.name()).or_default() += counter.value();
         }
         self.requests.active += block.requests_active.value();
         self.requests.abandoned += block.requests_abandoned.value();

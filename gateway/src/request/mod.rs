@@ -1,6 +1,7 @@
 //! Requests: what they are decided by, and the ordered page of their life ([`serve`]).
 
 pub mod account;
+pub mod listener;
 mod prepare;
 pub mod serve;
 mod target;
@@ -21,6 +22,7 @@ use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
 use crate::route;
 use crate::rules::classify::Classifier;
+use crate::tls::session::Session;
 use crate::upstream::balance::View;
 use crate::upstream::directory::Directory;
 use crate::upstream::{self, Upstream};
@@ -166,16 +168,23 @@ pub struct Connection {
     peer: PeerAddr,
     /// The same as text, written once for all requests of the connection.
     peer_text: HeaderValue,
+    /// What the TLS handshake agreed on; `None` over plain TCP.
+    pub tls: Option<Session>,
     /// The state of the rules that let the peer in.
     admitted: Cell<u64>,
 }
 
 impl Connection {
     /// The connection of `peer`, which the rules have yet to let in.
-    pub fn new(worker: &Rc<Worker>, peer: PeerAddr) -> Rc<Self> {
+    pub fn new(worker: &Rc<Worker>, peer: PeerAddr, tls: Option<Session>) -> Rc<Self> {
         let peer_text = headers::value(&peer.to_string());
         let worker = Rc::clone(worker);
-        Rc::new(Self { worker, peer, peer_text, admitted: Cell::new(0) })
+        Rc::new(Self { worker, peer, peer_text, tls, admitted: Cell::new(0) })
+    }
+
+    /// `https` or `http`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 
     /// Whether no rule keeps the peer out. It is asked once for each state of the rules, so that a rule that is made

@@ -11,6 +11,7 @@ use crate::http::headers::{
     X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, remove_forged,
     remove_hop_by_hop, value,
 };
+use crate::request::Connection;
 
 /// The id of a request: a new one, or the one that a trusted proxy has given it.
 pub(super) fn request_id(headers: &HeaderMap, peer_is_trusted: bool) -> HeaderValue {
@@ -26,26 +27,26 @@ fn is_request_id(id: &[u8]) -> bool {
         && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
-/// The request as the service gets it; `peer` is the address of the other end as text.
+/// The request as the service gets it, which came over `connection`.
 pub(super) fn request(
     mut head: Parts,
     body: RequestBody,
     id: HeaderValue,
-    peer: &HeaderValue,
+    connection: &Connection,
     peer_is_trusted: bool,
 ) -> Request<RequestBody> {
     let headers = &mut head.headers;
     remove_hop_by_hop(headers);
     remove_forged(headers, peer_is_trusted);
     headers.insert(X_REQUEST_ID, id);
-    append_peer(headers, peer);
+    append_peer(headers, &connection.peer_text);
     if !headers.contains_key(FORWARDED) {
         let host = headers.get(HOST).cloned();
         if let (Some(host), Entry::Vacant(entry)) = (host, headers.entry(X_FORWARDED_HOST)) {
             entry.insert(host);
         }
     }
-    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(connection.scheme()));
     if !body.is_end_stream() && body.size_hint().exact().is_none() {
         // hyper would send a GET without the body that it has.
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

@@ -60,17 +60,17 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { worker, peer, peer_text, .. } = &**self.connection;
+        let Connection { worker, peer, .. } = &**self.connection;
         let Current { snapshot, views } = &**self.current;
         let (mut head, body) = request.into_parts();
 
-        target::normalise(&mut head)?;
+        target::normalise(&mut head, self.connection.scheme())?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         let routed = self.route(&head)?;
         self.account.routed(routed);
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
-        let request = prepare::request(head, body, id, peer_text, self.peer_is_trusted);
+        let request = prepare::request(head, body, id, self.connection, self.peer_is_trusted);
 
         let upstream = routed.upstream();
         let upstream = snapshot.upstreams.get(upstream).zip(views.get(upstream));

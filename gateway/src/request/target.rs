@@ -8,14 +8,15 @@ use http::{Method, Version};
 
 use crate::base::error::{Error, Kind};
 
-/// Leaves the target in origin form and exactly one `Host`, or says what is wrong with them.
-pub(super) fn normalise(head: &mut Parts) -> Result<(), Error> {
+/// Leaves the target in origin form and exactly one `Host`, or says what is wrong with them. `scheme` is what the
+/// connection speaks.
+pub(super) fn normalise(head: &mut Parts, scheme: &str) -> Result<(), Error> {
     if head.method == Method::CONNECT {
         return Err(Error::new(Kind::NotImplemented, "tunnels (CONNECT) are not supported"));
     }
     check_host(head)?;
     if head.uri.authority().is_some() {
-        from_absolute_form(head)?;
+        from_absolute_form(head, scheme)?;
     }
     Ok(())
 }
@@ -53,15 +54,14 @@ fn may_be_in_host(byte: u8) -> bool {
 }
 
 /// `GET http://host/path`, as a client says it to a proxy.
-fn from_absolute_form(head: &mut Parts) -> Result<(), Error> {
+fn from_absolute_form(head: &mut Parts, scheme: &str) -> Result<(), Error> {
     let authority = head.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let host = head.headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
     if !authority.as_bytes().eq_ignore_ascii_case(host) {
         let detail = "the request target and the header Host name different hosts";
         return Err(Error::new(Kind::BadRequest, detail));
     }
-    let scheme = head.uri.scheme_str().unwrap_or_default();
-    if scheme != "http" {
+    if head.uri.scheme_str() != Some(scheme) {
         return Err(Error::new(Kind::BadRequest, "the request target has another scheme"));
     }
     let path = head.uri.path_and_query().cloned();
@@ -84,7 +84,7 @@ mod tests {
 
     fn normalised(target: &str, hosts: &[&str]) -> Result<String, &'static str> {
         let mut head = head(target, hosts);
-        normalise(&mut head).map_err(|error| error.detail())?;
+        normalise(&mut head, "http").map_err(|error| error.detail())?;
         Ok(format!("{} {}", host(&head).unwrap_or("-"), head.uri))
     }
 
@@ -117,10 +117,16 @@ mod tests {
     }
 
     #[test]
+    fn the_scheme_is_the_one_of_the_connection() {
+        assert!(normalise(&mut head("https://a/", &["a"]), "https").is_ok());
+        assert!(normalise(&mut head("http://a/", &["a"]), "https").is_err());
+    }
+
+    #[test]
     fn http_1_0_needs_no_host() {
         let mut head = head("/", &[]);
         head.version = Version::HTTP_10;
-        assert!(normalise(&mut head).is_ok());
+        assert!(normalise(&mut head, "http").is_ok());
         assert_eq!(head.headers[HOST], "");
     }
 }

@@ -77,7 +77,7 @@ impl Connection {
         .await?;
         // Failing that, small requests are only slower.
         stream.set_nodelay(true).ok();
-        let handshake = limits.0.handshake(TokioIo::new(Socket(stream))).await;
+        let handshake = limits.0.handshake(TokioIo::new(Socket::Plain(stream))).await;
         let (sender, driver) = handshake.map_err(|_| Error::from(Kind::UpstreamConnect))?;
         Ok(Box::new(Self { endpoint, sender, driver: Some(driver) }))
     }

@@ -2,12 +2,14 @@
 //! Texts are not understood here; that is for the section files beside this one.
 
 mod kernel;
+mod listen;
 mod routes;
 mod upstreams;
 
 use serde::Deserialize;
 
 pub(super) use self::kernel::*;
+pub(super) use self::listen::*;
 pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
 pub(super) use super::forms::{Named, Section, TextOr};
@@ -31,14 +33,6 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) bounds: RawBounds,
     pub(in crate::config) upstreams: Named<RawUpstream>,
     pub(in crate::config) routes: Vec<RawRoute>,
-}
-
-/// One listening address.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::config) struct RawListener {
-    /// `ip:port`.
-    pub(in crate::config) address: String,
 }
 
 /// Where state is kept.
@@ -87,6 +81,10 @@ pub(in crate::config) struct RawBounds {
     pub(in crate::config) head_bytes: String,
     /// Size of a request's body.
     pub(in crate::config) body_bytes: String,
+    /// Time for what comes before HTTP: a TLS handshake.
+    pub(in crate::config) handshake_timeout: String,
+    /// Handshakes at the same time, in all workers together.
+    pub(in crate::config) handshakes: u64,
     /// Time for a request's head to arrive.
     pub(in crate::config) head_timeout: String,
     /// Time between two pieces of a body.
@@ -105,6 +103,8 @@ impl Default for RawBounds {
             header_count: 100,
             head_bytes: "64KiB".to_owned(),
             body_bytes: "10MiB".to_owned(),
+            handshake_timeout: "10s".to_owned(),
+            handshakes: 4096,
             head_timeout: "10s".to_owned(),
             idle_timeout: "60s".to_owned(),
             keep_alive_timeout: "75s".to_owned(),

@@ -13,6 +13,7 @@ use tokio::time::MissedTickBehavior;
 use super::text;
 pub use super::text::Unread;
 use super::{Event, FileEvent};
+use crate::base::stamp::Stamp;
 use crate::base::time::utc;
 use crate::config::{Config, ListFile};
 use crate::rules::entries::Entries;
@@ -35,31 +36,6 @@ pub struct Reading {
     /// Whether it was written a moment ago, perhaps not to its end.
     pub(super) is_young: bool,
     stamp: Stamp,
-}
-
-/// By what a change is noticed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stamp {
-    /// Nothing was looked at.
-    Unknown,
-    /// Why there is nothing to see.
-    Error(Option<i32>),
-    /// Its device, inode, size and time of change, to which rights belong.
-    File([u64; 3], i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
-        let place = [metadata.dev(), metadata.ino(), metadata.size()];
-        Self::File(place, metadata.ctime(), metadata.ctime_nsec())
-    }
-
-    fn at(path: &Path) -> Self {
-        match std::fs::metadata(path) {
-            Ok(metadata) => Self::of(&metadata),
-            Err(error) => Self::Error(error.raw_os_error()),
-        }
-    }
 }
 
 /// Every file of a configuration.

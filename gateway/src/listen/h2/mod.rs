@@ -27,8 +27,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Bounds;
 use crate::http::deadline::Deadline;
-use crate::http::socket::Socket;
-use crate::listen::connection::fires;
+use crate::http::socket::{Protocol, Socket};
+use crate::listen::connection::{DRAIN_GRACE, fires};
 use crate::listen::worker::Slot;
 use crate::observe::{Counters, Refusal};
 use crate::request;
@@ -69,12 +69,15 @@ fn builder(bounds: &Bounds) -> Builder {
     builder
 }
 
-/// What a connection begins with, as far as it takes to tell whether it is HTTP/2. `None` where it ended before.
+/// What a connection speaks, and what was read of it to find out. `None` where it ended before.
 pub(super) async fn begin(
     slot: &Slot,
     deadline: &Deadline,
     socket: &mut Socket,
-) -> Option<(Bytes, bool)> {
+) -> Option<(Bytes, Protocol)> {
+    if let Socket::Tls(_) = socket {
+        return Some((Bytes::new(), socket.protocol()));
+    }
     let mut timer = pin!(sleep_until(deadline.at()));
     let mut registered = false;
     let mut begun = Vec::new();
@@ -97,7 +100,9 @@ pub(super) async fn begin(
                     begun.extend_from_slice(buffer.filled());
                 }
                 Poll::Ready(_) => return Poll::Ready(None),
-                Poll::Pending if slot.is_draining() => return Poll::Ready(None),
+                Poll::Pending if slot.is_draining() && !deadline.awaits_head(DRAIN_GRACE) => {
+                    return Poll::Ready(None);
+                }
                 Poll::Pending if fires(timer.as_mut(), deadline, context) => {
                     slot.counters().heads_timed_out.add(1);
                     return Poll::Ready(None);
@@ -106,7 +111,9 @@ pub(super) async fn begin(
             }
             let same = begun.iter().zip(PREFACE).take_while(|(one, other)| one == other).count();
             if same == PREFACE.len() || same < begun.len() {
-                return Poll::Ready(Some((mem::take(&mut begun).into(), same == PREFACE.len())));
+                let is_http2 = same == PREFACE.len();
+                let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
+                return Poll::Ready(Some((mem::take(&mut begun).into(), protocol)));
             }
         }
     })
@@ -204,6 +211,7 @@ impl Driver<'_> {
             };
             if self.slot.is_draining() && !self.told {
                 self.told = true;
+                self.served.life.drain(DRAIN_GRACE);
                 connection.graceful_shutdown();
             }
             match ready!(connection.poll_accept(context)) {

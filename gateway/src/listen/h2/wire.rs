@@ -43,7 +43,7 @@ pub(super) struct Life {
     idle_since: Cell<Instant>,
     head_timeout: Duration,
     idle_timeout: Duration,
-    keep_alive_timeout: Duration,
+    keep_alive_timeout: Cell<Duration>,
 }
 
 impl Life {
@@ -58,13 +58,19 @@ impl Life {
             idle_since: Cell::new(now),
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
-            keep_alive_timeout: bounds.keep_alive_timeout,
+            keep_alive_timeout: Cell::new(bounds.keep_alive_timeout),
         }
     }
 
     /// Whether the client has done too much that asks for nothing.
     pub(super) fn is_flooded(&self) -> bool {
         self.is_flooded.get()
+    }
+
+    /// The connection is to end: without a stream it has `grace` left.
+    pub(super) fn drain(&self, grace: Duration) {
+        self.keep_alive_timeout.set(grace);
+        self.idle_since.set(Instant::now());
     }
 
     /// A stream was opened.
@@ -91,14 +97,14 @@ impl Life {
         let head = self.head_since.get().map(|since| (since + self.head_timeout, Late::Head));
         let reader =
             self.blocked_since.get().map(|since| (since + self.idle_timeout, Late::Reader));
-        let idle = (self.idle_since.get() + self.keep_alive_timeout, Late::Idle);
+        let idle = (self.idle_since.get() + self.keep_alive_timeout.get(), Late::Idle);
         let idle = (self.streams.get() == 0).then_some(idle);
         [head, reader, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// When to look again at the latest.
     pub(super) fn look_at(&self, now: Instant) -> Instant {
-        self.due().map_or(now + self.keep_alive_timeout, |(at, _)| at)
+        self.due().map_or(now + self.keep_alive_timeout.get(), |(at, _)| at)
     }
 
     fn received(&self, bytes: &[u8]) {

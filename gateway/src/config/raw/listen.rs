@@ -1,0 +1,62 @@
+//! `listen` as typed.
+
+use serde::Deserialize;
+
+/// One listening address.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawListener {
+    /// `ip:port`.
+    pub(in crate::config) address: String,
+    /// Default: plain TCP.
+    #[serde(default)]
+    pub(in crate::config) tls: Option<RawTls>,
+}
+
+/// TLS of a listener.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawTls {
+    /// At least one.
+    pub(in crate::config) certificates: Vec<RawCertificate>,
+    #[serde(default)]
+    pub(in crate::config) unknown_sni: RawUnknownSni,
+    /// `1.2` or `1.3`.
+    #[serde(default = "min_version")]
+    pub(in crate::config) min_version: String,
+    /// IANA names. Default: all that rustls deems safe.
+    #[serde(default)]
+    pub(in crate::config) cipher_suites: Vec<String>,
+    #[serde(default = "session_tickets")]
+    pub(in crate::config) session_tickets: bool,
+}
+
+fn min_version() -> String {
+    "1.2".to_owned()
+}
+
+fn session_tickets() -> bool {
+    true
+}
+
+/// A certificate and its key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawCertificate {
+    /// PEM file: the certificate, then those that lead to its authority.
+    pub(in crate::config) cert: String,
+    /// PEM file of the private key.
+    pub(in crate::config) key: String,
+    /// For clients that name no host, or none that a certificate has. Default: the first.
+    #[serde(default)]
+    pub(in crate::config) default: bool,
+}
+
+/// What a client gets that names a host which no certificate has.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum RawUnknownSni {
+    #[default]
+    Default,
+    Refuse,
+}

@@ -1,0 +1,157 @@
+//! `listen[].tls`: which certificates, and what is agreed on with clients. Looks at no file.
+
+use std::path::{Path, PathBuf};
+
+use rustls::CipherSuite;
+use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
+
+use super::at::At;
+use super::diagnostic::suggestion;
+use super::raw::{RawCertificate, RawTls, RawUnknownSni};
+use super::tree::shorten;
+use super::value::file_path;
+
+/// Certificates of one listener. Each is read, parsed and watched.
+const CERTIFICATES_MAX: usize = 10_000;
+
+/// TLS of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// At least one.
+    pub certificates: Vec<CertificateFiles>,
+    /// Index in `certificates` of the one for clients that name no host.
+    pub default: usize,
+    /// What a client gets that names a host which no certificate has.
+    pub unknown_sni: UnknownSni,
+    /// Whether TLS 1.2 is spoken beside 1.3.
+    pub tls12: bool,
+    /// The only cipher suites; empty for all that are safe.
+    pub cipher_suites: Vec<CipherSuite>,
+    /// Whether clients may resume a session without another full handshake.
+    pub session_tickets: bool,
+}
+
+/// A certificate and its key; absolute in a configuration that was read from a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CertificateFiles {
+    /// PEM file: the certificate, then those that lead to its authority.
+    pub cert: PathBuf,
+    /// PEM file of the private key.
+    pub key: PathBuf,
+}
+
+/// What a client gets that names a host which no certificate has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownSni {
+    /// The default certificate.
+    Default,
+    /// No handshake.
+    Refuse,
+}
+
+pub(super) fn tls(raw: &RawTls, folder: &Path, at: At<'_>) -> Tls {
+    let tls12 = is_1_2_spoken(&raw.min_version, at.key("min_version"));
+    let cipher_suites = cipher_suites(&raw.cipher_suites, at.key("cipher_suites"));
+    if !tls12 && !cipher_suites.is_empty() && !cipher_suites.iter().any(is_of_1_3) {
+        at.key("cipher_suites").on_key().error_with_help(
+            "none of these cipher suites is of TLS 1.3, and `min_version` allows nothing else",
+            "add one, such as TLS_AES_256_GCM_SHA384, or take `min_version` out",
+        );
+    }
+    Tls {
+        certificates: certificates(&raw.certificates, folder, at.key("certificates")),
+        default: default(&raw.certificates, at.key("certificates")),
+        unknown_sni: match raw.unknown_sni {
+            RawUnknownSni::Default => UnknownSni::Default,
+            RawUnknownSni::Refuse => UnknownSni::Refuse,
+        },
+        tls12,
+        cipher_suites,
+        session_tickets: raw.session_tickets,
+    }
+}
+
+fn certificates(raw: &[RawCertificate], folder: &Path, at: At<'_>) -> Vec<CertificateFiles> {
+    if raw.is_empty() {
+        at.on_key().error_with_help(
+            "TLS needs a certificate",
+            "add one, such as: certificates: [{cert: tls/api.pem, key: tls/api.key}]",
+        );
+    }
+    if raw.len() > CERTIFICATES_MAX {
+        at.on_key().error(format!("{} certificates are more than {CERTIFICATES_MAX}", raw.len()));
+    }
+    let mut found: Vec<CertificateFiles> = Vec::new();
+    for (index, raw) in raw.iter().enumerate() {
+        let at = at.item(index);
+        let cert = file_path(&raw.cert, folder, at.key("cert"));
+        let key = file_path(&raw.key, folder, at.key("key"));
+        let Some((cert, key)) = cert.zip(key) else { continue };
+        let files = CertificateFiles { cert, key };
+        if found.contains(&files) {
+            at.key("cert").error_with_help(
+                format!("`{}` is given twice", shorten(&raw.cert)),
+                "remove one of the two",
+            );
+        }
+        found.push(files);
+    }
+    found
+}
+
+fn default(raw: &[RawCertificate], at: At<'_>) -> usize {
+    let mut defaults = raw.iter().enumerate().filter(|(_, raw)| raw.default);
+    let default = defaults.next().map_or(0, |(index, _)| index);
+    if let Some((index, _)) = defaults.next() {
+        at.item(index).key("default").error_with_help(
+            "there is one default certificate",
+            format!("the other is in line {}: remove one of the two", at.item(default).line()),
+        );
+    }
+    default
+}
+
+fn is_1_2_spoken(text: &str, at: At<'_>) -> bool {
+    match text {
+        "1.2" => true,
+        "1.3" => false,
+        _ => {
+            at.error_with_help(
+                format!("`{}` is no version of TLS that is spoken here", shorten(text)),
+                "write 1.2 or 1.3; older ones are broken",
+            );
+            true
+        }
+    }
+}
+
+fn cipher_suites(raw: &[String], at: At<'_>) -> Vec<CipherSuite> {
+    let known: Vec<(String, CipherSuite)> =
+        ALL_CIPHER_SUITES.iter().map(|suite| (name(suite.suite()), suite.suite())).collect();
+    let mut found = Vec::new();
+    for (index, text) in raw.iter().enumerate() {
+        let at = at.item(index);
+        match known.iter().find(|(name, _)| name == text) {
+            Some((_, suite)) if found.contains(suite) => {
+                at.error_with_help(format!("`{text}` is given twice"), "remove one of the two");
+            }
+            Some((_, suite)) => found.push(*suite),
+            None => {
+                let names = known.iter().map(|(name, _)| name.as_str());
+                let message = format!("`{}` is no cipher suite that is spoken here", shorten(text));
+                at.error_with_help(message, suggestion(text, names).unwrap_or_default());
+            }
+        }
+    }
+    found
+}
+
+/// The name that IANA has for it.
+fn name(suite: CipherSuite) -> String {
+    let name = suite.as_str().unwrap_or_default();
+    name.strip_prefix("TLS13_").map_or_else(|| name.to_owned(), |rest| format!("TLS_{rest}"))
+}
+
+fn is_of_1_3(suite: &CipherSuite) -> bool {
+    suite.as_str().is_some_and(|name| name.starts_with("TLS13_"))
+}
