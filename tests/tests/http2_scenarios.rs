@@ -2,8 +2,7 @@
 //! does.
 #![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
 
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Command, Output};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,8 +10,8 @@ use std::time::Duration;
 use anyhow::Context;
 use harness::gateway::Gateway;
 use harness::http2::{Frame, Http2, block, flag, kind, reason, remembered, request};
-use harness::namespace::Namespace;
-use harness::origin::{Origin, Reply, Request};
+use harness::origin::{Reply, Request};
+use harness::site::Site;
 use harness::{Result, wait_for};
 use serde_json::{Value, json};
 
@@ -21,65 +20,33 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// SETTINGS_INITIAL_WINDOW_SIZE.
 const WINDOW: u16 = 4;
 
-/// Where a test runs: a namespace of its own as root, else the host.
-struct Site {
-    namespace: Option<Namespace>,
+/// A gateway in front of `endpoint`, and where it listens.
+fn gateway<'s>(site: &'s Site, endpoint: &str, bounds: Value) -> Result<(Gateway<'s>, SocketAddr)> {
+    let listen = site.free_address()?;
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "workers": 1,
+        "kernel": {"attach": "off"},
+        "bounds": bounds,
+        "upstreams": {"service": {
+            "endpoints": [endpoint],
+            "timeout": {"connect": "500ms", "response": "10s"},
+        }},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    Ok((gateway, listen))
 }
 
-impl Site {
-    fn new() -> Result<Self> {
-        let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("http2"));
-        Ok(Self { namespace: namespace.transpose()? })
-    }
+fn connect(site: &Site, target: SocketAddr, settings: &[(u16, u32)]) -> Result<Http2> {
+    site.enter(|| Http2::connect(target, settings, PATIENCE))?
+}
 
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        match &self.namespace {
-            Some(namespace) => namespace.enter(work),
-            None => Ok(work()),
-        }
-    }
-
-    fn free_address(&self) -> Result<SocketAddr> {
-        Ok(self.enter(|| TcpListener::bind("127.0.0.1:0"))??.local_addr()?)
-    }
-
-    fn origin(&self, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Result<Origin> {
-        Origin::start(self.namespace.as_ref(), "127.0.0.1:0".parse()?, script)
-    }
-
-    /// A gateway in front of `endpoint`, and where it listens.
-    fn gateway(&self, endpoint: &str, bounds: Value) -> Result<(Gateway<'_>, SocketAddr)> {
-        let listen = self.free_address()?;
-        let config = json!({
-            "listen": [{"address": listen.to_string()}],
-            "workers": 1,
-            "kernel": {"attach": "off"},
-            "bounds": bounds,
-            "upstreams": {"service": {
-                "endpoints": [endpoint],
-                "timeout": {"connect": "500ms", "response": "10s"},
-            }},
-            "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
-        });
-        let mut gateway = Gateway::unprivileged(self.namespace.as_ref(), config)?;
-        gateway.start()?;
-        Ok((gateway, listen))
-    }
-
-    fn connect(&self, target: SocketAddr, settings: &[(u16, u32)]) -> Result<Http2> {
-        self.enter(|| Http2::connect(target, settings, PATIENCE))?
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new(program);
-        self.enter(|| command.args(arguments).output())?.with_context(|| format!("run {program}"))
-    }
-
-    fn curl(&self, arguments: &[&str]) -> Result<String> {
-        let base = ["--silent", "--show-error", "--max-time", "10", "--http2-prior-knowledge"];
-        let output = self.run("curl", &[&base[..], arguments].concat())?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
+/// What curl says over HTTP/2.
+fn curl(site: &Site, arguments: &[&str]) -> Result<String> {
+    let output = site.curl(&[&["--http2-prior-knowledge"], arguments].concat())?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// How many connections have failed for this reason.
@@ -101,8 +68,8 @@ fn anything(_: &Request) -> Reply {
 #[test]
 fn curl_and_h2load_without_one_failure() -> Result {
     let site = Site::new()?;
-    let (_gateway, listen) = site.gateway("echo", json!({}))?;
-    let seen = site.curl(&[&format!("http://{listen}/a?b"), "--header", "x-a: 1"])?;
+    let (_gateway, listen) = gateway(&site, "echo", json!({}))?;
+    let seen = curl(&site, &[&format!("http://{listen}/a?b"), "--header", "x-a: 1"])?;
     let seen: Value = serde_json::from_str(&seen)?;
     assert_eq!(seen["path"], "/a?b");
     let headers = seen["headers"].to_string();
@@ -113,10 +80,10 @@ fn curl_and_h2load_without_one_failure() -> Result {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), upload)?;
     let data = format!("@{}", file.path().display());
-    let seen = site.curl(&[&format!("http://{listen}/"), "--data-binary", &data])?;
+    let seen = curl(&site, &[&format!("http://{listen}/"), "--data-binary", &data])?;
     assert_eq!(serde_json::from_str::<Value>(&seen)?["body_bytes"], 3_000_000);
 
-    let head = site.curl(&["--head", &format!("http://{listen}/")])?;
+    let head = curl(&site, &["--head", &format!("http://{listen}/")])?;
     assert!(head.starts_with("HTTP/2 200"), "{head}");
 
     let url = format!("http://{listen}/");
@@ -130,8 +97,8 @@ fn curl_and_h2load_without_one_failure() -> Result {
 fn the_service_sees_one_host_and_one_cookie() -> Result {
     let site = Site::new()?;
     let origin = site.origin(anything)?;
-    let (_gateway, listen) = site.gateway(&origin.address.to_string(), json!({}))?;
-    let mut client = site.connect(listen, &[])?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
     let fields =
         [&request("POST", "/a")[..], &[("cookie", "a=1"), ("cookie", "b=2"), ("te", "trailers")]];
     client.frames(&[
@@ -153,7 +120,7 @@ fn the_service_sees_one_host_and_one_cookie() -> Result {
 fn what_can_be_read_in_two_ways_never_reaches_a_service() -> Result {
     let site = Site::new()?;
     let origin = site.origin(anything)?;
-    let (gateway, listen) = site.gateway(&origin.address.to_string(), json!({}))?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
     let get = request("GET", "/");
     let with = |fields: &[(&'static str, &'static str)]| [&get[..], fields].concat();
     let bad: [Vec<(&str, &str)>; 14] = [
@@ -173,7 +140,7 @@ fn what_can_be_read_in_two_ways_never_reaches_a_service() -> Result {
         vec![(":method", "GET"), (":scheme", "http"), (":authority", "test"), (":path", "//")],
     ];
     for fields in bad {
-        let mut client = site.connect(listen, &[])?;
+        let mut client = connect(&site, listen, &[])?;
         client.frames(&[Frame::headers(1, true, &fields)])?;
         let answer = client
             .wait(|frame| matches!(frame.kind, kind::HEADERS | kind::RST_STREAM | kind::GOAWAY));
@@ -189,8 +156,8 @@ fn what_can_be_read_in_two_ways_never_reaches_a_service() -> Result {
 fn more_streams_than_bounded_are_refused() -> Result {
     let site = Site::new()?;
     let origin = site.origin(|_| Reply::Hang)?;
-    let (_gateway, listen) = site.gateway(&origin.address.to_string(), json!({"streams": 4}))?;
-    let mut client = site.connect(listen, &[])?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({"streams": 4}))?;
+    let mut client = connect(&site, listen, &[])?;
     client.frames(&(0..5).map(|n| Frame::get(2 * n + 1, "/")).collect::<Vec<_>>())?;
     let refused = client.wait(|frame| frame.kind == kind::RST_STREAM)?;
     assert_eq!((refused.stream, refused.reason()), (9, Some(reason::REFUSED_STREAM)));
@@ -201,11 +168,11 @@ fn more_streams_than_bounded_are_refused() -> Result {
 fn rapid_reset_ends_the_connection_and_is_counted() -> Result {
     let site = Site::new()?;
     let origin = site.origin(|_| Reply::Hang)?;
-    let (gateway, listen) = site.gateway(&origin.address.to_string(), json!({}))?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
     // All at once, before anybody looks at them; and one by one, each after it was looked at.
     for pause in [Duration::ZERO, Duration::from_millis(2)] {
         let before = failed(&gateway, "flood")?;
-        let mut client = site.connect(listen, &[])?;
+        let mut client = connect(&site, listen, &[])?;
         for number in 0..5_000 {
             let stream = 2 * number + 1;
             let pair = [Frame::get(stream, "/"), Frame::reset(stream, reason::CANCEL)];
@@ -233,8 +200,8 @@ fn honest_clients_may_give_up() -> Result {
     let origin = site.origin(|request| {
         if request.line.contains("hang") { Reply::Hang } else { Reply::Answer(200, "ok") }
     })?;
-    let (gateway, listen) = site.gateway(&origin.address.to_string(), json!({}))?;
-    let mut client = site.connect(listen, &[])?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
     for number in 0..300 {
         let stream = 4 * number + 1;
         client.frames(&[Frame::get(stream, "/hang"), Frame::get(stream + 2, "/")])?;
@@ -252,8 +219,8 @@ fn honest_clients_may_give_up() -> Result {
 fn streams_that_a_client_has_the_gateway_reset_are_bounded() -> Result {
     let site = Site::new()?;
     let origin = site.origin(|_| Reply::Hang)?;
-    let (gateway, listen) = site.gateway(&origin.address.to_string(), json!({}))?;
-    let mut client = site.connect(listen, &[])?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
     for number in 0..1_000 {
         let stream = 2 * number + 1;
         // A window that grows too large is an error of the stream (RFC 9113, section 6.9.1).
@@ -270,7 +237,7 @@ fn streams_that_a_client_has_the_gateway_reset_are_bounded() -> Result {
 #[test]
 fn floods_of_frames_that_ask_for_nothing_end() -> Result {
     let site = Site::new()?;
-    let (gateway, listen) = site.gateway("echo", json!({}))?;
+    let (gateway, listen) = gateway(&site, "echo", json!({}))?;
     let flood = [
         Frame::new(kind::PING, 0, 0, [7; 8]),
         Frame::settings(&[(WINDOW, 70_000)]),
@@ -281,7 +248,7 @@ fn floods_of_frames_that_ask_for_nothing_end() -> Result {
     ];
     for frame in flood {
         let before = failed(&gateway, "flood")?;
-        let mut client = site.connect(listen, &[])?;
+        let mut client = connect(&site, listen, &[])?;
         let many = vec![frame.clone(); 500];
         for _ in 0..100 {
             if client.frames(&many).is_err() {
@@ -298,8 +265,8 @@ fn floods_of_frames_that_ask_for_nothing_end() -> Result {
 #[test]
 fn a_head_without_end_ends() -> Result {
     let site = Site::new()?;
-    let (gateway, listen) = site.gateway("echo", json!({"head_timeout": "1s"}))?;
-    let mut client = site.connect(listen, &[])?;
+    let (gateway, listen) = gateway(&site, "echo", json!({"head_timeout": "1s"}))?;
+    let mut client = connect(&site, listen, &[])?;
     client.frames(&[Frame::new(kind::HEADERS, 0, 1, block(&request("GET", "/")))])?;
     let more = Frame::new(kind::CONTINUATION, 0, 1, block(&[("a", &"b".repeat(1000))]));
     let mut sent = 0;
@@ -309,7 +276,7 @@ fn a_head_without_end_ends() -> Result {
     assert!(sent < 10_000, "no end after {sent} kB");
     wait_for_failed(&gateway, "flood")?;
 
-    let mut silent = site.connect(listen, &[])?;
+    let mut silent = connect(&site, listen, &[])?;
     silent.frames(&[Frame::new(kind::HEADERS, 0, 1, [])])?;
     assert_eq!(silent.goodbye()?, None);
     assert_eq!(failed(&gateway, "head_timed_out")?, 1);
@@ -321,8 +288,8 @@ fn a_head_larger_than_bounded_is_refused() -> Result {
     let site = Site::new()?;
     let origin = site.origin(anything)?;
     let bounds = json!({"head_bytes": "8KiB", "header_count": 10});
-    let (_gateway, listen) = site.gateway(&origin.address.to_string(), bounds)?;
-    let mut client = site.connect(listen, &[])?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), bounds)?;
+    let mut client = connect(&site, listen, &[])?;
     let large = "b".repeat(9_000);
     let names: Vec<String> = (0..20).map(|number| format!("x-{number}")).collect();
     let many: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
@@ -342,11 +309,11 @@ fn small_heads_that_grow_and_readers_that_do_not_read_hold_little_for_a_while() 
     let site = Site::new()?;
     let origin = site.origin(anything)?;
     let (gateway, listen) =
-        site.gateway(&origin.address.to_string(), json!({"idle_timeout": "1s"}))?;
+        gateway(&site, &origin.address.to_string(), json!({"idle_timeout": "1s"}))?;
     let before = gateway.resident_kib()?;
     let mut clients = Vec::new();
     for _ in 0..8 {
-        let mut client = site.connect(listen, &[(WINDOW, 0)])?;
+        let mut client = connect(&site, listen, &[(WINDOW, 0)])?;
         let first = [block(&request("GET", "/")), remembered("a", &"b".repeat(4_000))].concat();
         let flags = flag::END_HEADERS | flag::END_STREAM;
         client.frames(&[Frame::new(kind::HEADERS, flags, 1, first)])?;
@@ -375,9 +342,9 @@ fn a_socket_that_is_not_read_holds_no_more_than_its_buffers() -> Result {
         Reply::Bytes([head.into_bytes(), vec![b'x'; BODY]].concat())
     })?;
     let (gateway, listen) =
-        site.gateway(&origin.address.to_string(), json!({"idle_timeout": "2s"}))?;
+        gateway(&site, &origin.address.to_string(), json!({"idle_timeout": "2s"}))?;
     let before = gateway.resident_kib()?;
-    let mut client = site.connect(listen, &[(WINDOW, 0x7fff_ffff)])?;
+    let mut client = connect(&site, listen, &[(WINDOW, 0x7fff_ffff)])?;
     client.frames(&[Frame::window_update(0, 0x7fff_0000), Frame::get(1, "/")])?;
     wait_for_failed(&gateway, "reader_timed_out")?;
     let grown = gateway.resident_kib()?.saturating_sub(before);
@@ -396,8 +363,8 @@ fn draining_says_goodbye_and_finishes() -> Result {
         wait_for("leave to answer", PATIENCE, leave).expect("the test goes on");
         Reply::Answer(200, "late")
     })?;
-    let (mut gateway, listen) = site.gateway(&origin.address.to_string(), json!({}))?;
-    let mut client = site.connect(listen, &[])?;
+    let (mut gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
     client.frames(&[Frame::get(1, "/")])?;
     wait_for("the request", PATIENCE, || Ok(asked.load(Ordering::Relaxed).then_some(())))?;
     gateway.signal(nix::sys::signal::Signal::SIGTERM)?;
@@ -416,7 +383,7 @@ fn draining_says_goodbye_and_finishes() -> Result {
 fn who_is_denied_is_cut_off() -> Result {
     let site = Site::new()?;
     let origin = site.origin(|_| Reply::Hang)?;
-    let (gateway, listen) = site.gateway(&origin.address.to_string(), json!({}))?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
     let mut client =
         site.enter(|| Http2::connect_from("127.0.0.2".parse()?, listen, &[], PATIENCE))??;
     client.frames(&[Frame::get(1, "/")])?;
@@ -430,8 +397,8 @@ fn who_is_denied_is_cut_off() -> Result {
 fn a_connection_without_streams_is_not_kept_for_ever() -> Result {
     let site = Site::new()?;
     let bounds = json!({"keep_alive_timeout": "1s"});
-    let (_gateway, listen) = site.gateway("echo", bounds)?;
-    let mut client = site.connect(listen, &[])?;
+    let (_gateway, listen) = gateway(&site, "echo", bounds)?;
+    let mut client = connect(&site, listen, &[])?;
     client.frames(&[Frame::get(1, "/")])?;
     assert!(client.is_fine(1)?);
     assert_eq!(client.goodbye()?, Some(reason::NO_ERROR));
