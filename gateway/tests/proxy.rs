@@ -92,6 +92,7 @@ fn config(targets: Vec<Target>) -> Config {
             response_timeout: PATIENCE,
             idle_connections: 8,
             idle_timeout: PATIENCE,
+            ..defaults()
         }],
         routes: vec![config::Route {
             name: "any".to_owned(),
@@ -101,6 +102,12 @@ fn config(targets: Vec<Target>) -> Config {
             upstream: 0,
         }],
     }
+}
+
+/// An upstream of which nothing is said.
+fn defaults() -> config::Upstream {
+    let text = "listen: [{address: 127.0.0.1:1}]\nupstreams: {u: {endpoints: [127.0.0.1:2]}}";
+    config::parse("defaults", text).unwrap().upstreams.remove(0)
 }
 
 struct Gateway {

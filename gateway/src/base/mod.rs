@@ -8,6 +8,7 @@ pub mod folder;
 pub mod id;
 pub mod netlink;
 pub mod prefix;
+pub mod random;
 pub mod stamp;
 pub mod text;
 pub mod time;

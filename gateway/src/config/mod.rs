@@ -15,6 +15,7 @@ mod lists;
 mod paths;
 mod pattern;
 mod raw;
+mod retry;
 mod routes;
 mod tls;
 mod tree;
@@ -39,6 +40,7 @@ use serde::Deserialize;
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
+pub use self::retry::{Backoff, Retry, RetryOn};
 pub use self::tls::{CertificateFiles, Tls, UnknownSni};
 
 use self::at::At;
@@ -462,6 +464,10 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.
     pub response_timeout: Duration,
+    /// Time from the choice of an endpoint to the last byte of the answer; `None` for no bound.
+    pub whole_timeout: Option<Duration>,
+    /// When a request is sent once more.
+    pub retry: Retry,
     /// Idle connections kept to one endpoint by one worker.
     pub idle_connections: usize,
     /// How long an idle connection is kept.

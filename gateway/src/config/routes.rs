@@ -80,7 +80,7 @@ fn host(text: &str, at: At<'_>) -> Option<String> {
     None
 }
 
-fn methods(raw: &[String], at: At<'_>) -> Option<Vec<Method>> {
+pub(super) fn methods(raw: &[String], at: At<'_>) -> Option<Vec<Method>> {
     let mut found: Vec<Method> = Vec::new();
     let mut good = true;
     for (index, text) in raw.iter().enumerate() {

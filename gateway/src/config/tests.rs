@@ -89,6 +89,13 @@ fn everything_has_its_documented_default() {
     let users = &config.upstreams[0];
     assert_eq!((users.connect_timeout, users.response_timeout), (seconds(1), seconds(10)));
     assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 64));
+    assert_eq!(users.whole_timeout, None);
+    let Retry { attempts, on, methods, backoff, budget, buffer_bytes } = &users.retry;
+    assert_eq!((*attempts, *budget, *buffer_bytes), (3, Share::per_million(200_000), 65_536));
+    assert!(on.connect_failure && on.reset && !on.timeout && on.statuses.is_empty());
+    assert!(!methods.contains(&Method::POST) && methods.contains(&Method::PUT));
+    let ms = Duration::from_millis;
+    assert_eq!(*backoff, Backoff { first: ms(25), max: ms(250) });
     assert_eq!(config.state.dir, default_paths().state_dir);
     assert_eq!(config.admin.socket, default_paths().admin_socket);
     assert_eq!(config.metrics, Metrics { listen: None, max_names: 1000 });
@@ -151,6 +158,30 @@ fn aliases_are_read_and_bounded() {
     }
     assert!(wrong(&bomb)[0].0.contains("with its aliases takes more than"));
     assert!(wrong("a: &a [*a]")[0].0.contains("inside of what it refers to"));
+}
+
+#[test]
+fn what_is_retried() {
+    let retry =
+        |keys: &str| format!("upstreams: {{a: {{endpoints: [10.0.0.1:80], retry: {{{keys}}}}}}}");
+    let config = with(&retry("on: [timeout, 502, 429], methods: [POST], attempts: 1"));
+    let own = config.unwrap().upstreams.remove(0).retry;
+    assert_eq!(own.on, RetryOn { timeout: true, statuses: vec![502, 429], ..RetryOn::default() });
+    assert_eq!((own.attempts, own.methods), (1, vec![Method::POST]));
+    only(
+        &retry("on: [conect_failure]"),
+        "`conect_failure` is nothing to retry on",
+        "conect_failure",
+    );
+    only(&retry("on: [404]"), "`404` is nothing to retry on", "404");
+    only(&retry("on: [502, 502]"), "`502` is given twice", "502");
+    only(&retry("attempts: 0"), "0 is out of bounds", "0");
+    only(&retry("budget: 101%"), "101% is out of bounds", "101%");
+    only(&retry("buffer: 1GiB"), "1073741824 bytes is out of bounds", "1GiB");
+    only(&retry("methods: [get]"), "`get` is no method", "get");
+    only(&retry("backoff: 25ms"), "`25ms` is no range of pauses", "25ms");
+    only(&retry("backoff: 0s..1s"), "`0s` is out of bounds", "0s..1s");
+    only(&retry("backoff: 2s..1s"), "`2s..1s` ends before it begins", "2s..1s");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::at::At;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
+use super::retry::retry;
 use super::value::{count, duration, name, socket_address};
 use super::{Endpoint, Listener, Target, Upstream};
 
@@ -32,6 +33,8 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
         connect_timeout: time(&raw.timeout.connect, "connect"),
         response_timeout: time(&raw.timeout.response, "response"),
+        whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
+        retry: retry(&raw.retry, at.key("retry")),
         idle_connections: idle_connections.unwrap_or_default(),
         idle_timeout: time(&raw.timeout.idle, "idle"),
     }

@@ -108,6 +108,7 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .only(proxy.upstream.opened);
     let help = "Requests that found a connection to their endpoint.";
     page.counter("gateway_upstream_connections_reused_total", help).only(proxy.upstream.reused);
+    proxy.upstream.resilience.page(page);
 }
 
 fn requests(page: &mut Page, proxy: &Snapshot) {

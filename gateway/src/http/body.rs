@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
+use crate::http::replay::{Record, Source};
 
 /// What a client sends after the head, as its protocol delivers it.
 #[derive(Debug)]
@@ -107,7 +108,7 @@ impl StreamBody {
 /// What the client sends after the head.
 #[derive(Debug)]
 pub struct RequestBody {
-    incoming: Incoming,
+    source: Source,
     allowed_bytes: u64,
     deadline: Rc<Deadline>,
 }
@@ -118,12 +119,44 @@ impl RequestBody {
         if incoming.size_hint().lower() > max_bytes {
             return Err(Kind::BodyTooLarge.into());
         }
-        Ok(Self { incoming, allowed_bytes: max_bytes, deadline: Rc::clone(deadline) })
+        let deadline = Rc::clone(deadline);
+        Ok(Self { source: Source::Once(incoming), allowed_bytes: max_bytes, deadline })
+    }
+
+    /// The body of a request that has none.
+    pub fn empty(deadline: &Rc<Deadline>) -> Self {
+        Self { source: Source::Empty, allowed_bytes: 0, deadline: Rc::clone(deadline) }
+    }
+
+    /// Keeps what goes through up to `max_bytes`, so that the request can be sent once more.
+    pub fn keep(self, max_bytes: usize) -> (Self, Replay) {
+        let Self { source, allowed_bytes, deadline } = self;
+        let record = Rc::new(Record::new(source, max_bytes));
+        let body = Self { source: record.replay(), allowed_bytes, deadline };
+        (body, Replay { record, allowed_bytes })
     }
 
     fn fail(&self, kind: Kind) -> Error {
         self.deadline.fail(kind);
         kind.into()
+    }
+}
+
+/// What it takes to send a body once more.
+#[derive(Debug)]
+pub struct Replay {
+    record: Rc<Record>,
+    allowed_bytes: u64,
+}
+
+impl Replay {
+    /// The body from its beginning, unless more of it went through than was kept.
+    pub fn again(&self, deadline: &Rc<Deadline>) -> Option<RequestBody> {
+        self.record.is_whole().then(|| RequestBody {
+            source: self.record.replay(),
+            allowed_bytes: self.allowed_bytes,
+            deadline: Rc::clone(deadline),
+        })
     }
 }
 
@@ -136,7 +169,7 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.deadline.ask_client();
-        let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(context)) {
+        let frame = match ready!(Pin::new(&mut self.source).poll_frame(context)) {
             Some(Ok(frame)) => frame,
             Some(Err(_)) => return Poll::Ready(Some(Err(self.fail(Kind::RequestBroken)))),
             None => {
@@ -153,17 +186,17 @@ impl Body for RequestBody {
         }
         self.deadline.piece();
         // A body of known length is not polled again after its last piece.
-        if self.incoming.is_end_stream() {
+        if self.source.is_end_stream() {
             self.deadline.uploaded();
         }
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.source.size_hint()
     }
 }

@@ -10,8 +10,12 @@
 //!    ▲                                                                                 │
 //!    └──────────────────────────────── end of the answer ──────────────────────────────┘
 //! ```
+//!
+//! A request may have a bound as a whole: no wait of it, whatever for, goes beyond.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -51,6 +55,8 @@ pub struct Deadline {
     /// The end of the connection that a body found out about and only the request can answer.
     fault: Cell<Option<Kind>>,
     response_timeout: Cell<Duration>,
+    /// When the request as a whole must be over.
+    whole: Cell<Option<Instant>>,
     head_timeout: Duration,
     idle_timeout: Duration,
     keep_alive_timeout: Duration,
@@ -68,6 +74,7 @@ impl Deadline {
             client_is_asked: Cell::new(false),
             fault: Cell::new(None),
             response_timeout: Cell::new(Duration::ZERO),
+            whole: Cell::new(None),
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
             keep_alive_timeout: bounds.keep_alive_timeout,
@@ -136,6 +143,32 @@ impl Deadline {
         }
     }
 
+    /// From now on the request as a whole takes no longer than `whole`, until its answer is at its end.
+    pub fn bound(&self, whole: Option<Duration>) {
+        self.whole.set(whole.map(|whole| self.now() + whole));
+    }
+
+    /// Whether a wait of so long ends before the request as a whole must.
+    pub fn leaves(&self, wait: Duration) -> bool {
+        self.whole.get().is_none_or(|whole| self.now() + wait < whole)
+    }
+
+    /// Waits, before a request is tried once more.
+    pub async fn pause(&self, wait: Duration) {
+        if wait.is_zero() {
+            return;
+        }
+        self.enter(Phase::Answer, wait);
+        // Whoever looks after the timer polls the request when it fires.
+        poll_fn(|_| if self.has_passed() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// The request has failed: what follows is the gateway's own answer, which has all the time that a client may take.
+    pub fn refused(&self) {
+        self.whole.set(None);
+        self.answered();
+    }
+
     /// A connection to an endpoint is made.
     pub fn connect(&self, connect_timeout: Duration) {
         self.trail.connecting(self.now());
@@ -182,6 +215,7 @@ impl Deadline {
 
     /// The answer is at its end. Answers how long everything took.
     pub fn ended(&self) -> Times {
+        self.whole.set(None);
         self.enter(Phase::Idle, self.keep_alive_timeout);
         self.trail.times(self.now())
     }
@@ -208,10 +242,12 @@ impl Deadline {
     fn enter(&self, phase: Phase, wait: Duration) {
         self.phase.set(phase);
         self.passed.set(false);
-        self.at.set(self.now() + wait);
+        let at = self.now() + wait;
+        self.at.set(self.whole.get().map_or(at, |whole| at.min(whole)));
     }
 
-    fn now(&self) -> Instant {
+    /// The time since the task was woken.
+    pub fn now(&self) -> Instant {
         let now = self.now.get().unwrap_or_else(Instant::now);
         self.now.set(Some(now));
         now
@@ -268,6 +304,25 @@ pub(crate) mod tests {
         assert_eq!(deadline.error().kind(), Kind::RequestTimeout);
         deadline.piece();
         assert_eq!(deadline.error().kind(), Kind::UpstreamTimeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_wait_goes_beyond_the_whole() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        deadline.bound(Some(seconds(5)));
+        deadline.connect(seconds(3));
+        assert_eq!(deadline.at(), start + seconds(3));
+        deadline.send(false, seconds(9));
+        assert_eq!(deadline.at(), start + seconds(5));
+        assert!(deadline.leaves(seconds(4)) && !deadline.leaves(seconds(5)));
+        tokio::time::advance(seconds(4)).await;
+        deadline.woken();
+        deadline.answered();
+        assert_eq!(deadline.at(), start + seconds(5));
+        deadline.refused();
+        assert_eq!(deadline.at(), start + seconds(6));
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,4 +6,5 @@ pub mod deadline;
 pub mod forwarded;
 pub mod headers;
 pub mod problem;
+pub mod replay;
 pub mod socket;

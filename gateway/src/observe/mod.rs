@@ -5,6 +5,7 @@
 
 pub mod histogram;
 pub mod prometheus;
+pub mod resilience;
 pub mod traffic;
 pub mod trail;
 
@@ -132,6 +133,8 @@ pub struct Counters {
     pub upstream_connections_opened: Counter,
     /// Requests that found a connection in the pool.
     pub upstream_connections_reused: Counter,
+    /// What was done about services that are sick.
+    pub resilience: resilience::Resilience,
     /// Bytes read from clients.
     pub bytes_received: Counter,
     /// Bytes written to clients.
@@ -313,6 +316,9 @@ pub struct Upstream {
     pub opened: u64,
     /// Found in the pool instead.
     pub reused: u64,
+    /// What was done about services that are sick.
+    #[serde(flatten)]
+    pub resilience: resilience::Snapshot,
 }
 
 /// Classes of statuses.
@@ -348,6 +354,7 @@ impl Snapshot {
         }
         self.upstream.opened += block.upstream_connections_opened.value();
         self.upstream.reused += block.upstream_connections_reused.value();
+        self.upstream.resilience.add(&block.resilience);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();
     }

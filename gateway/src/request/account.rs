@@ -69,7 +69,7 @@ impl Account {
     pub(super) fn failed(&self, error: &Error) {
         self.connection.worker.counters.failed(error.kind());
         self.error.set(Some(error.kind()));
-        self.deadline.answered();
+        self.deadline.refused();
     }
 
     /// Counts the request for its route and its upstream.

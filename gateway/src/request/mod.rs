@@ -7,6 +7,7 @@ pub mod serve;
 mod target;
 
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use http::HeaderValue;
 
 use crate::base::address::PeerAddr;
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::http::headers;
 use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
@@ -25,7 +26,8 @@ use crate::rules::classify::Classifier;
 use crate::tls::session::Session;
 use crate::upstream::balance::View;
 use crate::upstream::directory::Directory;
-use crate::upstream::{self, Upstream};
+use crate::upstream::send::Client;
+use crate::upstream::{Local, Upstream};
 use gateway_common::rule::Action;
 
 /// A configuration, compiled. It never changes; a new one takes its place.
@@ -68,7 +70,7 @@ pub struct Worker {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     current: RefCell<Rc<Current>>,
     rules: RefCell<Followed>,
-    client: upstream::Client,
+    client: Client,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -79,6 +81,8 @@ struct Current {
     snapshot: Arc<Snapshot>,
     /// The endpoints as the worker sees them, by upstream.
     views: Vec<View>,
+    /// What is remembered of the upstreams, in their order.
+    locals: Vec<Rc<Local>>,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -90,9 +94,19 @@ struct Followed {
 }
 
 impl Current {
-    fn new(snapshot: Arc<Snapshot>, client: &upstream::Client) -> Rc<Self> {
+    /// A snapshot has the upstreams of its configuration; those that the one before it had too are remembered.
+    fn new(snapshot: Arc<Snapshot>, before: Option<&Self>, client: &Client) -> Rc<Self> {
         let views = snapshot.upstreams.iter().map(|upstream| client.view(upstream)).collect();
-        Rc::new(Self { snapshot, views })
+        let before = before.iter().flat_map(|before| {
+            let names = before.snapshot.config.upstreams.iter().map(|service| &*service.name);
+            names.zip(&before.locals)
+        });
+        let before: HashMap<&str, &Rc<Local>> = before.collect();
+        let local = |service: &config::Upstream| {
+            before.get(&*service.name).map(|local| Rc::clone(local)).unwrap_or_default()
+        };
+        let locals = snapshot.config.upstreams.iter().map(local).collect();
+        Rc::new(Self { snapshot, views, locals })
     }
 }
 
@@ -106,10 +120,10 @@ impl Worker {
     ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
-        let client = upstream::Client::new(number, Arc::clone(&counters));
+        let client = Client::new(number, Arc::clone(&counters));
         Self {
             snapshot: RefCell::new(cache),
-            current: RefCell::new(Current::new(current, &client)),
+            current: RefCell::new(Current::new(current, None, &client)),
             client,
             rules: RefCell::new(Followed {
                 cache: Cache::new(Arc::clone(rules)),
@@ -154,7 +168,8 @@ impl Worker {
         let snapshot = cache.load();
         let mut current = self.current.borrow_mut();
         if !Arc::ptr_eq(snapshot, &current.snapshot) {
-            *current = Current::new(Arc::clone(snapshot), &self.client);
+            let before = Some(&**current);
+            *current = Current::new(Arc::clone(snapshot), before, &self.client);
         }
         Rc::clone(&current)
     }

@@ -16,6 +16,7 @@ use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::route::{Refused, Routed};
 use crate::upstream::balance::Choice;
+use crate::upstream::send::Way;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
@@ -61,7 +62,7 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Connection { worker, peer, .. } = &**self.connection;
-        let Current { snapshot, views } = &**self.current;
+        let Current { snapshot, views, locals } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head, self.connection.scheme())?;
@@ -72,11 +73,11 @@ impl Exchange<'_> {
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
         let request = prepare::request(head, body, id, self.connection, self.peer_is_trusted);
 
-        let upstream = routed.upstream();
-        let upstream = snapshot.upstreams.get(upstream).zip(views.get(upstream));
-        let (upstream, view) = upstream.ok_or(Kind::NoRoute)?;
-        let choice = Choice { upstream, view };
-        let response = worker.client.send(choice, request, self.deadline).await?;
+        let index = routed.upstream();
+        let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
+        let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
+        let way = Way { choice: Choice { upstream, view }, local, deadline: self.deadline };
+        let response = worker.client.send(way, request).await?;
         Ok(response.map(Answer::Upstream))
     }
 

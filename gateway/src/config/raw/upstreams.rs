@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{Section, TextOr};
+use crate::config::retry::RawRetry;
 
 /// A service.
 #[derive(Debug, Deserialize)]
@@ -12,6 +13,8 @@ pub(in crate::config) struct RawUpstream {
     pub(in crate::config) endpoints: Vec<RawEndpoint>,
     #[serde(default)]
     pub(in crate::config) timeout: RawTimeout,
+    #[serde(default)]
+    pub(in crate::config) retry: RawRetry,
     /// Idle connections kept to one endpoint by one worker.
     #[serde(default = "idle_connections")]
     pub(in crate::config) idle_connections: u64,
@@ -52,10 +55,13 @@ pub(in crate::config) struct RawTimeout {
     pub(in crate::config) response: String,
     /// How long an idle connection is kept.
     pub(in crate::config) idle: String,
+    /// From the choice of an endpoint to the last byte of the answer. Default: no bound.
+    pub(in crate::config) whole: Option<String>,
 }
 
 impl Default for RawTimeout {
     fn default() -> Self {
-        Self { connect: "1s".to_owned(), response: "10s".to_owned(), idle: "60s".to_owned() }
+        let [connect, response, idle] = ["1s", "10s", "60s"].map(str::to_owned);
+        Self { connect, response, idle, whole: None }
     }
 }

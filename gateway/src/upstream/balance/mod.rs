@@ -139,6 +139,12 @@ impl Choice<'_> {
         tried.0.push(member.endpoint.state.id());
         Some(Picked::new(member))
     }
+
+    /// Whether there is one.
+    pub fn has_more(&self, tried: &Tried) -> bool {
+        self.view.follow();
+        self.view.plan.borrow().members.iter().any(|member| !tried.has(member))
+    }
 }
 
 /// The endpoints that a request was tried on. It takes no memory until a second one is.
