@@ -215,7 +215,7 @@ impl Http2 {
     }
 
     /// The next frame; `None` at the end of the connection.
-    pub fn next(&mut self) -> Result<Option<Frame>> {
+    pub fn receive(&mut self) -> Result<Option<Frame>> {
         let mut head = [0; 9];
         match self.stream.read(&mut head[..1]) {
             Ok(0) => return Ok(None),
@@ -232,7 +232,7 @@ impl Http2 {
 
     /// The next frame that `wanted` accepts. SETTINGS are acknowledged on the way, as politeness demands.
     pub fn wait(&mut self, wanted: impl Fn(&Frame) -> bool) -> Result<Frame> {
-        while let Some(frame) = self.next()? {
+        while let Some(frame) = self.receive()? {
             if frame.kind == kind::SETTINGS && frame.flags & flag::ACK == 0 {
                 self.frames(&[Frame::new(kind::SETTINGS, flag::ACK, 0, [])])?;
             }
@@ -246,7 +246,7 @@ impl Http2 {
     /// The reason of the GOAWAY that the connection ends with; `None` if it ends without.
     pub fn goodbye(&mut self) -> Result<Option<u32>> {
         let mut reason = None;
-        while let Some(frame) = self.next()? {
+        while let Some(frame) = self.receive()? {
             if frame.kind == kind::GOAWAY {
                 reason = frame.reason();
             }

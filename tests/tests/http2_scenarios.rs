@@ -1,6 +1,5 @@
 //! HTTP/2 through the real binary: clients as they come in packages, and clients that send frames as no honest one
 //! does.
-#![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
