@@ -41,7 +41,7 @@ pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, Retry, RetryOn};
-pub use self::tls::{CertificateFiles, Tls, UnknownSni};
+pub use self::tls::{AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};

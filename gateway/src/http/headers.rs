@@ -19,6 +19,9 @@ pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-ho
 /// `X-Forwarded-Proto`.
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
+/// `Client-Cert` (RFC 9440).
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+
 const HOP_COUNT: usize = 8;
 static HOP_BY_HOP: [HeaderName; HOP_COUNT] = [
     CONNECTION,
@@ -60,7 +63,7 @@ pub fn remove_forged(headers: &mut HeaderMap, peer_is_trusted: bool) {
         let name = name.as_str();
         let begin = name.as_bytes().first();
         // Nearly every header is passed over by its first letter.
-        matches!(begin, Some(b'x' | b'f' | b't'))
+        matches!(begin, Some(b'x' | b'f' | b't' | b'c'))
             && says_who_the_client_is(name)
             && (!peer_is_trusted || name.contains('_'))
     };
@@ -85,6 +88,8 @@ fn says_who_the_client_is(name: &str) -> bool {
         || same("x-real-ip")
         || same("x-client-ip")
         || same("true-client-ip")
+        || same(CLIENT_CERT.as_str())
+        || same("client-cert-chain")
 }
 
 fn plain(letter: u8) -> u8 {
@@ -177,6 +182,8 @@ mod tests {
             ("X_Real_IP", "5"),
             ("True-Client-IP", "6"),
             ("X-Request-Id", "7"),
+            ("Client-Cert", "7"),
+            ("client_cert_chain", "7"),
             ("X-Forward", "8"),
             ("From", "9"),
         ];

@@ -8,7 +8,7 @@ use http_body::Body as _;
 use crate::base::id::RequestId;
 use crate::http::body::RequestBody;
 use crate::http::headers::{
-    X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, remove_forged,
+    CLIENT_CERT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, remove_forged,
     remove_hop_by_hop, value,
 };
 use crate::request::Connection;
@@ -45,6 +45,11 @@ pub(super) fn request(
         if let (Some(host), Entry::Vacant(entry)) = (host, headers.entry(X_FORWARDED_HOST)) {
             entry.insert(host);
         }
+    }
+    if let Some(certificate) = connection.client_certificate()
+        && let Some(value) = &certificate.header
+    {
+        headers.insert(CLIENT_CERT, value.clone());
     }
     headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(connection.scheme()));
     if !body.is_end_stream() && body.size_hint().exact().is_none() {
