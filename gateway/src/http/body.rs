@@ -11,51 +11,51 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
+use crate::http::h1::server::RequestStream;
 use crate::http::replay::{Record, Source};
 
 /// What a client sends after the head, as its protocol delivers it.
 #[derive(Debug)]
 pub enum Incoming {
-    /// By way of hyper.
-    Hyper(hyper::body::Incoming),
+    /// Over HTTP/1.
+    Http1(RequestStream),
     /// A stream of HTTP/2.
     Http2(StreamBody),
 }
 
-/// A body broke off, or never was one.
-#[derive(Clone, Copy, Debug)]
-pub struct Broken;
-
 impl Body for Incoming {
     type Data = Bytes;
-    type Error = Broken;
+    type Error = Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match self.get_mut() {
-            Self::Hyper(body) => Pin::new(body).poll_frame(context).map_err(|_| Broken),
-            Self::Http2(body) => body.poll_frame(context),
+            Self::Http1(body) => Pin::new(body).poll_frame(context),
+            Self::Http2(body) => {
+                body.poll_frame(context).map_err(|_| Kind::RequestBroken.into())
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Hyper(body) => body.is_end_stream(),
+            Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Hyper(body) => body.size_hint(),
+            Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
         }
     }
 }
 
-/// The body that one stream of HTTP/2 brings. What is taken from it makes room in its window.
+/// The body that one stream of HTTP/2 brings, be it of a request or of an answer. What is taken from it makes room in
+/// its window.
 #[derive(Debug)]
 pub struct StreamBody {
     stream: h2::RecvStream,
@@ -74,19 +74,19 @@ impl StreamBody {
     pub fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         match ready!(self.stream.poll_data(context)) {
             Some(Ok(data)) => {
-                let released = self.stream.flow_control().release_capacity(data.len());
-                self.left_bytes =
-                    self.left_bytes.map(|left| left.saturating_sub(data.len() as u64));
-                Poll::Ready(Some(released.map(|()| Frame::data(data)).map_err(|_| Broken)))
+                let bytes = data.len();
+                self.left_bytes = self.left_bytes.map(|left| left.saturating_sub(bytes as u64));
+                let released = self.stream.flow_control().release_capacity(bytes);
+                Poll::Ready(Some(released.map(|()| Frame::data(data))))
             }
-            Some(Err(_)) => Poll::Ready(Some(Err(Broken))),
-            None => match ready!(self.stream.poll_trailers(context)) {
-                Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
-                Err(_) => Poll::Ready(Some(Err(Broken))),
-            },
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                let trailers = ready!(self.stream.poll_trailers(context)).transpose();
+                Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
+            }
         }
     }
 
@@ -136,6 +136,11 @@ impl RequestBody {
         (body, Replay { record, allowed_bytes })
     }
 
+    /// The body of a request whose connection becomes a tunnel, which may carry as much as it likes.
+    pub fn unbounded(self) -> Self {
+        Self { allowed_bytes: u64::MAX, ..self }
+    }
+
     fn fail(&self, kind: Kind) -> Error {
         self.deadline.fail(kind);
         kind.into()
@@ -171,7 +176,10 @@ impl Body for RequestBody {
         self.deadline.ask_client();
         let frame = match ready!(Pin::new(&mut self.source).poll_frame(context)) {
             Some(Ok(frame)) => frame,
-            Some(Err(_)) => return Poll::Ready(Some(Err(self.fail(Kind::RequestBroken)))),
+            Some(Err(error)) => {
+                self.deadline.fail(error.kind());
+                return Poll::Ready(Some(Err(error)));
+            }
             None => {
                 self.deadline.uploaded();
                 return Poll::Ready(None);

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::http::body::{Broken, Incoming};
+use crate::base::error::Error;
+use crate::http::body::Incoming;
 
 /// Pieces that are kept of one body: a piece has a cost of its own, however small.
 const PIECES_MAX: usize = 1024;
@@ -94,7 +95,7 @@ impl Record {
         })
     }
 
-    fn poll_client(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_client(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if self.ended.get() {
             return Poll::Ready(None);
         }
@@ -119,12 +120,12 @@ impl Record {
 
 impl Body for Source {
     type Data = Bytes;
-    type Error = Broken;
+    type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut *self {
             Self::Once(incoming) => Pin::new(incoming).poll_frame(context),
             Self::Empty => Poll::Ready(None),

@@ -7,7 +7,6 @@ mod connection;
 mod h2;
 mod preface;
 pub mod sockets;
-mod stream;
 mod tls;
 mod worker;
 

@@ -21,9 +21,9 @@ use tokio::time::Instant;
 
 use crate::base::time::instant;
 use crate::config;
+use crate::http::h1::head::Limits;
 use balance::Group;
 use budget::Budget;
-use connection::Limits;
 use directory::Directory;
 
 /// A service and how it is talked to.

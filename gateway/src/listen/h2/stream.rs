@@ -18,6 +18,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::sleep_until;
 
+use crate::base::error::Kind;
 use crate::config::Bounds;
 use crate::http::body::{Incoming, StreamBody};
 use crate::http::deadline::{Deadline, Phase};
@@ -93,12 +94,9 @@ async fn answer(
 ) {
     let (mut head, body) = request.into_parts();
     if head.headers.len() > served.bounds.header_count {
-        served.counters.heads_malformed.add(1);
-        let mut refusal = Response::new(());
-        *refusal.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        // It fails only where nobody is left to be told.
-        respond.send_response(refusal, true).ok();
-        return;
+        let error = Kind::HeadTooLarge.into();
+        let refusal = request::serve::refuse(&served.connection, deadline, &error);
+        return send(served, deadline, respond, refusal, head.method == Method::HEAD).await;
     }
     as_one_message(&mut head);
     if head.headers.contains_key(EXPECT) {
@@ -114,7 +112,7 @@ async fn answer(
         if respond.poll_reset(context).is_ready() {
             return Poll::Ready(None);
         }
-        exchange.as_mut().poll(context).map(Result::ok)
+        exchange.as_mut().poll(context).map(Some)
     });
     if let Some(response) = response.await {
         send(served, deadline, respond, response, is_head).await;
