@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
 use crate::http::h1::server::RequestStream;
+use crate::http::headers::remove_forbidden_trailers;
 use crate::http::replay::{Record, Source};
 
 /// What a client sends after the head, as its protocol delivers it.
@@ -33,9 +34,7 @@ impl Body for Incoming {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match self.get_mut() {
             Self::Http1(body) => Pin::new(body).poll_frame(context),
-            Self::Http2(body) => {
-                body.poll_frame(context).map_err(|_| Kind::RequestBroken.into())
-            }
+            Self::Http2(body) => body.poll_frame(context).map_err(|_| Kind::RequestBroken.into()),
         }
     }
 
@@ -85,7 +84,11 @@ impl StreamBody {
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => {
                 let trailers = ready!(self.stream.poll_trailers(context)).transpose();
-                Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
+                let allowed = |mut trailers| {
+                    remove_forbidden_trailers(&mut trailers);
+                    Frame::trailers(trailers)
+                };
+                Poll::Ready(trailers.map(|trailers| trailers.map(allowed)))
             }
         }
     }

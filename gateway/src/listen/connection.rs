@@ -99,7 +99,11 @@ pub(super) async fn serve(
 
 /// Whether the deadline has passed. The timer is moved only when it must fire sooner, or fired too soon: most requests
 /// are over long before, and moving it each time would cost more than firing in vain now and then.
-pub(super) fn fires(mut timer: Pin<&mut Sleep>, deadline: &Deadline, context: &mut Context<'_>) -> bool {
+pub(super) fn fires(
+    mut timer: Pin<&mut Sleep>,
+    deadline: &Deadline,
+    context: &mut Context<'_>,
+) -> bool {
     loop {
         if deadline.at() < timer.deadline() {
             timer.as_mut().reset(deadline.at());

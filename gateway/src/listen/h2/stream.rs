@@ -22,6 +22,7 @@ use crate::base::error::Kind;
 use crate::config::Bounds;
 use crate::http::body::{Incoming, StreamBody};
 use crate::http::deadline::{Deadline, Phase};
+use crate::http::h1::server::Answer as _;
 use crate::listen::connection::fires;
 use crate::listen::h2::wire::Life;
 use crate::observe::Counters;
@@ -200,7 +201,12 @@ impl Outflow<'_> {
             match moved {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(Over)) => return Poll::Ready(()),
-                Poll::Pending => return self.stream.poll_reset(context).map(drop),
+                Poll::Pending => {
+                    if !self.piece.is_empty() {
+                        body.poll_upload(context);
+                    }
+                    return self.stream.poll_reset(context).map(drop);
+                }
             }
         }
     }
