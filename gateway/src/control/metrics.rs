@@ -90,7 +90,9 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
     page.counter("gateway_connections_failed_total", help)
         .with(&[("reason", "head_malformed")], connections.heads_malformed)
         .with(&[("reason", "head_timed_out")], connections.heads_timed_out)
-        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out);
+        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out)
+        .with(&[("reason", "frame_malformed")], connections.frames_malformed)
+        .with(&[("reason", "flood")], connections.floods);
     page.counter("gateway_access_log_lines_total", "Lines of the access log, lost ones too.")
         .only(proxy.access_log.lines);
     let help = "Lines that were lost, by reason.";
