@@ -48,13 +48,15 @@ pub enum Kind {
     UpstreamReset,
     /// The endpoint's answer is not HTTP.
     UpstreamProtocol,
+    /// The service has no endpoint that may take a request.
+    UpstreamUnavailable,
     /// The gateway has no descriptor, port or memory left for the request.
     Overloaded,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BadRequest,
         Self::TargetTooLong,
         Self::HeadTooLarge,
@@ -70,6 +72,7 @@ impl Kind {
         Self::UpstreamTimeout,
         Self::UpstreamReset,
         Self::UpstreamProtocol,
+        Self::UpstreamUnavailable,
         Self::Overloaded,
     ];
 
@@ -91,6 +94,7 @@ impl Kind {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::UpstreamUnavailable => "upstream_unavailable",
             Self::Overloaded => "overloaded",
         }
     }
@@ -112,14 +116,15 @@ impl Kind {
             Self::UpstreamConnect
             | Self::UpstreamTimeout
             | Self::UpstreamReset
-            | Self::UpstreamProtocol => Blame::Upstream,
+            | Self::UpstreamProtocol
+            | Self::UpstreamUnavailable => Blame::Upstream,
             Self::Overloaded => Blame::Gateway,
         }
     }
 
     /// Whether nothing reached a service, so that the same request may be sent once more without harm.
     pub fn retryable(self) -> bool {
-        matches!(self, Self::UpstreamConnect | Self::Overloaded)
+        matches!(self, Self::UpstreamConnect | Self::UpstreamUnavailable | Self::Overloaded)
     }
 }
 
@@ -178,6 +183,7 @@ impl From<Kind> for Error {
                 Kind::UpstreamTimeout => "the service did not answer in time",
                 Kind::UpstreamReset => "the service closed the connection before it had answered",
                 Kind::UpstreamProtocol => "the service gave an answer that is not valid HTTP",
+                Kind::UpstreamUnavailable => "the service is not available at the moment",
                 Kind::Overloaded => "too much is going on at the moment; try again",
             },
         )

@@ -85,7 +85,8 @@ impl Exchange<'_> {
         let index = routed.upstream();
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
-        let way = Way { choice: Choice { upstream, view }, local, deadline: self.deadline };
+        let key = upstream.key(&request, client.ip());
+        let way = Way { choice: Choice { upstream, view, key }, local, deadline: self.deadline };
         let response = worker.client.send(way, request).await?;
         Ok(response.map(Answer::Upstream))
     }

@@ -14,13 +14,15 @@ pub mod pool;
 mod retry;
 pub mod send;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
 use tokio::time::Instant;
 
-use crate::base::time::instant;
-use crate::config;
+use crate::base::time::{Now, instant};
+use crate::config::{self, Algorithm};
 use crate::http::h1::head::Limits;
 use balance::Group;
 use budget::Budget;
@@ -30,6 +32,7 @@ use directory::Directory;
 #[derive(Clone, Debug)]
 pub struct Upstream {
     group: Arc<Group>,
+    algorithm: Algorithm,
     connect_timeout: Duration,
     response_timeout: Duration,
     whole_timeout: Option<Duration>,
@@ -56,7 +59,8 @@ impl Upstream {
         directory: &mut Directory,
     ) -> Self {
         Self {
-            group: directory.group(config),
+            group: directory.group(config, Now::read()),
+            algorithm: config.balance.algorithm.clone(),
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
@@ -64,6 +68,11 @@ impl Upstream {
             keep: Keep { connections: config.idle_connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
         }
+    }
+
+    /// What sends a request from `client` to the same endpoint as others, if anything does.
+    pub fn key<B>(&self, request: &Request<B>, client: IpAddr) -> Option<u64> {
+        balance::key(&self.algorithm, request, client)
     }
 }
 
