@@ -87,9 +87,10 @@ impl Accepted {
             }
             let length = self.stream.read(&mut buffer)?;
             ensure!(length > 0, "closed");
-            self.unread.extend_from_slice(&buffer[..length]);
+            let came = buffer.get(..length).unwrap_or_default();
+            self.unread.extend_from_slice(came);
             let mut seen = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-            seen[self.number].extend_from_slice(&buffer[..length]);
+            seen.get_mut(self.number).context("unknown")?.extend_from_slice(came);
         }
     }
 
@@ -154,8 +155,8 @@ impl<'s> Setting<'s> {
 
     fn count(&self, kind: &str) -> Result<u64> {
         let status = self.gateway.status()?;
-        let count = &status["proxy"]["requests"]["errors"][kind];
-        count.as_u64().with_context(|| format!("no {kind} in {status}"))
+        let count = status.pointer(&format!("/proxy/requests/errors/{kind}"));
+        count.and_then(Value::as_u64).with_context(|| format!("no {kind} in {status}"))
     }
 }
 
@@ -603,7 +604,8 @@ fn nobody_is_sent_more_than_the_other_side_takes() -> Result {
 }
 
 fn resident_bytes(setting: &Setting<'_>) -> Result<usize> {
-    let pid = &setting.gateway.status()?["pid"];
+    let status = setting.gateway.status()?;
+    let pid = status.get("pid").context("no pid")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: usize = line.trim().trim_end_matches(" kB").parse()?;
