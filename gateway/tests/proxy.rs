@@ -98,13 +98,7 @@ fn config(targets: Vec<Target>) -> Config {
             idle_timeout: PATIENCE,
             ..defaults()
         }],
-        routes: vec![config::Route {
-            name: "any".to_owned(),
-            host: None,
-            path: any,
-            methods: vec![],
-            upstream: 0,
-        }],
+        routes: vec![config::Route::new("any", any, 0)],
     }
 }
 
