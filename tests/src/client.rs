@@ -138,19 +138,25 @@ pub(crate) fn line(stream: &mut impl BufRead) -> Result<String> {
     }
 }
 
+/// Reads a body in chunks to its end.
+pub(crate) fn chunked(stream: &mut impl BufRead) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let size = line(stream)?;
+        let size = u64::from_str_radix(size.split(';').next().unwrap_or("").trim(), 16)
+            .with_context(|| format!("not a chunk size: {size:?}"))?;
+        stream.take(size).read_to_end(&mut body)?;
+        line(stream)?;
+        if size == 0 {
+            return Ok(body);
+        }
+    }
+}
+
 fn body(stream: &mut impl BufRead, response: &Response) -> Result<Vec<u8>> {
     let mut body = Vec::new();
     if response.header("transfer-encoding").is_some_and(|coding| coding == "chunked") {
-        loop {
-            let size = line(stream)?;
-            let size = u64::from_str_radix(size.split(';').next().unwrap_or("").trim(), 16)
-                .with_context(|| format!("not a chunk size: {size:?}"))?;
-            stream.take(size).read_to_end(&mut body)?;
-            line(stream)?;
-            if size == 0 {
-                return Ok(body);
-            }
-        }
+        return chunked(stream);
     }
     match response.header("content-length") {
         Some(length) => {

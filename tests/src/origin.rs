@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::Result;
-use crate::client::{fields, line};
+use crate::client::{chunked, fields, line};
 use crate::namespace::Namespace;
 
 const WAIT: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ pub struct Request {
     pub line: String,
     /// Header fields in their order, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body, if its length was announced.
+    /// The body.
     pub body: Vec<u8>,
 }
 
@@ -188,6 +188,8 @@ fn read(stream: &mut BufReader<&TcpStream>) -> Result<Request> {
     if let Some(length) = request.header("content-length") {
         let length = length.parse().context("not a length")?;
         stream.take(length).read_to_end(&mut request.body)?;
+    } else if request.header("transfer-encoding").is_some() {
+        request.body = chunked(stream)?;
     }
     Ok(request)
 }

@@ -20,6 +20,12 @@ pub enum Blame {
 pub enum Kind {
     /// The request contradicts the protocol.
     BadRequest,
+    /// The target of the request is longer than the bound.
+    TargetTooLong,
+    /// The head of the request is larger than the bounds, or has more fields.
+    HeadTooLarge,
+    /// The head of the request did not arrive in time.
+    HeadTimeout,
     /// A rule denies the client's address.
     Denied,
     /// No route fits.
@@ -42,14 +48,19 @@ pub enum Kind {
     UpstreamReset,
     /// The endpoint's answer is not HTTP.
     UpstreamProtocol,
+    /// The service has no endpoint that may take a request.
+    UpstreamUnavailable,
     /// The gateway has no descriptor, port or memory left for the request.
     Overloaded,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::BadRequest,
+        Self::TargetTooLong,
+        Self::HeadTooLarge,
+        Self::HeadTimeout,
         Self::Denied,
         Self::NoRoute,
         Self::MethodNotAllowed,
@@ -61,6 +72,7 @@ impl Kind {
         Self::UpstreamTimeout,
         Self::UpstreamReset,
         Self::UpstreamProtocol,
+        Self::UpstreamUnavailable,
         Self::Overloaded,
     ];
 
@@ -68,6 +80,9 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
+            Self::TargetTooLong => "target_too_long",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTimeout => "head_timeout",
             Self::Denied => "denied",
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -79,6 +94,7 @@ impl Kind {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::UpstreamUnavailable => "upstream_unavailable",
             Self::Overloaded => "overloaded",
         }
     }
@@ -87,6 +103,9 @@ impl Kind {
     pub fn blame(self) -> Blame {
         match self {
             Self::BadRequest
+            | Self::TargetTooLong
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
             | Self::Denied
             | Self::NoRoute
             | Self::MethodNotAllowed
@@ -97,14 +116,15 @@ impl Kind {
             Self::UpstreamConnect
             | Self::UpstreamTimeout
             | Self::UpstreamReset
-            | Self::UpstreamProtocol => Blame::Upstream,
+            | Self::UpstreamProtocol
+            | Self::UpstreamUnavailable => Blame::Upstream,
             Self::Overloaded => Blame::Gateway,
         }
     }
 
     /// Whether nothing reached a service, so that the same request may be sent once more without harm.
     pub fn retryable(self) -> bool {
-        matches!(self, Self::UpstreamConnect | Self::Overloaded)
+        matches!(self, Self::UpstreamConnect | Self::UpstreamUnavailable | Self::Overloaded)
     }
 }
 
@@ -149,6 +169,9 @@ impl From<Kind> for Error {
             kind,
             match kind {
                 Kind::BadRequest => "the request contradicts HTTP",
+                Kind::TargetTooLong => "the request target is longer than accepted here",
+                Kind::HeadTooLarge => "the head of the request is larger than accepted here",
+                Kind::HeadTimeout => "the head of the request did not arrive in time",
                 Kind::Denied => "requests from this address are not accepted",
                 Kind::NoRoute => "no route matches this host and path",
                 Kind::MethodNotAllowed => "this method is not offered here; see the header Allow",
@@ -160,6 +183,7 @@ impl From<Kind> for Error {
                 Kind::UpstreamTimeout => "the service did not answer in time",
                 Kind::UpstreamReset => "the service closed the connection before it had answered",
                 Kind::UpstreamProtocol => "the service gave an answer that is not valid HTTP",
+                Kind::UpstreamUnavailable => "the service is not available at the moment",
                 Kind::Overloaded => "too much is going on at the moment; try again",
             },
         )

@@ -1,7 +1,6 @@
 //! Request ids: 128 random bits as 32 hexadecimal digits, the form of a W3C trace id.
 
-use std::cell::Cell;
-use std::hash::{BuildHasher as _, RandomState};
+use crate::base::random::random;
 
 /// The id of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +9,7 @@ pub struct RequestId([u8; 32]);
 impl RequestId {
     /// A new id. Unique, not secret: ids end up in logs and answers, so nothing may rely on their being unguessable.
     pub fn generate() -> Self {
-        let bits = u128::from(next()) << 64 | u128::from(next());
+        let bits = u128::from(random()) << 64 | u128::from(random());
         let mut digits = [b'0'; 32];
         for (index, digit) in digits.iter_mut().enumerate() {
             let nibble = (bits >> (124 - 4 * index)) as u8 & 0xf;
@@ -23,20 +22,6 @@ impl RequestId {
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.0).unwrap_or_default()
     }
-}
-
-/// Splitmix64 from a seed of the operating system, one state a thread: no lock and no system call a request.
-fn next() -> u64 {
-    thread_local! {
-        static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(0));
-    }
-    STATE.with(|state| {
-        let seed = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state.set(seed);
-        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    })
 }
 
 #[cfg(test)]

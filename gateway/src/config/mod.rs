@@ -4,7 +4,9 @@
 //! errors are found in one run, each with its file, line, column, the offending text and a suggestion. What is in a
 //! [`Config`] has been checked: names resolve, prefixes have no host bits, at least one thing is listened on.
 
+mod access_log;
 mod at;
+mod balance;
 mod bounds;
 mod de;
 mod diagnostic;
@@ -13,8 +15,8 @@ mod kernel;
 mod listen;
 mod lists;
 mod paths;
-mod pattern;
 mod raw;
+mod retry;
 mod routes;
 mod tls;
 mod tree;
@@ -32,14 +34,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway_common::bucket::Bucket;
-use http::Method;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
+pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
-pub use self::tls::{CertificateFiles, Tls, UnknownSni};
+pub use self::retry::{Backoff, Retry, RetryOn};
+pub use self::routes::{
+    Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
+};
+pub use self::tls::{AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};
@@ -153,12 +161,14 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
             }
             None => std::thread::available_parallelism().map_or(1, usize::from),
         },
+        zone: raw.zone.clone().filter(|zone| value::name(zone, "a zone", at.key("zone"))),
         user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
         state: State { dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")) },
         admin: Admin {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
         metrics,
+        access_log: access_log::access_log(&raw.access_log, at.key("access_log")),
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -232,10 +242,14 @@ pub struct Config {
     pub admin: Admin,
     /// Metrics.
     pub metrics: Metrics,
+    /// What is written down of requests; `None`: nothing.
+    pub access_log: Option<AccessLog>,
     /// The kernel door.
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.
     pub bounds: Bounds,
+    /// The zone that the gateway is in, whose endpoints it prefers.
+    pub zone: Option<String>,
     /// Services behind the gateway, in the order of the file. Routes refer to them by index.
     pub upstreams: Vec<Upstream>,
     /// Routes in the order of the file.
@@ -429,10 +443,14 @@ pub struct SourceLimit {
 pub struct Bounds {
     /// Client connections in all workers together.
     pub connections: usize,
+    /// Requests at once over one connection of HTTP/2.
+    pub streams: u32,
     /// Header fields of a request.
     pub header_count: usize,
     /// Bytes of a request's head, and of an answer's.
     pub head_bytes: usize,
+    /// Bytes of a request's target.
+    pub target_bytes: usize,
     /// Bytes of a request's body.
     pub body_bytes: u64,
     /// Time for what comes before HTTP: a TLS handshake.
@@ -445,6 +463,8 @@ pub struct Bounds {
     pub idle_timeout: Duration,
     /// Time that a connection may wait for its next request.
     pub keep_alive_timeout: Duration,
+    /// Time that a tunnel may stay open without a byte in either direction.
+    pub tunnel_idle_timeout: Duration,
     /// Time that requests in flight have to finish when the gateway ends.
     pub drain_timeout: Duration,
 }
@@ -456,10 +476,16 @@ pub struct Upstream {
     pub name: String,
     /// Where it is served. At least one.
     pub endpoints: Vec<Endpoint>,
+    /// How one of them is chosen.
+    pub balance: Balance,
     /// Time to connect to an endpoint.
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.
     pub response_timeout: Duration,
+    /// Time from the choice of an endpoint to the last byte of the answer; `None` for no bound.
+    pub whole_timeout: Option<Duration>,
+    /// When a request is sent once more.
+    pub retry: Retry,
     /// Idle connections kept to one endpoint by one worker.
     pub idle_connections: usize,
     /// How long an idle connection is kept.
@@ -473,11 +499,13 @@ pub struct Endpoint {
     pub target: Target,
     /// Its share of the requests, beside those of the others; at least 1.
     pub weight: u32,
+    /// The zone that it is in.
+    pub zone: Option<String>,
 }
 
 impl From<Target> for Endpoint {
     fn from(target: Target) -> Self {
-        Self { target, weight: 1 }
+        Self { target, weight: 1, zone: None }
     }
 }
 
@@ -488,39 +516,4 @@ pub enum Target {
     Address(SocketAddr),
     /// The gateway's own echo service, for trying things out.
     Echo,
-}
-
-/// Which requests go where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// Its name in logs and metrics; by default made from its pattern.
-    pub name: String,
-    /// The host in lower case without a port; `None` for any.
-    pub host: Option<String>,
-    /// The pattern of the path.
-    pub path: PathPattern,
-    /// The methods; empty for any.
-    pub methods: Vec<Method>,
-    /// Index in [`Config::upstreams`].
-    pub upstream: usize,
-}
-
-/// `/api/users/{id}` or `/static/{rest*}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathPattern {
-    /// The segments between slashes. A path that ends in `/` has an empty literal at its end, so `/` alone is one
-    /// empty literal.
-    pub segments: Vec<Segment>,
-    /// Whether anything may follow (`{name*}`), and under which name. `/static/{rest*}` takes `/static/` and all below,
-    /// not `/static`.
-    pub rest: Option<String>,
-}
-
-/// One segment of a pattern.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Segment {
-    /// This text.
-    Literal(String),
-    /// Any text, under a name.
-    Capture(String),
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use gateway_common::rule::Origin;
 use gateway_common::verdict::Verdict;
 
+use super::upstreams::views;
 use crate::admin::api::Status;
 use crate::base::error::Kind;
 use crate::base::time::UtcMillis;
@@ -62,6 +63,7 @@ pub(super) fn page(
     requests(&mut page, proxy);
     traffic(&mut page, &ROUTE, &by_name.routes);
     traffic(&mut page, &UPSTREAM, &by_name.upstreams);
+    views::page(&mut page, &status.upstreams);
     page.text()
 }
 
@@ -88,7 +90,15 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
     page.counter("gateway_connections_failed_total", help)
         .with(&[("reason", "head_malformed")], connections.heads_malformed)
         .with(&[("reason", "head_timed_out")], connections.heads_timed_out)
-        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out);
+        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out)
+        .with(&[("reason", "frame_malformed")], connections.frames_malformed)
+        .with(&[("reason", "flood")], connections.floods);
+    page.counter("gateway_access_log_lines_total", "Lines of the access log, lost ones too.")
+        .only(proxy.access_log.lines);
+    let help = "Lines that were lost, by reason.";
+    page.counter("gateway_access_log_lines_lost_total", help)
+        .with(&[("reason", "queue_full")], proxy.access_log.lost_queue_full)
+        .with(&[("reason", "write_failed")], proxy.access_log.lost_write_failed);
     let help = "TLS handshakes with clients, in full or by resuming a session.";
     let mut done = page.counter("gateway_tls_handshakes_total", help);
     for (kind, count) in &proxy.handshakes.done {
@@ -106,6 +116,7 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .only(proxy.upstream.opened);
     let help = "Requests that found a connection to their endpoint.";
     page.counter("gateway_upstream_connections_reused_total", help).only(proxy.upstream.reused);
+    proxy.upstream.resilience.page(page);
 }
 
 fn requests(page: &mut Page, proxy: &Snapshot) {

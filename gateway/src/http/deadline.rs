@@ -10,8 +10,13 @@
 //!    ▲                                                                                 │
 //!    └──────────────────────────────── end of the answer ──────────────────────────────┘
 //! ```
+//!
+//! A WebSocket goes from `Answer` to `Tunnel` and ends there; a connection that is refused goes to `Linger`. A request
+//! may have a bound as a whole: no wait of it, whatever for, goes beyond.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -33,7 +38,14 @@ pub enum Phase {
     Answer,
     /// The body of the answer, or the client that takes it.
     Download,
+    /// Either side of a tunnel.
+    Tunnel,
+    /// The client, to notice that it was refused.
+    Linger,
 }
+
+/// Time for a client that is still sending to notice its answer. To close on what it sends would destroy the answer.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The deadline of one client connection.
 #[derive(Debug)]
@@ -51,9 +63,12 @@ pub struct Deadline {
     /// The end of the connection that a body found out about and only the request can answer.
     fault: Cell<Option<Kind>>,
     response_timeout: Cell<Duration>,
+    /// When the request as a whole must be over.
+    whole: Cell<Option<Instant>>,
     head_timeout: Duration,
     idle_timeout: Duration,
     keep_alive_timeout: Duration,
+    tunnel_idle_timeout: Duration,
 }
 
 impl Deadline {
@@ -68,9 +83,11 @@ impl Deadline {
             client_is_asked: Cell::new(false),
             fault: Cell::new(None),
             response_timeout: Cell::new(Duration::ZERO),
+            whole: Cell::new(None),
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
             keep_alive_timeout: bounds.keep_alive_timeout,
+            tunnel_idle_timeout: bounds.tunnel_idle_timeout,
         }
     }
 
@@ -121,8 +138,8 @@ impl Deadline {
         match self.phase.get() {
             Phase::Idle => self.enter(Phase::Head, self.head_timeout),
             // A head has one deadline as a whole: a byte now and then must not prolong it.
-            Phase::Head | Phase::Answer => {}
-            Phase::Upload | Phase::Download => self.piece(),
+            Phase::Head | Phase::Answer | Phase::Linger => {}
+            Phase::Upload | Phase::Download | Phase::Tunnel => self.piece(),
         }
     }
 
@@ -131,9 +148,35 @@ impl Deadline {
         match self.phase.get() {
             // The end of an answer is written after its body has ended.
             Phase::Idle => self.enter(Phase::Idle, self.keep_alive_timeout),
-            Phase::Head | Phase::Answer => {}
-            Phase::Upload | Phase::Download => self.piece(),
+            Phase::Head | Phase::Answer | Phase::Linger => {}
+            Phase::Upload | Phase::Download | Phase::Tunnel => self.piece(),
         }
+    }
+
+    /// From now on the request as a whole takes no longer than `whole`, until its answer is at its end.
+    pub fn bound(&self, whole: Option<Duration>) {
+        self.whole.set(whole.map(|whole| self.now() + whole));
+    }
+
+    /// Whether a wait of so long ends before the request as a whole must.
+    pub fn leaves(&self, wait: Duration) -> bool {
+        self.whole.get().is_none_or(|whole| self.now() + wait < whole)
+    }
+
+    /// Waits, before a request is tried once more.
+    pub async fn pause(&self, wait: Duration) {
+        if wait.is_zero() {
+            return;
+        }
+        self.enter(Phase::Answer, wait);
+        // Whoever looks after the timer polls the request when it fires.
+        poll_fn(|_| if self.has_passed() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// The request has failed: what follows is the gateway's own answer, which has all the time that a client may take.
+    pub fn refused(&self) {
+        self.whole.set(None);
+        self.answered();
     }
 
     /// A connection to an endpoint is made.
@@ -162,8 +205,10 @@ impl Deadline {
     /// A piece of a body went through.
     pub fn piece(&self) {
         self.client_is_asked.set(false);
-        if matches!(self.phase.get(), Phase::Upload | Phase::Download) {
-            self.enter(self.phase.get(), self.idle_timeout);
+        match self.phase.get() {
+            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.idle_timeout),
+            Phase::Tunnel => self.tunnel(),
+            Phase::Idle | Phase::Head | Phase::Answer | Phase::Linger => {}
         }
     }
 
@@ -180,8 +225,20 @@ impl Deadline {
         self.enter(Phase::Download, self.idle_timeout);
     }
 
+    /// Both sides agreed on a tunnel.
+    pub fn tunnel(&self) {
+        self.whole.set(None);
+        self.enter(Phase::Tunnel, self.tunnel_idle_timeout);
+    }
+
+    /// The connection ends as soon as the client has noticed.
+    pub fn linger(&self) {
+        self.enter(Phase::Linger, LINGER);
+    }
+
     /// The answer is at its end. Answers how long everything took.
     pub fn ended(&self) -> Times {
+        self.whole.set(None);
         self.enter(Phase::Idle, self.keep_alive_timeout);
         self.trail.times(self.now())
     }
@@ -208,10 +265,12 @@ impl Deadline {
     fn enter(&self, phase: Phase, wait: Duration) {
         self.phase.set(phase);
         self.passed.set(false);
-        self.at.set(self.now() + wait);
+        let at = self.now() + wait;
+        self.at.set(self.whole.get().map_or(at, |whole| at.min(whole)));
     }
 
-    fn now(&self) -> Instant {
+    /// The time since the task was woken.
+    pub fn now(&self) -> Instant {
         let now = self.now.get().unwrap_or_else(Instant::now);
         self.now.set(Some(now));
         now
@@ -225,6 +284,7 @@ pub(crate) mod tests {
     pub(crate) fn bounds() -> Bounds {
         Bounds {
             connections: 1,
+            streams: 1,
             header_count: 1,
             head_bytes: 8192,
             body_bytes: 1,
@@ -233,6 +293,8 @@ pub(crate) mod tests {
             head_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(2),
             keep_alive_timeout: Duration::from_secs(3),
+            tunnel_idle_timeout: Duration::from_secs(4),
+            target_bytes: 8192,
             drain_timeout: Duration::ZERO,
         }
     }
@@ -267,6 +329,25 @@ pub(crate) mod tests {
         assert_eq!(deadline.error().kind(), Kind::RequestTimeout);
         deadline.piece();
         assert_eq!(deadline.error().kind(), Kind::UpstreamTimeout);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_wait_goes_beyond_the_whole() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        deadline.bound(Some(seconds(5)));
+        deadline.connect(seconds(3));
+        assert_eq!(deadline.at(), start + seconds(3));
+        deadline.send(false, seconds(9));
+        assert_eq!(deadline.at(), start + seconds(5));
+        assert!(deadline.leaves(seconds(4)) && !deadline.leaves(seconds(5)));
+        tokio::time::advance(seconds(4)).await;
+        deadline.woken();
+        deadline.answered();
+        assert_eq!(deadline.at(), start + seconds(5));
+        deadline.refused();
+        assert_eq!(deadline.at(), start + seconds(6));
     }
 
     #[tokio::test(start_paused = true)]

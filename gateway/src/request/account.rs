@@ -7,13 +7,16 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
+use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
+use crate::http::h1;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
+use crate::request::access_log::{Ended, Entry};
 use crate::request::{Connection, Current, Snapshot};
 use crate::route::Routed;
 use crate::upstream::body::AnswerBody;
@@ -25,35 +28,56 @@ pub(super) struct Account {
     deadline: Rc<Deadline>,
     current: Rc<Current>,
     routed: Cell<Option<Routed>>,
+    upstream: Cell<Option<usize>>,
     error: Cell<Option<Kind>>,
     status: Option<StatusCode>,
     sent_bytes: u64,
+    /// What the access log wants of the request, where there is one.
+    entry: Option<Box<Entry>>,
     whole: bool,
 }
 
 impl Account {
-    pub(super) fn open(
+    /// The account of a request, or of what was none.
+    pub(super) fn open<B>(
         connection: Rc<Connection>,
         deadline: Rc<Deadline>,
         current: Rc<Current>,
+        (request, id): (Option<&Request<B>>, &HeaderValue),
     ) -> Self {
         connection.worker.counters.requests_active.add(1);
         deadline.begun();
+        let log = current.snapshot.config.access_log.as_ref();
+        let entry = log.map(|log| Entry::of(log, request, id, connection.peer));
         Self {
             connection,
             deadline,
             current,
             routed: Cell::new(None),
+            upstream: Cell::new(None),
             error: Cell::new(None),
             status: None,
             sent_bytes: 0,
+            entry,
             whole: false,
+        }
+    }
+
+    /// It is known from whom the request comes.
+    pub(super) fn client(&self, client: ClientAddr) {
+        if let Some(entry) = &self.entry {
+            entry.client(client);
         }
     }
 
     /// The request has a route.
     pub(super) fn routed(&self, routed: Routed) {
         self.routed.set(Some(routed));
+    }
+
+    /// The request goes to the upstream of this index.
+    pub(super) fn sent_to(&self, upstream: usize) {
+        self.upstream.set(Some(upstream));
     }
 
     /// Hands the account to the body of the answer.
@@ -69,7 +93,34 @@ impl Account {
     pub(super) fn failed(&self, error: &Error) {
         self.connection.worker.counters.failed(error.kind());
         self.error.set(Some(error.kind()));
-        self.deadline.answered();
+        self.deadline.refused();
+    }
+
+    /// Writes the request down.
+    fn log(&self, times: Times) {
+        let config = &self.current.snapshot.config;
+        let Some((log, entry)) = config.access_log.as_ref().zip(self.entry.as_deref()) else {
+            return;
+        };
+        let (routed, trail) = (self.routed.get(), &self.deadline.trail);
+        let route = routed.and_then(|routed| config.routes.get(routed.route()));
+        let upstream = self.upstream.get().filter(|_| trail.attempts() > 0);
+        let upstream = upstream.and_then(|index| config.upstreams.get(index));
+        let ended = Ended {
+            tls: self.connection.tls.as_ref().map(|session| session.version),
+            route: route.map(|route| &*route.name),
+            upstream: upstream.map(|upstream| &*upstream.name),
+            endpoint: trail.endpoint(),
+            attempts: trail.attempts(),
+            status: self.status,
+            error: self.error.get(),
+            is_whole: self.status.is_some() && self.whole,
+            received_bytes: trail.received_bytes(),
+            sent_bytes: self.sent_bytes,
+            times,
+            now: self.deadline.now(),
+        };
+        self.connection.worker.log.write(log, entry, &ended);
     }
 
     /// Counts the request for its route and its upstream.
@@ -89,7 +140,7 @@ impl Account {
             route.ended(&end);
         }
         if trail.attempts() > 0
-            && let Some(upstream) = upstream_series.get(routed.upstream())
+            && let Some(upstream) = self.upstream.get().and_then(|one| upstream_series.get(one))
             && let Some(upstream) = upstream.of(worker)
         {
             upstream.ended(&End { duration: times.response, ..end });
@@ -110,6 +161,7 @@ impl Drop for Account {
         }
         let times = self.deadline.ended();
         self.count(&times);
+        self.log(times);
     }
 }
 
@@ -170,6 +222,14 @@ impl Body for ResponseBody {
         match &self.answer {
             Answer::Upstream(body) => body.size_hint(),
             Answer::Gateway(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}
+
+impl h1::server::Answer for ResponseBody {
+    fn poll_upload(&mut self, context: &mut Context<'_>) {
+        if let Answer::Upstream(body) = &mut self.answer {
+            body.poll_upload(context);
         }
     }
 }

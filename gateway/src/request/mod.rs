@@ -1,5 +1,6 @@
 //! Requests: what they are decided by, and the ordered page of their life ([`serve`]).
 
+mod access_log;
 pub mod account;
 pub mod listener;
 mod prepare;
@@ -7,6 +8,7 @@ pub mod serve;
 mod target;
 
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,16 +18,19 @@ use http::HeaderValue;
 
 use crate::base::address::PeerAddr;
 use crate::base::time::Now;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::http::headers;
+use crate::observe::access_log::Buffer;
 use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
 use crate::route;
 use crate::rules::classify::Classifier;
-use crate::tls::session::Session;
+use crate::tls::session::{ClientCertificate, Session};
 use crate::upstream::balance::View;
 use crate::upstream::directory::Directory;
-use crate::upstream::{self, Upstream};
+use crate::upstream::send::Client;
+use crate::upstream::{Local, Upstream};
+use access_log::Log;
 use gateway_common::rule::Action;
 
 /// A configuration, compiled. It never changes; a new one takes its place.
@@ -68,7 +73,8 @@ pub struct Worker {
     snapshot: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     current: RefCell<Rc<Current>>,
     rules: RefCell<Followed>,
-    client: upstream::Client,
+    client: Client,
+    log: Log,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -79,6 +85,8 @@ struct Current {
     snapshot: Arc<Snapshot>,
     /// The endpoints as the worker sees them, by upstream.
     views: Vec<View>,
+    /// What is remembered of the upstreams, in their order.
+    locals: Vec<Rc<Local>>,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -90,32 +98,44 @@ struct Followed {
 }
 
 impl Current {
-    fn new(snapshot: Arc<Snapshot>, client: &upstream::Client) -> Rc<Self> {
+    /// A snapshot has the upstreams of its configuration; those that the one before it had too are remembered.
+    fn new(snapshot: Arc<Snapshot>, before: Option<&Self>, client: &Client) -> Rc<Self> {
         let views = snapshot.upstreams.iter().map(|upstream| client.view(upstream)).collect();
-        Rc::new(Self { snapshot, views })
+        let before = before.iter().flat_map(|before| {
+            let names = before.snapshot.config.upstreams.iter().map(|service| &*service.name);
+            names.zip(&before.locals)
+        });
+        let before: HashMap<&str, &Rc<Local>> = before.collect();
+        let local = |service: &config::Upstream| {
+            before.get(&*service.name).map(|local| Rc::clone(local)).unwrap_or_default()
+        };
+        let locals = snapshot.config.upstreams.iter().map(local).collect();
+        Rc::new(Self { snapshot, views, locals })
     }
 }
 
 impl Worker {
-    /// The worker of this number, which follows `snapshot` and `rules`.
+    /// The worker of this number, which follows `snapshot` and `rules` and writes its requests down to `log`.
     pub fn new(
         number: usize,
         snapshot: &Arc<ArcSwap<Snapshot>>,
         rules: &Rules,
         counters: Arc<Counters>,
+        log: Buffer,
     ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
-        let client = upstream::Client::new(number, Arc::clone(&counters));
+        let client = Client::new(number, Arc::clone(&counters));
         Self {
             snapshot: RefCell::new(cache),
-            current: RefCell::new(Current::new(current, &client)),
+            current: RefCell::new(Current::new(current, None, &client)),
             client,
             rules: RefCell::new(Followed {
                 cache: Cache::new(Arc::clone(rules)),
                 held: rules.load_full(),
                 changes: 1,
             }),
+            log: Log::new(log),
             counters,
         }
     }
@@ -123,6 +143,16 @@ impl Worker {
     /// The configuration as it is now.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.current().snapshot.config)
+    }
+
+    /// Whether requests are written down.
+    pub fn is_logging(&self) -> bool {
+        self.current.borrow().snapshot.config.access_log.is_some()
+    }
+
+    /// Hands over what was written down.
+    pub fn flush_log(&self) {
+        self.log.flush();
     }
 
     /// Whether a rule keeps `address` out. A profile limits packets, not requests.
@@ -146,7 +176,7 @@ impl Worker {
 
     /// Drops idle connections to endpoints that are of no more use.
     pub fn sweep(&self) {
-        self.client.sweep();
+        self.client.sweep(&self.current().views);
     }
 
     fn current(&self) -> Rc<Current> {
@@ -154,7 +184,8 @@ impl Worker {
         let snapshot = cache.load();
         let mut current = self.current.borrow_mut();
         if !Arc::ptr_eq(snapshot, &current.snapshot) {
-            *current = Current::new(Arc::clone(snapshot), &self.client);
+            let before = Some(&**current);
+            *current = Current::new(Arc::clone(snapshot), before, &self.client);
         }
         Rc::clone(&current)
     }
@@ -180,6 +211,11 @@ impl Connection {
         let peer_text = headers::value(&peer.to_string());
         let worker = Rc::clone(worker);
         Rc::new(Self { worker, peer, peer_text, tls, admitted: Cell::new(0) })
+    }
+
+    /// Who the client has proven to be by its certificate.
+    pub fn client_certificate(&self) -> Option<&ClientCertificate> {
+        self.tls.as_ref()?.client_certificate.as_deref()
     }
 
     /// `https` or `http`.

@@ -1,49 +1,69 @@
 //! The life of a request, in order.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 
+use http::header::SET_COOKIE;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
-use http_body::Body as _;
+use http::{HeaderMap, HeaderValue, Request, Response};
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
+use crate::base::random::random;
+use crate::config::{Action, Route};
 use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
-use crate::route::{Refused, Routed};
+use crate::transform;
 use crate::upstream::balance::Choice;
+use crate::upstream::send::Way;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
 pub async fn serve(
     connection: Rc<Connection>,
     deadline: Rc<Deadline>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Response<ResponseBody> {
     let current = connection.worker.current();
-    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
+    let peer_is_trusted = forwarded::is_trusted(trusted, connection.peer.ip());
+    let id = prepare::request_id(request.headers(), peer_is_trusted);
+    let account = Account::open(
+        Rc::clone(&connection),
+        Rc::clone(&deadline),
+        Rc::clone(&current),
+        (Some(&request), &id),
+    );
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
         account: &account,
         current: &current,
-        peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
+        peer_is_trusted,
     };
-    let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
-    let has_body = !request.body().is_end_stream();
     let answer = match exchange.answer(request, id.clone()).await {
-        Ok(response) => prepare::response(response, id),
+        Ok(answer) => answer,
         Err(error) => {
             account.failed(&error);
-            // A body that nobody will read stands between this request and the next.
-            problem::response(&error, id, !has_body).map(Answer::Gateway)
+            problem::response(&error, id).map(Answer::Gateway)
         }
     };
-    Ok(account.answer(answer))
+    account.answer(answer)
+}
+
+/// The answer to what is no request.
+pub fn refuse(
+    connection: &Rc<Connection>,
+    deadline: &Rc<Deadline>,
+    error: &Error,
+) -> Response<ResponseBody> {
+    let current = connection.worker.current();
+    let id = prepare::request_id(&HeaderMap::new(), false);
+    let request = (None::<&Request<()>>, &id);
+    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current, request);
+    account.failed(error);
+    account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
 struct Exchange<'a> {
@@ -61,39 +81,61 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Connection { worker, peer, .. } = &**self.connection;
-        let Current { snapshot, views } = &**self.current;
+        let Current { snapshot, views, locals } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head, self.connection.scheme())?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
+        self.account.client(client);
         self.rules(client)?;
-        let routed = self.route(&head)?;
+        let routed = target::route(&snapshot.routes, &mut head)?;
         self.account.routed(routed);
+        let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
+        let Action::Forward(forward) = &route.action else {
+            return self.answer_here(route, &head, id);
+        };
+        let destination = routed.choose(forward, &head.headers, client.ip(), random);
+        if let Some(template) = &forward.rewrite {
+            transform::target::rewrite(template, &route.path, &mut head.uri)?;
+        }
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
-        let request = prepare::request(head, body, id, self.connection, self.peer_is_trusted);
+        let mut request =
+            prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
+        transform::fields::apply(&route.request_headers, request.headers_mut());
 
-        let upstream = routed.upstream();
-        let upstream = snapshot.upstreams.get(upstream).zip(views.get(upstream));
-        let (upstream, view) = upstream.ok_or(Kind::NoRoute)?;
-        let choice = Choice { upstream, view };
-        let response = worker.client.send(choice, request, self.deadline).await?;
-        Ok(response.map(Answer::Upstream))
+        let index = destination.upstream();
+        self.account.sent_to(index);
+        let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
+        let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
+        let key = upstream.key(&request, client.ip());
+        let way = Way { choice: Choice { upstream, view, key }, local, deadline: self.deadline };
+        let response = worker.client.send(way, request).await?;
+        let mut response = prepare::response(response.map(Answer::Upstream), id);
+        transform::fields::apply(&route.response_headers, response.headers_mut());
+        if let Some(cookie) = destination.cookie(self.connection.tls.is_some()) {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
+        Ok(response)
     }
 
-    fn route(&self, head: &Parts) -> Result<Routed, Error> {
-        let routes = &self.current.snapshot.routes;
-        routes.find(&head.method, target::host(head), head.uri.path()).map_err(|refused| {
-            match refused {
-                Refused::NotFound => Kind::NoRoute.into(),
-                Refused::MethodNotAllowed { allow, .. } => {
-                    let allow: Vec<_> = allow.iter().map(http::Method::as_str).collect();
-                    Error::method_not_allowed(allow.join(", "))
-                }
-                Refused::BadPath => {
-                    Error::new(Kind::BadRequest, "the path can be read in two ways")
-                }
+    /// The answer of a route that needs no service.
+    fn answer_here(
+        &self,
+        route: &Route,
+        head: &Parts,
+        id: HeaderValue,
+    ) -> Result<Response<Answer>, Error> {
+        let response = match &route.action {
+            Action::Redirect(redirect) => {
+                transform::answer::redirect(redirect, &route.path, head, target::host(head))?
             }
-        })
+            Action::Respond(respond) => transform::answer::respond(respond),
+            Action::Forward(_) => return Err(Kind::NoRoute.into()),
+        };
+        self.deadline.refused();
+        let mut response = prepare::response(response.map(Answer::Gateway), id);
+        transform::fields::apply(&route.response_headers, response.headers_mut());
+        Ok(response)
     }
 
     fn rules(&self, client: ClientAddr) -> Result<(), Error> {

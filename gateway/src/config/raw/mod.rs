@@ -1,15 +1,19 @@
 //! The configuration as typed: plain types, one per section, with the defaults that a reader of the file may rely on.
 //! Texts are not understood here; that is for the section files beside this one.
 
+mod balance;
 mod kernel;
 mod listen;
+mod observe;
 mod routes;
 mod upstreams;
 
 use serde::Deserialize;
 
+pub(super) use self::balance::*;
 pub(super) use self::kernel::*;
 pub(super) use self::listen::*;
+pub(super) use self::observe::*;
 pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
 pub(super) use super::forms::{Named, Section, TextOr};
@@ -29,8 +33,11 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) state: RawState,
     pub(in crate::config) admin: RawAdmin,
     pub(in crate::config) metrics: RawMetrics,
+    pub(in crate::config) access_log: RawAccessLog,
     pub(in crate::config) kernel: RawKernel,
     pub(in crate::config) bounds: RawBounds,
+    /// Where the gateway is. Default: nowhere in particular.
+    pub(in crate::config) zone: Option<String>,
     pub(in crate::config) upstreams: Named<RawUpstream>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
@@ -73,10 +80,14 @@ impl Default for RawMetrics {
 pub(in crate::config) struct RawBounds {
     /// Client connections in all workers together.
     pub(in crate::config) connections: u64,
+    /// Requests at once over one connection of HTTP/2.
+    pub(in crate::config) streams: u64,
     /// Header fields of a request.
     pub(in crate::config) header_count: u64,
     /// Size of a request's head, and of an answer's.
     pub(in crate::config) head_bytes: String,
+    /// Size of a request's target.
+    pub(in crate::config) target_bytes: String,
     /// Size of a request's body.
     pub(in crate::config) body_bytes: String,
     /// Time for what comes before HTTP: a TLS handshake.
@@ -89,6 +100,8 @@ pub(in crate::config) struct RawBounds {
     pub(in crate::config) idle_timeout: String,
     /// Time that a connection may wait for its next request.
     pub(in crate::config) keep_alive_timeout: String,
+    /// Time that a tunnel may stay open without a byte.
+    pub(in crate::config) tunnel_idle_timeout: String,
     /// Time that requests in flight have when the gateway ends.
     pub(in crate::config) drain_timeout: String,
 }
@@ -97,14 +110,17 @@ impl Default for RawBounds {
     fn default() -> Self {
         Self {
             connections: 65_536,
+            streams: 128,
             header_count: 100,
             head_bytes: "64KiB".to_owned(),
+            target_bytes: "8KiB".to_owned(),
             body_bytes: "10MiB".to_owned(),
             handshake_timeout: "10s".to_owned(),
             handshakes: 4096,
             head_timeout: "10s".to_owned(),
             idle_timeout: "60s".to_owned(),
             keep_alive_timeout: "75s".to_owned(),
+            tunnel_idle_timeout: "10m".to_owned(),
             drain_timeout: "30s".to_owned(),
         }
     }

@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::{Section, TextOr};
+use super::{RawBalance, RawEjection, RawEjectionSection, Section, TextOr};
+use crate::config::retry::RawRetry;
 
 /// A service.
 #[derive(Debug, Deserialize)]
@@ -10,11 +11,36 @@ use super::{Section, TextOr};
 pub(in crate::config) struct RawUpstream {
     /// At least one.
     pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    /// How one of them is chosen.
+    #[serde(default = "balance")]
+    pub(in crate::config) balance: RawBalance,
+    /// Time in which an endpoint grows to its weight. Default: none.
+    #[serde(default)]
+    pub(in crate::config) slow_start: Option<String>,
+    /// Share of usable endpoints below which all are used.
+    #[serde(default = "panic_threshold")]
+    pub(in crate::config) panic_threshold: String,
+    #[serde(default = "ejection")]
+    pub(in crate::config) ejection: RawEjection,
     #[serde(default)]
     pub(in crate::config) timeout: RawTimeout,
+    #[serde(default)]
+    pub(in crate::config) retry: RawRetry,
     /// Idle connections kept to one endpoint by one worker.
     #[serde(default = "idle_connections")]
     pub(in crate::config) idle_connections: u64,
+}
+
+fn balance() -> RawBalance {
+    TextOr::Text("round_robin".to_owned())
+}
+
+fn panic_threshold() -> String {
+    "50%".to_owned()
+}
+
+fn ejection() -> RawEjection {
+    TextOr::Section(RawEjectionSection::default())
 }
 
 fn idle_connections() -> u64 {
@@ -32,6 +58,9 @@ pub(in crate::config) struct RawEndpointSection {
     /// Its share of the requests.
     #[serde(default = "weight")]
     pub(in crate::config) weight: u64,
+    /// Where it is. Default: nowhere in particular.
+    #[serde(default)]
+    pub(in crate::config) zone: Option<String>,
 }
 
 fn weight() -> u64 {
@@ -52,10 +81,13 @@ pub(in crate::config) struct RawTimeout {
     pub(in crate::config) response: String,
     /// How long an idle connection is kept.
     pub(in crate::config) idle: String,
+    /// From the choice of an endpoint to the last byte of the answer. Default: no bound.
+    pub(in crate::config) whole: Option<String>,
 }
 
 impl Default for RawTimeout {
     fn default() -> Self {
-        Self { connect: "1s".to_owned(), response: "10s".to_owned(), idle: "60s".to_owned() }
+        let [connect, response, idle] = ["1s", "10s", "60s"].map(str::to_owned);
+        Self { connect, response, idle, whole: None }
     }
 }
