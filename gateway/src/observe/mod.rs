@@ -3,6 +3,7 @@
 //! A block has one writer and shares no cache line with another, so that counting costs a plain store. Reading never
 //! stops a worker.
 
+pub mod access_log;
 pub mod histogram;
 pub mod prometheus;
 pub mod resilience;
@@ -119,8 +120,12 @@ pub struct Counters {
     pub heads_malformed: Counter,
     /// Connections closed because a request's head did not arrive in time.
     pub heads_timed_out: Counter,
-    /// Connections closed because a reader was too slow for an answer's body.
+    /// Connections and streams closed because a reader was too slow for an answer's body.
     pub readers_timed_out: Counter,
+    /// Connections closed because what was sent is not HTTP/2.
+    pub frames_malformed: Counter,
+    /// Connections of HTTP/2 closed because of too many frames that asked for nothing, or streams that were reset.
+    pub floods: Counter,
     /// Requests that are being answered.
     pub requests_active: Counter,
     statuses: [Counter; 5],
@@ -133,6 +138,10 @@ pub struct Counters {
     pub upstream_connections_opened: Counter,
     /// Requests that found a connection in the pool.
     pub upstream_connections_reused: Counter,
+    /// Lines for the access log, dropped ones too.
+    pub log_lines: Counter,
+    /// Lines that were dropped because too many waited to be written.
+    pub log_lines_dropped: Counter,
     /// What was done about services that are sick.
     pub resilience: resilience::Resilience,
     /// Bytes read from clients.
@@ -258,6 +267,8 @@ pub struct Snapshot {
     pub requests: Requests,
     /// Connections to endpoints.
     pub upstream: Upstream,
+    /// Lines of the access log.
+    pub access_log: LogLines,
     /// Bytes read from clients.
     pub bytes_received: u64,
     /// Bytes written to clients.
@@ -277,8 +288,12 @@ pub struct Connections {
     pub heads_malformed: u64,
     /// Closed because a request's head did not arrive in time.
     pub heads_timed_out: u64,
-    /// Closed because a reader was too slow.
+    /// Closed because a reader was too slow; streams of HTTP/2 too.
     pub readers_timed_out: u64,
+    /// Closed because what was sent is not HTTP/2.
+    pub frames_malformed: u64,
+    /// Closed because of too many frames of HTTP/2 that asked for nothing, or streams that were reset.
+    pub floods: u64,
 }
 
 /// TLS handshakes with clients.
@@ -317,6 +332,17 @@ pub struct Upstream {
     pub resilience: resilience::Snapshot,
 }
 
+/// Lines of the access log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LogLines {
+    /// All of them, lost ones too.
+    pub lines: u64,
+    /// Lost because too many waited to be written.
+    pub lost_queue_full: u64,
+    /// Lost because they could not be written. No worker knows; `control` does.
+    pub lost_write_failed: u64,
+}
+
 /// Classes of statuses.
 pub const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -328,6 +354,8 @@ impl Snapshot {
         connections.heads_malformed += block.heads_malformed.value();
         connections.heads_timed_out += block.heads_timed_out.value();
         connections.readers_timed_out += block.readers_timed_out.value();
+        connections.frames_malformed += block.frames_malformed.value();
+        connections.floods += block.floods.value();
         for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {
             *connections.refused.entry(reason.name()).or_default() += counter.value();
         }
@@ -348,6 +376,8 @@ impl Snapshot {
         }
         self.upstream.opened += block.upstream_connections_opened.value();
         self.upstream.reused += block.upstream_connections_reused.value();
+        self.access_log.lines += block.log_lines.value();
+        self.access_log.lost_queue_full += block.log_lines_dropped.value();
         self.upstream.resilience.add(&block.resilience);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();
