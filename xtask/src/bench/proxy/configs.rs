@@ -50,7 +50,7 @@ pub(super) fn gateway(name: &str, folder: &Path, places: &Places, behind: &Origi
         "admin": {"socket": folder.join(format!("{name}.sock"))},
         "access_log": {"path": folder.join(format!("{name}.access"))},
         "kernel": {"attach": "off"},
-        "bounds": {"connections_per_source": 65_536, "body_bytes": "64MiB"},
+        "bounds": {"body_bytes": "64MiB"},
         "upstreams": {
             "origin": {"endpoints": [behind.origin]},
             "grpc": {"endpoints": [behind.grpc], "protocol": "h2"},
