@@ -28,7 +28,7 @@ pub fn is_grpc(fields: &HeaderMap) -> bool {
     })
 }
 
-/// How long the client waits for a call as a whole: up to eight digits and a unit. What is no such thing bounds nothing.
+/// How long the client waits for a call as a whole: up to eight digits and a unit. Anything else bounds nothing.
 pub fn timeout(fields: &HeaderMap) -> Option<Duration> {
     let text = fields.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
