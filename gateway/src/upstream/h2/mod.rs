@@ -1,8 +1,8 @@
 //! HTTP/2 towards services: a few connections to each endpoint, which the requests of one worker share.
 //!
-//! Such a connection belongs to no request, so it has a task of its own. It takes no more requests when the endpoint has
-//! said goodbye or it was idle for long enough, and what it still carries goes on to its end. It is closed when nothing
-//! is heard from it although something is due.
+//! Such a connection belongs to no request, so it has a task of its own. It takes no more requests once the endpoint
+//! has said goodbye or it was idle for long enough, and what it still carries goes on to its end. It is closed when
+//! nothing is heard from it although something is due.
 
 mod stream;
 
