@@ -92,6 +92,7 @@ fn config(targets: Vec<Target>) -> Config {
             name: "origin".to_owned(),
             endpoints: targets.into_iter().map(Into::into).collect(),
             balance: config::Balance::default(),
+            health: None,
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
             idle_connections: 8,

@@ -50,6 +50,7 @@ use monitor::Monitor;
 use policy::Policy;
 use privileges::Target;
 use sources::{Event, Sources};
+use upstreams::health::Checks;
 
 /// How often expiries are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -128,6 +129,7 @@ struct Control {
     shared: listen::Shared,
     echo: Option<SocketAddr>,
     directory: Directory,
+    checks: Checks,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,

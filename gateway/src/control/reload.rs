@@ -117,6 +117,7 @@ impl Control {
         self.certificates.configure(&config, certificates, listeners);
         let counters = &self.shared.counters;
         let snapshot = snapshot(&config, &mut self.directory, self.echo, counters);
+        self.checks.configure(&config, &self.directory);
         self.shared.snapshot.store(snapshot);
         self.config = config;
         let about_lists =
