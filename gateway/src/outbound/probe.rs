@@ -1,6 +1,8 @@
 //! One look at whether an endpoint is well: over TCP, HTTP/1.1 or gRPC, each time by a connection of its own. The two
 //! messages of `grpc.health.v1` have one field each, so they are written and read here by hand.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -56,12 +58,17 @@ async fn http(
     let (mut sender, connection) =
         builder.handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     tokio::select! {
-        biased;
         answer = sender.send_request(request) => {
             Ok(answer.map_err(|error| broken(&error))?.status().as_u16())
         }
-        _ = connection => Err("closed the connection before it had answered".to_owned()),
+        never = ended(connection) => match never {},
     }
+}
+
+/// Drives a connection. What was read by its end is still the answer, so its end is none.
+async fn ended(connection: impl Future) -> Infallible {
+    connection.await;
+    pending().await
 }
 
 async fn grpc(
@@ -100,11 +107,9 @@ async fn grpc(
             None => Err("answered with no message of grpc.health.v1".to_owned()),
         }
     };
-    tokio::pin!(connection);
     tokio::select! {
-        biased;
         answer = answering => answer,
-        _ = &mut connection => Err("closed the connection before it had answered".to_owned()),
+        never = ended(connection) => match never {},
     }
 }
 
