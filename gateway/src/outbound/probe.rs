@@ -212,7 +212,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_answered_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+        fn nothing_that_is_answered_makes_it_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
             status_of(&bytes);
             let mut framed = vec![0, 0, 0, 0, u8::try_from(bytes.len()).unwrap()];
             framed.extend(bytes);
