@@ -4,12 +4,14 @@
 //! errors are found in one run, each with its file, line, column, the offending text and a suggestion. What is in a
 //! [`Config`] has been checked: names resolve, prefixes have no host bits, at least one thing is listened on.
 
+mod access_log;
 mod at;
 mod balance;
 mod bounds;
 mod de;
 mod diagnostic;
 mod forms;
+mod health;
 mod kernel;
 mod listen;
 mod lists;
@@ -36,8 +38,10 @@ use gateway_common::bucket::Bucket;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
+pub use self::health::{Health, Probe};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, Retry, RetryOn};
@@ -166,6 +170,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
         metrics,
+        access_log: access_log::access_log(&raw.access_log, at.key("access_log")),
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -239,6 +244,8 @@ pub struct Config {
     pub admin: Admin,
     /// Metrics.
     pub metrics: Metrics,
+    /// What is written down of requests; `None`: nothing.
+    pub access_log: Option<AccessLog>,
     /// The kernel door.
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.
@@ -473,6 +480,8 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     /// How one of them is chosen.
     pub balance: Balance,
+    /// How they are asked whether they are well; `None` for not at all.
+    pub health: Option<Health>,
     /// Time to connect to an endpoint.
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.
