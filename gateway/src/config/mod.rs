@@ -11,6 +11,7 @@ mod bounds;
 mod de;
 mod diagnostic;
 mod forms;
+mod health;
 mod kernel;
 mod listen;
 mod lists;
@@ -41,6 +42,7 @@ use serde::Deserialize;
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
+pub use self::health::{Health, Probe};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, Retry, RetryOn};
@@ -474,6 +476,28 @@ pub struct Bounds {
     pub drain_timeout: Duration,
 }
 
+/// What a service is asked over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Protocol {
+    /// HTTP/1.1, one request a connection at a time.
+    #[default]
+    #[serde(rename = "http1")]
+    Http1,
+    /// HTTP/2 by prior knowledge, many requests a connection.
+    #[serde(rename = "h2")]
+    Http2,
+}
+
+impl Protocol {
+    /// As it is written in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "h2",
+        }
+    }
+}
+
 /// A service behind the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -481,8 +505,12 @@ pub struct Upstream {
     pub name: String,
     /// Where it is served. At least one.
     pub endpoints: Vec<Endpoint>,
+    /// What it is asked over.
+    pub protocol: Protocol,
     /// How one of them is chosen.
     pub balance: Balance,
+    /// How they are asked whether they are well; `None` for not at all.
+    pub health: Option<Health>,
     /// Time to connect to an endpoint.
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Algorithm, Ambiguity, Bounds, Config, Forward, HashKey, HeaderChanges, Retry, Route, Sticky,
-    Target, Upstream,
+    Algorithm, Ambiguity, Bounds, Config, Forward, HashKey, HeaderChanges, Health, Probe, Retry,
+    Route, Sticky, Target, Upstream,
 };
 
 /// The choice that depends on who asks.
@@ -173,7 +173,9 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     let Upstream {
         name: _,
         endpoints,
+        protocol,
         balance,
+        health,
         connect_timeout,
         response_timeout,
         whole_timeout,
@@ -196,6 +198,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         .collect();
     let whole = whole_timeout.map(|time| format_duration(time).to_string());
     found.extend([
+        policy("protocol", protocol.name()),
         policy("balance", algorithm(&balance.algorithm)),
         policy("slow_start", format_duration(balance.slow_start)),
         policy("panic_threshold", balance.panic_threshold),
@@ -214,6 +217,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
             policy("ejection.max_ejected", ejection.max_ejected),
         ],
     });
+    found.extend(health.as_ref().map_or_else(|| vec![policy("health", "none")], checks));
     found.extend(retries(retry));
     (shown.into_iter().map(|(target, _)| target).collect(), found)
 }
@@ -228,6 +232,21 @@ fn algorithm(algorithm: &Algorithm) -> String {
         Algorithm::Hash(HashKey::Path) => "hash of the path".to_owned(),
         Algorithm::Hash(HashKey::Client) => "hash of the client's address".to_owned(),
     }
+}
+
+fn checks(health: &Health) -> Vec<Policy> {
+    let asked = match &health.probe {
+        Probe::Tcp => "tcp".to_owned(),
+        Probe::Http { path, .. } => format!("http {path}"),
+        Probe::Grpc { service, .. } => format!("grpc {service}").trim_end().to_owned(),
+    };
+    vec![
+        policy("health", asked),
+        policy("health.interval", format_duration(health.interval)),
+        policy("health.timeout", format_duration(health.timeout)),
+        policy("health.healthy_after", health.healthy_after),
+        policy("health.unhealthy_after", health.unhealthy_after),
+    ]
 }
 
 fn retries(retry: &Retry) -> Vec<Policy> {

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 
 use super::{RawBalance, RawEjection, RawEjectionSection, Section, TextOr};
+use crate::config::Protocol;
+use crate::config::health::RawHealth;
 use crate::config::retry::RawRetry;
 
 /// A service.
@@ -11,6 +13,8 @@ use crate::config::retry::RawRetry;
 pub(in crate::config) struct RawUpstream {
     /// At least one.
     pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    #[serde(default)]
+    pub(in crate::config) protocol: Protocol,
     /// How one of them is chosen.
     #[serde(default = "balance")]
     pub(in crate::config) balance: RawBalance,
@@ -20,6 +24,9 @@ pub(in crate::config) struct RawUpstream {
     /// Share of usable endpoints below which all are used.
     #[serde(default = "panic_threshold")]
     pub(in crate::config) panic_threshold: String,
+    /// Default: nobody asks.
+    #[serde(default)]
+    pub(in crate::config) health: Option<RawHealth>,
     #[serde(default = "ejection")]
     pub(in crate::config) ejection: RawEjection,
     #[serde(default)]
