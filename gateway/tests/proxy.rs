@@ -100,6 +100,7 @@ fn config(targets: Vec<Target>) -> Config {
             path: any,
             methods: vec![],
             upstream: 0,
+            priority: config::Priority::Normal,
         }],
     }
 }

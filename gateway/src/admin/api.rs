@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::admin::guards::GuardView;
 use tokio::sync::oneshot;
 
 use super::monitor::{Events, Top};
@@ -349,6 +351,9 @@ pub struct Status {
     /// What is wrong with certificates, or soon will be.
     #[serde(default)]
     pub certificate_notes: Vec<String>,
+    /// Breakers and limits of upstreams.
+    #[serde(default)]
+    pub guards: Vec<GuardView>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
 }

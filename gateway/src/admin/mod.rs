@@ -7,6 +7,7 @@
 pub mod api;
 pub mod asker;
 pub mod client;
+pub mod guards;
 pub mod handover;
 pub mod monitor;
 pub mod query;

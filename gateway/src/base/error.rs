@@ -3,6 +3,7 @@
 //! It knows nothing of HTTP statuses (`http::problem` maps it) and carries no text that a client must not read.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Whose fault an error is. An upstream's or the gateway's fault never counts against a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +43,19 @@ pub enum Kind {
     UpstreamReset,
     /// The endpoint's answer is not HTTP.
     UpstreamProtocol,
+    /// The breaker of the service is open: it failed too often.
+    BreakerOpen,
+    /// The service has as many requests as it may at once.
+    ConcurrencyLimit,
+    /// The service is nearly at that limit, and other requests are more important.
+    Shed,
     /// The gateway has no descriptor, port or memory left for the request.
     Overloaded,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::BadRequest,
         Self::Denied,
         Self::NoRoute,
@@ -61,6 +68,9 @@ impl Kind {
         Self::UpstreamTimeout,
         Self::UpstreamReset,
         Self::UpstreamProtocol,
+        Self::BreakerOpen,
+        Self::ConcurrencyLimit,
+        Self::Shed,
         Self::Overloaded,
     ];
 
@@ -79,6 +89,9 @@ impl Kind {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::BreakerOpen => "breaker_open",
+            Self::ConcurrencyLimit => "concurrency_limit",
+            Self::Shed => "shed",
             Self::Overloaded => "overloaded",
         }
     }
@@ -97,14 +110,22 @@ impl Kind {
             Self::UpstreamConnect
             | Self::UpstreamTimeout
             | Self::UpstreamReset
-            | Self::UpstreamProtocol => Blame::Upstream,
-            Self::Overloaded => Blame::Gateway,
+            | Self::UpstreamProtocol
+            | Self::BreakerOpen => Blame::Upstream,
+            Self::ConcurrencyLimit | Self::Shed | Self::Overloaded => Blame::Gateway,
         }
     }
 
     /// Whether nothing reached a service, so that the same request may be sent once more without harm.
     pub fn retryable(self) -> bool {
-        matches!(self, Self::UpstreamConnect | Self::Overloaded)
+        matches!(
+            self,
+            Self::UpstreamConnect
+                | Self::BreakerOpen
+                | Self::ConcurrencyLimit
+                | Self::Shed
+                | Self::Overloaded
+        )
     }
 }
 
@@ -114,17 +135,23 @@ pub struct Error {
     kind: Kind,
     detail: &'static str,
     allow: Option<String>,
+    retry_after: Duration,
 }
 
 impl Error {
     /// An error with a sentence for the client: what was wrong and what to do.
     pub fn new(kind: Kind, detail: &'static str) -> Self {
-        Self { kind, detail, allow: None }
+        Self { kind, detail, allow: None, retry_after: Duration::ZERO }
     }
 
     /// The route has other methods: `allow` lists them as in the header of that name.
     pub fn method_not_allowed(allow: String) -> Self {
         Self { allow: Some(allow), ..Kind::MethodNotAllowed.into() }
+    }
+
+    /// The breaker of the service stays open for so long.
+    pub fn breaker_open(retry_after: Duration) -> Self {
+        Self { retry_after, ..Kind::BreakerOpen.into() }
     }
 
     /// What went wrong.
@@ -135,6 +162,17 @@ impl Error {
     /// The sentence for the client.
     pub fn detail(&self) -> &'static str {
         self.detail
+    }
+
+    /// Seconds after which trying again may help, at least 1; `None` where it would not.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        match self.kind {
+            Kind::BreakerOpen | Kind::ConcurrencyLimit | Kind::Shed | Kind::Overloaded => {
+                let started = u64::from(self.retry_after.subsec_nanos() > 0);
+                Some((self.retry_after.as_secs() + started).max(1))
+            }
+            _ => None,
+        }
     }
 
     /// The methods of the route, if that is what was wrong.
@@ -160,6 +198,9 @@ impl From<Kind> for Error {
                 Kind::UpstreamTimeout => "the service did not answer in time",
                 Kind::UpstreamReset => "the service closed the connection before it had answered",
                 Kind::UpstreamProtocol => "the service gave an answer that is not valid HTTP",
+                Kind::BreakerOpen => "the service is out of order; try again later",
+                Kind::ConcurrencyLimit => "the service is busy; try again",
+                Kind::Shed => "the service is busy with what is more important; try again",
                 Kind::Overloaded => "too much is going on at the moment; try again",
             },
         )

@@ -6,6 +6,8 @@
 
 mod at;
 mod bounds;
+mod breaker;
+mod concurrency;
 mod de;
 mod diagnostic;
 mod forms;
@@ -37,10 +39,12 @@ use http::Method;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::breaker::{Breaker, Fallback};
+pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
-pub use self::retry::{Backoff, Retry, RetryOn};
+pub use self::retry::{Backoff, FailureSet, Retry};
 pub use self::tls::{CertificateFiles, Tls, UnknownSni};
 
 use self::at::At;
@@ -466,6 +470,10 @@ pub struct Upstream {
     pub whole_timeout: Option<Duration>,
     /// When a request is sent once more.
     pub retry: Retry,
+    /// When it is left alone because it fails; `None` for never.
+    pub breaker: Option<Breaker>,
+    /// How many requests it has at once; `None` for any number.
+    pub concurrency: Option<Concurrency>,
     /// Idle connections kept to one endpoint by one worker.
     pub idle_connections: usize,
     /// How long an idle connection is kept.
@@ -509,6 +517,8 @@ pub struct Route {
     pub methods: Vec<Method>,
     /// Index in [`Config::upstreams`].
     pub upstream: usize,
+    /// How important its requests are to the upstream.
+    pub priority: Priority,
 }
 
 /// `/api/users/{id}` or `/static/{rest*}`.

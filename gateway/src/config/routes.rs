@@ -35,7 +35,9 @@ pub(super) fn routes(raw: &[RawRoute], upstreams: &[Upstream], at: At<'_>) -> Ve
         }
         let host = host.flatten();
         let name = route_name(raw, host.as_deref(), &path, &methods, at);
-        let route = Route { name, host, path, methods, upstream: upstream.unwrap_or_default() };
+        let upstream_index = upstream.unwrap_or_default();
+        let priority = raw.priority;
+        let route = Route { name, host, path, methods, upstream: upstream_index, priority };
         taken.check(&route, raw.name.is_some(), at);
         if upstream.is_some() {
             found.push(route);

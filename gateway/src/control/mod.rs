@@ -31,6 +31,7 @@ use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
 
 pub mod certificates;
+mod guards;
 mod handover;
 mod later;
 mod metrics;
@@ -443,6 +444,7 @@ impl Control {
             lists: self.sources.notes(),
             certificates: self.certificates.views(),
             certificate_notes: self.certificates.notes(),
+            guards: guards::views(&self.shared.snapshot.load()),
             proxy,
         })
     }

@@ -38,8 +38,8 @@ pub fn response(error: &Error, request_id: HeaderValue, reusable: bool) -> Respo
     if let Some(allow) = error.allow() {
         fields.insert(ALLOW, headers::value(allow));
     }
-    if error.kind() == Kind::Overloaded {
-        fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = error.retry_after_seconds() {
+        fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if !reusable {
         fields.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -60,7 +60,9 @@ fn status(kind: Kind) -> StatusCode {
             StatusCode::BAD_GATEWAY
         }
         Kind::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-        Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::BreakerOpen | Kind::ConcurrencyLimit | Kind::Shed | Kind::Overloaded => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     }
 }
 
@@ -96,6 +98,8 @@ mod tests {
     fn headers_that_belong_to_the_status() {
         let refused = Error::method_not_allowed("GET, HEAD".to_owned());
         assert_eq!(response(&refused, headers::value(""), true).headers()[ALLOW], "GET, HEAD");
+        let open = Error::breaker_open(std::time::Duration::from_millis(2001));
+        assert_eq!(response(&open, headers::value(""), true).headers()[RETRY_AFTER], "3");
         let overloaded = response(&Kind::Overloaded.into(), headers::value(""), false);
         assert_eq!(overloaded.headers()[RETRY_AFTER], "1");
         assert_eq!(overloaded.headers()[CONNECTION], "close");

@@ -1,7 +1,7 @@
 //! Accounts for each request exactly once, whatever its way out: the account is closed when the last thing that holds
 //! it is dropped, be it the body of an answer at its end or a request whose client has left.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -17,6 +17,7 @@ use crate::observe::trail::Times;
 use crate::request::{Connection, Current, Snapshot};
 use crate::route::Routed;
 use crate::upstream::body::AnswerBody;
+use crate::upstream::concurrency::Permit;
 
 /// An open account.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Account {
     current: Rc<Current>,
     routed: Cell<Option<Routed>>,
     error: Cell<Option<Kind>>,
+    /// Its place among the requests that the service has at once.
+    permit: RefCell<Option<Permit>>,
     status: Option<StatusCode>,
     sent_bytes: u64,
     whole: bool,
@@ -45,6 +48,7 @@ impl Account {
             current,
             routed: Cell::new(None),
             error: Cell::new(None),
+            permit: RefCell::new(None),
             status: None,
             sent_bytes: 0,
             whole: false,
@@ -54,6 +58,11 @@ impl Account {
     /// The request has a route.
     pub(super) fn routed(&self, routed: Routed) {
         self.routed.set(Some(routed));
+    }
+
+    /// The service has the request until its account is closed.
+    pub(super) fn hold(&self, permit: Option<Permit>) {
+        *self.permit.borrow_mut() = permit;
     }
 
     /// Hands the account to the body of the answer.

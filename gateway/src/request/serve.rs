@@ -76,9 +76,24 @@ impl Exchange<'_> {
         let index = routed.upstream();
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
-        let way = Way { choice: Choice { upstream, view }, local, deadline: self.deadline };
-        let response = worker.client.send(way, request).await?;
-        Ok(response.map(Answer::Upstream))
+        let priority = snapshot.config.routes.get(routed.route()).map(|route| route.priority);
+        let way = Way {
+            choice: Choice { upstream, view },
+            local,
+            deadline: self.deadline,
+            priority: priority.unwrap_or_default(),
+        };
+        match worker.client.send(way, request).await {
+            Ok((response, permit)) => {
+                self.account.hold(permit);
+                Ok(response.map(Answer::Upstream))
+            }
+            Err(error) => {
+                let fallback = upstream.fallback(&error).ok_or_else(|| error.clone())?;
+                self.account.failed(&error);
+                Ok(fallback.map(Answer::Gateway))
+            }
+        }
     }
 
     fn route(&self, head: &Parts) -> Result<Routed, Error> {

@@ -211,7 +211,8 @@ fn any_route() -> impl Strategy<Value = Route> {
             segments.push(Segment::Literal(String::new()));
         }
         let path = PathPattern { segments, rest: rest.then(|| "rest".to_owned()) };
-        Route { name: String::new(), host, path, methods, upstream: 0 }
+        let priority = crate::config::Priority::Normal;
+        Route { name: String::new(), host, path, methods, upstream: 0, priority }
     })
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 
 use super::balance::{Group, Set};
 use super::endpoint::{Endpoint, EndpointState};
+use super::guard::Guard;
 use crate::config::{self, Target};
 
 /// The services by their names, and their endpoints by their addresses.
@@ -16,6 +17,7 @@ pub struct Directory {
     /// Where the built-in service is.
     echo: Option<SocketAddr>,
     groups: HashMap<String, Arc<Group>>,
+    guards: HashMap<String, Arc<Guard>>,
     states: HashMap<(String, SocketAddr), Weak<EndpointState>>,
     next_id: u64,
 }
@@ -23,7 +25,8 @@ pub struct Directory {
 impl Directory {
     /// Without any service, for so many workers.
     pub fn new(workers: usize) -> Self {
-        Self { workers, echo: None, groups: HashMap::new(), states: HashMap::new(), next_id: 0 }
+        let (groups, guards, states) = Default::default();
+        Self { workers, echo: None, groups, guards, states, next_id: 0 }
     }
 
     /// The built-in service is served there.
@@ -59,10 +62,17 @@ impl Directory {
         }
     }
 
+    /// What stands before the service called `name`.
+    pub fn guard(&mut self, name: &str) -> Arc<Guard> {
+        let guard = self.guards.entry(name.to_owned()).or_insert_with(Guard::new);
+        Arc::clone(guard)
+    }
+
     /// Forgets the services that `config` does not have, and the endpoints that nobody uses.
     pub fn keep(&mut self, config: &config::Config) {
         let has = |name: &str| config.upstreams.iter().any(|upstream| upstream.name == name);
         self.groups.retain(|name, _| has(name));
+        self.guards.retain(|name, _| has(name));
         self.states.retain(|_, state| state.strong_count() > 0);
     }
 

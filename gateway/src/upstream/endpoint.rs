@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
+use tokio::time::Instant;
 
 use crate::base::error::{Blame, Kind};
+use crate::base::time::instant;
 use crate::observe::Counter;
+use crate::upstream::breaker::Breaker;
 
 /// An endpoint as the configuration in force has it.
 #[derive(Clone, Debug)]
@@ -26,6 +29,8 @@ pub struct Endpoint {
 pub struct EndpointState {
     id: u64,
     failures_in_a_row: AtomicU32,
+    /// Of what is sent to it, if there is to be one.
+    pub breaker: Breaker,
     workers: Box<[Block]>,
 }
 
@@ -65,7 +70,8 @@ impl EndpointState {
     /// Of an endpoint that nothing is known about. No other has its `id`.
     pub fn new(id: u64, workers: usize) -> Self {
         let workers = (0..workers).map(|_| Block::default()).collect();
-        Self { id, failures_in_a_row: AtomicU32::new(0), workers }
+        let breaker = Breaker::new(Instant::from_std(instant()));
+        Self { id, failures_in_a_row: AtomicU32::new(0), breaker, workers }
     }
 
     /// Tells it from every other.

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::config::Priority;
+
 /// Which requests go where.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -13,6 +15,8 @@ pub(in crate::config) struct RawRoute {
     pub(in crate::config) pattern: RawMatch,
     /// Name of an upstream.
     pub(in crate::config) upstream: String,
+    #[serde(default)]
+    pub(in crate::config) priority: Priority,
 }
 
 /// Which requests.

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 
 use super::{Section, TextOr};
+use crate::config::breaker::RawBreaker;
+use crate::config::concurrency::RawConcurrency;
 use crate::config::retry::RawRetry;
 
 /// A service.
@@ -15,6 +17,12 @@ pub(in crate::config) struct RawUpstream {
     pub(in crate::config) timeout: RawTimeout,
     #[serde(default)]
     pub(in crate::config) retry: RawRetry,
+    /// Default: none.
+    #[serde(default)]
+    pub(in crate::config) breaker: Option<RawBreaker>,
+    /// Default: no limit.
+    #[serde(default)]
+    pub(in crate::config) concurrency: Option<RawConcurrency>,
     /// Idle connections kept to one endpoint by one worker.
     #[serde(default = "idle_connections")]
     pub(in crate::config) idle_connections: u64,

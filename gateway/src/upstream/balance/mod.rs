@@ -179,6 +179,13 @@ impl Picked {
         &self.0.endpoint
     }
 
+    /// The request was not sent to it after all.
+    pub fn unsent(&self) {
+        if let Some(block) = self.0.endpoint.state.of_worker(self.0.worker) {
+            block.requests.subtract_one();
+        }
+    }
+
     /// Takes note of what came of the request: once for each attempt, and once more where the answer breaks off.
     pub fn observe(&self, outcome: Outcome) {
         if outcome.is_failure() == Some(true) {
