@@ -3,11 +3,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PKCS_RSA_SHA256, RevokedCertParams, date_time_ymd,
 };
 use serde_json::{Value, json};
 
@@ -45,6 +47,7 @@ pub struct Pair {
     pub cert: PathBuf,
     /// PEM file of the key.
     pub key: PathBuf,
+    serial: u64,
 }
 
 impl Authority {
@@ -73,6 +76,27 @@ impl Authority {
         self.folder.join("ca.pem")
     }
 
+    /// PEM file of what it has revoked: these certificates, and no other.
+    pub fn revoke(&self, revoked: &[&Pair]) -> Result<PathBuf> {
+        let entry = |pair: &&Pair| RevokedCertParams {
+            serial_number: pair.serial.into(),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let path = self.folder.join("crl.pem");
+        replace(&path, &params.signed_by(&self.issuer)?.pem()?)?;
+        Ok(path)
+    }
+
     /// Issues a certificate for `names` into files called `file`, over those that are there.
     pub fn issue(&self, file: &str, names: &[&str]) -> Result<Pair> {
         self.issue_as(file, names, Kind::Ecdsa, End::Late)
@@ -95,10 +119,14 @@ impl Authority {
             Kind::Ecdsa => &PKCS_ECDSA_P256_SHA256,
             Kind::Rsa => &PKCS_RSA_SHA256,
         })?;
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        params.serial_number = Some(serial.into());
         let certificate = params.signed_by(&key, &self.issuer)?;
         let pair = Pair {
             cert: self.folder.join(format!("{file}.pem")),
             key: self.folder.join(format!("{file}.key")),
+            serial,
         };
         replace(&pair.cert, &certificate.pem())?;
         replace(&pair.key, &key.serialize_pem())?;

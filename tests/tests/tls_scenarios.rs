@@ -1,13 +1,18 @@
 //! TLS through the real binary, with real peers: curl and openssl.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use harness::authority::Authority;
+use anyhow::Context;
+use harness::authority::{Authority, End, Kind, Pair};
 use harness::gateway::Gateway;
+use harness::namespace::Namespace;
 use harness::origin::Reply;
 use harness::site::{PATIENCE, Site};
-use harness::{Result, wait_for};
+use harness::{Result, require_root, wait_for};
 use serde_json::{Value, json};
 
 fn config(listen: SocketAddr, tls: Value, endpoint: &str) -> Value {
@@ -144,5 +149,260 @@ fn a_rule_ends_a_handshake_too() -> Result {
     gateway.cli(&["deny", "add", "127.0.0.9"])?.ok()?;
     assert_eq!(begun.read_to_end()?, b"");
     assert_eq!(counter(&gateway, "/connections/refused/denied")?, 1);
+    Ok(())
+}
+
+/// What openssl says after a handshake, and a request whose answer ends the connection.
+fn openssl(site: &Site, listen: SocketAddr, arguments: &str) -> Result<String> {
+    let request = r"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let command = format!(
+        "printf '{request}' | timeout 10 openssl s_client -ign_eof -connect {listen} {arguments}"
+    );
+    Ok(text(&site.run("sh", &["-c", &command])?))
+}
+
+/// The common name of the certificate that a client is shown.
+fn shown(site: &Site, listen: SocketAddr, arguments: &str) -> Result<String> {
+    let said = openssl(site, listen, arguments)?;
+    let subject = said.lines().find_map(|line| line.strip_prefix("subject="));
+    let name = subject.and_then(|subject| subject.split("CN = ").nth(1));
+    let name = name.and_then(|name| name.split(',').next());
+    Ok(name.map_or(said.clone(), str::to_owned))
+}
+
+#[test]
+fn certificates_are_chosen_by_name_and_by_what_the_client_understands() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let first = authority.issue("first", &["first.test"])?;
+    let ecdsa = authority.issue("a-ecdsa", &["a.test"])?;
+    let rsa = authority.issue_as("a-rsa", &["a.test"], Kind::Rsa, End::Late)?;
+    let wild = authority.issue("wild", &["*.wild.test"])?;
+    let mut default = authority.issue("default", &["default.test"])?.json();
+    default["default"] = json!(true);
+    let certificates = json!([first.json(), rsa.json(), ecdsa.json(), wild.json(), default]);
+    let listen = site.free_address()?;
+    let tls = json!({"certificates": certificates});
+    let mut gateway =
+        Gateway::unprivileged(site.namespace.as_ref(), config(listen, tls.clone(), "echo"))?;
+    gateway.start()?;
+    for (arguments, name) in [
+        ("-servername a.test", "a-ecdsa"),
+        ("-servername A.Test", "a-ecdsa"),
+        ("-servername a.test -sigalgs RSA-PSS+SHA256", "a-rsa"),
+        ("-servername a.test -tls1_2 -cipher ECDHE-RSA-AES128-GCM-SHA256", "a-rsa"),
+        ("-servername one.wild.test", "wild"),
+        ("-servername one.two.wild.test", "default"),
+        ("-servername wild.test", "default"),
+        ("-servername nobody.test", "default"),
+        ("-noservername", "default"),
+    ] {
+        assert_eq!(shown(&site, listen, arguments)?, name, "{arguments}");
+    }
+    let old = openssl(&site, listen, "-tls1_1 -cipher ALL:@SECLEVEL=0")?;
+    assert!(old.contains("Cipher is (NONE)"), "{old}");
+    let weak = openssl(&site, listen, "-tls1_2 -cipher AES128-SHA:@SECLEVEL=0")?;
+    assert!(weak.contains("Cipher is (NONE)"), "{weak}");
+
+    let mut tls = tls;
+    tls["unknown_sni"] = json!("refuse");
+    gateway.write_config(config(listen, tls, "echo"))?;
+    gateway.cli(&["reload"])?.ok()?;
+    let refused = openssl(&site, listen, "-servername nobody.test")?;
+    assert!(refused.contains("Cipher is (NONE)"), "{refused}");
+    assert_eq!(counter(&gateway, "/handshakes/failed/unknown_sni")?, 1);
+    assert_eq!(shown(&site, listen, "-noservername")?, "default");
+    Ok(())
+}
+
+#[test]
+fn a_renewed_certificate_takes_over_and_nobody_notices() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let pair = authority.issue("one", &["api.test"])?;
+    let listen = site.free_address()?;
+    let config = config(listen, json!({"certificates": [pair.json()]}), "echo");
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let session = authority.folder().join("session");
+    let session = session.display();
+    for version in ["-tls1_3", "-tls1_2"] {
+        let said = openssl(&site, listen, &format!("{version} -sess_out {session}.{version}"))?;
+        assert!(said.contains("New, TLSv1"), "{said}");
+    }
+
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result {
+        let load = scope.spawn(|| -> Result<usize> {
+            let mut served = 0;
+            while !done.load(Ordering::Relaxed) && served < 1000 {
+                let answer = curl(&site, &authority, ("api.test", listen), &[])?;
+                assert!(answer.status.success(), "{}", text(&answer));
+                served += 1;
+            }
+            Ok(served)
+        });
+        for round in 0..3 {
+            let name = format!("renewed-{round}");
+            let renewed = authority.issue(&name, &["api.test"])?;
+            std::fs::rename(renewed.key, &pair.key)?;
+            std::fs::rename(renewed.cert, &pair.cert)?;
+            if round == 0 {
+                gateway.cli(&["reload"])?.ok()?;
+            }
+            wait_for(&name, PATIENCE, || {
+                Ok((shown(&site, listen, "-servername api.test")? == name).then_some(()))
+            })?;
+        }
+        done.store(true, Ordering::Relaxed);
+        let served = load.join().map_err(|_| anyhow::anyhow!("a request failed"))??;
+        assert!(served > 3, "{served}");
+        Ok(())
+    })?;
+
+    std::fs::write(&pair.key, "no key")?;
+    wait_for("a complaint", PATIENCE, || {
+        let notes = gateway.status()?["certificate_notes"].to_string();
+        Ok(notes.contains("no private key in it").then_some(()))
+    })?;
+    assert_eq!(shown(&site, listen, "-servername api.test")?, "renewed-2");
+    let answer = gateway.cli(&["reload"])?.ok()?;
+    assert!(answer.to_string().contains("the one before stays in force"), "{answer}");
+
+    for version in ["-tls1_3", "-tls1_2"] {
+        let said = openssl(&site, listen, &format!("{version} -sess_in {session}.{version}"))?;
+        assert!(said.contains("Reused, TLSv1"), "{version}: {said}");
+    }
+    assert!(counter(&gateway, "/handshakes/done/resumed")? >= 2);
+    let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+    assert!(metrics.contains("gateway_tls_certificate_not_after_seconds{file="), "{metrics}");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_used_is_named_before_anybody_connects() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let listen = site.free_address()?;
+    let one = authority.issue("one", &["api.test"])?;
+    let other = authority.issue("other", &["api.test"])?;
+    let past = authority.issue_as("past", &["api.test"], Kind::Ecdsa, End::Past)?;
+    let mixed = json!({"cert": one.cert, "key": other.key});
+    let tls = |pair: Value| config(listen, json!({"certificates": [pair]}), "echo");
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), tls(mixed))?;
+    let path = gateway.config().display().to_string();
+    let answer = gateway.cli(&["check", &path])?;
+    let complaint = "this key is not the one of the certificate";
+    assert!(answer.code == Some(2) && answer.stdout.contains(complaint), "{answer}");
+    gateway.start_refused()?.refused(2, "other.key")?;
+
+    gateway.write_config(tls(past.json()))?;
+    let answer = gateway.cli(&["check", &path])?;
+    assert!(answer.stdout.contains("this certificate expired on 2020-01-01"), "{answer}");
+    gateway.start()?;
+    let notes = gateway.status()?["certificate_notes"].to_string();
+    assert!(notes.contains("past.pem: expired on 2020-01-01"), "{notes}");
+    gateway.stop()?;
+
+    gateway.write_config(tls(one.json()))?;
+    gateway.start()?;
+    gateway.write_config(tls(past.json()))?;
+    gateway.cli(&["reload"])?.refused(2, "past.pem")?;
+    let mut suites = json!({"certificates": [one.json()]});
+    suites["cipher_suites"] = json!(["TLS_AES_256_GCM_SHA385"]);
+    gateway.write_config(config(listen, suites, "echo"))?;
+    gateway.cli(&["reload"])?.refused(2, "did you mean `TLS_AES_256_GCM_SHA384`?")?;
+    assert_eq!(shown(&site, listen, "-servername api.test")?, "one");
+    Ok(())
+}
+
+#[test]
+fn keys_that_only_root_may_read_are_read_once_and_said_so() -> Result {
+    require_root()?;
+    let namespace = Namespace::new("host")?;
+    let authority = Authority::new()?;
+    let pair = authority.issue("one", &["api.test"])?;
+    std::fs::set_permissions(&pair.key, Permissions::from_mode(0o600))?;
+    let site = Site { namespace: Some(namespace) };
+    let listen = site.free_address()?;
+    let mut config = config(listen, json!({"certificates": [pair.json()]}), "echo");
+    config["user"] = json!("nobody");
+    let namespace = site.namespace.as_ref().context("made above")?;
+    let mut gateway = Gateway::new(namespace, config)?;
+    gateway.start()?;
+    let notes = gateway.status()?["certificate_notes"].to_string();
+    assert!(notes.contains("the gateway runs as nobody"), "{notes}");
+    assert!(notes.contains("chgrp nobody"), "{notes}");
+    gateway.cli(&["reload"])?.ok()?;
+    assert_eq!(shown(&site, listen, "-servername api.test")?, "one");
+    Ok(())
+}
+
+#[test]
+fn clients_prove_who_they_are() -> Result {
+    let (site, authority, strangers) = (Site::new()?, Authority::new()?, Authority::new()?);
+    let server = authority.issue("server", &["api.test"])?;
+    let client = authority.issue("client", &["client.test"])?;
+    let stranger = strangers.issue("stranger", &["client.test"])?;
+    let crl = authority.revoke(&[])?;
+    let origin = site.origin(|_| Reply::Answer(200, "ok"))?;
+    let listen = site.free_address()?;
+    let config = |mode: &str, forward: bool| {
+        let clients = json!({"ca": authority.ca(), "crl": crl, "mode": mode, "forward": forward});
+        let tls = json!({"certificates": [server.json()], "client_certificates": clients});
+        config(listen, tls, &origin.address.to_string())
+    };
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config("required", true))?;
+    gateway.start()?;
+    let ask = |pair: Option<&Pair>, more: &[&str]| -> Result<bool> {
+        let mut arguments: Vec<String> = more.iter().map(|text| (*text).to_owned()).collect();
+        if let Some(Pair { cert, key, .. }) = pair {
+            let (cert, key) = (cert.display().to_string(), key.display().to_string());
+            arguments.extend(["--cert".to_owned(), cert, "--key".to_owned(), key]);
+        }
+        arguments.extend(["--header".to_owned(), "Client_Cert: forged".to_owned()]);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let answer = curl(&site, &authority, ("api.test", listen), &arguments)?;
+        Ok(answer.status.success() && answer.stdout == b"ok")
+    };
+    let last = || origin.requests().pop().context("the service was asked");
+    for version in [&["--tls-max", "1.2"][..], &["--tlsv1.3"]] {
+        assert!(!ask(None, version)? && !ask(Some(&stranger), version)?, "{version:?}");
+        assert!(ask(Some(&client), version)?, "{version:?}");
+        let request = last()?;
+        let header = request.header("client-cert").context("no Client-Cert")?.to_owned();
+        assert!(header.starts_with(":MII") && header.ends_with(':'), "{header}");
+        assert_eq!(request.header("client_cert"), None);
+    }
+    assert_eq!(counter(&gateway, "/handshakes/failed/client_certificate")?, 4);
+
+    gateway.write_config(config("optional", false))?;
+    gateway.cli(&["reload"])?.ok()?;
+    assert!(ask(None, &[])? && ask(Some(&client), &[])? && !ask(Some(&stranger), &[])?);
+    let request = last()?;
+    assert_eq!((request.header("client-cert"), request.header("client_cert")), (None, None));
+
+    authority.revoke(&[&client])?;
+    wait_for("the revocation", PATIENCE, || Ok((!ask(Some(&client), &[])?).then_some(())))?;
+    Ok(())
+}
+
+#[test]
+fn a_session_of_a_door_without_certificates_opens_none_that_wants_them() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let server = authority.issue("server", &["api.test"])?;
+    let listen = site.free_address()?;
+    let mut tls = json!({"certificates": [server.json()]});
+    let mut gateway =
+        Gateway::unprivileged(site.namespace.as_ref(), config(listen, tls.clone(), "echo"))?;
+    gateway.start()?;
+    let session = authority.folder().join("session");
+    let session = session.display();
+    openssl(&site, listen, &format!("-sess_out {session}"))?;
+    let again = openssl(&site, listen, &format!("-sess_in {session} -sess_out {session}"))?;
+    assert!(again.contains("Reused, TLSv1.3"), "{again}");
+    tls["client_certificates"] = json!({"ca": authority.ca()});
+    gateway.write_config(config(listen, tls, "echo"))?;
+    gateway.cli(&["reload"])?.ok()?;
+    let refused = openssl(&site, listen, &format!("-sess_in {session}"))?;
+    assert!(!refused.contains("200 OK") && !refused.contains("Reused"), "{refused}");
+    assert_eq!(counter(&gateway, "/handshakes/failed/client_certificate")?, 1);
     Ok(())
 }

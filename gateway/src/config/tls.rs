@@ -7,7 +7,9 @@ use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
 
 use super::at::At;
 use super::diagnostic::suggestion;
-use super::raw::{RawCertificate, RawTls, RawUnknownSni};
+use super::raw::{
+    RawCertificate, RawClientCertificateMode, RawClientCertificates, RawTls, RawUnknownSni,
+};
 use super::tree::shorten;
 use super::value::file_path;
 
@@ -29,6 +31,28 @@ pub struct Tls {
     pub cipher_suites: Vec<CipherSuite>,
     /// Whether clients may resume a session without another full handshake.
     pub session_tickets: bool,
+    /// `None`: nobody is asked for one.
+    pub client_certificates: Option<ClientCertificates>,
+}
+
+/// Certificates of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// Who issues them.
+    pub authorities: AuthorityFiles,
+    /// Whether a client without one is served too.
+    pub optional: bool,
+    /// Whether services are sent the certificate.
+    pub forward: bool,
+}
+
+/// Files of authorities; absolute in a configuration that was read from a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AuthorityFiles {
+    /// PEM file of their certificates.
+    pub ca: PathBuf,
+    /// PEM file of what they have revoked.
+    pub crl: Option<PathBuf>,
 }
 
 /// A certificate and its key; absolute in a configuration that was read from a file.
@@ -68,7 +92,23 @@ pub(super) fn tls(raw: &RawTls, folder: &Path, at: At<'_>) -> Tls {
         tls12,
         cipher_suites,
         session_tickets: raw.session_tickets,
+        client_certificates: raw
+            .client_certificates
+            .as_ref()
+            .and_then(|raw| client_certificates(raw, folder, at.key("client_certificates"))),
     }
+}
+
+fn client_certificates(
+    raw: &RawClientCertificates,
+    folder: &Path,
+    at: At<'_>,
+) -> Option<ClientCertificates> {
+    let ca = file_path(&raw.ca, folder, at.key("ca"));
+    let crl = raw.crl.as_ref().map(|crl| file_path(crl, folder, at.key("crl")));
+    let authorities = AuthorityFiles { ca: ca?, crl: crl.flatten() };
+    let optional = matches!(raw.mode, RawClientCertificateMode::Optional);
+    Some(ClientCertificates { authorities, optional, forward: raw.forward })
 }
 
 fn certificates(raw: &[RawCertificate], folder: &Path, at: At<'_>) -> Vec<CertificateFiles> {

@@ -19,6 +19,9 @@ pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-ho
 /// `X-Forwarded-Proto`.
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
+/// `Client-Cert` (RFC 9440).
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+
 const HOP_COUNT: usize = 8;
 static HOP_BY_HOP: [HeaderName; HOP_COUNT] = [
     CONNECTION,
@@ -53,6 +56,54 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes from the fields after a body what belongs before it (RFC 9110, section 6.5.1): whoever merges the two would
+/// take it for a part of the head.
+pub fn remove_forbidden_trailers(trailers: &mut HeaderMap) {
+    let forbidden: Vec<HeaderName> =
+        trailers.keys().filter(|name| is_forbidden_trailer(name)).cloned().collect();
+    for name in forbidden {
+        trailers.remove(name);
+    }
+}
+
+/// Framing, routing, what a request is decided by, credentials, what an answer is handled by, and what its content is.
+fn is_forbidden_trailer(name: &HeaderName) -> bool {
+    const FORBIDDEN: [&str; 25] = [
+        "host",
+        "max-forwards",
+        "expect",
+        "range",
+        "cookie",
+        "forwarded",
+        "trailer",
+        "age",
+        "expires",
+        "date",
+        "location",
+        "vary",
+        "warning",
+        "pragma",
+        "retry-after",
+        "set-cookie",
+        "set-cookie2",
+        "www-authenticate",
+        "authorization",
+        "authentication-info",
+        "cache-control",
+        "origin",
+        "referer",
+        "upgrade",
+        "server",
+    ];
+    let name = name.as_str();
+    FORBIDDEN.contains(&name)
+        || ["content-", "if-", "accept", "access-control-", "proxy-", "sec-"]
+            .iter()
+            .any(|begin| name.starts_with(begin))
+        || says_who_the_client_is(name)
+        || HOP_BY_HOP.iter().any(|known| known == name)
+}
+
 /// Removes what only a proxy may say about the client, under any spelling that a service may take for it: some read
 /// `X_Forwarded_For` as `X-Forwarded-For`. A trusted proxy is believed, but not in the other spellings.
 pub fn remove_forged(headers: &mut HeaderMap, peer_is_trusted: bool) {
@@ -60,7 +111,7 @@ pub fn remove_forged(headers: &mut HeaderMap, peer_is_trusted: bool) {
         let name = name.as_str();
         let begin = name.as_bytes().first();
         // Nearly every header is passed over by its first letter.
-        matches!(begin, Some(b'x' | b'f' | b't'))
+        matches!(begin, Some(b'x' | b'f' | b't' | b'c'))
             && says_who_the_client_is(name)
             && (!peer_is_trusted || name.contains('_'))
     };
@@ -85,6 +136,8 @@ fn says_who_the_client_is(name: &str) -> bool {
         || same("x-real-ip")
         || same("x-client-ip")
         || same("true-client-ip")
+        || same(CLIENT_CERT.as_str())
+        || same("client-cert-chain")
 }
 
 fn plain(letter: u8) -> u8 {
@@ -177,6 +230,8 @@ mod tests {
             ("X_Real_IP", "5"),
             ("True-Client-IP", "6"),
             ("X-Request-Id", "7"),
+            ("Client-Cert", "7"),
+            ("client_cert_chain", "7"),
             ("X-Forward", "8"),
             ("From", "9"),
         ];

@@ -6,7 +6,6 @@
 mod connection;
 mod preface;
 pub mod sockets;
-mod stream;
 mod tls;
 mod worker;
 

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::base::address::PeerAddr;
 use crate::config::Config;
 use crate::http::deadline::Deadline;
+use crate::http::h1::head::Limits;
 use crate::http::socket::Socket;
 use crate::listen::worker::Slot;
 use crate::listen::{connection, tls};
@@ -36,11 +37,11 @@ pub(super) async fn serve(
         Err(failure) => return slot.counters().handshake_failed(failure),
     };
     slot.counters().handshake_done(session.resumed);
-    let http = connection::builder(&config.bounds);
+    let limits = Limits::new(&config.bounds);
     let deadline = Rc::new(Deadline::new(&config.bounds));
     let connection = request::Connection::new(slot.requests(), peer, Some(session));
     drop((listener, config));
-    connection::serve(slot, http, connection, (socket, deadline)).await;
+    connection::serve(slot, limits, connection, (socket, deadline)).await;
 }
 
 async fn agree(

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
+use crate::base::time::utc;
 use crate::http::socket::Socket;
 use crate::listen::preface::Handshakes;
 use crate::observe::HandshakeFailure;
@@ -43,7 +44,8 @@ pub(super) async fn handshake(
     let permit = handshakes.enter().await;
     let stream = server.acceptor().accept(stream).await.map_err(|error| why(&error))?;
     drop(permit);
-    let session = Session::of(stream.get_ref().1);
+    let session = Session::of(stream.get_ref().1, server.forwards(), utc());
+    let session = session.ok_or(HandshakeFailure::ClientCertificate)?;
     Ok((Socket::Tls(Box::new(TlsStream::Server(stream))), session))
 }
 
@@ -65,6 +67,9 @@ fn why(error: &io::Error) -> HandshakeFailure {
     match error {
         Error::General(text) if text == NO_CERTIFICATE => HandshakeFailure::UnknownSni,
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => HandshakeFailure::Incompatible,
+        Error::NoCertificatesPresented | Error::InvalidCertificate(_) => {
+            HandshakeFailure::ClientCertificate
+        }
         Error::AlertReceived(_) => HandshakeFailure::Alert,
         _ => HandshakeFailure::Broken,
     }

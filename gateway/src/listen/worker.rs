@@ -21,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::base::address::PeerAddr;
 use crate::config::Config;
 use crate::http::deadline::Deadline;
+use crate::http::h1::head::Limits;
 use crate::http::socket;
 use crate::listen::preface::{self, Handshakes};
 use crate::listen::{Shared, connection};
@@ -201,10 +202,10 @@ impl Worker {
             spawn_local(preface::serve(slot, listener, (stream, peer)));
             return;
         }
-        let http = connection::builder(&config.bounds);
+        let limits = Limits::new(&config.bounds);
         let deadline = Rc::new(Deadline::new(&config.bounds));
         let socket = socket::Socket::Plain(stream);
-        spawn_local(connection::serve(slot, http, connection, (socket, deadline)));
+        spawn_local(connection::serve(slot, limits, connection, (socket, deadline)));
     }
 
     fn listener(&self, inlet: &Inlet) -> Rc<Listener> {

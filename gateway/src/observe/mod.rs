@@ -49,6 +49,8 @@ pub enum HandshakeFailure {
     UnknownSni,
     /// No version, cipher suite, signature or protocol that both sides speak.
     Incompatible,
+    /// The client has no certificate, or none that is accepted.
+    ClientCertificate,
     /// The client broke off with an alert: it does not trust the certificate, most likely.
     Alert,
     /// The client left, or sent what is no TLS.
@@ -56,11 +58,12 @@ pub enum HandshakeFailure {
 }
 
 impl HandshakeFailure {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::TimedOut,
         Self::PlainHttp,
         Self::UnknownSni,
         Self::Incompatible,
+        Self::ClientCertificate,
         Self::Alert,
         Self::Broken,
     ];
@@ -71,6 +74,7 @@ impl HandshakeFailure {
             Self::PlainHttp => "plain_http",
             Self::UnknownSni => "unknown_sni",
             Self::Incompatible => "incompatible",
+            Self::ClientCertificate => "client_certificate",
             Self::Alert => "alert",
             Self::Broken => "broken",
         }

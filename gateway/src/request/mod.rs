@@ -23,7 +23,7 @@ use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
 use crate::route;
 use crate::rules::classify::Classifier;
-use crate::tls::session::Session;
+use crate::tls::session::{ClientCertificate, Session};
 use crate::upstream::balance::View;
 use crate::upstream::directory::Directory;
 use crate::upstream::send::Client;
@@ -207,6 +207,11 @@ impl Connection {
         let peer_text = headers::value(&peer.to_string());
         let worker = Rc::clone(worker);
         Rc::new(Self { worker, peer, peer_text, tls, admitted: Cell::new(0) })
+    }
+
+    /// Who the client has proven to be by its certificate.
+    pub fn client_certificate(&self) -> Option<&ClientCertificate> {
+        self.tls.as_ref()?.client_certificate.as_deref()
     }
 
     /// `https` or `http`.

@@ -1,11 +1,9 @@
 //! The life of a request, in order.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
-use http_body::Body as _;
+use http::{HeaderMap, HeaderValue, Request, Response};
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
@@ -23,7 +21,7 @@ pub async fn serve(
     connection: Rc<Connection>,
     deadline: Rc<Deadline>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Response<ResponseBody> {
     let current = connection.worker.current();
     let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
@@ -35,16 +33,27 @@ pub async fn serve(
         peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
     };
     let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
-    let has_body = !request.body().is_end_stream();
     let answer = match exchange.answer(request, id.clone()).await {
         Ok(response) => prepare::response(response, id),
         Err(error) => {
             account.failed(&error);
-            // A body that nobody will read stands between this request and the next.
-            problem::response(&error, id, !has_body).map(Answer::Gateway)
+            problem::response(&error, id).map(Answer::Gateway)
         }
     };
-    Ok(account.answer(answer))
+    account.answer(answer)
+}
+
+/// The answer to what is no request.
+pub fn refuse(
+    connection: &Rc<Connection>,
+    deadline: &Rc<Deadline>,
+    error: &Error,
+) -> Response<ResponseBody> {
+    let current = connection.worker.current();
+    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current);
+    account.failed(error);
+    let id = prepare::request_id(&HeaderMap::new(), false);
+    account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
 struct Exchange<'a> {

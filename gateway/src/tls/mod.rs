@@ -1,6 +1,7 @@
 //! TLS: certificates as they are read and kept fresh, and what is agreed on with the other side of a connection. Opens
 //! no connection and changes no file.
 
+pub mod authorities;
 mod names;
 pub mod pair;
 pub mod server;

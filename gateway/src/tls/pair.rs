@@ -11,11 +11,11 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, SignatureAlgorithm};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
 use super::provider;
-use crate::base::stamp::Stamp;
 use crate::base::time::UtcMillis;
 use crate::config::{CertificateFiles, Diagnostic};
 
@@ -35,13 +35,9 @@ pub struct Pair {
 
 impl Pair {
     /// Reads a certificate and its key as the user of this process, who is called `user`.
-    pub fn read(
-        files: &CertificateFiles,
-        user: &str,
-    ) -> Result<(Self, [Stamp; 2]), Box<Diagnostic>> {
+    pub fn read(files: &CertificateFiles, user: &str) -> Result<Self, Box<Diagnostic>> {
         let (cert, key) = (&files.cert, &files.key);
-        let (chain_pem, chain_stamp) = read(cert, user)?;
-        let (key_pem, key_stamp) = read(key, user)?;
+        let (chain_pem, key_pem) = (read(cert, user)?, read(key, user)?);
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain_pem).collect();
         let chain = chain.map_err(|error| problem(cert, format!("no PEM file: {error}"), PEM))?;
         let leaf = chain.first().ok_or_else(|| problem(cert, "no certificate in it", PEM))?;
@@ -57,7 +53,7 @@ impl Pair {
             let message = format!("this key is not the one of the certificate {}", cert.display());
             problem(key, message, "name the two files that belong together")
         })?;
-        Ok((Self { key: Arc::new(key), names, not_after }, [chain_stamp, key_stamp]))
+        Ok(Self { key: Arc::new(key), names, not_after })
     }
 
     /// What the key signs with.
@@ -66,7 +62,8 @@ impl Pair {
     }
 }
 
-const PEM: &str = "write it as PEM: -----BEGIN CERTIFICATE-----";
+/// What to do about a file of certificates.
+pub(super) const PEM: &str = "write it as PEM: -----BEGIN CERTIFICATE-----";
 
 /// What is wrong with a file.
 pub(super) fn problem(path: &Path, message: impl Into<String>, help: &str) -> Box<Diagnostic> {
@@ -75,20 +72,20 @@ pub(super) fn problem(path: &Path, message: impl Into<String>, help: &str) -> Bo
     Box::new(Diagnostic { file, place: None, message: message.into(), help })
 }
 
-/// Reads a file of PEM, and by what a change of it will be noticed.
-pub(super) fn read(path: &Path, user: &str) -> Result<(Vec<u8>, Stamp), Box<Diagnostic>> {
-    let (file, stamp) = open(path, user)?;
+/// Reads a file of PEM.
+pub(super) fn read(path: &Path, user: &str) -> Result<Vec<u8>, Box<Diagnostic>> {
+    let file = open(path, user)?;
     let mut bytes = Vec::new();
     let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes);
     read.map_err(|error| unreadable(path, &error, user))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(problem(path, "this file has more than 1 MiB", NAME));
     }
-    Ok((bytes, stamp))
+    Ok(bytes)
 }
 
 /// Opens a file that is to be read as the user of this process, who is called `user`.
-pub(super) fn open(path: &Path, user: &str) -> Result<(File, Stamp), Box<Diagnostic>> {
+pub(super) fn open(path: &Path, user: &str) -> Result<File, Box<Diagnostic>> {
     // Nobody waits for the other end of a named pipe.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let opened = opened.and_then(|file| Ok((file.metadata()?, file)));
@@ -96,7 +93,7 @@ pub(super) fn open(path: &Path, user: &str) -> Result<(File, Stamp), Box<Diagnos
     if !metadata.is_file() {
         return Err(problem(path, "this is no regular file", NAME));
     }
-    Ok((file, Stamp::of(&metadata)))
+    Ok(file)
 }
 
 const NAME: &str = "name the file that is meant";
@@ -124,6 +121,11 @@ fn names_and_end(leaf: &CertificateDer<'_>) -> Result<(Vec<String>, UtcMillis), 
         GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
         _ => None,
     });
-    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-    Ok((names.collect(), UtcMillis(seconds.saturating_mul(1000))))
+    Ok((names.collect(), end(&parsed)))
+}
+
+/// When a certificate is not valid any more.
+pub(super) fn end(certificate: &X509Certificate<'_>) -> UtcMillis {
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    UtcMillis(seconds.saturating_mul(1000))
 }

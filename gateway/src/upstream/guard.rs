@@ -1,5 +1,5 @@
-//! What stands before a service as a whole: its breaker and its limit of concurrency. All workers share it, and it stays
-//! when the configuration changes.
+//! What stands before a service as a whole: its breaker and its limit of concurrency. All workers share it, and it
+//! stays when the configuration changes.
 
 use std::sync::Arc;
 

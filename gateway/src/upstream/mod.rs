@@ -30,12 +30,12 @@ use tokio::time::Instant;
 use crate::base::error::{Error, Kind};
 use crate::base::time::instant;
 use crate::config;
+use crate::http::h1::head::Limits;
 use adaptive::Window;
 use balance::Group;
 use breaker::Breaker;
 use budget::Budget;
 use concurrency::{Limiter, Queue};
-use connection::Limits;
 use directory::Directory;
 use guard::Guard;
 

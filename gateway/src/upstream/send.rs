@@ -5,7 +5,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
@@ -180,7 +179,7 @@ impl Client {
         way: Way<'_>,
         picked: &Picked,
         mut request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Box<Connection>), Failure> {
+    ) -> Result<(Response<()>, Box<Connection>), Failure> {
         let Way { choice: Choice { upstream, .. }, deadline, .. } = way;
         if let Some(connection) = self.pool.take(picked.address()) {
             self.counters.upstream_connections_reused.add(1);
@@ -190,7 +189,7 @@ impl Client {
             }
         }
         deadline.connect(upstream.connect_timeout);
-        let opened = Connection::open(picked.address(), &upstream.limits, deadline).await;
+        let opened = Connection::open(picked.address(), upstream.limits, deadline).await;
         match opened {
             Ok(connection) => {
                 self.counters.upstream_connections_opened.add(1);
@@ -202,14 +201,14 @@ impl Client {
 
     fn answer(
         &self,
-        (response, connection): (Response<Incoming>, Box<Connection>),
+        (response, connection): (Response<()>, Box<Connection>),
         way: Way<'_>,
         picked: Picked,
     ) -> Response<AnswerBody> {
         picked.observe(Outcome::Answered(response.status()));
         let keep = way.choice.upstream.keep;
         let home = Home { pool: Rc::clone(&self.pool), keep, picked };
-        response.map(|incoming| AnswerBody::new(incoming, connection, home, way.deadline))
+        response.map(|()| AnswerBody::new(connection, home, way.deadline))
     }
 }
 
@@ -217,7 +216,7 @@ async fn exchange(
     mut connection: Box<Connection>,
     way: Way<'_>,
     request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Box<Connection>), Failure> {
+) -> Result<(Response<()>, Box<Connection>), Failure> {
     let response_timeout = way.choice.upstream.response_timeout;
     let response = connection.send(request, response_timeout, way.deadline).await?;
     Ok((response, connection))

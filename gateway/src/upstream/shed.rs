@@ -5,8 +5,8 @@ use crate::config::Priority;
 /// Tenths of the limit that each level less of priority leaves to the levels above.
 const RESERVED_TENTHS: u32 = 1;
 
-/// How much of `limit` a request of `own` priority may take when `top` is the highest of the service's routes: all of it
-/// at the top, a tenth less for each level below. At least one request.
+/// How much of `limit` a request of `own` priority may take when `top` is the highest of the service's routes: all of
+/// it at the top, a tenth less for each level below. At least one request.
 pub(super) fn part(limit: u32, own: Priority, top: Priority) -> u32 {
     let below = (top as u32).saturating_sub(own as u32);
     let reserved = u64::from(limit) * u64::from(below * RESERVED_TENTHS) / 10;

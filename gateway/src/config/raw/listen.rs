@@ -29,6 +29,34 @@ pub(in crate::config) struct RawTls {
     pub(in crate::config) cipher_suites: Vec<String>,
     #[serde(default = "session_tickets")]
     pub(in crate::config) session_tickets: bool,
+    /// Default: nobody is asked for one.
+    #[serde(default)]
+    pub(in crate::config) client_certificates: Option<RawClientCertificates>,
+}
+
+/// Certificates of clients.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawClientCertificates {
+    /// PEM file of the authorities that issue them.
+    pub(in crate::config) ca: String,
+    /// PEM file of what these have revoked. Default: none.
+    #[serde(default)]
+    pub(in crate::config) crl: Option<String>,
+    #[serde(default)]
+    pub(in crate::config) mode: RawClientCertificateMode,
+    /// Send the certificate to services.
+    #[serde(default)]
+    pub(in crate::config) forward: bool,
+}
+
+/// Whether clients must have one.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum RawClientCertificateMode {
+    #[default]
+    Required,
+    Optional,
 }
 
 fn min_version() -> String {
