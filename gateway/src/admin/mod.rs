@@ -13,3 +13,4 @@ pub mod monitor;
 pub mod query;
 pub mod scrape;
 pub mod server;
+pub mod upstreams;

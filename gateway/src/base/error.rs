@@ -55,13 +55,15 @@ pub enum Kind {
     ConcurrencyLimit,
     /// The service is nearly at that limit, and other requests are more important.
     Shed,
+    /// The service has no endpoint that may take a request.
+    UpstreamUnavailable,
     /// The gateway has no descriptor, port or memory left for the request.
     Overloaded,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::BadRequest,
         Self::TargetTooLong,
         Self::HeadTooLarge,
@@ -80,6 +82,7 @@ impl Kind {
         Self::BreakerOpen,
         Self::ConcurrencyLimit,
         Self::Shed,
+        Self::UpstreamUnavailable,
         Self::Overloaded,
     ];
 
@@ -104,6 +107,7 @@ impl Kind {
             Self::BreakerOpen => "breaker_open",
             Self::ConcurrencyLimit => "concurrency_limit",
             Self::Shed => "shed",
+            Self::UpstreamUnavailable => "upstream_unavailable",
             Self::Overloaded => "overloaded",
         }
     }
@@ -126,6 +130,7 @@ impl Kind {
             | Self::UpstreamTimeout
             | Self::UpstreamReset
             | Self::UpstreamProtocol
+            | Self::UpstreamUnavailable
             | Self::BreakerOpen => Blame::Upstream,
             Self::ConcurrencyLimit | Self::Shed | Self::Overloaded => Blame::Gateway,
         }
@@ -136,6 +141,7 @@ impl Kind {
         matches!(
             self,
             Self::UpstreamConnect
+                | Self::UpstreamUnavailable
                 | Self::BreakerOpen
                 | Self::ConcurrencyLimit
                 | Self::Shed
@@ -182,7 +188,11 @@ impl Error {
     /// Seconds after which trying again may help, at least 1; `None` where it would not.
     pub fn retry_after_seconds(&self) -> Option<u64> {
         match self.kind {
-            Kind::BreakerOpen | Kind::ConcurrencyLimit | Kind::Shed | Kind::Overloaded => {
+            Kind::UpstreamUnavailable
+            | Kind::BreakerOpen
+            | Kind::ConcurrencyLimit
+            | Kind::Shed
+            | Kind::Overloaded => {
                 let started = u64::from(self.retry_after.subsec_nanos() > 0);
                 Some((self.retry_after.as_secs() + started).max(1))
             }
@@ -219,6 +229,7 @@ impl From<Kind> for Error {
                 Kind::BreakerOpen => "the service is out of order; try again later",
                 Kind::ConcurrencyLimit => "the service is busy; try again",
                 Kind::Shed => "the service is busy with what is more important; try again",
+                Kind::UpstreamUnavailable => "the service is not available at the moment",
                 Kind::Overloaded => "too much is going on at the moment; try again",
             },
         )

@@ -5,6 +5,7 @@
 //! [`Config`] has been checked: names resolve, prefixes have no host bits, at least one thing is listened on.
 
 mod at;
+mod balance;
 mod bounds;
 mod breaker;
 mod concurrency;
@@ -15,7 +16,6 @@ mod kernel;
 mod listen;
 mod lists;
 mod paths;
-mod pattern;
 mod raw;
 mod retry;
 mod routes;
@@ -35,16 +35,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway_common::bucket::Bucket;
-use http::Method;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, Fallback};
 pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, FailureSet, Retry};
+pub use self::routes::{
+    Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
+};
 pub use self::tls::{AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni};
 
 use self::at::At;
@@ -159,6 +163,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
             }
             None => std::thread::available_parallelism().map_or(1, usize::from),
         },
+        zone: raw.zone.clone().filter(|zone| value::name(zone, "a zone", at.key("zone"))),
         user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
         state: State { dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")) },
         admin: Admin {
@@ -242,6 +247,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.
     pub bounds: Bounds,
+    /// The zone that the gateway is in, whose endpoints it prefers.
+    pub zone: Option<String>,
     /// Services behind the gateway, in the order of the file. Routes refer to them by index.
     pub upstreams: Vec<Upstream>,
     /// Routes in the order of the file.
@@ -466,6 +473,8 @@ pub struct Upstream {
     pub name: String,
     /// Where it is served. At least one.
     pub endpoints: Vec<Endpoint>,
+    /// How one of them is chosen.
+    pub balance: Balance,
     /// Time to connect to an endpoint.
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.
@@ -491,11 +500,13 @@ pub struct Endpoint {
     pub target: Target,
     /// Its share of the requests, beside those of the others; at least 1.
     pub weight: u32,
+    /// The zone that it is in.
+    pub zone: Option<String>,
 }
 
 impl From<Target> for Endpoint {
     fn from(target: Target) -> Self {
-        Self { target, weight: 1 }
+        Self { target, weight: 1, zone: None }
     }
 }
 
@@ -506,41 +517,4 @@ pub enum Target {
     Address(SocketAddr),
     /// The gateway's own echo service, for trying things out.
     Echo,
-}
-
-/// Which requests go where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// Its name in logs and metrics; by default made from its pattern.
-    pub name: String,
-    /// The host in lower case without a port; `None` for any.
-    pub host: Option<String>,
-    /// The pattern of the path.
-    pub path: PathPattern,
-    /// The methods; empty for any.
-    pub methods: Vec<Method>,
-    /// Index in [`Config::upstreams`].
-    pub upstream: usize,
-    /// How important its requests are to the upstream.
-    pub priority: Priority,
-}
-
-/// `/api/users/{id}` or `/static/{rest*}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathPattern {
-    /// The segments between slashes. A path that ends in `/` has an empty literal at its end, so `/` alone is one
-    /// empty literal.
-    pub segments: Vec<Segment>,
-    /// Whether anything may follow (`{name*}`), and under which name. `/static/{rest*}` takes `/static/` and all below,
-    /// not `/static`.
-    pub rest: Option<String>,
-}
-
-/// One segment of a pattern.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Segment {
-    /// This text.
-    Literal(String),
-    /// Any text, under a name.
-    Capture(String),
 }

@@ -1,6 +1,7 @@
 //! The whole way from a text to a configuration or to its mistakes.
 
 use gateway_common::rule::Action;
+use http::Method;
 use proptest::prelude::*;
 
 use super::*;
@@ -11,12 +12,12 @@ const BAD: &str = include_str!("tests/bad.yaml");
 const BAD_RENDERED: &str = include_str!("tests/bad.txt");
 
 /// The least that is a configuration, with `more` at its end.
-fn with(more: &str) -> Result<Config, Errors> {
+pub(super) fn with(more: &str) -> Result<Config, Errors> {
     parse("gateway.yaml", &format!("listen: [{{address: 127.0.0.1:8080}}]\n{more}"))
 }
 
 /// What is wrong with a text, and what of it is pointed at.
-fn wrong(more: &str) -> Vec<(String, String)> {
+pub(super) fn wrong(more: &str) -> Vec<(String, String)> {
     let errors = with(more).expect_err(more);
     let places = errors.iter().map(|error| {
         let place = error.place.as_ref().unwrap();
@@ -28,7 +29,7 @@ fn wrong(more: &str) -> Vec<(String, String)> {
 
 /// That a text has exactly this mistake, and what of it is pointed at.
 #[track_caller]
-fn only(more: &str, message: &str, pointed: &str) {
+pub(super) fn only(more: &str, message: &str, pointed: &str) {
     assert_eq!(wrong(more), [(message.to_owned(), pointed.to_owned())], "{more}");
 }
 
@@ -90,6 +91,8 @@ fn everything_has_its_documented_default() {
     let users = &config.upstreams[0];
     assert_eq!((users.connect_timeout, users.response_timeout), (seconds(1), seconds(10)));
     assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 64));
+    assert_eq!((&users.balance, &config.zone), (&Balance::default(), &None));
+    assert_eq!((users.endpoints[0].weight, &users.endpoints[0].zone), (1, &None));
     assert_eq!(users.whole_timeout, None);
     let Retry { attempts, on, methods, backoff, budget, buffer_bytes } = &users.retry;
     assert_eq!((*attempts, *budget, *buffer_bytes), (3, Share::per_million(200_000), 65_536));
@@ -542,35 +545,49 @@ fn listeners_and_endpoints() {
 }
 
 #[test]
-fn routes_and_patterns() {
-    let routes = |list: &str| format!("upstreams: {{u: {{endpoints: [echo]}}}}\nroutes:\n{list}");
-    let route = |keys: &str| routes(&format!("  - {{match: {{{keys}}}, upstream: u}}"));
-    let config =
-        with(&route("host: API.Example.com., path: '/a/{id}/{rest*}', methods: [GET, PURGE]"));
-    let route_read = config.unwrap().routes.remove(0);
-    assert_eq!(route_read.name, "GET,PURGE api.example.com/a/{id}/{rest*}");
-    assert_eq!(route_read.path.rest.as_deref(), Some("rest"));
-    for path in
-        ["", "a", "/a//b", "/{a}b", "/{}", "/{a*}/b", "/{a}/{a}", "/../a", "/%2E%2e", "/a b"]
-    {
-        assert_eq!(wrong(&route(&format!("path: '{path}'"))).len(), 1, "{path}");
-    }
-    for host in ["*.example.com", "http://a", "a:80", "a..b", "", "[::g]"] {
-        assert_eq!(wrong(&route(&format!("path: /, host: '{host}'"))).len(), 1, "{host}");
-    }
-    for method in ["get", "GTE", "CONNECT", "''"] {
-        assert_eq!(wrong(&route(&format!("path: /, methods: [{method}]"))).len(), 1, "{method}");
-    }
-    let two = |one: &str, other: &str| {
-        with(&routes(&format!(
-            "  - {{match: {{path: '/{{a}}'{one}}}, upstream: u}}\n  \
-             - {{match: {{path: '/{{b}}'{other}}}, upstream: u}}"
-        )))
+fn how_endpoints_are_chosen() {
+    let upstream = |more: &str| {
+        let text = format!("upstreams: {{a: {{endpoints: [10.0.0.1:1], {more}}}}}");
+        with(&text).unwrap().upstreams.remove(0).balance
     };
-    assert!(two("", "").is_err() && two("", ", methods: [GET]").is_err());
-    assert!(two(", methods: [GET, PUT]", ", methods: [GET]").is_err());
-    assert!(two(", methods: [GET]", "").is_ok() && two(", host: a", "").is_ok());
-    assert!(two(", methods: [GET]", ", methods: [GET, PUT]").is_ok());
+    assert_eq!(upstream("balance: least_requests").algorithm, Algorithm::LeastRequests);
+    assert_eq!(upstream("balance: random_two").algorithm, Algorithm::RandomTwo);
+    let hash = |key: &str| upstream(&format!("balance: {{hash: {key}}}")).algorithm;
+    assert_eq!(hash("client"), Algorithm::Hash(HashKey::Client));
+    assert_eq!(hash("{path: true}"), Algorithm::Hash(HashKey::Path));
+    assert_eq!(hash("{cookie: sid}"), Algorithm::Hash(HashKey::Cookie("sid".to_owned())));
+    let header = HashKey::Header("x-session-id".parse().unwrap());
+    assert_eq!(hash("{header: X-Session-Id}"), Algorithm::Hash(header));
+    let all = upstream("slow_start: 30s, panic_threshold: 0%, ejection: {failures: 3, time: 1s}");
+    assert_eq!((all.slow_start.as_secs(), all.panic_threshold), (30, Share::ZERO));
+    let Some(Ejection { failures: 3, time, max_ejected, .. }) = all.ejection else { panic!() };
+    assert_eq!((time.as_secs(), max_ejected.to_string()), (1, "50%".to_owned()));
+    assert_eq!(upstream("ejection: off").ejection, None);
+    let zones = "zone: eu-1a\nupstreams: {a: {endpoints: [{address: 10.0.0.1:1, zone: eu-1a}]}}";
+    let zones = with(zones).unwrap();
+    assert_eq!(zones.zone, zones.upstreams[0].endpoints[0].zone);
+}
+
+#[test]
+fn mistakes_of_how_endpoints_are_chosen() {
+    let refused = |more: &str, message: &str, pointed: &str| {
+        let text = format!("upstreams: {{a: {{endpoints: [10.0.0.1:1], {more}}}}}");
+        only(&text, message, pointed);
+    };
+    refused("balance: least_request", "`least_request` is no way to balance", "least_request");
+    refused("balance: hash", "`hash` does not say what the key of a request is", "hash");
+    refused("balance: {hash: user}", "`user` is no key of a request", "user");
+    refused("balance: {hash: {}}", "a request has one key", "hash");
+    refused("balance: {hash: {path: true, cookie: a}}", "a request has one key", "hash");
+    refused("balance: {hash: {header: 'a b'}}", "`a b` is no name of a header field", "'a b'");
+    refused("balance: {hash: {cookie: 'a;b'}}", "`a;b` is no name of a cookie", "'a;b'");
+    refused("slow_start: 2h", "`2h` is out of bounds", "2h");
+    refused("panic_threshold: 101%", "101% is out of bounds", "101%");
+    refused("ejection: on", "`on` is not `off`", "on");
+    refused("ejection: {failures: 0}", "0 is out of bounds", "0");
+    refused("ejection: {time: 10m}", "`max_time` is less than `time`", "ejection");
+    let weight = "upstreams: {a: {endpoints: [{address: 10.0.0.1:1, weight: 1001}]}}";
+    only(weight, "1001 is out of bounds", "1001");
 }
 
 #[test]

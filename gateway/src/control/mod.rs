@@ -20,13 +20,11 @@ use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
 use crate::admin::server;
 use crate::base::time::{Now, instant};
-use crate::config::{self, Config, OnExit, Target as EndpointTarget};
+use crate::config::{self, Config, OnExit};
 use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
-use crate::observe::Registry;
-use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
 
@@ -43,6 +41,7 @@ pub mod protect;
 mod reload;
 pub mod sources;
 mod start;
+mod upstreams;
 pub mod views;
 
 use certificates::Certificates;
@@ -372,6 +371,7 @@ impl Control {
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
         self.look_after_interfaces();
+        self.directory.groups().for_each(|group| group.release(now));
         if protect {
             self.protect(now);
         }
@@ -440,6 +440,7 @@ impl Control {
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             lists: self.sources.notes(),
+            upstreams: upstreams::views::all(&self.directory),
             certificates: self.certificates.views(),
             certificate_notes: self.certificates.notes(),
             guards: guards::views(&self.shared.snapshot.load()),
@@ -472,28 +473,10 @@ fn tell_manager(state: NotifyState<'_>) {
     }
 }
 
-fn uses_echo(config: &Config) -> bool {
-    let mut endpoints = config.upstreams.iter().flat_map(|upstream| &upstream.endpoints);
-    endpoints.any(|endpoint| endpoint.target == EndpointTarget::Echo)
-}
-
 fn addresses(config: &Config) -> Vec<SocketAddr> {
     config.listen.iter().map(|listener| listener.address).collect()
 }
 
 fn read(path: Option<&Path>) -> Result<Config, config::Errors> {
     path.map_or_else(config::embedded, config::read)
-}
-
-/// Compiles a configuration, with its endpoints put in force.
-fn snapshot(
-    config: &Arc<Config>,
-    directory: &mut Directory,
-    echo: Option<SocketAddr>,
-    counters: &Registry,
-) -> Arc<Snapshot> {
-    directory.set_echo(echo);
-    let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory, counters));
-    directory.keep(config);
-    snapshot
 }

@@ -58,9 +58,11 @@ fn status(kind: Kind) -> StatusCode {
             StatusCode::BAD_GATEWAY
         }
         Kind::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-        Kind::BreakerOpen | Kind::ConcurrencyLimit | Kind::Shed | Kind::Overloaded => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Kind::UpstreamUnavailable
+        | Kind::BreakerOpen
+        | Kind::ConcurrencyLimit
+        | Kind::Shed
+        | Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) struct Account {
     deadline: Rc<Deadline>,
     current: Rc<Current>,
     routed: Cell<Option<Routed>>,
+    upstream: Cell<Option<usize>>,
     error: Cell<Option<Kind>>,
     /// Its place among the requests that the service has at once.
     permit: RefCell<Option<Permit>>,
@@ -48,6 +49,7 @@ impl Account {
             deadline,
             current,
             routed: Cell::new(None),
+            upstream: Cell::new(None),
             error: Cell::new(None),
             permit: RefCell::new(None),
             status: None,
@@ -64,6 +66,11 @@ impl Account {
     /// The service has the request until its account is closed.
     pub(super) fn hold(&self, permit: Option<Permit>) {
         *self.permit.borrow_mut() = permit;
+    }
+
+    /// The request goes to the upstream of this index.
+    pub(super) fn sent_to(&self, upstream: usize) {
+        self.upstream.set(Some(upstream));
     }
 
     /// Hands the account to the body of the answer.
@@ -99,7 +106,7 @@ impl Account {
             route.ended(&end);
         }
         if trail.attempts() > 0
-            && let Some(upstream) = upstream_series.get(routed.upstream())
+            && let Some(upstream) = self.upstream.get().and_then(|one| upstream_series.get(one))
             && let Some(upstream) = upstream.of(worker)
         {
             upstream.ended(&End { duration: times.response, ..end });

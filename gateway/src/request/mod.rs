@@ -50,8 +50,11 @@ impl Snapshot {
         let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, directory));
         let mut upstreams: Vec<Upstream> = upstreams.collect();
         for route in &config.routes {
-            if let Some(upstream) = upstreams.get_mut(route.upstream) {
-                upstream.serves(route.priority);
+            let config::Action::Forward(forward) = &route.action else { continue };
+            for target in &forward.upstreams {
+                if let Some(upstream) = upstreams.get_mut(target.upstream) {
+                    upstream.serves(route.priority);
+                }
             }
         }
         let route_names: Vec<&str> = config.routes.iter().map(|route| &*route.name).collect();
@@ -172,7 +175,7 @@ impl Worker {
 
     /// Drops idle connections to endpoints that are of no more use.
     pub fn sweep(&self) {
-        self.client.sweep();
+        self.client.sweep(&self.current().views);
     }
 
     fn current(&self) -> Rc<Current> {

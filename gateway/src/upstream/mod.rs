@@ -19,17 +19,18 @@ mod retry;
 pub mod send;
 mod shed;
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
-use crate::base::time::instant;
-use crate::config;
+use crate::base::time::{Now, instant};
+use crate::config::{self, Algorithm};
 use crate::http::h1::head::Limits;
 use adaptive::Window;
 use balance::Group;
@@ -43,6 +44,7 @@ use guard::Guard;
 #[derive(Clone, Debug)]
 pub struct Upstream {
     group: Arc<Group>,
+    algorithm: Algorithm,
     connect_timeout: Duration,
     response_timeout: Duration,
     whole_timeout: Option<Duration>,
@@ -74,7 +76,8 @@ impl Upstream {
         directory: &mut Directory,
     ) -> Self {
         Self {
-            group: directory.group(config),
+            group: directory.group(config, Now::read()),
+            algorithm: config.balance.algorithm.clone(),
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
@@ -118,6 +121,11 @@ impl Upstream {
     /// How many requests it has at once, and how that stands.
     pub fn concurrency(&self) -> Option<(&config::Concurrency, &Limiter)> {
         self.concurrency.as_ref().map(|terms| (terms, &self.guard.limiter))
+    }
+
+    /// What sends a request from `client` to the same endpoint as others, if anything does.
+    pub fn key<B>(&self, request: &Request<B>, client: IpAddr) -> Option<u64> {
+        balance::key(&self.algorithm, request, client)
     }
 }
 

@@ -49,10 +49,13 @@ impl Pool {
         None
     }
 
-    /// Drops what has expired or was closed.
-    pub fn sweep(&self) {
+    /// Drops what has expired or was closed, and what leads where `is_used` says that nobody goes.
+    pub fn sweep(&self, is_used: impl Fn(SocketAddr) -> bool) {
         let now = Instant::now();
-        self.idle.borrow_mut().retain(|_, idle| {
+        self.idle.borrow_mut().retain(|address, idle| {
+            if !is_used(*address) {
+                return false;
+            }
             idle.retain_mut(|idle| idle.until > now && !idle.connection.is_stale());
             !idle.is_empty()
         });

@@ -1,5 +1,6 @@
 //! How a request is sent: over which connection, and once more or not when that fails.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,9 +56,11 @@ impl Client {
         View::new(&upstream.group, self.worker)
     }
 
-    /// Drops the idle connections that have expired or were closed by the other side.
-    pub fn sweep(&self) {
-        self.pool.sweep();
+    /// Drops the idle connections that have expired or were closed by the other side, and those to addresses that
+    /// requests go to no more.
+    pub fn sweep<'v>(&self, views: impl IntoIterator<Item = &'v View>) {
+        let used: HashSet<SocketAddr> = views.into_iter().flat_map(View::addresses).collect();
+        self.pool.sweep(|address| used.contains(&address));
     }
 
     /// Sends `request`, if the service takes it now, until there is an answer for the client or no more to be done. The
@@ -140,7 +143,7 @@ impl Client {
     ) -> Result<Response<AnswerBody>, Failure> {
         let Way { choice, deadline, .. } = way;
         let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
-        let mut error = Error::from(Kind::UpstreamConnect);
+        let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
             let breaker = &picked.endpoint().state.breaker;
             let pass = match terms.map(|terms| breaker.admit(terms, deadline.now())).transpose() {
@@ -170,7 +173,11 @@ impl Client {
                 Err(Failure::Final(error)) => return Err(Failure::Final(failed(error, &picked))),
             }
         }
-        Err(Failure::Unsent(Box::new(request), error))
+        Err(match error.kind() {
+            // Nobody was asked, and asking again makes nobody appear.
+            Kind::UpstreamUnavailable => Failure::Final(error),
+            _ => Failure::Unsent(Box::new(request), error),
+        })
     }
 
     /// Sends `request` to an endpoint: over a connection that is there, or over a new one.
