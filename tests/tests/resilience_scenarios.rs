@@ -206,7 +206,7 @@ fn a_body_is_replayed_as_far_as_it_was_kept() -> Result {
     let site = Site::new()?;
     let liar = site.origin(|_| Reply::Close)?;
     let honest = site.origin(ok)?;
-    let settings = json!({"retry": {"buffer": "1KiB"}});
+    let settings = json!({"retry": {"buffer": "1KiB"}, "ejection": "off"});
     let gateway = site.gateway(&[liar.address, honest.address], settings)?;
     let chunked = |bytes: usize| -> Result<u16> {
         let mut client = site.connect()?;
@@ -272,7 +272,7 @@ fn statuses_are_retried_if_asked_for_and_retry_after_is_respected() -> Result {
         _ => Reply::Answer(503, "busy"),
     })?;
     let honest = site.origin(ok)?;
-    let settings = json!({"retry": {"on": [503], "backoff": "1ms..2ms"}});
+    let settings = json!({"retry": {"on": [503], "backoff": "1ms..2ms"}, "ejection": "off"});
     let gateway = site.gateway(&[busy.address, honest.address], settings)?;
     let answers = |path: &str| -> Result<Vec<u16>> {
         let mut found: Vec<u16> = Vec::new();
@@ -380,7 +380,10 @@ fn an_endpoint_with_an_open_breaker_is_passed_over_and_a_fallback_stands_in() ->
     let fallback = json!({
         "status": 203, "headers": {"content-type": "text/plain"}, "body": "yesterday's news",
     });
-    let settings = json!({"breaker": {"failures": 1, "per": "both", "fallback": fallback}});
+    let settings = json!({
+        "breaker": {"failures": 1, "per": "both", "fallback": fallback},
+        "retry": {"attempts": 1},
+    });
     let _gateway = site.gateway(&[site.nobody()?], settings)?;
     assert_eq!(site.get("/")?.status, 502);
     let answer = site.get("/")?;

@@ -151,7 +151,7 @@ impl Client {
                 Err(left) => {
                     picked.unsent();
                     // What an endpoint said that was asked says more.
-                    if deadline.trail.attempts() == 0 {
+                    if error.kind() == Kind::UpstreamUnavailable {
                         error = Error::breaker_open(left);
                     }
                     continue;
