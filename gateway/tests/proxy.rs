@@ -76,6 +76,7 @@ fn config(targets: Vec<Target>) -> Config {
         },
         bounds: config::Bounds {
             connections: 100,
+            streams: 128,
             header_count: 100,
             head_bytes: 16 * 1024,
             target_bytes: 8 * 1024,

@@ -442,6 +442,8 @@ pub struct SourceLimit {
 pub struct Bounds {
     /// Client connections in all workers together.
     pub connections: usize,
+    /// Requests at once over one connection of HTTP/2.
+    pub streams: u32,
     /// Header fields of a request.
     pub header_count: usize,
     /// Bytes of a request's head, and of an answer's.

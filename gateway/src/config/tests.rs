@@ -67,6 +67,7 @@ fn everything_has_its_documented_default() {
         config.bounds,
         Bounds {
             connections: 65_536,
+            streams: 128,
             header_count: 100,
             head_bytes: 65_536,
             target_bytes: 8192,
