@@ -1,10 +1,11 @@
 //! Requests: what they are decided by, and the ordered page of their life ([`serve`]).
 
+mod access_log;
 pub mod account;
 pub mod listener;
 mod prepare;
 pub mod serve;
-mod target;
+pub mod target;
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use crate::base::address::PeerAddr;
 use crate::base::time::Now;
 use crate::config::{self, Config};
 use crate::http::headers;
+use crate::observe::access_log::Buffer;
 use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
 use crate::route;
@@ -28,6 +30,7 @@ use crate::upstream::balance::View;
 use crate::upstream::directory::Directory;
 use crate::upstream::send::Client;
 use crate::upstream::{Local, Upstream};
+use access_log::Log;
 use gateway_common::rule::Action;
 
 /// A configuration, compiled. It never changes; a new one takes its place.
@@ -85,6 +88,7 @@ pub struct Worker {
     current: RefCell<Rc<Current>>,
     rules: RefCell<Followed>,
     client: Client,
+    log: Log,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -126,12 +130,13 @@ impl Current {
 }
 
 impl Worker {
-    /// The worker of this number, which follows `snapshot` and `rules`.
+    /// The worker of this number, which follows `snapshot` and `rules` and writes its requests down to `log`.
     pub fn new(
         number: usize,
         snapshot: &Arc<ArcSwap<Snapshot>>,
         rules: &Rules,
         counters: Arc<Counters>,
+        log: Buffer,
     ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
@@ -145,6 +150,7 @@ impl Worker {
                 held: rules.load_full(),
                 changes: 1,
             }),
+            log: Log::new(log),
             counters,
         }
     }
@@ -152,6 +158,16 @@ impl Worker {
     /// The configuration as it is now.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.current().snapshot.config)
+    }
+
+    /// Whether requests are written down.
+    pub fn is_logging(&self) -> bool {
+        self.current.borrow().snapshot.config.access_log.is_some()
+    }
+
+    /// Hands over what was written down.
+    pub fn flush_log(&self) {
+        self.log.flush();
     }
 
     /// Whether a rule keeps `address` out. A profile limits packets, not requests.

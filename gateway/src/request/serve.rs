@@ -26,16 +26,22 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
-    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
+    let peer_is_trusted = forwarded::is_trusted(trusted, connection.peer.ip());
+    let id = prepare::request_id(request.headers(), peer_is_trusted);
+    let account = Account::open(
+        Rc::clone(&connection),
+        Rc::clone(&deadline),
+        Rc::clone(&current),
+        (Some(&request), &id),
+    );
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
         account: &account,
         current: &current,
-        peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
+        peer_is_trusted,
     };
-    let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
     let answer = match exchange.answer(request, id.clone()).await {
         Ok(answer) => answer,
         Err(error) => {
@@ -53,9 +59,10 @@ pub fn refuse(
     error: &Error,
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
-    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current);
-    account.failed(error);
     let id = prepare::request_id(&HeaderMap::new(), false);
+    let request = (None::<&Request<()>>, &id);
+    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current, request);
+    account.failed(error);
     account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
@@ -79,6 +86,7 @@ impl Exchange<'_> {
 
         target::normalise(&mut head, self.connection.scheme())?;
         let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
+        self.account.client(client);
         self.rules(client)?;
         let routed = target::route(&snapshot.routes, &mut head)?;
         self.account.routed(routed);
