@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::api::{
-    Answer, Command, Done, ListQuery, PAGE_MAX_RULES, Refusal, Request, Status,
+    Answer, Command, Done, ListQuery, ListView, PAGE_MAX_RULES, Refusal, Request, Status,
 };
 use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
@@ -277,6 +277,13 @@ impl Control {
         }
     }
 
+    /// The lists, with what is wrong with those of the configuration.
+    fn lists(&self) -> Vec<ListView> {
+        let mut lists = self.policy.list_views();
+        self.sources.annotate(&mut lists);
+        lists
+    }
+
     fn answer(&mut self, request: Request) -> Result<Answer, Refusal> {
         let now = Now::read();
         match request {
@@ -285,11 +292,7 @@ impl Control {
                 let limit = query.limit.min(PAGE_MAX_RULES);
                 views::list(&self.policy, &ListQuery { limit, ..query }, now)
             }
-            Request::Lists => {
-                let mut lists = self.policy.list_views();
-                self.sources.annotate(&mut lists);
-                Ok(Answer::Lists { lists })
-            }
+            Request::Lists => Ok(Answer::Lists { lists: self.lists() }),
             Request::AcceptList(list) => {
                 self.sources.accept(&mut self.policy, &list.name, now).map(Answer::Done)
             }
