@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-
-use crate::admin::guards::GuardView;
 use tokio::sync::oneshot;
 
+use super::certificates::CertificateView;
+use super::guards::GuardView;
 use super::monitor::{Events, Top};
 use super::query;
 use super::upstreams::UpstreamView;
@@ -360,17 +360,6 @@ pub struct Status {
     pub guards: Vec<GuardView>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
-}
-
-/// A certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CertificateView {
-    /// Where it was read.
-    pub file: String,
-    /// Its host names.
-    pub names: Vec<String>,
-    /// When it ends.
-    pub not_after: UtcMillis,
 }
 
 /// The kernel door.

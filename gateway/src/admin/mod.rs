@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod asker;
+pub mod certificates;
 pub mod client;
 pub mod guards;
 pub mod handover;
