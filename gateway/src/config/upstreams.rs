@@ -7,6 +7,7 @@ use super::at::At;
 use super::balance::balance;
 use super::breaker::breaker;
 use super::concurrency::concurrency;
+use super::health::health;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
@@ -37,6 +38,7 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
         name: own_name.to_owned(),
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
         balance: balance(raw, at),
+        health: raw.health.as_ref().and_then(|raw| health(raw, at.key("health"))),
         connect_timeout: time(&raw.timeout.connect, "connect"),
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),

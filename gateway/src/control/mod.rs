@@ -53,6 +53,7 @@ use policy::Policy;
 use privileges::Target;
 use signals::{Order, Signals};
 use sources::{Event, Sources};
+use upstreams::health::Checks;
 
 /// How often expiries are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -131,6 +132,7 @@ struct Control {
     shared: listen::Shared,
     echo: Option<SocketAddr>,
     directory: Directory,
+    checks: Checks,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::base::prefix;
 use crate::config::{
     Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet, Forward,
-    HashKey, HeaderChanges, Limit, Priority, Retry, Route, Sticky, Target, Upstream,
+    HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target, Upstream,
 };
 
 /// The choice that depends on who asks.
@@ -181,6 +181,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         name: _,
         endpoints,
         balance,
+        health,
         connect_timeout,
         response_timeout,
         whole_timeout,
@@ -223,6 +224,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
             policy("ejection.max_ejected", ejection.max_ejected),
         ],
     });
+    found.extend(health.as_ref().map_or_else(|| vec![policy("health", "none")], checks));
     found.extend(retries(retry));
     found.extend(breaking(breaker.as_ref()));
     found.extend(limiting(concurrency.as_ref()));
@@ -239,6 +241,21 @@ fn algorithm(algorithm: &Algorithm) -> String {
         Algorithm::Hash(HashKey::Path) => "hash of the path".to_owned(),
         Algorithm::Hash(HashKey::Client) => "hash of the client's address".to_owned(),
     }
+}
+
+fn checks(health: &Health) -> Vec<Policy> {
+    let asked = match &health.probe {
+        Probe::Tcp => "tcp".to_owned(),
+        Probe::Http { path, .. } => format!("http {path}"),
+        Probe::Grpc { service, .. } => format!("grpc {service}").trim_end().to_owned(),
+    };
+    vec![
+        policy("health", asked),
+        policy("health.interval", format_duration(health.interval)),
+        policy("health.timeout", format_duration(health.timeout)),
+        policy("health.healthy_after", health.healthy_after),
+        policy("health.unhealthy_after", health.unhealthy_after),
+    ]
 }
 
 fn retries(retry: &Retry) -> Vec<Policy> {
