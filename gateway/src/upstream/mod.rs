@@ -14,6 +14,7 @@ pub mod directory;
 pub mod echo;
 pub mod endpoint;
 pub mod guard;
+pub mod h2;
 pub mod pool;
 mod retry;
 pub mod send;
@@ -55,6 +56,7 @@ pub struct Upstream {
     top_priority: config::Priority,
     guard: Arc<Guard>,
     keep: Keep,
+    protocol: config::Protocol,
     limits: Limits,
 }
 
@@ -86,6 +88,7 @@ impl Upstream {
             concurrency: config.concurrency,
             top_priority: config::Priority::Low,
             guard: directory.guard(&config.name),
+            protocol: config.protocol,
             keep: Keep { connections: config.idle_connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
         }
