@@ -35,6 +35,7 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
     Upstream {
         name: own_name.to_owned(),
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
+        protocol: raw.protocol,
         balance: balance(raw, at),
         health: raw.health.as_ref().and_then(|raw| health(raw, at.key("health"))),
         connect_timeout: time(&raw.timeout.connect, "connect"),

@@ -10,6 +10,7 @@ pub mod connection;
 pub mod directory;
 pub mod echo;
 pub mod endpoint;
+pub mod h2;
 pub mod pool;
 mod retry;
 pub mod send;
@@ -38,6 +39,7 @@ pub struct Upstream {
     whole_timeout: Option<Duration>,
     retry: config::Retry,
     keep: Keep,
+    protocol: config::Protocol,
     limits: Limits,
 }
 
@@ -65,6 +67,7 @@ impl Upstream {
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
             retry: config.retry.clone(),
+            protocol: config.protocol,
             keep: Keep { connections: config.idle_connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
         }
