@@ -8,6 +8,8 @@ mod access_log;
 mod at;
 mod balance;
 mod bounds;
+mod breaker;
+mod concurrency;
 mod de;
 mod diagnostic;
 mod forms;
@@ -41,11 +43,13 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
+pub use self::breaker::{Breaker, Fallback};
+pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::health::{Health, Probe};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
-pub use self::retry::{Backoff, Retry, RetryOn};
+pub use self::retry::{Backoff, FailureSet, Retry};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
@@ -519,6 +523,10 @@ pub struct Upstream {
     pub whole_timeout: Option<Duration>,
     /// When a request is sent once more.
     pub retry: Retry,
+    /// When it is left alone because it fails; `None` for never.
+    pub breaker: Option<Breaker>,
+    /// How many requests it has at once; `None` for any number.
+    pub concurrency: Option<Concurrency>,
     /// Idle connections kept to one endpoint by one worker.
     pub idle_connections: usize,
     /// How long an idle connection is kept.

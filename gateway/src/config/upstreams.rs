@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::at::At;
 use super::balance::balance;
+use super::breaker::breaker;
+use super::concurrency::concurrency;
 use super::health::health;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
@@ -42,6 +44,8 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
         retry: retry(&raw.retry, at.key("retry")),
+        breaker: raw.breaker.as_ref().map(|raw| breaker(raw, at.key("breaker"))),
+        concurrency: raw.concurrency.as_ref().map(|raw| concurrency(raw, at.key("concurrency"))),
         idle_connections: idle_connections.unwrap_or_default(),
         idle_timeout: time(&raw.timeout.idle, "idle"),
     }

@@ -117,9 +117,20 @@ impl Exchange<'_> {
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
         let key = upstream.key(&request, client.ip());
-        let way = Way { choice: Choice { upstream, view, key }, local, deadline: self.deadline };
-        let response = worker.client.send(way, request).await?;
-        let mut response = prepare::response(response.map(Answer::Upstream), id);
+        let choice = Choice { upstream, view, key };
+        let way = Way { choice, local, deadline: self.deadline, priority: route.priority };
+        let response = match worker.client.send(way, request).await {
+            Ok((response, permit)) => {
+                self.account.hold(permit);
+                response.map(Answer::Upstream)
+            }
+            Err(error) => {
+                let fallback = upstream.fallback(&error).ok_or_else(|| error.clone())?;
+                self.account.failed(&error);
+                fallback.map(Answer::Gateway)
+            }
+        };
+        let mut response = prepare::response(response, id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
         if let Some(cookie) = destination.cookie(self.connection.tls.is_some()) {
             response.headers_mut().append(SET_COOKIE, cookie);
