@@ -8,9 +8,12 @@ mod access_log;
 mod at;
 mod balance;
 mod bounds;
+mod breaker;
+mod concurrency;
 mod de;
 mod diagnostic;
 mod forms;
+mod health;
 mod kernel;
 mod listen;
 mod lists;
@@ -19,6 +22,7 @@ mod raw;
 mod retry;
 mod routes;
 mod tls;
+mod tracing;
 mod tree;
 mod upstreams;
 mod value;
@@ -39,15 +43,19 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
+pub use self::breaker::{Breaker, Fallback};
+pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
+pub use self::health::{Health, Probe};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
-pub use self::retry::{Backoff, Retry, RetryOn};
+pub use self::retry::{Backoff, FailureSet, Retry};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
 };
 pub use self::tls::{AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni};
+pub use self::tracing::{TraceFormat, TraceTrust, Tracing};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};
@@ -169,6 +177,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         },
         metrics,
         access_log: access_log::access_log(&raw.access_log, at.key("access_log")),
+        tracing: tracing::tracing(&raw.tracing, at.key("tracing")),
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -244,6 +253,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is written down of requests; `None`: nothing.
     pub access_log: Option<AccessLog>,
+    /// Which traces requests belong to; `None`: that is left to clients and upstreams.
+    pub tracing: Option<Tracing>,
     /// The kernel door.
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.
@@ -469,6 +480,28 @@ pub struct Bounds {
     pub drain_timeout: Duration,
 }
 
+/// What a service is asked over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Protocol {
+    /// HTTP/1.1, one request a connection at a time.
+    #[default]
+    #[serde(rename = "http1")]
+    Http1,
+    /// HTTP/2 by prior knowledge, many requests a connection.
+    #[serde(rename = "h2")]
+    Http2,
+}
+
+impl Protocol {
+    /// As it is written in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "h2",
+        }
+    }
+}
+
 /// A service behind the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -476,8 +509,12 @@ pub struct Upstream {
     pub name: String,
     /// Where it is served. At least one.
     pub endpoints: Vec<Endpoint>,
+    /// What it is asked over.
+    pub protocol: Protocol,
     /// How one of them is chosen.
     pub balance: Balance,
+    /// How they are asked whether they are well; `None` for not at all.
+    pub health: Option<Health>,
     /// Time to connect to an endpoint.
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.
@@ -486,6 +523,10 @@ pub struct Upstream {
     pub whole_timeout: Option<Duration>,
     /// When a request is sent once more.
     pub retry: Retry,
+    /// When it is left alone because it fails; `None` for never.
+    pub breaker: Option<Breaker>,
+    /// How many requests it has at once; `None` for any number.
+    pub concurrency: Option<Concurrency>,
     /// Idle connections kept to one endpoint by one worker.
     pub idle_connections: usize,
     /// How long an idle connection is kept.

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use super::at::At;
 use super::balance::balance;
+use super::breaker::breaker;
+use super::concurrency::concurrency;
+use super::health::health;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
@@ -34,11 +37,15 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
     Upstream {
         name: own_name.to_owned(),
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
+        protocol: raw.protocol,
         balance: balance(raw, at),
+        health: raw.health.as_ref().and_then(|raw| health(raw, at.key("health"))),
         connect_timeout: time(&raw.timeout.connect, "connect"),
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
         retry: retry(&raw.retry, at.key("retry")),
+        breaker: raw.breaker.as_ref().map(|raw| breaker(raw, at.key("breaker"))),
+        concurrency: raw.concurrency.as_ref().map(|raw| concurrency(raw, at.key("concurrency"))),
         idle_connections: idle_connections.unwrap_or_default(),
         idle_timeout: time(&raw.timeout.idle, "idle"),
     }

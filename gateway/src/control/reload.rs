@@ -120,6 +120,7 @@ impl Control {
         self.certificates.configure(&config, certificates, listeners);
         let counters = &self.shared.counters;
         let snapshot = snapshot(&config, &mut self.directory, self.echo, counters);
+        self.checks.configure(&config, &self.directory);
         self.shared.snapshot.store(snapshot);
         self.shared.access_log.switch(log);
         self.config = config;

@@ -42,16 +42,8 @@ impl Connection {
         limits: Limits,
         deadline: &Deadline,
     ) -> Result<Box<Self>, Error> {
-        let mut connecting = pin!(TcpStream::connect(endpoint));
-        let stream = poll_fn(|context| match connecting.as_mut().poll(context) {
-            Poll::Ready(result) => Poll::Ready(result.map_err(|error| connect_error(&error))),
-            Poll::Pending if deadline.has_passed() => Poll::Ready(Err(deadline.error())),
-            Poll::Pending => Poll::Pending,
-        })
-        .await?;
-        // Failing that, small requests are only slower.
-        stream.set_nodelay(true).ok();
-        Ok(Box::new(Self { endpoint, http: Client::new(Socket::Plain(stream), limits) }))
+        let socket = connect(endpoint, deadline).await?;
+        Ok(Box::new(Self { endpoint, http: Client::new(socket, limits) }))
     }
 
     /// Where it leads.
@@ -123,6 +115,20 @@ impl Connection {
     pub fn is_reusable(&self) -> bool {
         self.http.is_reusable()
     }
+}
+
+/// A socket of `endpoint`, before the deadline.
+pub(super) async fn connect(endpoint: SocketAddr, deadline: &Deadline) -> Result<Socket, Error> {
+    let mut connecting = pin!(TcpStream::connect(endpoint));
+    let stream = poll_fn(|context| match connecting.as_mut().poll(context) {
+        Poll::Ready(result) => Poll::Ready(result.map_err(|error| connect_error(&error))),
+        Poll::Pending if deadline.has_passed() => Poll::Ready(Err(deadline.error())),
+        Poll::Pending => Poll::Pending,
+    })
+    .await?;
+    // Failing that, small requests are only slower.
+    stream.set_nodelay(true).ok();
+    Ok(Socket::Plain(stream))
 }
 
 /// A lack of descriptors, ports or memory is the gateway's fault, everything else the endpoint's.

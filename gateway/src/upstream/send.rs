@@ -4,17 +4,24 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
+use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
+use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
+use crate::http::grpc;
 use crate::observe::Counters;
-use crate::upstream::balance::{Choice, Picked, Tried, View};
-use crate::upstream::body::AnswerBody;
+use crate::upstream::balance::{Choice, Group, Picked, Tried, View};
+use crate::upstream::body::{AnswerBody, Carrier};
+use crate::upstream::breaker::{Pass, has_failed};
+use crate::upstream::concurrency::{self, Permit};
 use crate::upstream::connection::{Connection, Failure};
 use crate::upstream::endpoint::Outcome;
+use crate::upstream::h2::{Target, Trunks};
 use crate::upstream::pool::{Home, Pool};
 use crate::upstream::retry::Effort;
 use crate::upstream::{Local, Upstream};
@@ -25,6 +32,7 @@ pub struct Client {
     /// The number of the worker.
     worker: usize,
     pool: Rc<Pool>,
+    trunks: Trunks,
     counters: Arc<Counters>,
 }
 
@@ -34,15 +42,17 @@ pub struct Way<'a> {
     /// The service, and how an endpoint of it is picked.
     pub choice: Choice<'a>,
     /// What the worker remembers of it.
-    pub local: &'a Local,
+    pub local: &'a Rc<Local>,
     /// How long the request may take.
     pub deadline: &'a Rc<Deadline>,
+    /// How important it is.
+    pub priority: Priority,
 }
 
 impl Client {
     /// A client without connections, for the worker of this number.
     pub fn new(worker: usize, counters: Arc<Counters>) -> Self {
-        Self { worker, pool: Rc::default(), counters }
+        Self { worker, pool: Rc::default(), trunks: Trunks::default(), counters }
     }
 
     /// The endpoints of `upstream` as this worker sees them.
@@ -55,19 +65,56 @@ impl Client {
     pub fn sweep<'v>(&self, views: impl IntoIterator<Item = &'v View>) {
         let used: HashSet<SocketAddr> = views.into_iter().flat_map(View::addresses).collect();
         self.pool.sweep(|address| used.contains(&address));
+        self.trunks.sweep(|address| used.contains(&address));
     }
 
-    /// Sends `request` until there is an answer for the client, or no more to be done.
+    /// Sends `request`, if the service takes it now, until there is an answer for the client or no more to be done. The
+    /// permit is to be kept until the answer is at its end.
     pub async fn send(
+        &self,
+        way: Way<'_>,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<AnswerBody>, Option<Permit>), Error> {
+        let Way { choice, local, deadline, priority } = way;
+        let upstream = choice.upstream;
+        deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
+        let guard = &local.guard;
+        let terms = upstream.breaker.as_ref().filter(|terms| terms.of_upstream);
+        let pass = terms.map(|terms| guard.breaker.admit(terms, deadline.now())).transpose();
+        let pass = pass.map_err(Error::breaker_open)?;
+        let permit = match &upstream.concurrency {
+            Some(terms) => {
+                let priority = (priority, upstream.top_priority);
+                Some(concurrency::enter(local, terms, priority, deadline).await?)
+            }
+            None => None,
+        };
+        let began = deadline.now();
+        let sent = self.persist(way, request).await;
+        let came = sent.as_ref().map(|answer| answer.status().as_u16()).map_err(Error::kind);
+        let now = deadline.now();
+        report(pass, terms, came, (&upstream.group, None, now));
+        if let Some(Concurrency { limit: Limit::Adaptive(bounds), .. }) = upstream.concurrency {
+            let timed_out = came == Err(Kind::UpstreamTimeout);
+            if came.is_ok() || timed_out {
+                let took = (now.saturating_duration_since(began), timed_out);
+                let seen = (guard.limiter.active(), now);
+                guard.limiter.adaptive.sample(&local.window, bounds, took, seen);
+            }
+        }
+        Ok((sent?, permit))
+    }
+
+    /// Sends `request` as often as its service's `retry` says.
+    async fn persist(
         &self,
         way: Way<'_>,
         request: Request<RequestBody>,
     ) -> Result<Response<AnswerBody>, Error> {
         let Way { choice, local, deadline, .. } = way;
-        let upstream = choice.upstream;
-        deadline.bound(upstream.whole_timeout);
+        let retry = &choice.upstream.retry;
         let counted = (&local.budget, &self.counters.resilience);
-        let (mut effort, mut request) = Effort::new(&upstream.retry, counted, deadline, request);
+        let (mut effort, mut request) = Effort::new(retry, counted, deadline, request);
         let mut tried = Tried::default();
         loop {
             let pause;
@@ -100,34 +147,33 @@ impl Client {
         mut request: Request<RequestBody>,
     ) -> Result<Response<AnswerBody>, Failure> {
         let Way { choice, deadline, .. } = way;
-        let upstream = choice.upstream;
+        let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
         let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
-            deadline.trail.attempt(picked.address());
-            if let Some(connection) = self.pool.take(picked.address()) {
-                self.counters.upstream_connections_reused.add(1);
-                match exchange(connection, way, request).await {
-                    Ok(answer) => return Ok(self.answer(answer, way, picked)),
-                    Err(Failure::Unsent(unsent, _)) => request = *unsent,
-                    Err(Failure::Final(error)) => {
-                        return Err(Failure::Final(failed(error, &picked)));
+            let breaker = &picked.endpoint().state.breaker;
+            let pass = match terms.map(|terms| breaker.admit(terms, deadline.now())).transpose() {
+                Ok(pass) => pass,
+                Err(left) => {
+                    picked.unsent();
+                    // What an endpoint said that was asked says more.
+                    if error.kind() == Kind::UpstreamUnavailable {
+                        error = Error::breaker_open(left);
                     }
-                }
-            }
-            deadline.connect(upstream.connect_timeout);
-            let opened = Connection::open(picked.address(), upstream.limits, deadline).await;
-            let connection = match opened {
-                Ok(connection) => connection,
-                Err(refused) => {
-                    error = failed(refused, &picked);
                     continue;
                 }
             };
-            self.counters.upstream_connections_opened.add(1);
-            match exchange(connection, way, request).await {
+            deadline.trail.attempt(picked.address());
+            let came = self.try_endpoint(way, &picked, request).await;
+            let outcome = match &came {
+                Ok((response, _)) => Ok(response.status().as_u16()),
+                Err(Failure::Unsent(_, error) | Failure::Final(error)) => Err(error.kind()),
+            };
+            let whose = (&*choice.upstream.group, Some(picked.address()), deadline.now());
+            report(pass, terms, outcome, whose);
+            match came {
                 Ok(answer) => return Ok(self.answer(answer, way, picked)),
-                Err(Failure::Unsent(unsent, closed)) => {
-                    (request, error) = (*unsent, failed(closed, &picked));
+                Err(Failure::Unsent(unsent, refused)) => {
+                    (request, error) = (*unsent, failed(refused, &picked));
                 }
                 Err(Failure::Final(error)) => return Err(Failure::Final(failed(error, &picked))),
             }
@@ -139,9 +185,62 @@ impl Client {
         })
     }
 
+    /// Sends `request` to an endpoint: over a connection that is there, or over a new one.
+    async fn try_endpoint(
+        &self,
+        way: Way<'_>,
+        picked: &Picked,
+        mut request: Request<RequestBody>,
+    ) -> Result<(Response<()>, Carrier), Failure> {
+        let Way { choice: Choice { upstream, .. }, deadline, .. } = way;
+        if upstream.protocol == Protocol::Http2 {
+            return self.multiplexed(way, picked.address(), request).await;
+        }
+        if let Some(connection) = self.pool.take(picked.address()) {
+            self.counters.upstream_connections_reused.add(1);
+            match exchange(connection, way, request).await {
+                Err(Failure::Unsent(unsent, _)) => request = *unsent,
+                done => return done,
+            }
+        }
+        deadline.connect(upstream.connect_timeout);
+        let opened = Connection::open(picked.address(), upstream.limits, deadline).await;
+        match opened {
+            Ok(connection) => {
+                self.counters.upstream_connections_opened.add(1);
+                exchange(connection, way, request).await
+            }
+            Err(error) => Err(Failure::Unsent(Box::new(request), error)),
+        }
+    }
+
+    async fn multiplexed(
+        &self,
+        way: Way<'_>,
+        address: SocketAddr,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<()>, Carrier), Failure> {
+        let upstream = way.choice.upstream;
+        let target = Target {
+            address,
+            limits: upstream.limits,
+            keep: upstream.keep,
+            connect_timeout: upstream.connect_timeout,
+            response_timeout: upstream.response_timeout,
+        };
+        let (result, opened) = self.trunks.send(&target, request, way.deadline).await;
+        if opened {
+            self.counters.upstream_connections_opened.add(1);
+        } else {
+            self.counters.upstream_connections_reused.add(1);
+        }
+        let (head, exchange) = result?.into_parts();
+        Ok((Response::from_parts(head, ()), Carrier::Http2(Box::new(exchange))))
+    }
+
     fn answer(
         &self,
-        (response, connection): (Response<()>, Box<Connection>),
+        (response, connection): (Response<()>, Carrier),
         way: Way<'_>,
         picked: Picked,
     ) -> Response<AnswerBody> {
@@ -156,13 +255,33 @@ async fn exchange(
     mut connection: Box<Connection>,
     way: Way<'_>,
     request: Request<RequestBody>,
-) -> Result<(Response<()>, Box<Connection>), Failure> {
+) -> Result<(Response<()>, Carrier), Failure> {
     let response_timeout = way.choice.upstream.response_timeout;
     let response = connection.send(request, response_timeout, way.deadline).await?;
-    Ok((response, connection))
+    Ok((response, Carrier::Http1(connection)))
+}
+
+/// The bound of the configuration, or the client's own if that is less.
+fn whole_timeout(configured: Option<Duration>, fields: &HeaderMap) -> Option<Duration> {
+    configured.into_iter().chain(grpc::timeout(fields)).min()
 }
 
 fn failed(error: Error, picked: &Picked) -> Error {
     picked.observe(Outcome::Failed(error.kind()));
     error
+}
+
+/// Tells a breaker what came of a request, and the log if that changed it.
+fn report(
+    pass: Option<Pass<'_>>,
+    terms: Option<&Breaker>,
+    came: Result<u16, Kind>,
+    (group, endpoint, now): (&Group, Option<SocketAddr>, Instant),
+) {
+    let Some((pass, terms)) = pass.zip(terms) else { return };
+    let began = pass.begins();
+    let Some(begins) = pass.report(has_failed(&terms.on, came), now).or(began) else { return };
+    let (upstream, state) = (group.name(), begins.name());
+    let endpoint = endpoint.map(tracing::field::display);
+    tracing::warn!(upstream, endpoint, state, "a circuit breaker has changed");
 }

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Algorithm, Ambiguity, Bounds, Config, Forward, HashKey, HeaderChanges, Retry, Route, Sticky,
-    Target, Upstream,
+    Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet, Forward,
+    HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target, Upstream,
 };
 
 /// The choice that depends on who asks.
@@ -116,7 +116,14 @@ pub(super) fn of_route(route: &Route) -> Vec<Policy> {
         Ambiguity::Keep => "keep",
         Ambiguity::Refuse => "refuse",
     };
+    let priority = match route.priority {
+        Priority::Low => "low",
+        Priority::Normal => "normal",
+        Priority::High => "high",
+        Priority::Critical => "critical",
+    };
     let mut found = vec![
+        policy("priority", priority),
         policy("encoded_slash", ambiguity(route.encoded_slash)),
         policy("path_parameters", ambiguity(route.path_parameters)),
     ];
@@ -173,11 +180,15 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     let Upstream {
         name: _,
         endpoints,
+        protocol,
         balance,
+        health,
         connect_timeout,
         response_timeout,
         whole_timeout,
         retry,
+        breaker,
+        concurrency,
         idle_connections,
         idle_timeout,
     } = upstream;
@@ -196,6 +207,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         .collect();
     let whole = whole_timeout.map(|time| format_duration(time).to_string());
     found.extend([
+        policy("protocol", protocol.name()),
         policy("balance", algorithm(&balance.algorithm)),
         policy("slow_start", format_duration(balance.slow_start)),
         policy("panic_threshold", balance.panic_threshold),
@@ -214,7 +226,10 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
             policy("ejection.max_ejected", ejection.max_ejected),
         ],
     });
+    found.extend(health.as_ref().map_or_else(|| vec![policy("health", "none")], checks));
     found.extend(retries(retry));
+    found.extend(breaking(breaker.as_ref()));
+    found.extend(limiting(concurrency.as_ref()));
     (shown.into_iter().map(|(target, _)| target).collect(), found)
 }
 
@@ -230,24 +245,76 @@ fn algorithm(algorithm: &Algorithm) -> String {
     }
 }
 
+fn checks(health: &Health) -> Vec<Policy> {
+    let asked = match &health.probe {
+        Probe::Tcp => "tcp".to_owned(),
+        Probe::Http { path, .. } => format!("http {path}"),
+        Probe::Grpc { service, .. } => format!("grpc {service}").trim_end().to_owned(),
+    };
+    vec![
+        policy("health", asked),
+        policy("health.interval", format_duration(health.interval)),
+        policy("health.timeout", format_duration(health.timeout)),
+        policy("health.healthy_after", health.healthy_after),
+        policy("health.unhealthy_after", health.unhealthy_after),
+    ]
+}
+
 fn retries(retry: &Retry) -> Vec<Policy> {
     let Retry { attempts, on, methods, backoff, budget, buffer_bytes } = retry;
     if *attempts < 2 {
         return vec![policy("retry.attempts", attempts)];
     }
+    let methods: Vec<&str> = methods.iter().map(http::Method::as_str).collect();
+    let (first, max) = (format_duration(backoff.first), format_duration(backoff.max));
+    vec![
+        policy("retry.attempts", attempts),
+        policy("retry.on", failures(on)),
+        policy("retry.methods", methods.join(", ")),
+        policy("retry.backoff", format!("{first}..{max}")),
+        policy("retry.budget", budget),
+        policy("retry.buffer_bytes", buffer_bytes),
+    ]
+}
+
+fn failures(on: &FailureSet) -> String {
     let statuses: Vec<String> = on.statuses.iter().map(ToString::to_string).collect();
     let named =
         [(on.connect_failure, "connect_failure"), (on.reset, "reset"), (on.timeout, "timeout")];
     let named = named.into_iter().filter(|(is_on, _)| *is_on).map(|(_, name)| name);
     let on: Vec<&str> = named.chain(statuses.iter().map(String::as_str)).collect();
-    let methods: Vec<&str> = methods.iter().map(http::Method::as_str).collect();
-    let (first, max) = (format_duration(backoff.first), format_duration(backoff.max));
+    on.join(", ")
+}
+
+fn breaking(breaker: Option<&Breaker>) -> Vec<Policy> {
+    let Some(breaker) = breaker else { return vec![policy("breaker", "none")] };
+    let per = match (breaker.of_upstream, breaker.of_endpoints) {
+        (true, true) => "both",
+        (true, false) => "upstream",
+        (false, _) => "endpoint",
+    };
+    let fallback = breaker.fallback.as_ref().map(|fallback| fallback.status.as_u16());
     vec![
-        policy("retry.attempts", attempts),
-        policy("retry.on", on.join(", ")),
-        policy("retry.methods", methods.join(", ")),
-        policy("retry.backoff", format!("{first}..{max}")),
-        policy("retry.budget", budget),
-        policy("retry.buffer_bytes", buffer_bytes),
+        policy("breaker.failures", breaker.failures),
+        policy("breaker.open_for", format_duration(breaker.open_for)),
+        policy("breaker.half_open", breaker.half_open),
+        policy("breaker.on", failures(&breaker.on)),
+        policy("breaker.per", per),
+        policy("breaker.fallback.status", fallback.unwrap_or(503)),
+    ]
+}
+
+fn limiting(concurrency: Option<&Concurrency>) -> Vec<Policy> {
+    let Some(Concurrency { limit, queue, wait }) = concurrency else {
+        return vec![policy("concurrency", "none")];
+    };
+    let limit = match limit {
+        Limit::Fixed(limit) => limit.to_string(),
+        Limit::Adaptive(Adaptive { min, max }) => format!("adaptive, {min} to {max}"),
+    };
+    vec![
+        policy("concurrency.limit", limit),
+        policy("concurrency.queue", queue),
+        policy("concurrency.wait", format_duration(*wait)),
     ]
 }

@@ -3,6 +3,10 @@
 use serde::Deserialize;
 
 use super::{RawBalance, RawEjection, RawEjectionSection, Section, TextOr};
+use crate::config::Protocol;
+use crate::config::breaker::RawBreaker;
+use crate::config::concurrency::RawConcurrency;
+use crate::config::health::RawHealth;
 use crate::config::retry::RawRetry;
 
 /// A service.
@@ -11,6 +15,8 @@ use crate::config::retry::RawRetry;
 pub(in crate::config) struct RawUpstream {
     /// At least one.
     pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    #[serde(default)]
+    pub(in crate::config) protocol: Protocol,
     /// How one of them is chosen.
     #[serde(default = "balance")]
     pub(in crate::config) balance: RawBalance,
@@ -20,12 +26,21 @@ pub(in crate::config) struct RawUpstream {
     /// Share of usable endpoints below which all are used.
     #[serde(default = "panic_threshold")]
     pub(in crate::config) panic_threshold: String,
+    /// Default: nobody asks.
+    #[serde(default)]
+    pub(in crate::config) health: Option<RawHealth>,
     #[serde(default = "ejection")]
     pub(in crate::config) ejection: RawEjection,
     #[serde(default)]
     pub(in crate::config) timeout: RawTimeout,
     #[serde(default)]
     pub(in crate::config) retry: RawRetry,
+    /// Default: none.
+    #[serde(default)]
+    pub(in crate::config) breaker: Option<RawBreaker>,
+    /// Default: no limit.
+    #[serde(default)]
+    pub(in crate::config) concurrency: Option<RawConcurrency>,
     /// Idle connections kept to one endpoint by one worker.
     #[serde(default = "idle_connections")]
     pub(in crate::config) idle_connections: u64,

@@ -78,7 +78,9 @@ impl Scan {
         while let Some(length) = bytes.get(self.looked..).and_then(|rest| memchr(b'\n', rest)) {
             let end = self.looked + length;
             let line = bytes.get(self.line..end).and_then(|line| line.strip_suffix(b"\r"));
-            let is_empty = line.ok_or(bad("a line of the head ends without CR"))?.is_empty();
+            let is_empty =
+                line.ok_or_else(|| bad("a line of the head ends without CR"))?.is_empty();
+            self.check_request_line(end, limits)?;
             (self.line, self.looked) = (end + 1, end + 1);
             if !is_empty {
                 self.lines += 1;
@@ -100,13 +102,8 @@ impl Scan {
             }
         }
         self.looked = bytes.len();
+        self.check_request_line(bytes.len(), limits)?;
         self.check_size(bytes.len(), limits)?;
-        if self.section == Section::Request
-            && self.lines == 0
-            && bytes.len() - self.begin > limits.target_bytes + METHOD_AND_VERSION_BYTES
-        {
-            return Err(Kind::TargetTooLong.into());
-        }
         Ok(None)
     }
 
@@ -128,6 +125,15 @@ impl Scan {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Before the size of the head, so that the answer does not depend on how much has come.
+    fn check_request_line(&self, end: usize, limits: &Limits) -> Result<(), Error> {
+        let is_request_line = self.section == Section::Request && self.lines == 0;
+        if is_request_line && end - self.begin > limits.target_bytes + METHOD_AND_VERSION_BYTES {
+            return Err(Kind::TargetTooLong.into());
+        }
+        Ok(())
     }
 
     fn check_size(&self, end: usize, limits: &Limits) -> Result<(), Error> {
@@ -167,15 +173,17 @@ pub struct RequestHead {
 pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
     let end = memchr(b'\r', head).unwrap_or_default();
     let line = head.get(..end).unwrap_or_default();
-    let not_a_line = bad("this is not a request line");
-    let method = memchr(b' ', line).ok_or(not_a_line.clone())?;
+    let not_a_line = || bad("this is not a request line");
+    let method = memchr(b' ', line).ok_or_else(not_a_line)?;
     let version =
         line.len().checked_sub(VERSION_BYTES + 1).filter(|space| line.get(*space) == Some(&b' '));
-    let version = version.filter(|space| *space > method).ok_or(not_a_line.clone())?;
+    let version = version.filter(|space| *space > method).ok_or_else(not_a_line)?;
     let mut parts = Request::new(()).into_parts().0;
     parts.version = read_version(line.get(version + 1..))?;
-    parts.method =
-        line.get(..method).and_then(|method| Method::from_bytes(method).ok()).ok_or(not_a_line)?;
+    parts.method = line
+        .get(..method)
+        .and_then(|method| Method::from_bytes(method).ok())
+        .ok_or_else(not_a_line)?;
     parts.uri = target(head.slice(method + 1..version), limits)?;
     let mut said = Said::default();
     parts.headers = fields(head, end + 2, Some(&mut said))?;
@@ -218,10 +226,10 @@ pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
     let end = memchr(b'\r', head).unwrap_or_default();
     let line = head.get(..end).unwrap_or_default();
     let (version, rest) =
-        line.split_at_checked(VERSION_BYTES).ok_or(bad("this is not a status line"))?;
+        line.split_at_checked(VERSION_BYTES).ok_or_else(|| bad("this is not a status line"))?;
     let mut parts = Response::new(()).into_parts().0;
     parts.version = read_version(Some(version))?;
-    parts.status = status(rest).ok_or(bad("this is not a status line"))?;
+    parts.status = status(rest).ok_or_else(|| bad("this is not a status line"))?;
     let mut said = Said::default();
     parts.headers = fields(head, end + 2, Some(&mut said))?;
     said.check(parts.version)?;
@@ -350,7 +358,7 @@ fn content_length(value: &[u8]) -> Result<u64, Error> {
         str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits
         .and_then(|digits| digits.parse().ok())
-        .ok_or(bad("the header Content-Length is no number"))
+        .ok_or_else(|| bad("the header Content-Length is no number"))
 }
 
 fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -365,11 +373,11 @@ fn fields(head: &Bytes, mut at: usize, mut said: Option<&mut Said>) -> Result<He
     let mut fields = HeaderMap::with_capacity(lines + ADDED_FIELDS);
     while let Some(length) = head.get(at..).and_then(|rest| memchr(b'\n', rest)) {
         let line = head.get(at..at + length).and_then(|line| line.strip_suffix(b"\r"));
-        let line = line.ok_or(bad("a line of the head ends without CR"))?;
+        let line = line.ok_or_else(|| bad("a line of the head ends without CR"))?;
         if line.is_empty() {
             break;
         }
-        let colon = memchr(b':', line).ok_or(bad("a header field has no colon"))?;
+        let colon = memchr(b':', line).ok_or_else(|| bad("a header field has no colon"))?;
         let (name, value) = line.split_at_checked(colon).unwrap_or_default();
         let name = HeaderName::from_bytes(name)
             .map_err(|_| bad("the name of a header field is not valid"))?;
@@ -539,6 +547,11 @@ mod tests {
             Kind::TargetTooLong
         );
         assert_eq!(kind(&format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(500))), Kind::HeadTooLarge);
+        let both = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(600));
+        for piece in [1, 7, 300, both.len()] {
+            let error = read(both.as_bytes(), piece).unwrap_err();
+            assert_eq!(error.kind(), Kind::TargetTooLong, "{piece}");
+        }
         assert_eq!(
             kind(&format!("GET / HTTP/1.1\r\n{}", "X: x\r\n".repeat(6))),
             Kind::HeadTooLarge
