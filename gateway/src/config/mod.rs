@@ -22,6 +22,7 @@ mod raw;
 mod retry;
 mod routes;
 mod tls;
+mod tracing;
 mod tree;
 mod upstreams;
 mod value;
@@ -54,6 +55,7 @@ pub use self::routes::{
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
 };
 pub use self::tls::{AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni};
+pub use self::tracing::{TraceFormat, TraceTrust, Tracing};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};
@@ -175,6 +177,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         },
         metrics,
         access_log: access_log::access_log(&raw.access_log, at.key("access_log")),
+        tracing: tracing::tracing(&raw.tracing, at.key("tracing")),
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -250,6 +253,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is written down of requests; `None`: nothing.
     pub access_log: Option<AccessLog>,
+    /// Which traces requests belong to; `None`: that is left to clients and upstreams.
+    pub tracing: Option<Tracing>,
     /// The kernel door.
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.

@@ -112,6 +112,7 @@ fn everything_has_its_documented_default() {
     assert_eq!(*backoff, Backoff { first: ms(25), max: ms(250) });
     assert_eq!(config.state.dir, default_paths().state_dir);
     assert_eq!(config.admin.socket, default_paths().admin_socket);
+    assert_eq!((&config.access_log, &config.tracing), (&None, &None));
     assert_eq!(config.metrics, Metrics { listen: None, max_names: 1000 });
     assert!(config.workers >= 1 && config.routes.is_empty() && config.user.is_none());
 }

@@ -14,6 +14,7 @@ use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
 use crate::http::h1;
+use crate::http::trace_context::TraceContext;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
 use crate::request::access_log::{Ended, Entry};
@@ -64,6 +65,13 @@ impl Account {
             sent_bytes: 0,
             entry,
             whole: false,
+        }
+    }
+
+    /// It is known which trace the request belongs to.
+    pub(super) fn traced(&self, context: &TraceContext<'_>) {
+        if let Some(entry) = &self.entry {
+            entry.traced(context);
         }
     }
 
