@@ -61,7 +61,8 @@ fuzz_target!(|input: (&str, &str, Option<&str>, &[u8])| {
         }
         Action::Redirect(redirect) => {
             if let Ok(location) = expand(&redirect.to, &route.path, &uri, Some(host)) {
-                let host = location.strip_prefix("https://").and_then(|rest| rest.split('/').next());
+                let host =
+                    location.strip_prefix("https://").and_then(|rest| rest.split('/').next());
                 assert!(host.is_some_and(|host| host.ends_with(".t")), "{location:?}");
                 let uri: Uri = location.parse().expect("a location is a URI");
                 assert_eq!(uri.authority().map(|authority| authority.as_str()), host);

@@ -608,7 +608,7 @@ fn how_endpoints_are_checked() {
     refused("{path: a}", "`a` is no path", "a");
     refused("{host: 'a b'}", "`a b` is no host", "'a b'");
     refused("{status: [299-200]}", "`299-200` is no range of statuses", "299-200");
-    refused("{status: []}", "no status is a good one", "[]");
+    refused("{status: []}", "no status is a good one", "[");
     refused("{interval: 1ms}", "`1ms` is out of bounds", "1ms");
     refused("{healthy_after: 0}", "0 is out of bounds", "0");
     refused("{port: 0}", "there is no port 0", "0");
