@@ -36,6 +36,8 @@ pub enum Kind {
     BodyTooLarge,
     /// No endpoint could be connected to.
     UpstreamConnect,
+    /// No endpoint could prove who it is, or agreed on TLS.
+    UpstreamTls,
     /// An endpoint did not connect, take the request or answer in time.
     UpstreamTimeout,
     /// The endpoint closed the connection before its answer was whole.
@@ -48,7 +50,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::Denied,
         Self::NoRoute,
@@ -58,6 +60,7 @@ impl Kind {
         Self::RequestBroken,
         Self::BodyTooLarge,
         Self::UpstreamConnect,
+        Self::UpstreamTls,
         Self::UpstreamTimeout,
         Self::UpstreamReset,
         Self::UpstreamProtocol,
@@ -76,6 +79,7 @@ impl Kind {
             Self::RequestBroken => "request_broken",
             Self::BodyTooLarge => "body_too_large",
             Self::UpstreamConnect => "upstream_connect",
+            Self::UpstreamTls => "upstream_tls",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
@@ -95,6 +99,7 @@ impl Kind {
             | Self::RequestBroken
             | Self::BodyTooLarge => Blame::Client,
             Self::UpstreamConnect
+            | Self::UpstreamTls
             | Self::UpstreamTimeout
             | Self::UpstreamReset
             | Self::UpstreamProtocol => Blame::Upstream,
@@ -104,7 +109,7 @@ impl Kind {
 
     /// Whether nothing reached a service, so that the same request may be sent once more without harm.
     pub fn retryable(self) -> bool {
-        matches!(self, Self::UpstreamConnect | Self::Overloaded)
+        matches!(self, Self::UpstreamConnect | Self::UpstreamTls | Self::Overloaded)
     }
 }
 
@@ -156,7 +161,7 @@ impl From<Kind> for Error {
                 Kind::RequestTimeout => "the request body did not arrive in time",
                 Kind::RequestBroken => "the request body broke off",
                 Kind::BodyTooLarge => "the request body is larger than accepted here",
-                Kind::UpstreamConnect => "the service cannot be reached",
+                Kind::UpstreamConnect | Kind::UpstreamTls => "the service cannot be reached",
                 Kind::UpstreamTimeout => "the service did not answer in time",
                 Kind::UpstreamReset => "the service closed the connection before it had answered",
                 Kind::UpstreamProtocol => "the service gave an answer that is not valid HTTP",

@@ -41,7 +41,9 @@ pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, Retry, RetryOn};
-pub use self::tls::{AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni};
+pub use self::tls::{
+    AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,
+};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};
@@ -144,7 +146,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics"));
     let own = metrics.listen.map(Listener::plain);
     let own: Vec<Listener> = listen.iter().cloned().chain(own).collect();
-    let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
+    let upstreams = upstreams::upstreams(&raw.upstreams, folder, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
@@ -175,6 +177,8 @@ fn protected(
     upstreams: &[Upstream],
 ) -> Vec<(IpNet, String)> {
     let proxies = trusted_proxies.iter().map(|net| (*net, "in `trusted_proxies`".to_owned()));
+    let senders = listen.iter().flat_map(|listener| &listener.proxy_protocol_from);
+    let senders = senders.map(|net| (*net, "a sender of the PROXY protocol".to_owned()));
     let own = listen
         .iter()
         .filter(|listener| !listener.address.ip().is_unspecified())
@@ -188,7 +192,7 @@ fn protected(
             Target::Echo => None,
         })
     });
-    proxies.chain(own).chain(endpoints).collect()
+    proxies.chain(senders).chain(own).chain(endpoints).collect()
 }
 
 fn user_name(text: &str, at: At<'_>) -> bool {
@@ -251,12 +255,16 @@ pub struct Listener {
     pub address: SocketAddr,
     /// `None`: plain TCP.
     pub tls: Option<Tls>,
+    /// Who alone may connect, each connection beginning with a header of the PROXY protocol; empty: there are none.
+    pub proxy_protocol_from: Vec<IpNet>,
+    /// The port of https that every request is sent to instead.
+    pub redirect: Option<u16>,
 }
 
 impl Listener {
     /// One that takes plain TCP and asks nothing else.
     pub fn plain(address: SocketAddr) -> Self {
-        Self { address, tls: None }
+        Self { address, tls: None, proxy_protocol_from: Vec::new(), redirect: None }
     }
 }
 
@@ -470,6 +478,10 @@ pub struct Upstream {
     pub idle_connections: usize,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
+    /// `None`: plain TCP.
+    pub tls: Option<UpstreamTls>,
+    /// Whether endpoints are told where a connection comes from, by version 2 of the PROXY protocol.
+    pub proxy_protocol: bool,
 }
 
 /// Where a service is, with what is said about it.

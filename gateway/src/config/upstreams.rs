@@ -1,12 +1,14 @@
 //! `upstreams`: the services behind the gateway. Refuses an endpoint that is the gateway itself.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::at::At;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
+use super::tls::upstream_tls;
 use super::value::{count, duration, name, socket_address};
 use super::{Endpoint, Listener, Target, Upstream};
 
@@ -16,14 +18,22 @@ const WEIGHT_MAX: u64 = 1000;
 /// Every upstream, also one with mistakes, so that routes refer to what the file has.
 pub(super) fn upstreams(
     raw: &Named<RawUpstream>,
+    folder: &Path,
     listeners: &[Listener],
     at: At<'_>,
 ) -> Vec<Upstream> {
     let entries = raw.0.iter().enumerate();
-    entries.map(|(index, (name, raw))| upstream(name, raw, listeners, at.entry(index))).collect()
+    entries
+        .map(|(index, (name, raw))| upstream(name, raw, (folder, listeners), at.entry(index)))
+        .collect()
 }
 
-fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_>) -> Upstream {
+fn upstream(
+    own_name: &str,
+    raw: &RawUpstream,
+    (folder, listeners): (&Path, &[Listener]),
+    at: At<'_>,
+) -> Upstream {
     name(own_name, "an upstream", at.on_key());
     let timeout = at.key("timeout");
     let time = |text: &str, key| duration(text, timeout.key(key)).unwrap_or(Duration::ZERO);
@@ -37,6 +47,8 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
         retry: retry(&raw.retry, at.key("retry")),
         idle_connections: idle_connections.unwrap_or_default(),
         idle_timeout: time(&raw.timeout.idle, "idle"),
+        tls: raw.tls.as_ref().map(|tls| upstream_tls(tls, folder, at.key("tls"))),
+        proxy_protocol: raw.proxy_protocol.is_some(),
     }
 }
 

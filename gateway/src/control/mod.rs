@@ -28,6 +28,8 @@ use crate::listen;
 use crate::observe::Registry;
 use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
+use crate::tls::client::Clients;
+use crate::tls::store::Store;
 use crate::upstream::directory::Directory;
 
 pub mod certificates;
@@ -206,7 +208,7 @@ impl Control {
                     self.recheck();
                 }
                 store = self.certificates.changed() => {
-                    self.certificates.take(&self.config, store);
+                    self.renew_certificates(store);
                 }
                 () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {
@@ -395,6 +397,19 @@ impl Control {
         }
     }
 
+    fn renew_certificates(&mut self, store: Store) {
+        if self.certificates.take(&self.config, store) {
+            self.publish_snapshot();
+        }
+    }
+
+    /// Puts the configuration in force as it is compiled now.
+    fn publish_snapshot(&mut self) {
+        let (clients, counters) = (self.certificates.clients(), &self.shared.counters);
+        let snapshot = snapshot(&self.config, &mut self.directory, clients, self.echo, counters);
+        self.shared.snapshot.store(snapshot);
+    }
+
     fn detach(&mut self) -> Result<Done, Refusal> {
         let Some(door) = &self.policy.door else {
             let notes = vec!["the running gateway has no kernel door open".to_owned()];
@@ -489,11 +504,12 @@ fn read(path: Option<&Path>) -> Result<Config, config::Errors> {
 fn snapshot(
     config: &Arc<Config>,
     directory: &mut Directory,
+    clients: &Clients,
     echo: Option<SocketAddr>,
     counters: &Registry,
 ) -> Arc<Snapshot> {
     directory.set_echo(echo);
-    let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory, counters));
+    let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory, clients, counters));
     directory.keep(config);
     snapshot
 }

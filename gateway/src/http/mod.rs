@@ -6,5 +6,6 @@ pub mod deadline;
 pub mod forwarded;
 pub mod headers;
 pub mod problem;
+pub mod proxy_protocol;
 pub mod replay;
 pub mod socket;

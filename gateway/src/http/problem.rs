@@ -56,9 +56,10 @@ fn status(kind: Kind) -> StatusCode {
         Kind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
         Kind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Kind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Kind::UpstreamConnect | Kind::UpstreamReset | Kind::UpstreamProtocol => {
-            StatusCode::BAD_GATEWAY
-        }
+        Kind::UpstreamConnect
+        | Kind::UpstreamTls
+        | Kind::UpstreamReset
+        | Kind::UpstreamProtocol => StatusCode::BAD_GATEWAY,
         Kind::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
     }

@@ -5,6 +5,7 @@
 
 mod connection;
 mod preface;
+mod proxy_protocol;
 pub mod sockets;
 mod stream;
 mod tls;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 
+use http::header::{CONNECTION, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body::Body as _;
@@ -32,18 +33,28 @@ pub async fn serve(
         deadline: &deadline,
         account: &account,
         current: &current,
-        peer_is_trusted: forwarded::is_trusted(trusted, connection.peer.ip()),
+        peer_is_trusted: forwarded::is_trusted(trusted, connection.client.ip()),
     };
     let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
     let has_body = !request.body().is_end_stream();
-    let answer = match exchange.answer(request, id.clone()).await {
-        Ok(response) => prepare::response(response, id),
+    let mut answer = match exchange.answer(request, id.clone()).await {
+        Ok(response) => {
+            let is_unread = has_body && matches!(response.body(), Answer::Gateway(_));
+            let mut response = prepare::response(response, id);
+            if is_unread {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
         Err(error) => {
             account.failed(&error);
             // A body that nobody will read stands between this request and the next.
             problem::response(&error, id, !has_body).map(Answer::Gateway)
         }
     };
+    if let Some(hsts) = &connection.listener.hsts {
+        answer.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+    }
     Ok(account.answer(answer))
 }
 
@@ -61,13 +72,16 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { worker, peer, .. } = &**self.connection;
+        let Connection { worker, client, addresses, listener, .. } = &**self.connection;
         let Current { snapshot, views, locals } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head, self.connection.scheme())?;
-        let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
+        let client = forwarded::client(*client, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
+        if let Some(port) = listener.redirect {
+            return Ok(target::redirect(&head, port)?.map(Answer::Gateway));
+        }
         let routed = self.route(&head)?;
         self.account.routed(routed);
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
@@ -76,7 +90,12 @@ impl Exchange<'_> {
         let index = routed.upstream();
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
-        let way = Way { choice: Choice { upstream, view }, local, deadline: self.deadline };
+        let way = Way {
+            choice: Choice { upstream, view },
+            local,
+            addresses: *addresses,
+            deadline: self.deadline,
+        };
         let response = worker.client.send(way, request).await?;
         Ok(response.map(Answer::Upstream))
     }

@@ -2,8 +2,6 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -12,17 +10,17 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::socket::Socket;
+use crate::upstream::dial::{Dial, Line};
 
 /// A connection that takes one request at a time.
 pub struct Connection {
-    endpoint: SocketAddr,
+    line: Line,
     sender: http1::SendRequest<RequestBody>,
     /// `None` once it has closed: what it still held is then given back to whoever sent it.
     driver: Option<http1::Connection<TokioIo<Socket>, RequestBody>>,
@@ -62,29 +60,21 @@ pub fn buffer_bytes(bounds: &Bounds) -> usize {
 pub const HYPER_HEADER_COUNT: usize = 100;
 
 impl Connection {
-    /// Connects to `endpoint` before the deadline.
+    /// Connects to an endpoint before the deadline.
     pub async fn open(
-        endpoint: SocketAddr,
+        dial: Dial<'_>,
         limits: &Limits,
         deadline: &Deadline,
     ) -> Result<Box<Self>, Error> {
-        let mut connecting = pin!(TcpStream::connect(endpoint));
-        let stream = poll_fn(|context| match connecting.as_mut().poll(context) {
-            Poll::Ready(result) => Poll::Ready(result.map_err(|error| connect_error(&error))),
-            Poll::Pending if deadline.has_passed() => Poll::Ready(Err(deadline.error())),
-            Poll::Pending => Poll::Pending,
-        })
-        .await?;
-        // Failing that, small requests are only slower.
-        stream.set_nodelay(true).ok();
-        let handshake = limits.0.handshake(TokioIo::new(Socket::Plain(stream))).await;
+        let socket = dial.socket(deadline).await?;
+        let handshake = limits.0.handshake(TokioIo::new(socket)).await;
         let (sender, driver) = handshake.map_err(|_| Error::from(Kind::UpstreamConnect))?;
-        Ok(Box::new(Self { endpoint, sender, driver: Some(driver) }))
+        Ok(Box::new(Self { line: dial.line(), sender, driver: Some(driver) }))
     }
 
     /// Where it leads.
-    pub fn endpoint(&self) -> SocketAddr {
-        self.endpoint
+    pub fn line(&self) -> Line {
+        self.line
     }
 
     /// Moves everything that can move; ready when the connection is closed.
@@ -164,18 +154,7 @@ fn drive(
 
 impl fmt::Debug for Connection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Connection").field("endpoint", &self.endpoint).finish()
-    }
-}
-
-/// A lack of descriptors, ports or memory is the gateway's fault, everything else the endpoint's.
-fn connect_error(error: &io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL | libc::ENOBUFS | libc::ENOMEM) => {
-            Kind::Overloaded.into()
-        }
-        Some(libc::ETIMEDOUT) => Kind::UpstreamTimeout.into(),
-        _ => Kind::UpstreamConnect.into(),
+        formatter.debug_struct("Connection").field("line", &self.line).finish()
     }
 }
 

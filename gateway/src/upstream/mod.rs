@@ -7,6 +7,7 @@ pub mod balance;
 pub mod body;
 mod budget;
 pub mod connection;
+pub mod dial;
 pub mod directory;
 pub mod echo;
 pub mod endpoint;
@@ -14,6 +15,7 @@ pub mod pool;
 mod retry;
 pub mod send;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +23,12 @@ use tokio::time::Instant;
 
 use crate::base::time::instant;
 use crate::config;
+use crate::http::proxy_protocol::Addresses;
+use crate::tls::client as tls;
 use balance::Group;
 use budget::Budget;
 use connection::Limits;
+use dial::Dial;
 use directory::Directory;
 
 /// A service and how it is talked to.
@@ -36,6 +41,8 @@ pub struct Upstream {
     retry: config::Retry,
     keep: Keep,
     limits: Limits,
+    tls: Option<Arc<tls::Client>>,
+    proxy_protocol: bool,
 }
 
 /// What becomes of a connection that is done with its request.
@@ -54,16 +61,28 @@ impl Upstream {
         config: &config::Upstream,
         bounds: &config::Bounds,
         directory: &mut Directory,
+        clients: &tls::Clients,
     ) -> Self {
+        let tls = config.tls.as_ref().and_then(|tls| clients.get(tls).cloned());
+        // What belongs to one client is kept for nobody.
+        let connections = if config.proxy_protocol { 0 } else { config.idle_connections };
         Self {
+            tls,
+            proxy_protocol: config.proxy_protocol,
             group: directory.group(config),
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
             retry: config.retry.clone(),
-            keep: Keep { connections: config.idle_connections, time: config.idle_timeout },
+            keep: Keep { connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
         }
+    }
+
+    /// How an endpoint of it is connected to for a client with these `addresses`.
+    pub fn dial(&self, endpoint: SocketAddr, addresses: Addresses) -> Dial<'_> {
+        let addresses = self.proxy_protocol.then_some(addresses);
+        Dial { endpoint, tls: self.tls.as_deref(), addresses }
     }
 }
 

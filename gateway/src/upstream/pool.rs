@@ -1,9 +1,8 @@
 //! Idle connections to endpoints. Each worker has its own pool, so that nobody waits for a lock; it is keyed by
-//! address, so that it outlives any configuration.
+//! address and TLS, so that it outlives any configuration.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use tokio::time::Instant;
@@ -11,11 +10,12 @@ use tokio::time::Instant;
 use crate::upstream::Keep;
 use crate::upstream::balance::Picked;
 use crate::upstream::connection::Connection;
+use crate::upstream::dial::Line;
 
 /// The idle connections of one worker.
 #[derive(Debug, Default)]
 pub struct Pool {
-    idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
+    idle: RefCell<HashMap<Line, Vec<Idle>>>,
 }
 
 #[derive(Debug)]
@@ -36,11 +36,11 @@ pub struct Home {
 }
 
 impl Pool {
-    /// An idle connection to `endpoint`, the one used last first: the others may then expire. Those that the endpoint
+    /// An idle connection along `line`, the one used last first: the others may then expire. Those that the endpoint
     /// has closed are dropped on the way.
-    pub fn take(&self, endpoint: SocketAddr) -> Option<Box<Connection>> {
+    pub fn take(&self, line: Line) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
-        let idle = idle.get_mut(&endpoint)?;
+        let idle = idle.get_mut(&line)?;
         while let Some(Idle { mut connection, .. }) = idle.pop() {
             if !connection.is_stale() {
                 return Some(connection);
@@ -63,7 +63,7 @@ impl Home {
     /// Takes back a connection whose answer was read to its end.
     pub fn give_back(&self, connection: Box<Connection>) {
         let mut idle = self.pool.idle.borrow_mut();
-        let idle = idle.entry(connection.endpoint()).or_default();
+        let idle = idle.entry(connection.line()).or_default();
         if idle.len() < self.keep.connections {
             idle.push(Idle { connection, until: Instant::now() + self.keep.time });
         }

@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use crate::base::error::{Error, Kind};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
+use crate::http::proxy_protocol::Addresses;
 use crate::observe::Counters;
 use crate::upstream::balance::{Choice, Picked, Tried, View};
 use crate::upstream::body::AnswerBody;
@@ -34,6 +35,8 @@ pub struct Way<'a> {
     pub choice: Choice<'a>,
     /// What the worker remembers of it.
     pub local: &'a Local,
+    /// Where the client's connection comes from and went to.
+    pub addresses: Addresses,
     /// How long the request may take.
     pub deadline: &'a Rc<Deadline>,
 }
@@ -101,7 +104,8 @@ impl Client {
         let mut error = Error::from(Kind::UpstreamConnect);
         while let Some(picked) = choice.pick(tried) {
             deadline.trail.attempt(picked.address());
-            if let Some(connection) = self.pool.take(picked.address()) {
+            let dial = upstream.dial(picked.address(), way.addresses);
+            if let Some(connection) = self.pool.take(dial.line()) {
                 self.counters.upstream_connections_reused.add(1);
                 match exchange(connection, way, request).await {
                     Ok(answer) => return Ok(self.answer(answer, way, picked)),
@@ -112,7 +116,7 @@ impl Client {
                 }
             }
             deadline.connect(upstream.connect_timeout);
-            let opened = Connection::open(picked.address(), &upstream.limits, deadline).await;
+            let opened = Connection::open(dial, &upstream.limits, deadline).await;
             let connection = match opened {
                 Ok(connection) => connection,
                 Err(refused) => {
