@@ -20,6 +20,12 @@ pub enum Blame {
 pub enum Kind {
     /// The request contradicts the protocol.
     BadRequest,
+    /// The target of the request is longer than the bound.
+    TargetTooLong,
+    /// The head of the request is larger than the bounds, or has more fields.
+    HeadTooLarge,
+    /// The head of the request did not arrive in time.
+    HeadTimeout,
     /// A rule denies the client's address.
     Denied,
     /// No route fits.
@@ -50,8 +56,11 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::BadRequest,
+        Self::TargetTooLong,
+        Self::HeadTooLarge,
+        Self::HeadTimeout,
         Self::Denied,
         Self::NoRoute,
         Self::MethodNotAllowed,
@@ -71,6 +80,9 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
+            Self::TargetTooLong => "target_too_long",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTimeout => "head_timeout",
             Self::Denied => "denied",
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed => "method_not_allowed",
@@ -91,6 +103,9 @@ impl Kind {
     pub fn blame(self) -> Blame {
         match self {
             Self::BadRequest
+            | Self::TargetTooLong
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
             | Self::Denied
             | Self::NoRoute
             | Self::MethodNotAllowed
@@ -154,6 +169,9 @@ impl From<Kind> for Error {
             kind,
             match kind {
                 Kind::BadRequest => "the request contradicts HTTP",
+                Kind::TargetTooLong => "the request target is longer than accepted here",
+                Kind::HeadTooLarge => "the head of the request is larger than accepted here",
+                Kind::HeadTimeout => "the head of the request did not arrive in time",
                 Kind::Denied => "requests from this address are not accepted",
                 Kind::NoRoute => "no route matches this host and path",
                 Kind::MethodNotAllowed => "this method is not offered here; see the header Allow",

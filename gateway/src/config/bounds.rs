@@ -7,25 +7,35 @@ use super::at::At;
 use super::raw::RawBounds;
 use super::value::{count, duration, size};
 
-/// hyper's smallest read buffer; a head must fit into one.
+/// What any client may take for granted.
 const HEAD_BYTES_MIN: u64 = 8 << 10;
+
+const TARGET_BYTES_MIN: u64 = 256;
+/// The longest that the crate http can hold is 65,534 bytes.
+const TARGET_BYTES_MAX: u64 = 63 << 10;
 
 /// What could not be read has been reported, so that zeros never leave this module's caller.
 pub(super) fn bounds(raw: &RawBounds, at: At<'_>) -> Bounds {
     let time = |text: &str, key| duration(text, at.key(key)).unwrap_or(Duration::ZERO);
     let number = |number, max, key| count(number, 1..=max, at.key(key)).unwrap_or_default();
     let head_bytes = size(&raw.head_bytes, HEAD_BYTES_MIN..=1 << 20, at.key("head_bytes"));
+    let target_bytes =
+        size(&raw.target_bytes, TARGET_BYTES_MIN..=TARGET_BYTES_MAX, at.key("target_bytes"));
     let body_bytes = size(&raw.body_bytes, 0..=1 << 40, at.key("body_bytes"));
     Bounds {
         connections: number(raw.connections, 1 << 20, "connections"),
         header_count: number(raw.header_count, 1024, "header_count"),
         head_bytes: head_bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default(),
+        target_bytes: target_bytes
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .unwrap_or_default(),
         body_bytes: body_bytes.unwrap_or_default(),
         handshake_timeout: time(&raw.handshake_timeout, "handshake_timeout"),
         handshakes: number(raw.handshakes, 1 << 20, "handshakes"),
         head_timeout: time(&raw.head_timeout, "head_timeout"),
         idle_timeout: time(&raw.idle_timeout, "idle_timeout"),
         keep_alive_timeout: time(&raw.keep_alive_timeout, "keep_alive_timeout"),
+        tunnel_idle_timeout: time(&raw.tunnel_idle_timeout, "tunnel_idle_timeout"),
         drain_timeout: time(&raw.drain_timeout, "drain_timeout"),
     }
 }

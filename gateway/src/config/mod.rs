@@ -443,6 +443,8 @@ pub struct Bounds {
     pub header_count: usize,
     /// Bytes of a request's head, and of an answer's.
     pub head_bytes: usize,
+    /// Bytes of a request's target.
+    pub target_bytes: usize,
     /// Bytes of a request's body.
     pub body_bytes: u64,
     /// Time for what comes before HTTP: a TLS handshake.
@@ -455,6 +457,8 @@ pub struct Bounds {
     pub idle_timeout: Duration,
     /// Time that a connection may wait for its next request.
     pub keep_alive_timeout: Duration,
+    /// Time that a tunnel may stay open without a byte in either direction.
+    pub tunnel_idle_timeout: Duration,
     /// Time that requests in flight have to finish when the gateway ends.
     pub drain_timeout: Duration,
 }

@@ -68,12 +68,14 @@ fn everything_has_its_documented_default() {
             connections: 65_536,
             header_count: 100,
             head_bytes: 65_536,
+            target_bytes: 8192,
             body_bytes: 10 << 20,
             handshake_timeout: seconds(10),
             handshakes: 4096,
             head_timeout: seconds(10),
             idle_timeout: seconds(60),
             keep_alive_timeout: seconds(75),
+            tunnel_idle_timeout: seconds(600),
             drain_timeout: seconds(30),
         }
     );

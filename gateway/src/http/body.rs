@@ -9,36 +9,44 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
+use crate::http::h1::server::RequestStream;
 use crate::http::replay::{Record, Source};
 
 /// What a client sends after the head, as its protocol delivers it.
 #[derive(Debug)]
 pub enum Incoming {
+    /// Over HTTP/1.
+    Http1(RequestStream),
     /// By way of hyper.
     Hyper(hyper::body::Incoming),
 }
 
 impl Body for Incoming {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match self.get_mut() {
-            Self::Hyper(body) => Pin::new(body).poll_frame(context),
+            Self::Http1(body) => Pin::new(body).poll_frame(context),
+            Self::Hyper(body) => {
+                Pin::new(body).poll_frame(context).map_err(|_| Kind::RequestBroken.into())
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
+            Self::Http1(body) => body.is_end_stream(),
             Self::Hyper(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Http1(body) => body.size_hint(),
             Self::Hyper(body) => body.size_hint(),
         }
     }
@@ -73,6 +81,11 @@ impl RequestBody {
         let record = Rc::new(Record::new(source, max_bytes));
         let body = Self { source: record.replay(), allowed_bytes, deadline };
         (body, Replay { record, allowed_bytes })
+    }
+
+    /// The body of a request whose connection becomes a tunnel, which may carry as much as it likes.
+    pub fn unbounded(self) -> Self {
+        Self { allowed_bytes: u64::MAX, ..self }
     }
 
     fn fail(&self, kind: Kind) -> Error {
@@ -110,7 +123,10 @@ impl Body for RequestBody {
         self.deadline.ask_client();
         let frame = match ready!(Pin::new(&mut self.source).poll_frame(context)) {
             Some(Ok(frame)) => frame,
-            Some(Err(_)) => return Poll::Ready(Some(Err(self.fail(Kind::RequestBroken)))),
+            Some(Err(error)) => {
+                self.deadline.fail(error.kind());
+                return Poll::Ready(Some(Err(error)));
+            }
             None => {
                 self.deadline.uploaded();
                 return Poll::Ready(None);

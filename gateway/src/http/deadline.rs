@@ -11,7 +11,8 @@
 //!    └──────────────────────────────── end of the answer ──────────────────────────────┘
 //! ```
 //!
-//! A request may have a bound as a whole: no wait of it, whatever for, goes beyond.
+//! A WebSocket goes from `Answer` to `Tunnel` and ends there; a connection that is refused goes to `Linger`. A request
+//! may have a bound as a whole: no wait of it, whatever for, goes beyond.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -37,7 +38,14 @@ pub enum Phase {
     Answer,
     /// The body of the answer, or the client that takes it.
     Download,
+    /// Either side of a tunnel.
+    Tunnel,
+    /// The client, to notice that it was refused.
+    Linger,
 }
+
+/// Time for a client that is still sending to notice its answer. To close on what it sends would destroy the answer.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The deadline of one client connection.
 #[derive(Debug)]
@@ -60,6 +68,7 @@ pub struct Deadline {
     head_timeout: Duration,
     idle_timeout: Duration,
     keep_alive_timeout: Duration,
+    tunnel_idle_timeout: Duration,
 }
 
 impl Deadline {
@@ -78,6 +87,7 @@ impl Deadline {
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
             keep_alive_timeout: bounds.keep_alive_timeout,
+            tunnel_idle_timeout: bounds.tunnel_idle_timeout,
         }
     }
 
@@ -128,8 +138,8 @@ impl Deadline {
         match self.phase.get() {
             Phase::Idle => self.enter(Phase::Head, self.head_timeout),
             // A head has one deadline as a whole: a byte now and then must not prolong it.
-            Phase::Head | Phase::Answer => {}
-            Phase::Upload | Phase::Download => self.piece(),
+            Phase::Head | Phase::Answer | Phase::Linger => {}
+            Phase::Upload | Phase::Download | Phase::Tunnel => self.piece(),
         }
     }
 
@@ -138,8 +148,8 @@ impl Deadline {
         match self.phase.get() {
             // The end of an answer is written after its body has ended.
             Phase::Idle => self.enter(Phase::Idle, self.keep_alive_timeout),
-            Phase::Head | Phase::Answer => {}
-            Phase::Upload | Phase::Download => self.piece(),
+            Phase::Head | Phase::Answer | Phase::Linger => {}
+            Phase::Upload | Phase::Download | Phase::Tunnel => self.piece(),
         }
     }
 
@@ -195,8 +205,10 @@ impl Deadline {
     /// A piece of a body went through.
     pub fn piece(&self) {
         self.client_is_asked.set(false);
-        if matches!(self.phase.get(), Phase::Upload | Phase::Download) {
-            self.enter(self.phase.get(), self.idle_timeout);
+        match self.phase.get() {
+            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.idle_timeout),
+            Phase::Tunnel => self.tunnel(),
+            Phase::Idle | Phase::Head | Phase::Answer | Phase::Linger => {}
         }
     }
 
@@ -211,6 +223,17 @@ impl Deadline {
     pub fn answered(&self) {
         self.trail.answered(self.now());
         self.enter(Phase::Download, self.idle_timeout);
+    }
+
+    /// Both sides agreed on a tunnel.
+    pub fn tunnel(&self) {
+        self.whole.set(None);
+        self.enter(Phase::Tunnel, self.tunnel_idle_timeout);
+    }
+
+    /// The connection ends as soon as the client has noticed.
+    pub fn linger(&self) {
+        self.enter(Phase::Linger, LINGER);
     }
 
     /// The answer is at its end. Answers how long everything took.
@@ -269,6 +292,8 @@ pub(crate) mod tests {
             head_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(2),
             keep_alive_timeout: Duration::from_secs(3),
+            tunnel_idle_timeout: Duration::from_secs(4),
+            target_bytes: 8192,
             drain_timeout: Duration::ZERO,
         }
     }

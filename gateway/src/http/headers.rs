@@ -56,6 +56,54 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes from the fields after a body what belongs before it (RFC 9110, section 6.5.1): whoever merges the two would
+/// take it for a part of the head.
+pub fn remove_forbidden_trailers(trailers: &mut HeaderMap) {
+    let forbidden: Vec<HeaderName> =
+        trailers.keys().filter(|name| is_forbidden_trailer(name)).cloned().collect();
+    for name in forbidden {
+        trailers.remove(name);
+    }
+}
+
+/// Framing, routing, what a request is decided by, credentials, what an answer is handled by, and what its content is.
+fn is_forbidden_trailer(name: &HeaderName) -> bool {
+    const FORBIDDEN: [&str; 25] = [
+        "host",
+        "max-forwards",
+        "expect",
+        "range",
+        "cookie",
+        "forwarded",
+        "trailer",
+        "age",
+        "expires",
+        "date",
+        "location",
+        "vary",
+        "warning",
+        "pragma",
+        "retry-after",
+        "set-cookie",
+        "set-cookie2",
+        "www-authenticate",
+        "authorization",
+        "authentication-info",
+        "cache-control",
+        "origin",
+        "referer",
+        "upgrade",
+        "server",
+    ];
+    let name = name.as_str();
+    FORBIDDEN.contains(&name)
+        || ["content-", "if-", "accept", "access-control-", "proxy-", "sec-"]
+            .iter()
+            .any(|begin| name.starts_with(begin))
+        || says_who_the_client_is(name)
+        || HOP_BY_HOP.iter().any(|known| known == name)
+}
+
 /// Removes what only a proxy may say about the client, under any spelling that a service may take for it: some read
 /// `X_Forwarded_For` as `X-Forwarded-For`. A trusted proxy is believed, but not in the other spellings.
 pub fn remove_forged(headers: &mut HeaderMap, peer_is_trusted: bool) {

@@ -2,7 +2,7 @@
 //! nothing about what is behind the gateway.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde::Serialize;
 
@@ -19,9 +19,8 @@ struct Problem<'a> {
     request_id: &'a str,
 }
 
-/// The answer to a request that ended in `error`. `reusable` is whether the connection can take another request:
-/// not when part of this one is still to come.
-pub fn response(error: &Error, request_id: HeaderValue, reusable: bool) -> Response<Bytes> {
+/// The answer to a request that ended in `error`.
+pub fn response(error: &Error, request_id: HeaderValue) -> Response<Bytes> {
     let status = status(error.kind());
     let problem = Problem {
         r#type: "about:blank",
@@ -41,9 +40,6 @@ pub fn response(error: &Error, request_id: HeaderValue, reusable: bool) -> Respo
     if error.kind() == Kind::Overloaded {
         fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    if !reusable {
-        fields.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
     response
 }
 
@@ -54,7 +50,9 @@ fn status(kind: Kind) -> StatusCode {
         Kind::NoRoute => StatusCode::NOT_FOUND,
         Kind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Kind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
-        Kind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+        Kind::TargetTooLong => StatusCode::URI_TOO_LONG,
+        Kind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Kind::RequestTimeout | Kind::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
         Kind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Kind::UpstreamConnect
         | Kind::UpstreamTls
@@ -72,10 +70,9 @@ mod tests {
 
     #[test]
     fn the_document_is_small_and_says_what_to_do() {
-        let response = response(&Kind::NoRoute.into(), headers::value("7f"), true);
+        let response = response(&Kind::NoRoute.into(), headers::value("7f"));
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
-        assert!(!response.headers().contains_key(CONNECTION));
         assert_eq!(
             str::from_utf8(response.body()).unwrap(),
             r#"{"type":"about:blank","title":"Not Found","status":404,"#.to_owned()
@@ -96,9 +93,8 @@ mod tests {
     #[test]
     fn headers_that_belong_to_the_status() {
         let refused = Error::method_not_allowed("GET, HEAD".to_owned());
-        assert_eq!(response(&refused, headers::value(""), true).headers()[ALLOW], "GET, HEAD");
-        let overloaded = response(&Kind::Overloaded.into(), headers::value(""), false);
+        assert_eq!(response(&refused, headers::value("")).headers()[ALLOW], "GET, HEAD");
+        let overloaded = response(&Kind::Overloaded.into(), headers::value(""));
         assert_eq!(overloaded.headers()[RETRY_AFTER], "1");
-        assert_eq!(overloaded.headers()[CONNECTION], "close");
     }
 }

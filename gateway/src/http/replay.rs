@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::base::error::Error;
 use crate::http::body::Incoming;
 
 /// Pieces that are kept of one body: a piece has a cost of its own, however small.
@@ -94,10 +95,7 @@ impl Record {
         })
     }
 
-    fn poll_client(
-        &self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_client(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if self.ended.get() {
             return Poll::Ready(None);
         }
@@ -122,12 +120,12 @@ impl Record {
 
 impl Body for Source {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match &mut *self {
             Self::Once(incoming) => Pin::new(incoming).poll_frame(context),
             Self::Empty => Poll::Ready(None),

@@ -7,52 +7,57 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::server::conn::http1::Builder;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use bytes::Bytes;
+use http::{Request, Response};
 use tokio::time::{Sleep, sleep_until};
 
-use crate::config::Bounds;
+use crate::base::error::Error;
 use crate::http::body::Incoming;
 use crate::http::deadline::{Deadline, Phase};
+use crate::http::h1::head::Limits;
+use crate::http::h1::server::{self, Server};
 use crate::http::socket::Socket;
-use crate::listen::stream::Stream;
 use crate::listen::worker::Slot;
 use crate::observe::Refusal;
 use crate::request;
-use crate::upstream::connection::{HYPER_HEADER_COUNT, buffer_bytes};
+use crate::request::account::ResponseBody;
 
 /// Time for a head that is due when the gateway ends.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// How hyper is to serve. It gets no timer: the deadline of the connection is the one for everything.
-pub(super) fn builder(bounds: &Bounds) -> Builder {
-    let mut builder = Builder::new();
-    builder.max_header_size(bounds.head_bytes).max_buf_size(buffer_bytes(bounds));
-    if bounds.header_count != HYPER_HEADER_COUNT {
-        builder.max_headers(bounds.header_count);
+/// Answers the requests of one connection.
+struct Service {
+    connection: Rc<request::Connection>,
+    deadline: Rc<Deadline>,
+}
+
+impl server::Service for Service {
+    type Answer = ResponseBody;
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        request::serve::serve(Rc::clone(&self.connection), Rc::clone(&self.deadline), request).await
     }
-    builder
+
+    fn refuse(&self, error: &Error) -> Response<ResponseBody> {
+        request::serve::refuse(&self.connection, &self.deadline, error)
+    }
 }
 
 /// Serves until either side has had enough.
 pub(super) async fn serve(
     slot: Slot,
-    http: Builder,
+    limits: Limits,
     connection: Rc<request::Connection>,
     (socket, deadline): (Socket, Rc<Deadline>),
 ) {
     let counters = Arc::clone(slot.counters());
-    let stream = Stream { socket, deadline: Rc::clone(&deadline), counters };
-    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
-        let request = request.map(Incoming::Hyper);
-        request::serve::serve(Rc::clone(&connection), Rc::clone(&deadline), request)
-    });
-    let mut http = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let http = Server::new(socket, Bytes::new(), limits, (Rc::clone(&deadline), counters));
+    let service = Service { connection, deadline: Rc::clone(&deadline) };
+    let mut work = pin!(http.serve(&service));
     let mut timer = pin!(sleep_until(deadline.at()));
     let mut registered = false;
     let mut told = false;
-    let end = poll_fn(|context| {
+    let done = poll_fn(|context| {
         deadline.woken();
         if !registered {
             slot.register(context.waker());
@@ -60,26 +65,29 @@ pub(super) async fn serve(
         }
         if slot.is_denied() {
             slot.counters().refused(Refusal::Denied);
-            return Poll::Ready(None);
+            return Poll::Ready(true);
         }
         loop {
-            if let Poll::Ready(result) = http.as_mut().poll(context) {
-                return Poll::Ready(Some(result));
+            if work.as_mut().poll(context).is_ready() {
+                return Poll::Ready(true);
             }
             if slot.is_draining() && !told && !deadline.awaits_head(DRAIN_GRACE) {
                 told = true;
-                http.as_mut().graceful_shutdown();
+                http.drain();
             } else if deadline.has_passed() {
                 // Whoever waited was asked what to do and did nothing.
-                return Poll::Ready(None);
+                return Poll::Ready(false);
             } else if !fires(timer.as_mut(), &deadline, context) {
                 return Poll::Pending;
             }
         }
     })
     .await;
-    if !slot.is_denied() {
-        account(&slot, &deadline, end);
+    match deadline.phase() {
+        _ if done => {}
+        Phase::Head => slot.counters().heads_timed_out.add(1),
+        Phase::Download => slot.counters().readers_timed_out.add(1),
+        Phase::Idle | Phase::Upload | Phase::Answer | Phase::Tunnel | Phase::Linger => {}
     }
 }
 
@@ -97,17 +105,5 @@ fn fires(mut timer: Pin<&mut Sleep>, deadline: &Deadline, context: &mut Context<
             return true;
         }
         timer.as_mut().reset(deadline.at());
-    }
-}
-
-fn account(slot: &Slot, deadline: &Deadline, end: Option<hyper::Result<()>>) {
-    let counters = slot.counters();
-    match (end, deadline.phase()) {
-        (None, Phase::Head) => counters.heads_timed_out.add(1),
-        (None, Phase::Download) => counters.readers_timed_out.add(1),
-        (Some(Err(error)), _) if error.is_parse() || error.is_parse_too_large() => {
-            counters.heads_malformed.add(1);
-        }
-        _ => {}
     }
 }

@@ -7,7 +7,6 @@ mod connection;
 mod preface;
 mod proxy_protocol;
 pub mod sockets;
-mod stream;
 mod tls;
 mod worker;
 

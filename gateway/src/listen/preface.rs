@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::config::Config;
 use crate::http::deadline::Deadline;
+use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::{Addresses, Invalid};
 use crate::http::socket::Socket;
 use crate::listen::worker::Slot;
@@ -39,12 +40,12 @@ pub(super) async fn serve(
     if let Some(session) = &session {
         slot.counters().handshake_done(session.resumed);
     }
-    let http = connection::builder(&config.bounds);
+    let limits = Limits::new(&config.bounds);
     let deadline = Rc::new(Deadline::new(&config.bounds));
     drop(config);
     let arrival = Arrival { peer, addresses, tls: session };
     let connection = request::Connection::new(slot.requests(), listener, arrival);
-    connection::serve(slot, http, connection, (socket, deadline)).await;
+    connection::serve(slot, limits, connection, (socket, deadline)).await;
 }
 
 /// Why nothing was agreed on.

@@ -21,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::config::Config;
 use crate::http::deadline::Deadline;
+use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
 use crate::http::socket;
 use crate::listen::preface::{self, Handshakes};
@@ -210,10 +211,10 @@ impl Worker {
         }
         let arrival = Arrival { peer, addresses, tls: None };
         let connection = request::Connection::new(&self.requests, listener, arrival);
-        let http = connection::builder(&config.bounds);
+        let limits = Limits::new(&config.bounds);
         let deadline = Rc::new(Deadline::new(&config.bounds));
         let socket = socket::Socket::Plain(stream);
-        spawn_local(connection::serve(slot, http, connection, (socket, deadline)));
+        spawn_local(connection::serve(slot, limits, connection, (socket, deadline)));
     }
 
     fn listener(&self, inlet: &Inlet) -> Rc<Listener> {

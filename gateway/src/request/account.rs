@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
+use crate::http::h1;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
 use crate::request::{Connection, Current, Snapshot};
@@ -170,6 +171,14 @@ impl Body for ResponseBody {
         match &self.answer {
             Answer::Upstream(body) => body.size_hint(),
             Answer::Gateway(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}
+
+impl h1::server::Answer for ResponseBody {
+    fn poll_upload(&mut self, context: &mut Context<'_>) {
+        if let Answer::Upstream(body) = &mut self.answer {
+            body.poll_upload(context);
         }
     }
 }

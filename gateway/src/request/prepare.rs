@@ -1,12 +1,12 @@
 //! What the header fields of a request become on their way to a service, and those of its answer on the way back.
 
-use http::header::{Entry, FORWARDED, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::header::{Entry, FORWARDED, HOST, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, Version};
-use http_body::Body as _;
+use http::{Request, Response, StatusCode, Version};
 
 use crate::base::id::RequestId;
 use crate::http::body::RequestBody;
+use crate::http::h1::upgrade::{self, WebSocket};
 use crate::http::headers::{
     CLIENT_CERT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, remove_forged,
     remove_hop_by_hop, value,
@@ -52,17 +52,20 @@ pub(super) fn request(
         headers.insert(CLIENT_CERT, value.clone());
     }
     headers.entry(X_FORWARDED_PROTO).or_insert(HeaderValue::from_static(connection.scheme()));
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        // hyper would send a GET without the body that it has.
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    let wants_tunnel = head.extensions.get::<WebSocket>().is_some();
+    if wants_tunnel {
+        upgrade::ask(headers);
     }
     head.version = Version::HTTP_11;
-    Request::from_parts(head, body)
+    Request::from_parts(head, if wants_tunnel { body.unbounded() } else { body })
 }
 
 /// The answer as the client gets it.
 pub(super) fn response<B>(mut response: Response<B>, id: HeaderValue) -> Response<B> {
     remove_hop_by_hop(response.headers_mut());
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        upgrade::ask(response.headers_mut());
+    }
     response.headers_mut().insert(X_REQUEST_ID, id);
     *response.version_mut() = Version::HTTP_11;
     response

@@ -1,12 +1,10 @@
 //! The life of a request, in order.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 
-use http::header::{CONNECTION, STRICT_TRANSPORT_SECURITY};
+use http::header::STRICT_TRANSPORT_SECURITY;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
-use http_body::Body as _;
+use http::{HeaderMap, HeaderValue, Request, Response};
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
@@ -24,7 +22,7 @@ pub async fn serve(
     connection: Rc<Connection>,
     deadline: Rc<Deadline>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Response<ResponseBody> {
     let current = connection.worker.current();
     let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
@@ -36,26 +34,30 @@ pub async fn serve(
         peer_is_trusted: forwarded::is_trusted(trusted, connection.client.ip()),
     };
     let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
-    let has_body = !request.body().is_end_stream();
     let mut answer = match exchange.answer(request, id.clone()).await {
-        Ok(response) => {
-            let is_unread = has_body && matches!(response.body(), Answer::Gateway(_));
-            let mut response = prepare::response(response, id);
-            if is_unread {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            response
-        }
+        Ok(response) => prepare::response(response, id),
         Err(error) => {
             account.failed(&error);
-            // A body that nobody will read stands between this request and the next.
-            problem::response(&error, id, !has_body).map(Answer::Gateway)
+            problem::response(&error, id).map(Answer::Gateway)
         }
     };
     if let Some(hsts) = &connection.listener.hsts {
         answer.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
-    Ok(account.answer(answer))
+    account.answer(answer)
+}
+
+/// The answer to what is no request.
+pub fn refuse(
+    connection: &Rc<Connection>,
+    deadline: &Rc<Deadline>,
+    error: &Error,
+) -> Response<ResponseBody> {
+    let current = connection.worker.current();
+    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current);
+    account.failed(error);
+    let id = prepare::request_id(&HeaderMap::new(), false);
+    account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
 struct Exchange<'a> {

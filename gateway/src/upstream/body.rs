@@ -3,14 +3,13 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use crate::base::error::{Error, Kind};
-use crate::http::deadline::Deadline;
+use crate::base::error::{Blame, Error, Kind};
+use crate::http::deadline::{Deadline, Phase};
 use crate::upstream::connection::Connection;
 use crate::upstream::endpoint::Outcome;
 use crate::upstream::pool::Home;
@@ -18,71 +17,47 @@ use crate::upstream::pool::Home;
 /// What an endpoint sends after the head.
 #[derive(Debug)]
 pub struct AnswerBody {
-    incoming: Incoming,
-    /// `None` once it was given back or has closed.
+    /// `None` once it was given back or has broken.
     connection: Option<Box<Connection>>,
     home: Home,
     deadline: Rc<Deadline>,
-    broken: Option<Kind>,
 }
 
 impl AnswerBody {
-    /// The body that `incoming` is the end of.
-    pub fn new(
-        incoming: Incoming,
-        connection: Box<Connection>,
-        home: Home,
-        deadline: &Rc<Deadline>,
-    ) -> Self {
-        let deadline = Rc::clone(deadline);
-        let mut body =
-            Self { incoming, connection: Some(connection), home, deadline, broken: None };
-        if body.incoming.is_end_stream() {
-            body.release(None);
-        }
+    /// The body that comes over `connection` after the head.
+    pub fn new(connection: Box<Connection>, home: Home, deadline: &Rc<Deadline>) -> Self {
+        let mut body = Self { connection: Some(connection), home, deadline: Rc::clone(deadline) };
+        body.release_if_done();
         body
     }
 
-    /// Gives the connection back if it has nothing left to do. One that still sends the request is dropped.
-    fn release(&mut self, context: Option<&mut Context<'_>>) {
-        let Some(mut connection) = self.connection.take() else { return };
-        if !connection.is_ready()
-            && let Some(context) = context
-            && connection.drive(context).is_ready()
-        {
-            return;
+    /// Sends more of the request, which may go on beside the answer.
+    pub fn poll_upload(&mut self, context: &mut Context<'_>) {
+        if let Some(connection) = &mut self.connection {
+            connection.poll_upload(context);
         }
-        if connection.is_ready() {
+    }
+
+    /// Gives the connection back if the answer is at its end. One that is of no more use, or still sends the request,
+    /// is closed.
+    fn release_if_done(&mut self) {
+        let is_done = |connection: &mut Box<Connection>| {
+            // The client's half of a tunnel may go on.
+            connection.exact() == Some(0) && !connection.is_tunnel()
+        };
+        if let Some(connection) = self.connection.take_if(is_done)
+            && connection.is_reusable()
+        {
             self.home.give_back(connection);
         }
     }
 
-    /// Reports `kind` when it is asked again. An error at once would make hyper forget what it has not written yet, and
-    /// the client would get less than the endpoint had sent.
-    fn break_off(&mut self, kind: Kind, context: &Context<'_>) {
+    fn break_off(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.connection = None;
-        self.broken = Some(kind);
-        self.home.picked.observe(Outcome::Failed(kind));
-        context.waker().wake_by_ref();
-    }
-
-    /// The next piece, after the connection has moved if it must.
-    fn poll_incoming(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        // Pieces come by driving and in no other way, so they need not wake anybody.
-        let asleep = &mut Context::from_waker(Waker::noop());
-        let frame = Pin::new(&mut self.incoming).poll_frame(asleep);
-        if frame.is_ready() {
-            return frame;
+        if error.kind().blame() == Blame::Upstream {
+            self.home.picked.observe(Outcome::Failed(error.kind()));
         }
-        if let Some(connection) = &mut self.connection
-            && connection.drive(context).is_ready()
-        {
-            self.connection = None;
-        }
-        Pin::new(&mut self.incoming).poll_frame(asleep)
+        Poll::Ready(Some(Err(error)))
     }
 }
 
@@ -94,37 +69,32 @@ impl Body for AnswerBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if let Some(kind) = self.broken {
-            return Poll::Ready(Some(Err(kind.into())));
-        }
-        match self.poll_incoming(context) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.deadline.piece();
-                // A body of known length is not polled again after its last piece.
-                if self.incoming.is_end_stream() {
-                    self.release(Some(context));
-                }
-                return Poll::Ready(Some(Ok(frame)));
-            }
-            Poll::Ready(Some(Err(_))) => self.break_off(Kind::UpstreamReset, context),
-            Poll::Ready(None) => {
-                self.release(Some(context));
-                return Poll::Ready(None);
-            }
+        let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
+        match connection.poll_frame(context) {
+            Poll::Ready(Some(Err(error))) => self.break_off(error),
             Poll::Pending if self.deadline.has_passed() => {
+                // A tunnel through which nothing goes is just over.
+                if self.deadline.phase() == Phase::Tunnel {
+                    return Poll::Pending;
+                }
                 self.deadline.piece();
-                self.break_off(Kind::UpstreamTimeout, context);
+                self.break_off(Kind::UpstreamTimeout.into())
             }
-            Poll::Pending => {}
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(frame) => {
+                self.deadline.piece();
+                self.release_if_done();
+                Poll::Ready(frame)
+            }
         }
-        Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.connection.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        let exact = self.connection.as_ref().map_or(Some(0), |connection| connection.exact());
+        exact.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

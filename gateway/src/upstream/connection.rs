@@ -1,29 +1,25 @@
 //! One connection to an endpoint, driven by whoever holds it.
 
-use std::fmt;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body::{Body as _, Frame};
 
-use crate::base::error::{Error, Kind};
-use crate::config::Bounds;
+use crate::base::error::Error;
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
-use crate::http::socket::Socket;
+use crate::http::h1::client::Client;
+use crate::http::h1::head::{Limits, Scan, Section};
 use crate::upstream::dial::{Dial, Line};
 
 /// A connection that takes one request at a time.
+#[derive(Debug)]
 pub struct Connection {
     line: Line,
-    sender: http1::SendRequest<RequestBody>,
-    /// `None` once it has closed: what it still held is then given back to whoever sent it.
-    driver: Option<http1::Connection<TokioIo<Socket>, RequestBody>>,
+    http: Client,
 }
 
 /// Why a connection did not answer.
@@ -35,41 +31,15 @@ pub enum Failure {
     Final(Error),
 }
 
-/// How much an endpoint may answer.
-#[derive(Clone, Debug)]
-pub struct Limits(http1::Builder);
-
-impl Limits {
-    /// The bounds of heads.
-    pub fn new(bounds: &Bounds) -> Self {
-        let mut builder = http1::Builder::new();
-        builder.max_header_size(bounds.head_bytes).max_buf_size(buffer_bytes(bounds));
-        if bounds.header_count != HYPER_HEADER_COUNT {
-            builder.max_headers(bounds.header_count);
-        }
-        Self(builder)
-    }
-}
-
-/// Bytes that hyper may hold for one connection in one direction. Its own default is 408 KiB.
-pub fn buffer_bytes(bounds: &Bounds) -> usize {
-    bounds.head_bytes.max(64 * 1024)
-}
-
-/// The number of header fields for which hyper needs no memory of the heap, nor to be told.
-pub const HYPER_HEADER_COUNT: usize = 100;
-
 impl Connection {
     /// Connects to an endpoint before the deadline.
     pub async fn open(
         dial: Dial<'_>,
-        limits: &Limits,
+        limits: Limits,
         deadline: &Deadline,
     ) -> Result<Box<Self>, Error> {
         let socket = dial.socket(deadline).await?;
-        let handshake = limits.0.handshake(TokioIo::new(socket)).await;
-        let (sender, driver) = handshake.map_err(|_| Error::from(Kind::UpstreamConnect))?;
-        Ok(Box::new(Self { line: dial.line(), sender, driver: Some(driver) }))
+        Ok(Box::new(Self { line: dial.line(), http: Client::new(socket, limits) }))
     }
 
     /// Where it leads.
@@ -77,20 +47,9 @@ impl Connection {
         self.line
     }
 
-    /// Moves everything that can move; ready when the connection is closed.
-    pub fn drive(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        drive(&mut self.driver, context)
-    }
-
-    /// Whether it can take a request at once.
-    pub fn is_ready(&self) -> bool {
-        self.sender.is_ready()
-    }
-
-    /// Whether the other side is known to have closed it while it was idle.
+    /// Whether the other side is known to have closed it while it was idle, or to have said something unasked.
     pub fn is_stale(&mut self) -> bool {
-        // Nobody waits for an idle connection: whoever takes it drives it again with a waker of its own.
-        self.drive(&mut Context::from_waker(Waker::noop())).is_ready() || !self.is_ready()
+        self.http.is_stale()
     }
 
     /// Sends `request` and waits for the head of the answer. After a failure the connection is of no use.
@@ -99,69 +58,57 @@ impl Connection {
         request: Request<RequestBody>,
         response_timeout: Duration,
         deadline: &Deadline,
-    ) -> Result<Response<Incoming>, Failure> {
-        let has_body = !http_body::Body::is_end_stream(request.body());
-        deadline.send(has_body, response_timeout);
-        let mut answer = pin!(self.sender.try_send_request(request));
-        let driver = &mut self.driver;
-        let result = poll_fn(|context| {
-            let closed = drive(driver, context).is_ready();
-            // The answer comes by driving and in no other way, so it need not wake anybody.
-            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(result) => Poll::Ready(Some(result)),
-                Poll::Pending if closed || deadline.has_passed() => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await;
-        match result {
-            Some(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Err(Failure::Final(Kind::UpstreamProtocol.into()))
-            }
-            Some(Ok(response)) => {
+    ) -> Result<Response<()>, Failure> {
+        deadline.send(!request.body().is_end_stream(), response_timeout);
+        let (head, body) = request.into_parts();
+        self.http.begin(&head, body);
+        let mut scan = Scan::new(Section::Answer);
+        let answer = poll_fn(|context| match self.http.poll_answer(&mut scan, context) {
+            Poll::Ready(answer) => Poll::Ready(answer),
+            Poll::Pending if deadline.has_passed() => Poll::Ready(Err(deadline.error())),
+            Poll::Pending => Poll::Pending,
+        });
+        match answer.await {
+            Ok(answer) => {
                 deadline.answered();
-                Ok(response)
-            }
-            Some(Err(mut failed)) => {
-                if let Some(fault) = deadline.take_fault() {
-                    return Err(Failure::Final(fault));
+                if answer.status == StatusCode::SWITCHING_PROTOCOLS {
+                    deadline.tunnel();
                 }
-                let unsent = failed.take_message();
-                let error = exchange_error(&failed.into_error());
-                Err(match unsent {
-                    Some(request) => Failure::Unsent(Box::new(request), error),
-                    None => Failure::Final(error),
-                })
+                Ok(Response::from_parts(answer, ()))
             }
-            None if deadline.has_passed() => Err(Failure::Final(deadline.error())),
-            None => Err(Failure::Final(Kind::UpstreamReset.into())),
+            Err(error) => Err(match self.http.take_unsent() {
+                Some(body) => Failure::Unsent(Box::new(Request::from_parts(head, body)), error),
+                None => Failure::Final(error),
+            }),
         }
     }
-}
 
-fn drive(
-    driver: &mut Option<http1::Connection<TokioIo<Socket>, RequestBody>>,
-    context: &mut Context<'_>,
-) -> Poll<()> {
-    if let Some(open) = driver
-        && Pin::new(open).poll(context).is_pending()
-    {
-        return Poll::Pending;
+    /// The next frame of the answer's body.
+    pub fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.http.poll_frame(context)
     }
-    *driver = None;
-    Poll::Ready(())
-}
 
-impl fmt::Debug for Connection {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Connection").field("line", &self.line).finish()
+    /// Sends more of the request.
+    pub fn poll_upload(&mut self, context: &mut Context<'_>) {
+        // What goes wrong with it shows in the answer.
+        drop(self.http.poll_upload(context));
     }
-}
 
-fn exchange_error(error: &hyper::Error) -> Error {
-    if error.is_parse() || error.is_parse_too_large() {
-        Kind::UpstreamProtocol.into()
-    } else {
-        Kind::UpstreamReset.into()
+    /// Bytes that are still to come of the answer's body, if their number is known.
+    pub fn exact(&self) -> Option<u64> {
+        self.http.exact()
+    }
+
+    /// Whether it has become a tunnel.
+    pub fn is_tunnel(&self) -> bool {
+        self.http.is_tunnel()
+    }
+
+    /// Whether request and answer are at their end and another request may follow.
+    pub fn is_reusable(&self) -> bool {
+        self.http.is_reusable()
     }
 }

@@ -23,11 +23,11 @@ use tokio::time::Instant;
 
 use crate::base::time::instant;
 use crate::config;
+use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
 use crate::tls::client as tls;
 use balance::Group;
 use budget::Budget;
-use connection::Limits;
 use dial::Dial;
 use directory::Directory;
 

@@ -20,6 +20,7 @@ use crate::base::time::utc;
 use crate::config::{Backoff, Retry};
 use crate::http::body::{Replay, RequestBody};
 use crate::http::deadline::Deadline;
+use crate::http::h1::upgrade::WebSocket;
 use crate::observe::resilience::{Again, NotAgain, Resilience};
 use crate::upstream::budget::Budget;
 
@@ -168,6 +169,8 @@ fn may_be_sent_again(policy: &Retry, request: &Request<RequestBody>) -> bool {
     let on = &policy.on;
     let body_bytes = request.body().size_hint().lower();
     policy.attempts > 1
+        // What goes through a tunnel is not kept.
+        && request.extensions().get::<WebSocket>().is_none()
         && (on.reset || on.timeout || !on.statuses.is_empty())
         && policy.methods.contains(request.method())
         && body_bytes <= policy.buffer_bytes as u64

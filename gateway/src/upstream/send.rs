@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 use crate::base::error::{Error, Kind};
 use crate::http::body::RequestBody;
@@ -116,7 +115,7 @@ impl Client {
                 }
             }
             deadline.connect(upstream.connect_timeout);
-            let opened = Connection::open(dial, &upstream.limits, deadline).await;
+            let opened = Connection::open(dial, upstream.limits, deadline).await;
             let connection = match opened {
                 Ok(connection) => connection,
                 Err(refused) => {
@@ -138,14 +137,14 @@ impl Client {
 
     fn answer(
         &self,
-        (response, connection): (Response<Incoming>, Box<Connection>),
+        (response, connection): (Response<()>, Box<Connection>),
         way: Way<'_>,
         picked: Picked,
     ) -> Response<AnswerBody> {
         picked.observe(Outcome::Answered(response.status()));
         let keep = way.choice.upstream.keep;
         let home = Home { pool: Rc::clone(&self.pool), keep, picked };
-        response.map(|incoming| AnswerBody::new(incoming, connection, home, way.deadline))
+        response.map(|()| AnswerBody::new(connection, home, way.deadline))
     }
 }
 
@@ -153,7 +152,7 @@ async fn exchange(
     mut connection: Box<Connection>,
     way: Way<'_>,
     request: Request<RequestBody>,
-) -> Result<(Response<Incoming>, Box<Connection>), Failure> {
+) -> Result<(Response<()>, Box<Connection>), Failure> {
     let response_timeout = way.choice.upstream.response_timeout;
     let response = connection.send(request, response_timeout, way.deadline).await?;
     Ok((response, connection))

@@ -77,6 +77,8 @@ pub(in crate::config) struct RawBounds {
     pub(in crate::config) header_count: u64,
     /// Size of a request's head, and of an answer's.
     pub(in crate::config) head_bytes: String,
+    /// Size of a request's target.
+    pub(in crate::config) target_bytes: String,
     /// Size of a request's body.
     pub(in crate::config) body_bytes: String,
     /// Time for what comes before HTTP: a TLS handshake.
@@ -89,6 +91,8 @@ pub(in crate::config) struct RawBounds {
     pub(in crate::config) idle_timeout: String,
     /// Time that a connection may wait for its next request.
     pub(in crate::config) keep_alive_timeout: String,
+    /// Time that a tunnel may stay open without a byte.
+    pub(in crate::config) tunnel_idle_timeout: String,
     /// Time that requests in flight have when the gateway ends.
     pub(in crate::config) drain_timeout: String,
 }
@@ -99,12 +103,14 @@ impl Default for RawBounds {
             connections: 65_536,
             header_count: 100,
             head_bytes: "64KiB".to_owned(),
+            target_bytes: "8KiB".to_owned(),
             body_bytes: "10MiB".to_owned(),
             handshake_timeout: "10s".to_owned(),
             handshakes: 4096,
             head_timeout: "10s".to_owned(),
             idle_timeout: "60s".to_owned(),
             keep_alive_timeout: "75s".to_owned(),
+            tunnel_idle_timeout: "10m".to_owned(),
             drain_timeout: "30s".to_owned(),
         }
     }

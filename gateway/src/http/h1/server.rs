@@ -1,0 +1,486 @@
+//! The side of a connection that answers a client. One task reads a head, has the request answered, writes the answer
+//! and goes on to the next; the body of the request reads from the same socket, as far as the service asks for it.
+
+use std::cell::{Cell, RefCell};
+use std::future::{self, poll_fn};
+use std::io;
+use std::mem;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Version, response};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::AsyncWrite as _;
+
+use crate::base::error::{Error, Kind};
+use crate::http::body::Incoming;
+use crate::http::deadline::Deadline;
+use crate::http::h1::decoder::{Decoder, Length, Piece};
+use crate::http::h1::encode::{self, Framing, Future};
+use crate::http::h1::head::{self, Limits, RequestHead, Scan, Section};
+use crate::http::h1::input::Input;
+use crate::http::h1::output::Output;
+use crate::http::h1::pump::{Moved, Pump};
+use crate::http::socket::Socket;
+use crate::observe::Counters;
+
+/// What answers requests.
+pub trait Service {
+    /// The body of an answer.
+    type Answer: Answer;
+
+    /// Answers one request.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl future::Future<Output = Response<Self::Answer>>;
+
+    /// The answer to what is no request.
+    fn refuse(&self, error: &Error) -> Response<Self::Answer>;
+}
+
+/// The body of an answer.
+pub trait Answer: Body<Data = Bytes, Error = Error> + Unpin {
+    /// Sends more of the request, which may go on beside the answer; called while the client does not take the answer
+    /// and nobody asks for a frame.
+    fn poll_upload(&mut self, context: &mut Context<'_>);
+}
+
+/// The connection to a client.
+#[derive(Debug)]
+pub struct Server {
+    state: RefCell<State>,
+    limits: Limits,
+    deadline: Rc<Deadline>,
+    counters: Arc<Counters>,
+    draining: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct State {
+    socket: Socket,
+    input: Input,
+    decoder: Decoder,
+    /// What is left to write of the leave to send a body.
+    interim: &'static [u8],
+    body_is_held: bool,
+}
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What comes after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// The next request.
+    Request,
+    /// The end.
+    Close,
+    /// The end, but the client may still be sending and must not lose the answer by that.
+    Linger,
+    /// The end of a connection that has broken already.
+    Broken,
+}
+
+/// What of a request's head decides about the answer's.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    is_head: bool,
+    is_current: bool,
+    persistent: bool,
+    takes_trailers: bool,
+    is_refused: bool,
+}
+
+impl Server {
+    /// The connection over `socket`, from which `input` was read already.
+    pub fn new(
+        socket: Socket,
+        input: Bytes,
+        limits: Limits,
+        (deadline, counters): (Rc<Deadline>, Arc<Counters>),
+    ) -> Rc<Self> {
+        let input = Input::new(input);
+        let state = RefCell::new(State {
+            socket,
+            input,
+            decoder: Decoder::Done,
+            interim: b"",
+            body_is_held: false,
+        });
+        Rc::new(Self { state, limits, deadline, counters, draining: Cell::new(false) })
+    }
+
+    /// Ends after the request that is under way, or before the next.
+    pub fn drain(&self) {
+        self.draining.set(true);
+    }
+
+    /// Answers requests until either side has had enough.
+    pub async fn serve(self: &Rc<Self>, service: &impl Service) {
+        let after = loop {
+            let mut scan = Scan::new(Section::Request);
+            let head = poll_fn(|context| self.poll_head(&mut scan, context));
+            let after = match head.await {
+                None => break After::Close,
+                Some(Ok(head)) => self.exchange(head, service).await,
+                Some(Err(error)) => self.refuse(&error, service).await,
+            };
+            if after != After::Request {
+                break after;
+            }
+        };
+        self.end(after).await;
+    }
+
+    /// The next head; nothing at the end of the connection.
+    fn poll_head(
+        &self,
+        scan: &mut Scan,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<RequestHead, Error>>> {
+        let state = &mut *self.state.borrow_mut();
+        loop {
+            if !state.input.is_empty() {
+                match scan.find(state.input.bytes(), &self.limits) {
+                    Ok(None) => {}
+                    Ok(Some(found)) => {
+                        let head = state.input.take(found.end).slice(found.start..);
+                        return Poll::Ready(Some(head::request(&head, &self.limits)));
+                    }
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                }
+            } else if self.draining.get() {
+                return Poll::Ready(None);
+            }
+            match self.poll_fill(state, context) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(_) => return Poll::Ready(None),
+                Poll::Pending if self.deadline.has_passed() && !state.input.is_empty() => {
+                    return Poll::Ready(Some(Err(Kind::HeadTimeout.into())));
+                }
+                Poll::Pending => {
+                    if !state.input.is_empty() {
+                        // A part of it may have come behind the request before.
+                        self.deadline.client_sent();
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    async fn exchange(self: &Rc<Self>, head: RequestHead, service: &impl Service) -> After {
+        let RequestHead { parts, length, persistent, expects_continue, takes_trailers } = head;
+        let asked = Asked {
+            is_head: parts.method == Method::HEAD,
+            is_current: parts.version == Version::HTTP_11,
+            persistent,
+            takes_trailers,
+            is_refused: false,
+        };
+        let body = self.begin_body(length, expects_continue);
+        let request = Request::from_parts(parts, Incoming::Http1(body));
+        let mut answer = pin!(service.answer(request));
+        let answer = poll_fn(|context| match answer.as_mut().poll(context) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => self.poll_gone(context).map(|()| None),
+        });
+        match answer.await {
+            Some(answer) => self.send(answer, asked).await,
+            None => After::Broken,
+        }
+    }
+
+    async fn refuse(self: &Rc<Self>, error: &Error, service: &impl Service) -> After {
+        match error.kind() {
+            Kind::HeadTimeout => self.counters.heads_timed_out.add(1),
+            _ => self.counters.heads_malformed.add(1),
+        }
+        let asked = Asked {
+            is_head: false,
+            is_current: true,
+            persistent: false,
+            takes_trailers: false,
+            is_refused: true,
+        };
+        self.send(service.refuse(error), asked).await
+    }
+
+    fn begin_body(self: &Rc<Self>, length: Length, expects_continue: bool) -> RequestStream {
+        let state = &mut *self.state.borrow_mut();
+        state.decoder = Decoder::new(length);
+        state.body_is_held = true;
+        if expects_continue && !state.decoder.is_done() {
+            state.interim = CONTINUE;
+        }
+        RequestStream { server: Rc::clone(self) }
+    }
+
+    /// Ready when the client has left while its request is answered. One request more is read meanwhile, no more.
+    fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
+        let state = &mut *self.state.borrow_mut();
+        if !state.decoder.is_done() || !state.input.is_empty() {
+            return Poll::Pending;
+        }
+        match ready!(self.poll_fill(state, context)) {
+            Ok(1..) => Poll::Pending,
+            Ok(0) | Err(_) => Poll::Ready(()),
+        }
+    }
+
+    async fn send<A: Answer>(&self, answer: Response<A>, asked: Asked) -> After {
+        let (head, mut body) = answer.into_parts();
+        let mut output = Output::default();
+        let (framing, closes) = self.begin_answer(&head, &body, asked, &mut output);
+        let is_tunnel = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        drop(head);
+        let mut pump = Pump::new(framing, asked.takes_trailers);
+        let sent = poll_fn(|context| self.poll_send(&mut pump, &mut body, &mut output, context));
+        if !sent.await {
+            return After::Broken;
+        }
+        if is_tunnel {
+            self.end_tunnel(&mut body).await;
+            return After::Broken;
+        }
+        drop(body);
+        let state = self.state.borrow();
+        if !state.decoder.is_done() || asked.is_refused {
+            After::Linger
+        } else if !closes {
+            After::Request
+        } else if state.input.is_empty() {
+            After::Close
+        } else {
+            After::Linger
+        }
+    }
+
+    /// Writes the head of an answer: what it says about the body, and whether it says that the connection ends.
+    fn begin_answer(
+        &self,
+        head: &response::Parts,
+        body: &impl Body,
+        asked: Asked,
+        output: &mut Output,
+    ) -> (Framing, bool) {
+        let state = &mut *self.state.borrow_mut();
+        // Leave that was not given yet is not needed any more; one that was begun must be whole.
+        let interim = mem::take(&mut state.interim);
+        if interim.len() < CONTINUE.len() {
+            output.head().extend_from_slice(interim);
+        }
+        let is_tunnel = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        if is_tunnel {
+            state.decoder = Decoder::UntilClose;
+        } else if !state.body_is_held {
+            state.discard(&self.limits);
+        }
+        let framing = framing(head.status, body, asked);
+        let closes = !asked.persistent
+            || self.draining.get()
+            || framing == Framing::UntilClose
+            || !state.body_is_held && !state.decoder.is_done();
+        let future = match (is_tunnel, closes) {
+            (true, _) => Future::Upgrade,
+            (false, true) => Future::Close,
+            (false, false) if asked.is_current => Future::Default,
+            (false, false) => Future::KeepAlive,
+        };
+        encode::answer(output.head(), head, framing, future);
+        (framing, closes)
+    }
+
+    /// Moves the answer on; ready when all of it is written, or false when that cannot be.
+    fn poll_send<A: Answer>(
+        &self,
+        pump: &mut Pump,
+        body: &mut A,
+        output: &mut Output,
+        context: &mut Context<'_>,
+    ) -> Poll<bool> {
+        loop {
+            let moved = pump.poll(body, output, context);
+            match self.poll_write(output, context) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => {
+                    body.poll_upload(context);
+                    return Poll::Pending;
+                }
+            }
+            match moved {
+                Moved::Full => {}
+                Moved::Waiting => return self.poll_gone(context).map(|()| false),
+                Moved::All => return Poll::Ready(true),
+                Moved::Broken(_) => return Poll::Ready(false),
+            }
+        }
+    }
+
+    /// The service has ended its half of a tunnel; the client's half goes on until it ends or nothing comes any more.
+    async fn end_tunnel<A: Answer>(&self, body: &mut A) {
+        poll_fn(|context| {
+            if self.poll_shutdown(context).is_pending() {
+                return Poll::Pending;
+            }
+            body.poll_upload(context);
+            let ended = self.state.borrow().decoder.is_done() || !self.state.borrow().body_is_held;
+            if ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Ends the connection such that the client learns of it.
+    async fn end(&self, after: After) {
+        if after == After::Broken {
+            return;
+        }
+        poll_fn(|context| self.poll_shutdown(context)).await;
+        if after == After::Linger {
+            self.deadline.linger();
+            poll_fn(|context| {
+                let state = &mut *self.state.borrow_mut();
+                loop {
+                    state.input.skip(usize::MAX);
+                    match ready!(self.poll_fill(state, context)) {
+                        Ok(1..) => {}
+                        Ok(0) | Err(_) => return Poll::Ready(()),
+                    }
+                }
+            })
+            .await;
+        }
+    }
+
+    fn poll_fill(&self, state: &mut State, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let left = state.decoder.exact();
+        let bytes = ready!(state.input.poll_fill(&mut state.socket, left, context))?;
+        // The end of the stream is no sign of life.
+        if bytes > 0 {
+            self.counters.bytes_received.add(bytes as u64);
+            self.deadline.client_sent();
+        }
+        Poll::Ready(Ok(bytes))
+    }
+
+    fn poll_write(&self, output: &mut Output, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let state = &mut *self.state.borrow_mut();
+        let wrote = |bytes| self.wrote(bytes);
+        output.poll_write(&mut state.socket, wrote, context)
+    }
+
+    fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<()> {
+        let state = &mut *self.state.borrow_mut();
+        Pin::new(&mut state.socket).poll_shutdown(context).map(drop)
+    }
+
+    fn wrote(&self, bytes: usize) {
+        self.counters.bytes_sent.add(bytes as u64);
+        self.deadline.client_took();
+    }
+
+    /// The next piece of the request's body.
+    fn poll_body(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let state = &mut *self.state.borrow_mut();
+        loop {
+            match state.decoder.next(&mut state.input, &self.limits) {
+                Ok(Piece::Data(data)) => {
+                    state.interim = b"";
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Ok(Piece::Trailers(fields)) => {
+                    return Poll::Ready(Some(Ok(Frame::trailers(fields))));
+                }
+                Ok(Piece::End) => return Poll::Ready(None),
+                Ok(Piece::More) => {}
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+            if ready!(self.poll_interim(state, context)).is_err() {
+                return Poll::Ready(Some(Err(Kind::RequestBroken.into())));
+            }
+            match ready!(self.poll_fill(state, context)) {
+                Ok(1..) => {}
+                Ok(0) => match state.decoder.end_of_input() {
+                    Ok(()) => return Poll::Ready(None),
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                },
+                Err(_) => return Poll::Ready(Some(Err(Kind::RequestBroken.into()))),
+            }
+        }
+    }
+
+    fn poll_interim(&self, state: &mut State, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !state.interim.is_empty() {
+            let bytes = ready!(Pin::new(&mut state.socket).poll_write(context, state.interim))?;
+            state.interim = state.interim.get(bytes..).unwrap_or_default();
+            self.wrote(bytes);
+            if state.interim.is_empty() {
+                return Pin::new(&mut state.socket).poll_flush(context);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl State {
+    /// Drops what is there of a body that nobody reads.
+    fn discard(&mut self, limits: &Limits) {
+        while let Ok(Piece::Data(_) | Piece::Trailers(_)) =
+            self.decoder.next(&mut self.input, limits)
+        {}
+    }
+}
+
+fn framing(status: StatusCode, body: &impl Body, asked: Asked) -> Framing {
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        return Framing::UntilClose;
+    }
+    if asked.is_head || status == StatusCode::NOT_MODIFIED {
+        return Framing::AsSaid;
+    }
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        return Framing::None;
+    }
+    match body.size_hint().exact() {
+        Some(bytes) => Framing::Exact(bytes),
+        None if asked.is_current => Framing::Chunked,
+        None => Framing::UntilClose,
+    }
+}
+
+/// The body of a request.
+#[derive(Debug)]
+pub struct RequestStream {
+    server: Rc<Server>,
+}
+
+impl Body for RequestStream {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.server.poll_body(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.server.state.borrow().decoder.is_done()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let exact = self.server.state.borrow().decoder.exact();
+        exact.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        self.server.state.borrow_mut().body_is_held = false;
+    }
+}
