@@ -47,6 +47,7 @@ fn config(targets: Vec<Target>) -> Config {
         user: None,
         state: config::State { dir: PathBuf::new() },
         admin: config::Admin { socket: PathBuf::new() },
+        zone: None,
         metrics: config::Metrics { listen: None, max_names: 10 },
         kernel: config::Kernel {
             interfaces: vec![],
@@ -91,6 +92,7 @@ fn config(targets: Vec<Target>) -> Config {
         upstreams: vec![config::Upstream {
             name: "origin".to_owned(),
             endpoints: targets.into_iter().map(Into::into).collect(),
+            balance: config::Balance::default(),
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
             idle_connections: 8,
@@ -127,7 +129,7 @@ impl Gateway {
                 .unwrap();
         let counters = Registry::new(config.workers);
         let mut directory = Directory::new(config.workers);
-        directory.set_echo(Some(echo.address()));
+        directory.set_own(None, Some(echo.address()));
         let snapshot =
             Snapshot::new(Arc::new(config), &mut directory, &Clients::default(), &counters);
         let shared = Shared {

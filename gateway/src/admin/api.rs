@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::monitor::{Events, Top};
 use super::query;
+use super::upstreams::UpstreamView;
 use crate::base::time::UtcMillis;
 use crate::kernel::netlink::Mode;
 use crate::rules::Place;
@@ -343,6 +344,9 @@ pub struct Status {
     /// What is wrong with lists of the configuration, each with its name.
     #[serde(default)]
     pub lists: Vec<String>,
+    /// The services behind it.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamView>,
     /// Certificates of listeners.
     #[serde(default)]
     pub certificates: Vec<CertificateView>,

@@ -12,3 +12,4 @@ pub mod monitor;
 pub mod query;
 pub mod scrape;
 pub mod server;
+pub mod upstreams;

@@ -50,13 +50,15 @@ pub enum Kind {
     UpstreamReset,
     /// The endpoint's answer is not HTTP.
     UpstreamProtocol,
+    /// The service has no endpoint that may take a request.
+    UpstreamUnavailable,
     /// The gateway has no descriptor, port or memory left for the request.
     Overloaded,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BadRequest,
         Self::TargetTooLong,
         Self::HeadTooLarge,
@@ -73,6 +75,7 @@ impl Kind {
         Self::UpstreamTimeout,
         Self::UpstreamReset,
         Self::UpstreamProtocol,
+        Self::UpstreamUnavailable,
         Self::Overloaded,
     ];
 
@@ -95,6 +98,7 @@ impl Kind {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::UpstreamUnavailable => "upstream_unavailable",
             Self::Overloaded => "overloaded",
         }
     }
@@ -117,14 +121,16 @@ impl Kind {
             | Self::UpstreamTls
             | Self::UpstreamTimeout
             | Self::UpstreamReset
-            | Self::UpstreamProtocol => Blame::Upstream,
+            | Self::UpstreamProtocol
+            | Self::UpstreamUnavailable => Blame::Upstream,
             Self::Overloaded => Blame::Gateway,
         }
     }
 
     /// Whether nothing reached a service, so that the same request may be sent once more without harm.
     pub fn retryable(self) -> bool {
-        matches!(self, Self::UpstreamConnect | Self::UpstreamTls | Self::Overloaded)
+        use Kind::{Overloaded, UpstreamConnect, UpstreamTls, UpstreamUnavailable};
+        matches!(self, UpstreamConnect | UpstreamTls | UpstreamUnavailable | Overloaded)
     }
 }
 
@@ -183,6 +189,7 @@ impl From<Kind> for Error {
                 Kind::UpstreamTimeout => "the service did not answer in time",
                 Kind::UpstreamReset => "the service closed the connection before it had answered",
                 Kind::UpstreamProtocol => "the service gave an answer that is not valid HTTP",
+                Kind::UpstreamUnavailable => "the service is not available at the moment",
                 Kind::Overloaded => "too much is going on at the moment; try again",
             },
         )

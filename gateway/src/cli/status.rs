@@ -6,6 +6,8 @@ use super::output::Output;
 use super::place::Place;
 use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, InterfaceStatus, KernelStatus, Request, Status};
+use crate::admin::upstreams::{EndpointView, UpstreamView};
+use crate::base::time::utc;
 
 pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
     let Answer::Status(status) = ask(place, &Request::Status)? else { return Err(unexpected()) };
@@ -47,8 +49,47 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
         let header = ["reason", "verdict", "packets", "bytes", "dry run"];
         output.table(&header, status.kernel.counters.iter().map(row).collect())?;
     }
+    endpoints(&status.upstreams, output)?;
     output.line("")?;
     proxy(&status.proxy, "", output)
+}
+
+/// The endpoints of all services, with what is wrong with them.
+fn endpoints(upstreams: &[UpstreamView], output: &Output) -> Result<(), Failure> {
+    let now = utc();
+    let row = |upstream: &UpstreamView, endpoint: &EndpointView| {
+        let seconds = now.since(endpoint.since_utc_ms).as_secs();
+        let since = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+        let numbers = [endpoint.active, endpoint.requests, endpoint.failures, endpoint.ejections];
+        let words =
+            [&upstream.name, &endpoint.address, &endpoint.condition, &since].map(Clone::clone);
+        let why = endpoint.why.clone().unwrap_or_default();
+        let numbers = numbers.map(|number| number.to_string());
+        words.into_iter().chain(numbers).chain([why]).collect()
+    };
+    let rows: Vec<Vec<String>> = upstreams
+        .iter()
+        .flat_map(|upstream| upstream.endpoints.iter().map(move |one| row(upstream, one)))
+        .collect();
+    if !rows.is_empty() {
+        output.line("")?;
+        let header = [
+            "upstream",
+            "endpoint",
+            "condition",
+            "for",
+            "active",
+            "requests",
+            "failures",
+            "ejections",
+            "why",
+        ];
+        output.table(&header, rows)?;
+    }
+    for upstream in upstreams.iter().filter(|upstream| upstream.panic) {
+        output.line(&format!("{}: too few endpoints are usable: all are used", upstream.name))?;
+    }
+    Ok(())
 }
 
 fn door(kernel: &KernelStatus) -> String {

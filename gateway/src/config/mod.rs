@@ -5,6 +5,7 @@
 //! [`Config`] has been checked: names resolve, prefixes have no host bits, at least one thing is listened on.
 
 mod at;
+mod balance;
 mod bounds;
 mod de;
 mod diagnostic;
@@ -37,6 +38,7 @@ use http::Method;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
@@ -157,6 +159,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
             }
             None => std::thread::available_parallelism().map_or(1, usize::from),
         },
+        zone: raw.zone.clone().filter(|zone| value::name(zone, "a zone", at.key("zone"))),
         user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
         state: State { dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")) },
         admin: Admin {
@@ -242,6 +245,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.
     pub bounds: Bounds,
+    /// The zone that the gateway is in, whose endpoints it prefers.
+    pub zone: Option<String>,
     /// Services behind the gateway, in the order of the file. Routes refer to them by index.
     pub upstreams: Vec<Upstream>,
     /// Routes in the order of the file.
@@ -470,6 +475,8 @@ pub struct Upstream {
     pub name: String,
     /// Where it is served. At least one.
     pub endpoints: Vec<Endpoint>,
+    /// How one of them is chosen.
+    pub balance: Balance,
     /// Time to connect to an endpoint.
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.
@@ -495,11 +502,13 @@ pub struct Endpoint {
     pub target: Target,
     /// Its share of the requests, beside those of the others; at least 1.
     pub weight: u32,
+    /// The zone that it is in.
+    pub zone: Option<String>,
 }
 
 impl From<Target> for Endpoint {
     fn from(target: Target) -> Self {
-        Self { target, weight: 1 }
+        Self { target, weight: 1, zone: None }
     }
 }
 

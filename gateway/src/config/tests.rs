@@ -90,6 +90,8 @@ fn everything_has_its_documented_default() {
     let users = &config.upstreams[0];
     assert_eq!((users.connect_timeout, users.response_timeout), (seconds(1), seconds(10)));
     assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 64));
+    assert_eq!((&users.balance, &config.zone), (&Balance::default(), &None));
+    assert_eq!((users.endpoints[0].weight, &users.endpoints[0].zone), (1, &None));
     assert_eq!(users.whole_timeout, None);
     let Retry { attempts, on, methods, backoff, budget, buffer_bytes } = &users.retry;
     assert_eq!((*attempts, *budget, *buffer_bytes), (3, Share::per_million(200_000), 65_536));
@@ -475,6 +477,52 @@ fn listeners_and_endpoints() {
     }
     let text = "upstreams: {a: {endpoints: [10.0.0.1:1, {address: 10.0.0.1:1}]}}";
     only(text, "`10.0.0.1:1` is given twice in upstream `a`", "10.0.0.1:1");
+}
+
+#[test]
+fn how_endpoints_are_chosen() {
+    let upstream = |more: &str| {
+        let text = format!("upstreams: {{a: {{endpoints: [10.0.0.1:1], {more}}}}}");
+        with(&text).unwrap().upstreams.remove(0).balance
+    };
+    assert_eq!(upstream("balance: least_requests").algorithm, Algorithm::LeastRequests);
+    assert_eq!(upstream("balance: random_two").algorithm, Algorithm::RandomTwo);
+    let hash = |key: &str| upstream(&format!("balance: {{hash: {key}}}")).algorithm;
+    assert_eq!(hash("client"), Algorithm::Hash(HashKey::Client));
+    assert_eq!(hash("{path: true}"), Algorithm::Hash(HashKey::Path));
+    assert_eq!(hash("{cookie: sid}"), Algorithm::Hash(HashKey::Cookie("sid".to_owned())));
+    let header = HashKey::Header("x-session-id".parse().unwrap());
+    assert_eq!(hash("{header: X-Session-Id}"), Algorithm::Hash(header));
+    let all = upstream("slow_start: 30s, panic_threshold: 0%, ejection: {failures: 3, time: 1s}");
+    assert_eq!((all.slow_start.as_secs(), all.panic_threshold), (30, Share::ZERO));
+    let Some(Ejection { failures: 3, time, max_ejected, .. }) = all.ejection else { panic!() };
+    assert_eq!((time.as_secs(), max_ejected.to_string()), (1, "50%".to_owned()));
+    assert_eq!(upstream("ejection: off").ejection, None);
+    let zones = "zone: eu-1a\nupstreams: {a: {endpoints: [{address: 10.0.0.1:1, zone: eu-1a}]}}";
+    let zones = with(zones).unwrap();
+    assert_eq!(zones.zone, zones.upstreams[0].endpoints[0].zone);
+}
+
+#[test]
+fn mistakes_of_how_endpoints_are_chosen() {
+    let refused = |more: &str, message: &str, pointed: &str| {
+        let text = format!("upstreams: {{a: {{endpoints: [10.0.0.1:1], {more}}}}}");
+        only(&text, message, pointed);
+    };
+    refused("balance: least_request", "`least_request` is no way to balance", "least_request");
+    refused("balance: hash", "`hash` does not say what the key of a request is", "hash");
+    refused("balance: {hash: user}", "`user` is no key of a request", "user");
+    refused("balance: {hash: {}}", "a request has one key", "hash");
+    refused("balance: {hash: {path: true, cookie: a}}", "a request has one key", "hash");
+    refused("balance: {hash: {header: 'a b'}}", "`a b` is no name of a header field", "'a b'");
+    refused("balance: {hash: {cookie: 'a;b'}}", "`a;b` is no name of a cookie", "'a;b'");
+    refused("slow_start: 2h", "`2h` is out of bounds", "2h");
+    refused("panic_threshold: 101%", "101% is out of bounds", "101%");
+    refused("ejection: on", "`on` is not `off`", "on");
+    refused("ejection: {failures: 0}", "0 is out of bounds", "0");
+    refused("ejection: {time: 10m}", "`max_time` is less than `time`", "ejection");
+    let weight = "upstreams: {a: {endpoints: [{address: 10.0.0.1:1, weight: 1001}]}}";
+    only(weight, "1001 is out of bounds", "1001");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::at::At;
+use super::balance::balance;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
@@ -14,6 +15,8 @@ use super::{Endpoint, Listener, Target, Upstream};
 
 /// No endpoint takes more than so many times the requests of another.
 const WEIGHT_MAX: u64 = 1000;
+/// Endpoints of one upstream.
+const ENDPOINTS_MAX: usize = 512;
 
 /// Every upstream, also one with mistakes, so that routes refer to what the file has.
 pub(super) fn upstreams(
@@ -41,6 +44,7 @@ fn upstream(
     Upstream {
         name: own_name.to_owned(),
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
+        balance: balance(raw, at),
         connect_timeout: time(&raw.timeout.connect, "connect"),
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
@@ -58,6 +62,12 @@ fn endpoints(
     listeners: &[Listener],
     at: At<'_>,
 ) -> Vec<Endpoint> {
+    if raw.len() > ENDPOINTS_MAX {
+        at.on_key().error_with_help(
+            format!("upstream `{upstream}` has {} endpoints", raw.len()),
+            format!("an upstream has at most {ENDPOINTS_MAX}: make several"),
+        );
+    }
     if raw.is_empty() {
         at.on_key().error_with_help(
             format!("upstream `{upstream}` has no endpoint"),
@@ -67,11 +77,13 @@ fn endpoints(
     let mut found = Vec::new();
     for (index, endpoint) in raw.iter().enumerate() {
         let at = at.item(index);
-        let (text, weight, at) = match endpoint {
-            RawEndpoint::Text(text) => (text, 1, at),
+        let (text, weight, zone, at) = match endpoint {
+            RawEndpoint::Text(text) => (text, Some(1), None, at),
             RawEndpoint::Section(section) => {
                 let weight = count(section.weight, 1..=WEIGHT_MAX, at.key("weight"));
-                (&section.address, weight.unwrap_or_default(), at.key("address"))
+                let zone = section.zone.clone();
+                let zone = zone.filter(|zone| name(zone, "a zone", at.key("zone")));
+                (&section.address, weight, zone, at.key("address"))
             }
         };
         let target = if text == "echo" {
@@ -88,7 +100,8 @@ fn endpoints(
                 "remove one of the two",
             );
         } else {
-            found.push(Endpoint { target, weight: u32::try_from(weight).unwrap_or_default() });
+            let weight = weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1);
+            found.push(Endpoint { target, weight, zone });
         }
     }
     found

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_blocking, spawn_local};
 use tokio::time::MissedTickBehavior;
 
+use super::Control;
 use crate::admin::api::CertificateView;
 use crate::base::time::utc;
 use crate::config::{Config, Errors};
@@ -125,7 +126,7 @@ impl Certificates {
     }
 
     /// Puts in force what was read because a file changed. Answers whether services are talked to by something else.
-    pub(super) fn take(&mut self, config: &Arc<Config>, store: Store) -> bool {
+    fn take(&mut self, config: &Arc<Config>, store: Store) -> bool {
         match self.compile(config, store) {
             Ok(compiled) => {
                 let other = !compiled.clients.is_same(&self.clients);
@@ -167,6 +168,15 @@ impl Certificates {
         let mut views: Vec<_> = self.store.certificates().map(view).collect();
         views.sort_by(|one, other| one.file.cmp(&other.file));
         views
+    }
+}
+
+impl Control {
+    /// Puts in force what was read because a file changed.
+    pub(super) fn renew_certificates(&mut self, store: Store) {
+        if self.certificates.take(&self.config, store) {
+            self.publish_snapshot();
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use gateway_common::rule::Origin;
 use gateway_common::verdict::Verdict;
 
+use super::upstreams::views;
 use crate::admin::api::Status;
 use crate::base::error::Kind;
 use crate::base::time::UtcMillis;
@@ -62,6 +63,7 @@ pub(super) fn page(
     requests(&mut page, proxy);
     traffic(&mut page, &ROUTE, &by_name.routes);
     traffic(&mut page, &UPSTREAM, &by_name.upstreams);
+    views::page(&mut page, &status.upstreams);
     page.text()
 }
 

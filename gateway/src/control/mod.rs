@@ -20,16 +20,12 @@ use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
 use crate::admin::server;
 use crate::base::time::{Now, instant};
-use crate::config::{self, Config, OnExit, Target as EndpointTarget};
+use crate::config::{self, Config, OnExit};
 use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
-use crate::observe::Registry;
-use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
-use crate::tls::client::Clients;
-use crate::tls::store::Store;
 use crate::upstream::directory::Directory;
 
 pub mod certificates;
@@ -44,6 +40,7 @@ pub mod protect;
 mod reload;
 pub mod sources;
 mod start;
+mod upstreams;
 pub mod views;
 
 use certificates::Certificates;
@@ -373,6 +370,7 @@ impl Control {
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
         self.look_after_interfaces();
+        self.directory.groups().for_each(|group| group.release(now));
         if protect {
             self.protect(now);
         }
@@ -395,19 +393,6 @@ impl Control {
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "protected addresses could not be updated"),
         }
-    }
-
-    fn renew_certificates(&mut self, store: Store) {
-        if self.certificates.take(&self.config, store) {
-            self.publish_snapshot();
-        }
-    }
-
-    /// Puts the configuration in force as it is compiled now.
-    fn publish_snapshot(&mut self) {
-        let (clients, counters) = (self.certificates.clients(), &self.shared.counters);
-        let snapshot = snapshot(&self.config, &mut self.directory, clients, self.echo, counters);
-        self.shared.snapshot.store(snapshot);
     }
 
     fn detach(&mut self) -> Result<Done, Refusal> {
@@ -456,6 +441,7 @@ impl Control {
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             lists: self.sources.notes(),
+            upstreams: upstreams::views::all(&self.directory),
             certificates: self.certificates.views(),
             certificate_notes: self.certificates.notes(),
             proxy,
@@ -487,29 +473,10 @@ fn tell_manager(state: NotifyState<'_>) {
     }
 }
 
-fn uses_echo(config: &Config) -> bool {
-    let mut endpoints = config.upstreams.iter().flat_map(|upstream| &upstream.endpoints);
-    endpoints.any(|endpoint| endpoint.target == EndpointTarget::Echo)
-}
-
 fn addresses(config: &Config) -> Vec<SocketAddr> {
     config.listen.iter().map(|listener| listener.address).collect()
 }
 
 fn read(path: Option<&Path>) -> Result<Config, config::Errors> {
     path.map_or_else(config::embedded, config::read)
-}
-
-/// Compiles a configuration, with its endpoints put in force.
-fn snapshot(
-    config: &Arc<Config>,
-    directory: &mut Directory,
-    clients: &Clients,
-    echo: Option<SocketAddr>,
-    counters: &Registry,
-) -> Arc<Snapshot> {
-    directory.set_echo(echo);
-    let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory, clients, counters));
-    directory.keep(config);
-    snapshot
 }

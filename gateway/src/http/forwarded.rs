@@ -13,9 +13,9 @@ pub fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
     trusted.iter().any(|prefix| prefix.contains(&address))
 }
 
-/// The client of a request over a connection from `client`: from the right, the first address in `X-Forwarded-For` that is no trusted proxy. Each
-/// proxy appends whom it saw, so everything to the left of that address is only what the client claims. What is no
-/// address ends the walk at the last one that was believed.
+/// The client of a request over a connection from `client`: from the right, the first address in `X-Forwarded-For` that
+/// is no trusted proxy. Each proxy appends whom it saw, so everything to the left of that address is only what the
+/// client claims. What is no address ends the walk at the last one that was believed.
 pub fn client(mut client: ClientAddr, trusted: &[IpNet], headers: &HeaderMap) -> ClientAddr {
     if !is_trusted(trusted, client.ip()) {
         return client;

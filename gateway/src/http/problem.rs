@@ -37,7 +37,7 @@ pub fn response(error: &Error, request_id: HeaderValue) -> Response<Bytes> {
     if let Some(allow) = error.allow() {
         fields.insert(ALLOW, headers::value(allow));
     }
-    if error.kind() == Kind::Overloaded {
+    if status == StatusCode::SERVICE_UNAVAILABLE {
         fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
@@ -59,7 +59,7 @@ fn status(kind: Kind) -> StatusCode {
         | Kind::UpstreamReset
         | Kind::UpstreamProtocol => StatusCode::BAD_GATEWAY,
         Kind::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-        Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::UpstreamUnavailable | Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 

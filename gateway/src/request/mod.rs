@@ -169,7 +169,7 @@ impl Worker {
 
     /// Drops idle connections to endpoints that are of no more use.
     pub fn sweep(&self) {
-        self.client.sweep();
+        self.client.sweep(&self.current().views);
     }
 
     fn current(&self) -> Rc<Current> {

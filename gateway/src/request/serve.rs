@@ -93,7 +93,7 @@ impl Exchange<'_> {
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
         let way = Way {
-            choice: Choice { upstream, view },
+            choice: Choice { upstream, view, key: upstream.key(&request, client.ip()) },
             local,
             addresses: *addresses,
             deadline: self.deadline,

@@ -1,5 +1,5 @@
-//! From an endpoint's address to a socket that HTTP can be spoken over: TCP, the PROXY protocol and TLS where the service
-//! has them, all of it within the deadline to connect.
+//! From an endpoint's address to a socket that HTTP can be spoken over: TCP, then the PROXY protocol and TLS where the
+//! service has them, all of it within the deadline to connect.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -34,6 +34,13 @@ pub struct Line {
     endpoint: SocketAddr,
     /// The one that made it; 0 over plain TCP.
     tls: u64,
+}
+
+impl Line {
+    /// Where it leads.
+    pub fn endpoint(self) -> SocketAddr {
+        self.endpoint
+    }
 }
 
 impl Dial<'_> {

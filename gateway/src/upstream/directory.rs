@@ -1,12 +1,13 @@
 //! The endpoints of all services, as `control` keeps them: what is known about an endpoint stays as long as anybody
 //! uses it, whatever configuration comes or goes. Workers never look here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
 use super::balance::{Group, Set};
 use super::endpoint::{Endpoint, EndpointState};
+use crate::base::time::Now;
 use crate::config::{self, Target};
 
 /// The services by their names, and their endpoints by their addresses.
@@ -15,7 +16,9 @@ pub struct Directory {
     workers: usize,
     /// Where the built-in service is.
     echo: Option<SocketAddr>,
-    groups: HashMap<String, Arc<Group>>,
+    /// Where the gateway is.
+    zone: Option<Arc<str>>,
+    groups: BTreeMap<String, Arc<Group>>,
     states: HashMap<(String, SocketAddr), Weak<EndpointState>>,
     next_id: u64,
 }
@@ -23,32 +26,33 @@ pub struct Directory {
 impl Directory {
     /// Without any service, for so many workers.
     pub fn new(workers: usize) -> Self {
-        Self { workers, echo: None, groups: HashMap::new(), states: HashMap::new(), next_id: 0 }
+        let (groups, states) = (BTreeMap::new(), HashMap::new());
+        Self { workers, echo: None, zone: None, groups, states, next_id: 0 }
     }
 
-    /// The built-in service is served there.
-    pub fn set_echo(&mut self, address: Option<SocketAddr>) {
-        self.echo = address;
+    /// The gateway is in this zone, and the built-in service is served there.
+    pub fn set_own(&mut self, zone: Option<&str>, echo: Option<SocketAddr>) {
+        self.zone = zone.map(Arc::from);
+        self.echo = echo;
     }
 
     /// The endpoints of a service, put in force as configured.
-    pub fn group(&mut self, upstream: &config::Upstream) -> Arc<Group> {
-        let endpoints = upstream.endpoints.iter().filter_map(|endpoint| {
+    pub fn group(&mut self, upstream: &config::Upstream, now: Now) -> Arc<Group> {
+        let mut endpoints = Vec::new();
+        for endpoint in &upstream.endpoints {
             let address = match endpoint.target {
-                Target::Address(address) => address,
-                Target::Echo => self.echo?,
+                Target::Address(address) => Some(address),
+                Target::Echo => self.echo,
             };
-            Some((address, endpoint.weight))
-        });
-        let endpoints: Vec<(SocketAddr, u32)> = endpoints.collect();
-        let set = endpoints.into_iter().map(|(address, weight)| {
-            let state = self.state(&upstream.name, address);
-            Endpoint { address, weight, state }
-        });
-        let set = Set::new(set.collect());
+            let Some(address) = address else { continue };
+            let state = self.state(&upstream.name, address, now);
+            let zone = endpoint.zone.as_deref().map(Arc::from);
+            endpoints.push(Endpoint { address, weight: endpoint.weight, zone, state });
+        }
+        let set = Set::new(endpoints, upstream.balance.clone(), self.zone.clone());
         match self.groups.get(&upstream.name) {
             Some(group) => {
-                group.replace(set);
+                group.replace(set, now);
                 Arc::clone(group)
             }
             None => {
@@ -59,6 +63,25 @@ impl Directory {
         }
     }
 
+    /// All services, by their names.
+    pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.groups.values()
+    }
+
+    /// The endpoints that a service has no more and that still have requests to answer.
+    pub fn draining(&self, group: &Group) -> Vec<(SocketAddr, Arc<EndpointState>)> {
+        let set = group.set();
+        let is_gone = |state: &EndpointState| {
+            state.totals().active > 0
+                && !set.endpoints().iter().any(|endpoint| endpoint.state.id() == state.id())
+        };
+        let of_group = self.states.iter().filter(|((upstream, _), _)| upstream == group.name());
+        let known = of_group.filter_map(|((_, address), state)| Some((*address, state.upgrade()?)));
+        let mut gone: Vec<_> = known.filter(|(_, state)| is_gone(state)).collect();
+        gone.sort_by_key(|(address, _)| *address);
+        gone
+    }
+
     /// Forgets the services that `config` does not have, and the endpoints that nobody uses.
     pub fn keep(&mut self, config: &config::Config) {
         let has = |name: &str| config.upstreams.iter().any(|upstream| upstream.name == name);
@@ -66,13 +89,13 @@ impl Directory {
         self.states.retain(|_, state| state.strong_count() > 0);
     }
 
-    fn state(&mut self, upstream: &str, address: SocketAddr) -> Arc<EndpointState> {
+    fn state(&mut self, upstream: &str, address: SocketAddr, now: Now) -> Arc<EndpointState> {
         let key = (upstream.to_owned(), address);
         if let Some(state) = self.states.get(&key).and_then(Weak::upgrade) {
             return state;
         }
         self.next_id += 1;
-        let state = Arc::new(EndpointState::new(self.next_id, self.workers));
+        let state = Arc::new(EndpointState::new(self.next_id, self.workers, now));
         self.states.insert(key, Arc::downgrade(&state));
         state
     }

@@ -15,14 +15,15 @@ pub mod pool;
 mod retry;
 pub mod send;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
 use tokio::time::Instant;
 
-use crate::base::time::instant;
-use crate::config;
+use crate::base::time::{Now, instant};
+use crate::config::{self, Algorithm};
 use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
 use crate::tls::client as tls;
@@ -35,6 +36,7 @@ use directory::Directory;
 #[derive(Clone, Debug)]
 pub struct Upstream {
     group: Arc<Group>,
+    algorithm: Algorithm,
     connect_timeout: Duration,
     response_timeout: Duration,
     whole_timeout: Option<Duration>,
@@ -69,7 +71,8 @@ impl Upstream {
         Self {
             tls,
             proxy_protocol: config.proxy_protocol,
-            group: directory.group(config),
+            group: directory.group(config, Now::read()),
+            algorithm: config.balance.algorithm.clone(),
             connect_timeout: config.connect_timeout,
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
@@ -83,6 +86,11 @@ impl Upstream {
     pub fn dial(&self, endpoint: SocketAddr, addresses: Addresses) -> Dial<'_> {
         let addresses = self.proxy_protocol.then_some(addresses);
         Dial { endpoint, tls: self.tls.as_deref(), addresses }
+    }
+
+    /// What sends a request from `client` to the same endpoint as others, if anything does.
+    pub fn key<B>(&self, request: &Request<B>, client: IpAddr) -> Option<u64> {
+        balance::key(&self.algorithm, request, client)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use tokio::time::Instant;
@@ -49,10 +50,13 @@ impl Pool {
         None
     }
 
-    /// Drops what has expired or was closed.
-    pub fn sweep(&self) {
+    /// Drops what has expired or was closed, and what leads where `is_used` says that nobody goes.
+    pub fn sweep(&self, is_used: impl Fn(SocketAddr) -> bool) {
         let now = Instant::now();
-        self.idle.borrow_mut().retain(|_, idle| {
+        self.idle.borrow_mut().retain(|line, idle| {
+            if !is_used(line.endpoint()) {
+                return false;
+            }
             idle.retain_mut(|idle| idle.until > now && !idle.connection.is_stale());
             !idle.is_empty()
         });

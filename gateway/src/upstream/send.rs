@@ -1,5 +1,7 @@
 //! How a request is sent: over which connection, and once more or not when that fails.
 
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -51,9 +53,11 @@ impl Client {
         View::new(&upstream.group, self.worker)
     }
 
-    /// Drops the idle connections that have expired or were closed by the other side.
-    pub fn sweep(&self) {
-        self.pool.sweep();
+    /// Drops the idle connections that have expired or were closed by the other side, and those to addresses that
+    /// requests go to no more.
+    pub fn sweep<'v>(&self, views: impl IntoIterator<Item = &'v View>) {
+        let used: HashSet<SocketAddr> = views.into_iter().flat_map(View::addresses).collect();
+        self.pool.sweep(|address| used.contains(&address));
     }
 
     /// Sends `request` until there is an answer for the client, or no more to be done.
@@ -100,7 +104,7 @@ impl Client {
     ) -> Result<Response<AnswerBody>, Failure> {
         let Way { choice, deadline, .. } = way;
         let upstream = choice.upstream;
-        let mut error = Error::from(Kind::UpstreamConnect);
+        let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
             deadline.trail.attempt(picked.address());
             let dial = upstream.dial(picked.address(), way.addresses);
@@ -132,7 +136,11 @@ impl Client {
                 Err(Failure::Final(error)) => return Err(Failure::Final(failed(error, &picked))),
             }
         }
-        Err(Failure::Unsent(Box::new(request), error))
+        Err(match error.kind() {
+            // Nobody was asked, and asking again makes nobody appear.
+            Kind::UpstreamUnavailable => Failure::Final(error),
+            _ => Failure::Unsent(Box::new(request), error),
+        })
     }
 
     fn answer(

@@ -1,6 +1,7 @@
 //! The configuration as typed: plain types, one per section, with the defaults that a reader of the file may rely on.
 //! Texts are not understood here; that is for the section files beside this one.
 
+mod balance;
 mod kernel;
 mod listen;
 mod routes;
@@ -8,6 +9,7 @@ mod upstreams;
 
 use serde::Deserialize;
 
+pub(super) use self::balance::*;
 pub(super) use self::kernel::*;
 pub(super) use self::listen::*;
 pub(super) use self::routes::*;
@@ -31,6 +33,8 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) metrics: RawMetrics,
     pub(in crate::config) kernel: RawKernel,
     pub(in crate::config) bounds: RawBounds,
+    /// Where the gateway is. Default: nowhere in particular.
+    pub(in crate::config) zone: Option<String>,
     pub(in crate::config) upstreams: Named<RawUpstream>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Section, TextOr};
+use super::{RawBalance, RawEjection, RawEjectionSection, Section, TextOr};
 use crate::config::retry::RawRetry;
 
 /// A service.
@@ -11,6 +11,17 @@ use crate::config::retry::RawRetry;
 pub(in crate::config) struct RawUpstream {
     /// At least one.
     pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    /// How one of them is chosen.
+    #[serde(default = "balance")]
+    pub(in crate::config) balance: RawBalance,
+    /// Time in which an endpoint grows to its weight. Default: none.
+    #[serde(default)]
+    pub(in crate::config) slow_start: Option<String>,
+    /// Share of usable endpoints below which all are used.
+    #[serde(default = "panic_threshold")]
+    pub(in crate::config) panic_threshold: String,
+    #[serde(default = "ejection")]
+    pub(in crate::config) ejection: RawEjection,
     #[serde(default)]
     pub(in crate::config) timeout: RawTimeout,
     #[serde(default)]
@@ -62,6 +73,18 @@ pub(in crate::config) enum RawProxyProtocolVersion {
     V2,
 }
 
+fn balance() -> RawBalance {
+    TextOr::Text("round_robin".to_owned())
+}
+
+fn panic_threshold() -> String {
+    "50%".to_owned()
+}
+
+fn ejection() -> RawEjection {
+    TextOr::Section(RawEjectionSection::default())
+}
+
 fn idle_connections() -> u64 {
     64
 }
@@ -77,6 +100,9 @@ pub(in crate::config) struct RawEndpointSection {
     /// Its share of the requests.
     #[serde(default = "weight")]
     pub(in crate::config) weight: u64,
+    /// Where it is. Default: nowhere in particular.
+    #[serde(default)]
+    pub(in crate::config) zone: Option<String>,
 }
 
 fn weight() -> u64 {

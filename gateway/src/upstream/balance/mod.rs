@@ -1,127 +1,31 @@
 //! Which endpoint takes a request. `control` puts the endpoints of a service in force; each worker decides by a view
-//! of its own, which it makes anew only when something has changed.
+//! of its own. Sends nothing, and asks no endpoint how it is.
 
+mod group;
+mod hash;
+mod least;
+mod plan;
 mod round_robin;
+mod view;
 
-use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
+use http::header::{COOKIE, HeaderMap};
+use http::{Request, header};
 
-use self::round_robin::RoundRobin;
+pub use self::group::{Group, Set};
+pub use self::view::View;
+
 use super::Upstream;
 use super::endpoint::{Block, Endpoint, Outcome};
+use crate::base::time::Now;
+use crate::config::{Algorithm, HashKey};
 use crate::observe::Counter;
-
-/// The endpoints of a service. It stays the same for as long as a configuration names the service.
-#[derive(Debug)]
-pub struct Group {
-    name: String,
-    set: ArcSwap<Set>,
-    /// Counts what makes a view out of date.
-    changes: AtomicU64,
-}
-
-/// The endpoints that are in force.
-#[derive(Debug)]
-pub struct Set {
-    endpoints: Box<[Endpoint]>,
-}
-
-impl Set {
-    /// These, in their order.
-    pub fn new(endpoints: Vec<Endpoint>) -> Self {
-        Self { endpoints: endpoints.into() }
-    }
-
-    /// All of them.
-    pub fn endpoints(&self) -> &[Endpoint] {
-        &self.endpoints
-    }
-}
-
-impl Group {
-    /// Of the service called `name`.
-    pub fn new(name: &str, set: Set) -> Self {
-        Self { name: name.to_owned(), set: ArcSwap::from_pointee(set), changes: AtomicU64::new(1) }
-    }
-
-    /// The service.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The endpoints that are in force.
-    pub fn set(&self) -> Arc<Set> {
-        self.set.load_full()
-    }
-
-    /// Puts others in force. Requests that are under way finish where they are.
-    pub fn replace(&self, set: Set) {
-        self.set.store(Arc::new(set));
-        self.changes.fetch_add(1, Ordering::Release);
-    }
-}
-
-/// The endpoints of a service as one worker sees them.
-#[derive(Debug)]
-pub struct View {
-    group: Arc<Group>,
-    worker: usize,
-    /// The state of the group that it was made of.
-    made_of: Cell<u64>,
-    plan: RefCell<Plan>,
-}
-
-/// What a worker decides by.
-#[derive(Debug, Default)]
-struct Plan {
-    members: Box<[Rc<Member>]>,
-    weights: Box<[u32]>,
-    round_robin: RoundRobin,
-}
-
-/// An endpoint with what a worker needs to count its requests.
-#[derive(Debug)]
-struct Member {
-    endpoint: Endpoint,
-    worker: usize,
-}
-
-impl View {
-    /// What the worker of this number sees.
-    pub fn new(group: &Arc<Group>, worker: usize) -> Self {
-        let (made_of, plan) = (Cell::new(0), RefCell::default());
-        Self { group: Arc::clone(group), worker, made_of, plan }
-    }
-
-    fn follow(&self) {
-        let changes = self.group.changes.load(Ordering::Acquire);
-        if self.made_of.replace(changes) == changes {
-            return;
-        }
-        let set = self.group.set();
-        let member = |endpoint: &Endpoint| {
-            Rc::new(Member { endpoint: endpoint.clone(), worker: self.worker })
-        };
-        *self.plan.borrow_mut() = Plan {
-            members: set.endpoints().iter().map(member).collect(),
-            weights: set.endpoints().iter().map(|endpoint| endpoint.weight).collect(),
-            round_robin: RoundRobin::default(),
-        };
-    }
-
-    fn pick(&self, tried: &Tried) -> Option<Rc<Member>> {
-        self.follow();
-        let Plan { members, weights, round_robin } = &mut *self.plan.borrow_mut();
-        let is_free = |index: usize| members.get(index).is_some_and(|member| !tried.has(member));
-        let index = round_robin.next(weights, is_free)?;
-        members.get(index).cloned()
-    }
-}
 
 /// What the endpoint for one request is picked by.
 #[derive(Clone, Copy, Debug)]
@@ -130,30 +34,87 @@ pub struct Choice<'a> {
     pub upstream: &'a Upstream,
     /// The endpoints as the worker sees them.
     pub view: &'a View,
+    /// What sends the same clients to the same endpoints.
+    pub key: Option<u64>,
 }
 
 impl Choice<'_> {
     /// An endpoint that is not among those `tried`, and from now on is. `None` when there is none left.
     pub fn pick(&self, tried: &mut Tried) -> Option<Picked> {
-        let member = self.view.pick(tried)?;
-        tried.0.push(member.endpoint.state.id());
+        let member = self.view.pick(self.key, tried, || Now::read().boot)?;
+        tried.add(&member);
         Some(Picked::new(member))
     }
 
     /// Whether there is one.
     pub fn has_more(&self, tried: &Tried) -> bool {
-        self.view.follow();
-        self.view.plan.borrow().members.iter().any(|member| !tried.has(member))
+        self.view.has_more(tried, || Now::read().boot)
     }
 }
 
-/// The endpoints that a request was tried on. It takes no memory until a second one is.
+/// The key of a request from `client`, where the service is chosen by one.
+pub fn key<B>(algorithm: &Algorithm, request: &Request<B>, client: IpAddr) -> Option<u64> {
+    let Algorithm::Hash(by) = algorithm else { return None };
+    let key = match by {
+        HashKey::Header(name) => hash::key(request.headers().get(name)?.as_bytes()),
+        HashKey::Cookie(name) => hash::key(cookie(request.headers(), name)?),
+        HashKey::Path => hash::key(request.uri().path().as_bytes()),
+        HashKey::Client => match client.to_canonical() {
+            IpAddr::V4(v4) => hash::key(&v4.octets()),
+            IpAddr::V6(v6) => hash::key(&v6.octets()),
+        },
+    };
+    Some(key)
+}
+
+/// The first cookie of this name.
+fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+    let lines = headers.get_all(COOKIE).iter().map(header::HeaderValue::as_bytes);
+    let mut pairs = lines.flat_map(|line| line.split(|byte| *byte == b';'));
+    pairs.find_map(|pair| {
+        pair.trim_ascii().strip_prefix(name.as_bytes())?.trim_ascii_start().strip_prefix(b"=")
+    })
+}
+
+/// The endpoints that a request was tried on. It takes no memory until the first one has failed.
 #[derive(Clone, Debug, Default)]
-pub struct Tried(Vec<u64>);
+pub struct Tried {
+    last: Option<u64>,
+    before: Vec<u64>,
+}
 
 impl Tried {
+    fn add(&mut self, member: &Member) {
+        self.before.extend(self.last.replace(member.endpoint.state.id()));
+    }
+
     fn has(&self, member: &Member) -> bool {
-        self.0.contains(&member.endpoint.state.id())
+        let id = member.endpoint.state.id();
+        self.last == Some(id) || self.before.contains(&id)
+    }
+}
+
+/// An endpoint with what a worker needs to count its requests.
+#[derive(Debug)]
+struct Member {
+    endpoint: Endpoint,
+    worker: usize,
+    group: Arc<Group>,
+}
+
+impl Member {
+    fn active(&self) -> u64 {
+        self.block().map_or(0, |block| block.active.value())
+    }
+
+    fn block(&self) -> Option<&Block> {
+        self.endpoint.state.of_worker(self.worker)
+    }
+
+    fn count(&self, counter: fn(&Block) -> &Counter) {
+        if let Some(block) = self.block() {
+            counter(block).add(1);
+        }
     }
 }
 
@@ -163,10 +124,9 @@ pub struct Picked(Rc<Member>);
 
 impl Picked {
     fn new(member: Rc<Member>) -> Self {
-        let picked = Self(member);
-        picked.count(|block| &block.requests, 1);
-        picked.count(|block| &block.active, 1);
-        picked
+        member.count(|block| &block.requests);
+        member.count(|block| &block.active);
+        Self(member)
     }
 
     /// Where it is.
@@ -179,24 +139,29 @@ impl Picked {
         &self.0.endpoint
     }
 
-    /// Takes note of what came of the request: once for each attempt, and once more where the answer breaks off.
+    /// Takes note of what came of the request: once for each attempt, and once more where the answer breaks off. Who
+    /// fails too often is ejected.
     pub fn observe(&self, outcome: Outcome) {
-        if outcome.is_failure() == Some(true) {
-            self.count(|block| &block.failures, 1);
+        let Member { endpoint, group, .. } = &*self.0;
+        let in_a_row = endpoint.state.observe(outcome);
+        if outcome.is_failure() != Some(true) {
+            return;
         }
-        self.0.endpoint.state.observe(outcome);
-    }
-
-    fn count(&self, counter: fn(&Block) -> &Counter, amount: u64) {
-        if let Some(block) = self.0.endpoint.state.of_worker(self.0.worker) {
-            counter(block).add(amount);
+        self.0.count(|block| &block.failures);
+        let set = group.set();
+        let Some(terms) = &set.balance().ejection else { return };
+        // Where it may not be, it is not asked for again with each failure.
+        if in_a_row.is_multiple_of(terms.failures) {
+            let last = outcome.describe();
+            let why = format!("{in_a_row} failures in a row, the last: {last}");
+            group.eject(endpoint, why, Now::read());
         }
     }
 }
 
 impl Drop for Picked {
     fn drop(&mut self) {
-        if let Some(block) = self.0.endpoint.state.of_worker(self.0.worker) {
+        if let Some(block) = self.0.block() {
             block.active.subtract_one();
         }
     }

@@ -4,24 +4,43 @@
 /// Whose turn it is.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RoundRobin {
+    equal: bool,
     /// What each is owed; nobody while all weigh the same.
     owed: Vec<i64>,
     next: usize,
 }
 
 impl RoundRobin {
-    /// The next of those that `is_free` says may be taken.
+    /// A cycle by these weights from its beginning.
+    pub(super) fn new(weights: &[u32]) -> Self {
+        Self::default().with(weights)
+    }
+
+    /// The same cycle, by other weights of the same endpoints.
+    pub(super) fn with(self, weights: &[u32]) -> Self {
+        let equal = weights.windows(2).all(|pair| pair.first() == pair.last());
+        Self { equal, ..self }
+    }
+
+    /// Another one begins first than in the cycles of others.
+    pub(super) fn begin_at(self, first: usize) -> Self {
+        Self { next: first, ..self }
+    }
+
+    /// The next of those that `is_free` says may be taken. The weights are those that it was made by.
     pub(super) fn next(
         &mut self,
         weights: &[u32],
         is_free: impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let equal = weights.windows(2).all(|pair| pair.first() == pair.last());
-        if equal { self.in_turn(weights.len(), is_free) } else { self.by_weight(weights, is_free) }
+        match self.equal {
+            true => self.in_turn(weights.len(), is_free),
+            false => self.by_weight(weights, is_free),
+        }
     }
 
     fn in_turn(&mut self, count: usize, is_free: impl Fn(usize) -> bool) -> Option<usize> {
-        let start = if self.next < count { self.next } else { 0 };
+        let start = self.next.checked_rem(count).unwrap_or(0);
         let found = (start..count).chain(0..start).find(|index| is_free(*index))?;
         self.next = found + 1;
         Some(found)
@@ -56,7 +75,7 @@ mod tests {
     use super::*;
 
     fn order(weights: &[u32], count: usize) -> Vec<usize> {
-        let mut turns = RoundRobin::default();
+        let mut turns = RoundRobin::new(weights);
         (0..count).map(|_| turns.next(weights, |_| true).unwrap()).collect()
     }
 
@@ -65,7 +84,7 @@ mod tests {
         assert_eq!(order(&[1, 1, 1], 5), [0, 1, 2, 0, 1]);
         assert_eq!(order(&[5, 1, 1], 7), [0, 0, 1, 0, 2, 0, 0]);
         assert_eq!(RoundRobin::default().next(&[], |_| true), None);
-        assert_eq!(RoundRobin::default().next(&[1, 2], |_| false), None);
+        assert_eq!(RoundRobin::new(&[1, 2]).next(&[1, 2], |_| false), None);
     }
 
     proptest! {
@@ -90,7 +109,7 @@ mod tests {
             free in prop::collection::vec(any::<bool>(), 9),
             count in 1usize..40,
         ) {
-            let mut turns = RoundRobin::default();
+            let mut turns = RoundRobin::new(&weights);
             let any_free = free.iter().take(weights.len()).any(|free| *free);
             for _ in 0..count {
                 let found = turns.next(&weights, |index| free[index]);

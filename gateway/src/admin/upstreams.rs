@@ -1,0 +1,45 @@
+//! The services behind the gateway and their endpoints as people see them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::time::UtcMillis;
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamView {
+    /// Its name.
+    pub name: String,
+    /// How its endpoints are chosen.
+    pub balance: String,
+    /// So few endpoints are usable that all are used.
+    pub panic: bool,
+    /// Ejections that were refused because too many were ejected.
+    pub ejections_refused: u64,
+    /// Its endpoints, and those that it has no more and that have requests to finish.
+    pub endpoints: Vec<EndpointView>,
+}
+
+/// An endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// Where it is.
+    pub address: String,
+    /// The zone that it is in.
+    pub zone: Option<String>,
+    /// Its share of the requests, beside those of the others; 0 while it drains.
+    pub weight: u32,
+    /// `healthy`, `unhealthy`, `ejected` or `draining`.
+    pub condition: String,
+    /// Since when.
+    pub since_utc_ms: UtcMillis,
+    /// Why.
+    pub why: Option<String>,
+    /// Requests that it has not answered to the end.
+    pub active: u64,
+    /// Requests that were sent to it.
+    pub requests: u64,
+    /// Requests that it failed.
+    pub failures: u64,
+    /// How often it was ejected.
+    pub ejections: u64,
+}
