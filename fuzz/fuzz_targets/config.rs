@@ -25,7 +25,7 @@ fuzz_target!(|text: &str| match parse("fuzz.yaml", text) {
 fn reread(path: &PathPattern) {
     let text = format!(
         "listen: [{{address: 127.0.0.1:80}}]\nupstreams: {{u: {{endpoints: [echo]}}}}\n\
-         routes: [{{match: {{path: '{}'}}, upstream: u}}]",
+         routes: [{{match: {{path: '{}'}}, upstream: u, encoded_slash: keep, path_parameters: keep}}]",
         path.to_string().replace('\'', "''")
     );
     let config = parse("again.yaml", &text).unwrap_or_else(|errors| panic!("{errors}"));

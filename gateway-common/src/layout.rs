@@ -8,7 +8,7 @@ use crate::verdict::Reason;
 
 /// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
 /// [`crate::table`].
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// Name of the program in the kernel object.
 pub const PROGRAM: &str = "gateway";
@@ -17,9 +17,9 @@ pub const PROGRAM: &str = "gateway";
 pub const TABLE_V4: &str = "TABLE_V4";
 /// Array of [`BucketV6`], a power of two of them.
 pub const TABLE_V6: &str = "TABLE_V6";
-/// Array of [`crate::table::FILTER_WORDS_V4`] words, a bit a /24 that a rule touches.
+/// Array of [`crate::table::FILTER_WORDS_V4`] words, a bit a /22 that a rule touches.
 pub const FILTER_V4: &str = "FILTER_V4";
-/// Array of words, a power of two of them: which lengths the rules have that touch a block of addresses.
+/// Array of [`crate::table::BLOCKS_LEN_V4`] [`crate::table::BlockV4`]s.
 pub const BLOCKS_V4: &str = "BLOCKS_V4";
 /// Array of words, a power of two of bits: hashes of the networks that long IPv6 rules lie in.
 pub const FILTER_V6: &str = "FILTER_V6";
@@ -166,8 +166,6 @@ pub struct Settings {
     pub table_mask_v4: u32,
     /// Buckets of [`TABLE_V6`] less one.
     pub table_mask_v6: u32,
-    /// Bits that an address is shifted by to find its word in [`BLOCKS_V4`].
-    pub block_shift_v4: u32,
     /// Bits of [`FILTER_V6`] less one.
     pub filter_mask_v6: u32,
     /// 1: look at rules.
@@ -184,8 +182,6 @@ pub struct Settings {
     pub malformed: u32,
     /// Index of the interface that the three above spare; 0: none.
     pub loopback: u32,
-    /// Zero.
-    pub reserved: u32,
     /// The drops that are reported; unlimited for none.
     pub events: Bucket,
     /// What the host takes of UDP to ports that are not protected.
@@ -203,7 +199,7 @@ const _: () = {
     assert!(size_of::<Hits>() == 16 && align_of::<Hits>() == 8);
     assert!(size_of::<Line>() == 64 && align_of::<Line>() == 8);
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
-    assert!(size_of::<Settings>() == 144 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 136 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
     assert!(Origin::ALL.len() as u32 + 1 == ORIGINS_LEN);
 };

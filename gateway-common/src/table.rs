@@ -333,19 +333,57 @@ pub(crate) const fn finish(key: u64) -> u32 {
     (mixed >> 32) as u32
 }
 
-/// Which /24 networks a rule touches: the word and the bit of `address` in the filter of [`FILTER_WORDS_V4`] words.
+/// Which /22 networks a rule touches: the word and the bit of `address` in the filter of [`FILTER_WORDS_V4`] words.
 #[inline(always)]
 pub const fn filter_bit_v4(address: u32) -> (u32, u32) {
-    (address >> 14, address >> 8 & 63)
+    (address >> 16, address >> 10 & 63)
 }
 
-/// Words of the IPv4 filter: one bit a /24, 2 MiB.
-pub const FILTER_WORDS_V4: u32 = 1 << 18;
+/// Words of the IPv4 filter: one bit a /22, 512 KiB, which fits the second-level cache of a processor of today.
+pub const FILTER_WORDS_V4: u32 = 1 << 16;
 
-/// The bit of an IPv4 length in the word of its block, the longest first.
+/// What is known of a block, a /18: which of its /24 networks a rule touches, and the lengths of the rules that touch
+/// it, with the /23 networks in which there are long ones. One place in memory says whether a look-up is worth it.
+pub type BlockV4 = [u64; 2];
+/// Blocks of IPv4: 4 MiB.
+pub const BLOCKS_LEN_V4: u32 = 1 << 18;
+
+/// The block of an address.
+#[inline(always)]
+pub const fn block_v4(address: u32) -> u32 {
+    address >> 14
+}
+
+/// The bit of the /24 of an address in the first word of its block.
+#[inline(always)]
+pub const fn touched_bit_v4(address: u32) -> u64 {
+    1 << (address >> 8 & 63)
+}
+
+/// The bit of an IPv4 length (0 to 32) in the second word of a block, the longest first.
 #[inline(always)]
 pub const fn length_bit_v4(length: u32) -> u64 {
     1 << (32 - length)
+}
+
+/// Prefix lengths from which on an IPv4 rule is looked for only in those /23 networks that have one.
+pub const LONG_V4: u32 = 24;
+const LONG_BITS_V4: u64 = length_bit_v4(LONG_V4 - 1) - 1;
+const SHORT_BITS_V4: u64 = (length_bit_v4(0) << 1) - 1 - LONG_BITS_V4;
+
+/// The bit of the /23 of an address above the lengths, in the second word of its block. There are 31 for 32: the last
+/// two networks share one.
+#[inline(always)]
+pub const fn long_bit_v4(address: u32) -> u64 {
+    let part = address >> 9 & 31;
+    1 << (33 + if part < 30 { part } else { 30 })
+}
+
+/// The lengths of the rules that may cover an address, by its block.
+#[inline(always)]
+pub const fn lengths_of_v4([touched, lengths]: BlockV4, address: u32) -> u64 {
+    let long = if lengths & long_bit_v4(address) == 0 { 0 } else { LONG_BITS_V4 };
+    if touched & touched_bit_v4(address) == 0 { 0 } else { lengths & (SHORT_BITS_V4 | long) }
 }
 
 /// Prefix lengths from which on an IPv6 rule is looked for only if the filter has its first 48 bits.

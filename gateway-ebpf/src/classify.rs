@@ -52,9 +52,6 @@ pub(crate) fn classify(source: Source) -> Ruling {
 
 #[inline(always)]
 fn classify_v4(address: u32) -> u32 {
-    if !maps::is_touched_v4(address) {
-        return NO_RULE;
-    }
     let lengths = maps::lengths_v4(address);
     if lengths & HOSTS != 0 {
         let mut found = scan_v4(address, 32, 0);
@@ -65,9 +62,9 @@ fn classify_v4(address: u32) -> u32 {
         if decides(found) || lengths & !HOSTS == 0 {
             return found;
         }
-        return walk_v4(address) | found;
+        return walk_v4(address, lengths) | found;
     }
-    if lengths == 0 { NO_RULE } else { walk_v4(address) }
+    if lengths == 0 { NO_RULE } else { walk_v4(address, lengths) }
 }
 
 #[inline(always)]
@@ -99,8 +96,8 @@ fn classify_v6(address: V6) -> u32 {
 /// The prefixes of an IPv4 host, without the host itself.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn walk_v4(address: u32) -> u32 {
-    let mut lengths = maps::lengths_v4(address) & !HOSTS;
+extern "C" fn walk_v4(address: u32, lengths: u64) -> u32 {
+    let mut lengths = lengths & !HOSTS;
     let mut trace = NO_RULE;
     for _ in 0..32 {
         if lengths == 0 {
@@ -108,6 +105,9 @@ extern "C" fn walk_v4(address: u32) -> u32 {
         }
         let length = 32 - lengths.trailing_zeros().min(32);
         lengths &= lengths - 1;
+        if !may_have_v4(address, length) {
+            continue;
+        }
         let found = prefix_v4(address, length);
         if decides(found) {
             return found | trace;
@@ -238,6 +238,19 @@ fn decide_v6(found: u64, length: u32) -> u32 {
     }
     maps::count_hit_v6((found >> CELL_SHIFT) as u32, clock::boot_tick_ns());
     ruled(Head::of(found & RULE), length)
+}
+
+/// Whether it takes more than a look at its bucket to say that a prefix has no rule. For most it does not, and they
+/// need no call.
+#[inline(always)]
+fn may_have_v4(address: u32, length: u32) -> bool {
+    let tag = TagV4::new(address, length);
+    let Some((_, bucket)) = maps::bucket_v4(tag, 0) else { return false };
+    let mut may = is_continued(load(&bucket[0]));
+    for cell in 0..CELLS {
+        may |= TagV4::of(load(&bucket[cell * WORDS_V4])) == tag;
+    }
+    may
 }
 
 /// What one bucket says about an IPv4 prefix: its live rule, the first before the second.

@@ -15,8 +15,8 @@ use gateway_common::layout::{
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
-    BucketV4, BucketV6, CELLS, FILTER_WORDS_V4, TagV4, TagV6, WORDS_V4, WORDS_V6, filter_bit_v4,
-    filter_bit_v6,
+    BLOCKS_LEN_V4, BlockV4, BucketV4, BucketV6, CELLS, FILTER_WORDS_V4, TagV4, TagV6, WORDS_V4,
+    WORDS_V6, block_v4, filter_bit_v4, filter_bit_v6, lengths_of_v4,
 };
 
 /// User space writes these through a mapping. Where the number here is 1 the loader says how many there are.
@@ -29,7 +29,7 @@ static TABLE_V6: Array<BucketV6, 1, MAPPED> = Array::new();
 #[btf_map]
 static FILTER_V4: Array<u64, { FILTER_WORDS_V4 as usize }, MAPPED> = Array::new();
 #[btf_map]
-static BLOCKS_V4: Array<u64, 1, MAPPED> = Array::new();
+static BLOCKS_V4: Array<BlockV4, { BLOCKS_LEN_V4 as usize }, MAPPED> = Array::new();
 #[btf_map]
 static FILTER_V6: Array<u64, 1, MAPPED> = Array::new();
 #[btf_map]
@@ -76,7 +76,6 @@ static SETTINGS: Settings = Settings {
     source_mask_v6: u64::MAX,
     table_mask_v4: 0,
     table_mask_v6: 0,
-    block_shift_v4: 32,
     filter_mask_v6: 0,
     rules: 1,
     buckets: 1,
@@ -85,7 +84,6 @@ static SETTINGS: Settings = Settings {
     martian: 0,
     malformed: 0,
     loopback: 0,
-    reserved: 0,
     events: Bucket::UNLIMITED,
     host_udp: Bucket::UNLIMITED,
     host_fragments: Bucket::UNLIMITED,
@@ -186,19 +184,15 @@ pub(crate) fn unknown_sources() -> Bucket {
     }
 }
 
-/// Whether any rule touches the /24 of an IPv4 address.
-#[inline(always)]
-pub(crate) fn is_touched_v4(address: u32) -> bool {
-    let (word, bit) = filter_bit_v4(address);
-    FILTER_V4.get(word).is_some_and(|bits| load(bits) >> bit & 1 != 0)
-}
-
-/// The lengths of the rules that touch the block of an IPv4 address.
+/// The lengths of the rules that may cover an IPv4 address. For most sources one load says that there are none.
 #[inline(always)]
 pub(crate) fn lengths_v4(address: u32) -> u64 {
-    // A shift by the full width is undefined.
-    let block = (u64::from(address) >> (setting!(block_shift_v4) & 63)) as u32;
-    BLOCKS_V4.get(block).map_or(0, load)
+    let (word, bit) = filter_bit_v4(address);
+    if FILTER_V4.get(word).is_none_or(|bits| load(bits) >> bit & 1 == 0) {
+        return 0;
+    }
+    let block = BLOCKS_V4.get(block_v4(address));
+    block.map_or(0, |[touched, lengths]| lengths_of_v4([load(touched), load(lengths)], address))
 }
 
 /// A word of the IPv6 lengths that have rules.

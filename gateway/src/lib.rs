@@ -18,4 +18,5 @@ pub mod route;
 pub mod rules;
 pub mod store;
 pub mod tls;
+pub mod transform;
 pub mod upstream;

@@ -77,6 +77,7 @@ fn config(targets: Vec<Target>) -> Config {
         },
         bounds: config::Bounds {
             connections: 100,
+            streams: 128,
             header_count: 100,
             head_bytes: 16 * 1024,
             target_bytes: 8 * 1024,
@@ -99,13 +100,7 @@ fn config(targets: Vec<Target>) -> Config {
             idle_timeout: PATIENCE,
             ..defaults()
         }],
-        routes: vec![config::Route {
-            name: "any".to_owned(),
-            host: None,
-            path: any,
-            methods: vec![],
-            upstream: 0,
-        }],
+        routes: vec![config::Route::new("any", any, 0)],
     }
 }
 

@@ -222,6 +222,15 @@ impl<'n> Gateway<'n> {
         Ok(())
     }
 
+    /// Memory of the daemon that is in use (unit: KiB).
+    pub fn resident_kib(&self) -> Result<u64> {
+        let child = self.child.as_ref().context("the gateway is not running")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        Ok(number.context("no VmRSS")?.parse()?)
+    }
+
     /// Kills the daemon as a crash would.
     pub fn kill9(&mut self) -> Result {
         self.signal(Signal::SIGKILL)?;

@@ -69,12 +69,14 @@ fn curl_over_both_versions_and_the_service_hears_of_https() -> Result {
         assert!(said.contains(&format!("SSL connection using {version}")), "{said}");
         assert!(said.contains("ALPN: server accepted http/1.1"), "{said}");
     }
+    let said = text(&curl(&site, &authority, ("api.test", listen), &["-v", "--http2"])?);
+    assert!(said.contains("over tls") && said.contains("< HTTP/2 200"), "{said}");
     let seen = origin.requests();
-    assert_eq!(seen.len(), 2);
+    assert_eq!(seen.len(), 3);
     for request in seen {
         assert_eq!(request.header("x-forwarded-proto"), Some("https"));
     }
-    assert_eq!(counter(&gateway, "/handshakes/done/full")?, 2);
+    assert_eq!(counter(&gateway, "/handshakes/done/full")?, 3);
     gateway.stop()
 }
 

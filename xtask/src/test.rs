@@ -13,8 +13,12 @@ use crate::process;
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
-const TOOLS: [(&str, &str); 3] =
-    [("ip", "iproute2"), ("curl", "curl"), ("systemd-analyze", "systemd")];
+const TOOLS: [(&str, &str); 4] = [
+    ("ip", "iproute2"),
+    ("curl", "curl"),
+    ("h2load", "nghttp2-client"),
+    ("systemd-analyze", "systemd"),
+];
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]

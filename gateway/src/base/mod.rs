@@ -7,6 +7,7 @@ pub mod error;
 pub mod folder;
 pub mod id;
 pub mod netlink;
+pub mod path;
 pub mod prefix;
 pub mod random;
 pub mod stamp;

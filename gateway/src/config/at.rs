@@ -58,6 +58,11 @@ impl<'a> At<'a> {
         Self { span: self.key_span, ..self }
     }
 
+    /// Whether something stands here that could not be read, and was reported.
+    pub(super) fn is_hole(self) -> bool {
+        self.hole
+    }
+
     /// The line, to point at it from another place.
     pub(super) fn line(self) -> usize {
         self.span.line

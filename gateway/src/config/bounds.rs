@@ -24,6 +24,7 @@ pub(super) fn bounds(raw: &RawBounds, at: At<'_>) -> Bounds {
     let body_bytes = size(&raw.body_bytes, 0..=1 << 40, at.key("body_bytes"));
     Bounds {
         connections: number(raw.connections, 1 << 20, "connections"),
+        streams: u32::try_from(number(raw.streams, 65_536, "streams")).unwrap_or_default(),
         header_count: number(raw.header_count, 1024, "header_count"),
         head_bytes: head_bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default(),
         target_bytes: target_bytes

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 
-use super::raw::RawProtectedPorts;
+use super::raw::{RawProtectedPorts, RawTargets};
 
 /// A mapping from names, in the order of the file.
 #[derive(Debug)]
@@ -76,6 +76,39 @@ impl<'de> Deserialize<'de> for RawProtectedPorts {
         }
 
         deserializer.deserialize_any(Ports)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawTargets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Targets;
+
+        impl<'de> Visitor<'de> for Targets {
+            type Value = RawTargets;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("the name of an upstream or a list of `{name, weight}`")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(RawTargets::One(text.to_owned()))
+            }
+
+            /// A mistake that has been reported.
+            fn visit_none<E>(self) -> Result<Self::Value, E> {
+                Ok(RawTargets::One(String::new()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut targets = Vec::new();
+                while let Some(target) = list.next_element()? {
+                    targets.push(target);
+                }
+                Ok(RawTargets::Several(targets))
+            }
+        }
+
+        deserializer.deserialize_any(Targets)
     }
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::at::At;
 use super::kernel::somebody;
-use super::raw::{RawListener, RawMetrics, RawProxyProtocol, RawRedirect};
+use super::raw::{RawHttpsRedirect, RawListener, RawMetrics, RawProxyProtocol};
 use super::tls::tls;
 use super::tree::shorten;
 use super::value::{count, ports, socket_address};
@@ -63,15 +63,17 @@ fn redirect(raw: &RawListener, at: At<'_>) -> Option<u16> {
     /// Of https (RFC 9110, section 4.2.2).
     const PORT: u16 = 443;
     let port = match raw.redirect.as_ref()? {
-        RawRedirect::Text(text) if text == "https" => PORT,
-        RawRedirect::Text(text) => {
+        RawHttpsRedirect::Text(text) if text == "https" => PORT,
+        RawHttpsRedirect::Text(text) => {
             at.error_with_help(
                 format!("`{}` is nowhere to be sent to", shorten(text)),
                 "write https, or {port: 8443} for another port of https",
             );
             return None;
         }
-        RawRedirect::Section(section) => ports(&[section.port], at.key("port")).first().copied()?,
+        RawHttpsRedirect::Section(section) => {
+            ports(&[section.port], at.key("port")).first().copied()?
+        }
     };
     if raw.tls.is_some() {
         at.on_key().error_with_help(

@@ -14,7 +14,6 @@ mod kernel;
 mod listen;
 mod lists;
 mod paths;
-mod pattern;
 mod raw;
 mod retry;
 mod routes;
@@ -34,7 +33,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gateway_common::bucket::Bucket;
-use http::Method;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -43,6 +41,10 @@ pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, Retry, RetryOn};
+pub use self::routes::{
+    Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
+};
 pub use self::tls::{
     AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,
 };
@@ -444,6 +446,8 @@ pub struct SourceLimit {
 pub struct Bounds {
     /// Client connections in all workers together.
     pub connections: usize,
+    /// Requests at once over one connection of HTTP/2.
+    pub streams: u32,
     /// Header fields of a request.
     pub header_count: usize,
     /// Bytes of a request's head, and of an answer's.
@@ -519,39 +523,4 @@ pub enum Target {
     Address(SocketAddr),
     /// The gateway's own echo service, for trying things out.
     Echo,
-}
-
-/// Which requests go where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// Its name in logs and metrics; by default made from its pattern.
-    pub name: String,
-    /// The host in lower case without a port; `None` for any.
-    pub host: Option<String>,
-    /// The pattern of the path.
-    pub path: PathPattern,
-    /// The methods; empty for any.
-    pub methods: Vec<Method>,
-    /// Index in [`Config::upstreams`].
-    pub upstream: usize,
-}
-
-/// `/api/users/{id}` or `/static/{rest*}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathPattern {
-    /// The segments between slashes. A path that ends in `/` has an empty literal at its end, so `/` alone is one
-    /// empty literal.
-    pub segments: Vec<Segment>,
-    /// Whether anything may follow (`{name*}`), and under which name. `/static/{rest*}` takes `/static/` and all below,
-    /// not `/static`.
-    pub rest: Option<String>,
-}
-
-/// One segment of a pattern.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Segment {
-    /// This text.
-    Literal(String),
-    /// Any text, under a name.
-    Capture(String),
 }

@@ -90,7 +90,9 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
     page.counter("gateway_connections_failed_total", help)
         .with(&[("reason", "head_malformed")], connections.heads_malformed)
         .with(&[("reason", "head_timed_out")], connections.heads_timed_out)
-        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out);
+        .with(&[("reason", "reader_timed_out")], connections.readers_timed_out)
+        .with(&[("reason", "frame_malformed")], connections.frames_malformed)
+        .with(&[("reason", "flood")], connections.floods);
     let help = "TLS handshakes with clients, in full or by resuming a session.";
     let mut done = page.counter("gateway_tls_handshakes_total", help);
     for (kind, count) in &proxy.handshakes.done {

@@ -5,11 +5,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
 use crate::http::h1::server::RequestStream;
+use crate::http::headers::remove_forbidden_trailers;
 use crate::http::replay::{Record, Source};
 
 /// What a client sends after the head, as its protocol delivers it.
@@ -17,8 +20,8 @@ use crate::http::replay::{Record, Source};
 pub enum Incoming {
     /// Over HTTP/1.
     Http1(RequestStream),
-    /// By way of hyper.
-    Hyper(hyper::body::Incoming),
+    /// A stream of HTTP/2.
+    Http2(StreamBody),
 }
 
 impl Body for Incoming {
@@ -31,23 +34,76 @@ impl Body for Incoming {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match self.get_mut() {
             Self::Http1(body) => Pin::new(body).poll_frame(context),
-            Self::Hyper(body) => {
-                Pin::new(body).poll_frame(context).map_err(|_| Kind::RequestBroken.into())
-            }
+            Self::Http2(body) => body.poll_frame(context).map_err(|_| Kind::RequestBroken.into()),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Http1(body) => body.is_end_stream(),
-            Self::Hyper(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(body) => body.size_hint(),
-            Self::Hyper(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The body that one stream of HTTP/2 brings, be it of a request or of an answer. What is taken from it makes room in
+/// its window.
+#[derive(Debug)]
+pub struct StreamBody {
+    stream: h2::RecvStream,
+    /// What is still to come, if it was declared.
+    left_bytes: Option<u64>,
+}
+
+impl StreamBody {
+    /// The body behind a head with these fields. h2 holds it to the length that they declare.
+    pub fn new(stream: h2::RecvStream, headers: &HeaderMap) -> Self {
+        let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        Self { stream, left_bytes: declared.and_then(|length| length.parse().ok()) }
+    }
+
+    /// The next piece, or the trailers.
+    pub fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        match ready!(self.stream.poll_data(context)) {
+            Some(Ok(data)) => {
+                let bytes = data.len();
+                self.left_bytes = self.left_bytes.map(|left| left.saturating_sub(bytes as u64));
+                let released = self.stream.flow_control().release_capacity(bytes);
+                Poll::Ready(Some(released.map(|()| Frame::data(data))))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                let trailers = ready!(self.stream.poll_trailers(context)).transpose();
+                let allowed = |mut trailers| {
+                    remove_forbidden_trailers(&mut trailers);
+                    Frame::trailers(trailers)
+                };
+                Poll::Ready(trailers.map(|trailers| trailers.map(allowed)))
+            }
+        }
+    }
+
+    /// Whether nothing is to come.
+    pub fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    /// How much is to come.
+    pub fn size_hint(&self) -> SizeHint {
+        match self.left_bytes {
+            _ if self.stream.is_end_stream() => SizeHint::with_exact(0),
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::new(),
         }
     }
 }

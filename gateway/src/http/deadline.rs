@@ -284,6 +284,7 @@ pub(crate) mod tests {
     pub(crate) fn bounds() -> Bounds {
         Bounds {
             connections: 1,
+            streams: 1,
             header_count: 1,
             head_bytes: 8192,
             body_bytes: 1,

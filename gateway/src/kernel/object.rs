@@ -18,7 +18,7 @@ use super::carry;
 use super::pins::{Pins, PinsError};
 use super::tables::chain;
 use crate::config::{HostLimits, Hygiene};
-use crate::rules::tables::{blocks_for, filter_bits_for, random_seed};
+use crate::rules::tables::{filter_bits_for, random_seed};
 
 /// What `cargo xtask ebpf` built; a test holds it against the hash of its sources.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../gateway-ebpf/prebuilt/gateway.bpf.o");
@@ -80,7 +80,6 @@ impl Capacity {
         let buckets = buckets_for(self.rules);
         match map {
             layout::TABLE_V4 | layout::TABLE_V6 => Some(buckets),
-            layout::BLOCKS_V4 => Some(blocks_for(self.rules)),
             layout::FILTER_V6 => Some(filter_bits_for(self.rules) / 64),
             layout::BUCKETS => Some(self.sources),
             layout::COUNTERS => Some(carry::ENTRIES),
@@ -170,7 +169,6 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         source_mask_v6: mask64(u32::from(switches.ipv6_source_length)),
         table_mask_v4: mask,
         table_mask_v6: mask,
-        block_shift_v4: 32 - blocks_for(capacity.rules).ilog2(),
         filter_mask_v6: filter_bits_for(capacity.rules) - 1,
         rules: u32::from(switches.rules),
         buckets: u32::from(switches.buckets),
@@ -179,7 +177,6 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         martian: u32::from(switches.hygiene.martian),
         malformed: u32::from(switches.hygiene.malformed),
         loopback: if switches.spare_loopback { LOOPBACK_INDEX } else { 0 },
-        reserved: 0,
         events: switches.events.unwrap_or(Bucket::UNLIMITED),
         host_udp: switches.host_limits.udp,
         host_fragments: switches.host_limits.fragments,

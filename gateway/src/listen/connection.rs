@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, Response};
 use tokio::time::{Sleep, sleep_until};
 
@@ -16,14 +15,15 @@ use crate::http::body::Incoming;
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1::head::Limits;
 use crate::http::h1::server::{self, Server};
-use crate::http::socket::Socket;
+use crate::http::socket::{Protocol, Socket};
+use crate::listen::h2;
 use crate::listen::worker::Slot;
 use crate::observe::Refusal;
 use crate::request;
 use crate::request::account::ResponseBody;
 
 /// Time for a head that is due when the gateway ends.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Answers the requests of one connection.
 struct Service {
@@ -48,10 +48,16 @@ pub(super) async fn serve(
     slot: Slot,
     limits: Limits,
     connection: Rc<request::Connection>,
-    (socket, deadline): (Socket, Rc<Deadline>),
+    (mut socket, deadline): (Socket, Rc<Deadline>),
 ) {
     let counters = Arc::clone(slot.counters());
-    let http = Server::new(socket, Bytes::new(), limits, (Rc::clone(&deadline), counters));
+    let begun = h2::begin(&slot, &deadline, &mut socket).await;
+    let Some((begun, protocol)) = begun else { return };
+    if protocol == Protocol::Http2 {
+        // Apart, so that it costs connections of HTTP/1 no memory.
+        return Box::pin(h2::serve(slot, connection, (socket, begun))).await;
+    }
+    let http = Server::new(socket, begun, limits, (Rc::clone(&deadline), counters));
     let service = Service { connection, deadline: Rc::clone(&deadline) };
     let mut work = pin!(http.serve(&service));
     let mut timer = pin!(sleep_until(deadline.at()));
@@ -93,7 +99,11 @@ pub(super) async fn serve(
 
 /// Whether the deadline has passed. The timer is moved only when it must fire sooner, or fired too soon: most requests
 /// are over long before, and moving it each time would cost more than firing in vain now and then.
-fn fires(mut timer: Pin<&mut Sleep>, deadline: &Deadline, context: &mut Context<'_>) -> bool {
+pub(super) fn fires(
+    mut timer: Pin<&mut Sleep>,
+    deadline: &Deadline,
+    context: &mut Context<'_>,
+) -> bool {
     loop {
         if deadline.at() < timer.deadline() {
             timer.as_mut().reset(deadline.at());

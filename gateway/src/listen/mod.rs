@@ -4,6 +4,7 @@
 //! read only or counted apart; none waits for another.
 
 mod connection;
+mod h2;
 mod preface;
 mod proxy_protocol;
 pub mod sockets;

@@ -125,8 +125,12 @@ pub struct Counters {
     pub heads_malformed: Counter,
     /// Connections closed because a request's head did not arrive in time.
     pub heads_timed_out: Counter,
-    /// Connections closed because a reader was too slow for an answer's body.
+    /// Connections and streams closed because a reader was too slow for an answer's body.
     pub readers_timed_out: Counter,
+    /// Connections closed because what was sent is not HTTP/2.
+    pub frames_malformed: Counter,
+    /// Connections of HTTP/2 closed because of too many frames that asked for nothing, or streams that were reset.
+    pub floods: Counter,
     /// Requests that are being answered.
     pub requests_active: Counter,
     statuses: [Counter; 5],
@@ -283,8 +287,12 @@ pub struct Connections {
     pub heads_malformed: u64,
     /// Closed because a request's head did not arrive in time.
     pub heads_timed_out: u64,
-    /// Closed because a reader was too slow.
+    /// Closed because a reader was too slow; streams of HTTP/2 too.
     pub readers_timed_out: u64,
+    /// Closed because what was sent is not HTTP/2.
+    pub frames_malformed: u64,
+    /// Closed because of too many frames of HTTP/2 that asked for nothing, or streams that were reset.
+    pub floods: u64,
 }
 
 /// TLS handshakes with clients.
@@ -334,6 +342,8 @@ impl Snapshot {
         connections.heads_malformed += block.heads_malformed.value();
         connections.heads_timed_out += block.heads_timed_out.value();
         connections.readers_timed_out += block.readers_timed_out.value();
+        connections.frames_malformed += block.frames_malformed.value();
+        connections.floods += block.floods.value();
         for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {
             *connections.refused.entry(reason.name()).or_default() += counter.value();
         }

@@ -26,6 +26,7 @@ pub(super) struct Account {
     deadline: Rc<Deadline>,
     current: Rc<Current>,
     routed: Cell<Option<Routed>>,
+    upstream: Cell<Option<usize>>,
     error: Cell<Option<Kind>>,
     status: Option<StatusCode>,
     sent_bytes: u64,
@@ -45,6 +46,7 @@ impl Account {
             deadline,
             current,
             routed: Cell::new(None),
+            upstream: Cell::new(None),
             error: Cell::new(None),
             status: None,
             sent_bytes: 0,
@@ -55,6 +57,11 @@ impl Account {
     /// The request has a route.
     pub(super) fn routed(&self, routed: Routed) {
         self.routed.set(Some(routed));
+    }
+
+    /// The request goes to the upstream of this index.
+    pub(super) fn sent_to(&self, upstream: usize) {
+        self.upstream.set(Some(upstream));
     }
 
     /// Hands the account to the body of the answer.
@@ -90,7 +97,7 @@ impl Account {
             route.ended(&end);
         }
         if trail.attempts() > 0
-            && let Some(upstream) = upstream_series.get(routed.upstream())
+            && let Some(upstream) = self.upstream.get().and_then(|one| upstream_series.get(one))
             && let Some(upstream) = upstream.of(worker)
         {
             upstream.ended(&End { duration: times.response, ..end });

@@ -2,18 +2,20 @@
 
 use std::rc::Rc;
 
-use http::header::STRICT_TRANSPORT_SECURITY;
+use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response};
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
+use crate::base::random::random;
+use crate::config::{Action, Route};
 use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::{forwarded, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
-use crate::route::{Refused, Routed};
+use crate::transform;
 use crate::upstream::balance::Choice;
 use crate::upstream::send::Way;
 
@@ -35,7 +37,7 @@ pub async fn serve(
     };
     let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
     let mut answer = match exchange.answer(request, id.clone()).await {
-        Ok(response) => prepare::response(response, id),
+        Ok(answer) => answer,
         Err(error) => {
             account.failed(&error);
             problem::response(&error, id).map(Answer::Gateway)
@@ -82,14 +84,27 @@ impl Exchange<'_> {
         let client = forwarded::client(*client, &snapshot.config.trusted_proxies, &head.headers);
         self.rules(client)?;
         if let Some(port) = listener.redirect {
-            return Ok(target::redirect(&head, port)?.map(Answer::Gateway));
+            self.deadline.refused();
+            let response = target::redirect(&head, port)?.map(Answer::Gateway);
+            return Ok(prepare::response(response, id));
         }
-        let routed = self.route(&head)?;
+        let routed = target::route(&snapshot.routes, &mut head)?;
         self.account.routed(routed);
+        let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
+        let Action::Forward(forward) = &route.action else {
+            return self.answer_here(route, &head, id);
+        };
+        let destination = routed.choose(forward, &head.headers, client.ip(), random);
+        if let Some(template) = &forward.rewrite {
+            transform::target::rewrite(template, &route.path, &mut head.uri)?;
+        }
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
-        let request = prepare::request(head, body, id, self.connection, self.peer_is_trusted);
+        let mut request =
+            prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
+        transform::fields::apply(&route.request_headers, request.headers_mut());
 
-        let index = routed.upstream();
+        let index = destination.upstream();
+        self.account.sent_to(index);
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
         let way = Way {
@@ -99,23 +114,32 @@ impl Exchange<'_> {
             deadline: self.deadline,
         };
         let response = worker.client.send(way, request).await?;
-        Ok(response.map(Answer::Upstream))
+        let mut response = prepare::response(response.map(Answer::Upstream), id);
+        transform::fields::apply(&route.response_headers, response.headers_mut());
+        if let Some(cookie) = destination.cookie(self.connection.tls.is_some()) {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
+        Ok(response)
     }
 
-    fn route(&self, head: &Parts) -> Result<Routed, Error> {
-        let routes = &self.current.snapshot.routes;
-        routes.find(&head.method, target::host(head), head.uri.path()).map_err(|refused| {
-            match refused {
-                Refused::NotFound => Kind::NoRoute.into(),
-                Refused::MethodNotAllowed { allow, .. } => {
-                    let allow: Vec<_> = allow.iter().map(http::Method::as_str).collect();
-                    Error::method_not_allowed(allow.join(", "))
-                }
-                Refused::BadPath => {
-                    Error::new(Kind::BadRequest, "the path can be read in two ways")
-                }
+    /// The answer of a route that needs no service.
+    fn answer_here(
+        &self,
+        route: &Route,
+        head: &Parts,
+        id: HeaderValue,
+    ) -> Result<Response<Answer>, Error> {
+        let response = match &route.action {
+            Action::Redirect(redirect) => {
+                transform::answer::redirect(redirect, &route.path, head, target::host(head))?
             }
-        })
+            Action::Respond(respond) => transform::answer::respond(respond),
+            Action::Forward(_) => return Err(Kind::NoRoute.into()),
+        };
+        self.deadline.refused();
+        let mut response = prepare::response(response.map(Answer::Gateway), id);
+        transform::fields::apply(&route.response_headers, response.headers_mut());
+        Ok(response)
     }
 
     fn rules(&self, client: ClientAddr) -> Result<(), Error> {

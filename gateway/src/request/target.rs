@@ -8,7 +8,9 @@ use http::uri::{PathAndQuery, Uri};
 use http::{Method, Response, StatusCode, Version};
 
 use crate::base::error::{Error, Kind};
+use crate::base::path::{Path, Reading};
 use crate::http::headers::value;
+use crate::route::{Ask, Refused, Routed, Table};
 
 /// Leaves the target in origin form and exactly one `Host`, or says what is wrong with them. `scheme` is what the
 /// connection speaks.
@@ -50,6 +52,46 @@ pub(super) fn redirect(head: &Parts, port: u16) -> Result<Response<Bytes>, Error
     };
     response.headers_mut().insert(LOCATION, value(&location));
     Ok(response)
+}
+
+/// The route of a request, whose path is left in its normal form.
+pub(super) fn route(routes: &Table, head: &mut Parts) -> Result<Routed, Error> {
+    let bad_path = || Error::new(Kind::BadRequest, "the path can be read in two ways");
+    let path = Path::of(head.uri.path()).ok_or_else(bad_path)?;
+    let ask = Ask {
+        method: &head.method,
+        host: host(head),
+        path: &path,
+        query: head.uri.query(),
+        headers: &head.headers,
+    };
+    let routed = routes.find(&ask).map_err(|refused| match refused {
+        Refused::NotFound => Kind::NoRoute.into(),
+        Refused::MethodNotAllowed { allow } => {
+            let allow: Vec<_> = allow.iter().map(Method::as_str).collect();
+            Error::method_not_allowed(allow.join(", "))
+        }
+        Refused::Ambiguous { reading } => ambiguous(reading),
+    })?;
+    if let Some(mut target) = path.into_changed() {
+        if let Some(query) = head.uri.query() {
+            target.push('?');
+            target.push_str(query);
+        }
+        head.uri = Uri::from(PathAndQuery::try_from(target).map_err(|_| bad_path())?);
+    }
+    Ok(routed)
+}
+
+fn ambiguous(reading: Reading) -> Error {
+    let detail = match reading {
+        Reading { slashes: true, parameters: false } => {
+            "the path has an encoded slash (%2F), which is not taken here"
+        }
+        Reading { slashes: false, .. } => "the path has a semicolon, which is not taken here",
+        Reading { .. } => "the path has an encoded slash (%2F) and a semicolon, not taken here",
+    };
+    Error::new(Kind::BadRequest, detail)
 }
 
 fn check_host(head: &mut Parts) -> Result<(), Error> {

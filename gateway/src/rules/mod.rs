@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::time::{BootTime, Now, UtcMillis};
 
+mod address;
 pub mod change;
 pub mod classify;
 pub mod entries;

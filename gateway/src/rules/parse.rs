@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
+use super::address;
 use crate::base::prefix;
 use crate::base::text::{excerpt, is_hidden};
 use crate::base::time::UtcMillis;
@@ -254,7 +255,7 @@ enum Entry {
 
 impl Entry {
     fn read(bytes: &[u8]) -> Result<Self, String> {
-        if let Some(prefix) = dotted_quad(bytes) {
+        if let Some(prefix) = address::read(bytes) {
             return Ok(Self::Prefix(prefix));
         }
         if let Some(at) = bytes.iter().position(|byte| *byte == b'-')
@@ -304,49 +305,6 @@ impl Entry {
 fn text_of(bytes: &[u8]) -> Result<&str, String> {
     let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= ENTRY_BYTES_MAX);
     text.ok_or_else(|| "this is no address or prefix".to_owned())
-}
-
-/// `192.0.2.1` and `192.0.2.0/24`, the most of most lists. Whatever is unusual is for [`prefix::parse`], errors too.
-fn dotted_quad(bytes: &[u8]) -> Option<IpNet> {
-    let mut rest = bytes;
-    let mut address = 0;
-    for index in 0..4 {
-        if index > 0 {
-            rest = rest.strip_prefix(b".")?;
-        }
-        let (octet, after) = number(rest, 255)?;
-        address = address << 8 | octet;
-        rest = after;
-    }
-    let (length, rest) = match rest {
-        [] => (32, rest),
-        [b'/', after @ ..] => number(after, 32)?,
-        _ => return None,
-    };
-    let host_bits = u32::MAX.checked_shr(length).unwrap_or(0);
-    if !rest.is_empty() || address & host_bits != 0 {
-        return None;
-    }
-    let length = u8::try_from(length).ok()?;
-    Ipv4Net::new(Ipv4Addr::from_bits(address), length).ok().map(IpNet::V4)
-}
-
-/// Up to three digits without a leading zero, and what follows.
-fn number(bytes: &[u8], max: u32) -> Option<(u32, &[u8])> {
-    let (mut value, mut rest) = match bytes {
-        [digit @ b'0'..=b'9', rest @ ..] => (u32::from(digit - b'0'), rest),
-        _ => return None,
-    };
-    while value > 0
-        && let [digit @ b'0'..=b'9', after @ ..] = rest
-    {
-        value = value * 10 + u32::from(digit - b'0');
-        rest = after;
-        if value > max {
-            return None;
-        }
-    }
-    Some((value, rest))
 }
 
 /// Addresses of one family from the first to the last.
@@ -605,16 +563,6 @@ mod tests {
         }
 
         /// The fast way and the ordinary one never disagree.
-        #[test]
-        fn unusual_spellings_are_read_as_ever(text in "[0-9]{1,3}(\\.[0-9]{1,3}){2,4}(/[0-9]{1,3})?") {
-            let fast = dotted_quad(text.as_bytes());
-            if fast.is_some() {
-                prop_assert_eq!(fast, prefix::parse(&text).ok());
-            } else if let Ok(prefix) = prefix::parse(&text) {
-                prop_assert!(text.contains("/0"), "{} is {}", text, prefix);
-            }
-        }
-
         #[test]
         fn a_range_covers_exactly_its_addresses(one: IpAddr, shift in 0u32..128, size: u128) {
             let one = one.to_canonical();

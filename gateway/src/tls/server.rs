@@ -18,7 +18,7 @@ use super::store::Store;
 use crate::config;
 
 /// What is spoken over TLS, the better first (RFC 7301).
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// What rustls says where no certificate may be shown to a client.
 pub const NO_CERTIFICATE: &str = "no server certificate chain resolved";

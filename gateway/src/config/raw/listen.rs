@@ -18,7 +18,7 @@ pub(in crate::config) struct RawListener {
     pub(in crate::config) proxy_protocol: Option<RawProxyProtocol>,
     /// Default: none.
     #[serde(default)]
-    pub(in crate::config) redirect: Option<RawRedirect>,
+    pub(in crate::config) redirect: Option<RawHttpsRedirect>,
 }
 
 /// Whose connections begin with a header of the PROXY protocol.
@@ -30,17 +30,17 @@ pub(in crate::config) struct RawProxyProtocol {
 }
 
 /// `https`, alone or as `{port: ...}`.
-pub(in crate::config) type RawRedirect = TextOr<RawRedirectSection>;
+pub(in crate::config) type RawHttpsRedirect = TextOr<RawHttpsRedirectSection>;
 
 /// Where clients are sent.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::config) struct RawRedirectSection {
+pub(in crate::config) struct RawHttpsRedirectSection {
     /// Of https.
     pub(in crate::config) port: u16,
 }
 
-impl Section for RawRedirectSection {
+impl Section for RawHttpsRedirectSection {
     const EXPECTED: &'static str = "`https` or a section with `port`";
 }
 

@@ -77,6 +77,8 @@ impl Default for RawMetrics {
 pub(in crate::config) struct RawBounds {
     /// Client connections in all workers together.
     pub(in crate::config) connections: u64,
+    /// Requests at once over one connection of HTTP/2.
+    pub(in crate::config) streams: u64,
     /// Header fields of a request.
     pub(in crate::config) header_count: u64,
     /// Size of a request's head, and of an answer's.
@@ -105,6 +107,7 @@ impl Default for RawBounds {
     fn default() -> Self {
         Self {
             connections: 65_536,
+            streams: 128,
             header_count: 100,
             head_bytes: "64KiB".to_owned(),
             target_bytes: "8KiB".to_owned(),

@@ -1,5 +1,5 @@
-//! What tells a lookup that it need not look: which /24 networks rules touch, which lengths they have there, and
-//! which IPv6 networks long rules lie in.
+//! What tells a lookup that it need not look: which networks rules touch, which lengths they have there, and which
+//! IPv6 networks long rules lie in.
 //!
 //! A bit is set before the first rule that needs it appears, and cleared after the last one is gone. A process that is
 //! killed in between leaves a bit too many, which costs look-ups, and never one too few.
@@ -11,35 +11,40 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use gateway_common::layout::length_bit_v6;
 use gateway_common::source::mask32;
 use gateway_common::table::{
-    LONG_V6, MIDDLE_V6, TagV4, TagV6, filter_bit_v4, filter_bit_v6, length_bit_v4,
+    BlockV4, LONG_V4, LONG_V6, MIDDLE_V6, TagV4, TagV6, block_v4, filter_bit_v4, filter_bit_v6,
+    length_bit_v4, lengths_of_v4, long_bit_v4, touched_bit_v4,
 };
 
 use super::mapping::Mapping;
 
+/// Words of a block.
+pub(super) const BLOCK_WORDS: u32 = (size_of::<BlockV4>() / size_of::<u64>()) as u32;
+
 /// The filters of IPv4.
 pub struct FiltersV4 {
-    touched: Mapping,
+    networks: Mapping,
     blocks: Mapping,
-    block_shift: u32,
 }
 
 impl FiltersV4 {
-    /// The filters in these mappings.
-    pub fn new(touched: Mapping, blocks: Mapping) -> Self {
-        let block_shift = 32 - blocks.words().len().max(1).ilog2();
-        Self { touched, blocks, block_shift }
+    /// The filters in these mappings: a bit a /22, and the blocks.
+    pub fn new(networks: Mapping, blocks: Mapping) -> Self {
+        Self { networks, blocks }
     }
 
     /// A rule is about to appear.
     pub fn add(&self, tag: TagV4) {
         let (first, last) = range(tag);
-        for (word, mask) in words_of(first, last) {
-            if let Some(word) = self.touched.words().get(word) {
-                word.fetch_or(mask, Ordering::Release);
+        for (index, touched) in bits_of(first >> 8, last >> 8) {
+            if let Some((at_touched, at_lengths)) = self.block(index) {
+                at_touched.fetch_or(touched, Ordering::Release);
+                at_lengths.fetch_or(length_bit_v4(tag.length()) | long_bit(tag), Ordering::Release);
             }
         }
-        for block in self.blocks_of(first, last) {
-            block.fetch_or(length_bit_v4(tag.length()), Ordering::Release);
+        for (index, touched) in bits_of(first >> NETWORK_SHIFT, last >> NETWORK_SHIFT) {
+            if let Some(word) = self.networks.words().get(index) {
+                word.fetch_or(touched, Ordering::Release);
+            }
         }
     }
 
@@ -55,19 +60,25 @@ impl FiltersV4 {
         if !covers {
             self.untouch(first, last, &held);
         }
-        let index = (u64::from(first) >> self.block_shift) as u32;
-        for (index, block) in (index..).zip(self.blocks_of(first, last)) {
-            let (start, end) = self.block(index);
+        let has = |(first, last), is_like: &dyn Fn(u32) -> bool| {
+            held(first, last).any(|other| is_like(other.length()))
+        };
+        let mut gone =
+            if has(long_range(tag), &|length| length >= LONG_V4) { 0 } else { long_bit(tag) };
+        for index in block_v4(first)..=block_v4(last) {
             // Two rules of one length never overlap: a rule as large as the block was alone in it.
-            let other = tag.length() > 32 - self.block_shift
-                && held(start, end).any(|other| other.length() == tag.length());
-            if !other {
-                block.fetch_and(!length_bit_v4(tag.length()), Ordering::Release);
+            let block = range(TagV4::new(index << BLOCK_SHIFT, 32 - BLOCK_SHIFT));
+            let is_large = tag.length() <= 32 - BLOCK_SHIFT;
+            if is_large || !has(block, &|length| length == tag.length()) {
+                gone |= length_bit_v4(tag.length());
+            }
+            if let Some((_, at_lengths)) = self.block(index as usize) {
+                at_lengths.fetch_and(!gone, Ordering::Release);
             }
         }
     }
 
-    /// Clears the bits of the /24 networks from `first` to `last` that no rule within them needs.
+    /// Clears the bits of the networks from `first` to `last` that no rule within them needs.
     fn untouch<I: Iterator<Item = TagV4>>(
         &self,
         first: u32,
@@ -78,14 +89,25 @@ impl FiltersV4 {
         let mut needed: HashMap<usize, u64> = HashMap::new();
         for other in held(first, last) {
             let (start, end) = range(other);
-            for (word, mask) in words_of(start.max(first), end.min(last)) {
-                *needed.entry(word).or_default() |= mask;
+            for (index, mask) in bits_of(start.max(first) >> 8, end.min(last) >> 8) {
+                *needed.entry(index).or_default() |= mask;
             }
         }
-        for (index, mask) in words_of(first, last) {
+        for (index, mask) in bits_of(first >> 8, last >> 8) {
             let clear = mask & !needed.get(&index).copied().unwrap_or(0);
-            if let Some(word) = self.touched.words().get(index) {
-                word.fetch_and(!clear, Ordering::Release);
+            if let Some((at_touched, _)) = self.block(index) {
+                at_touched.fetch_and(!clear, Ordering::Release);
+            }
+        }
+        for network in first >> NETWORK_SHIFT..=last >> NETWORK_SHIFT {
+            let first = network << NETWORK_SHIFT;
+            let (word, bit) = filter_bit_v4(first);
+            // Its four /24 have bits next to each other.
+            let within = touched_bit_v4(first) * 0b1111;
+            let block = self.block(block_v4(first) as usize);
+            let is_touched = block.is_none_or(|(touched, _)| load(touched) & within != 0);
+            if !is_touched && let Some(word) = self.networks.words().get(word as usize) {
+                word.fetch_and(!(1 << bit), Ordering::Release);
             }
         }
     }
@@ -93,28 +115,43 @@ impl FiltersV4 {
     /// The lengths of the rules that may cover an address, as bits, the longest first (see [`length_bit_v4`]).
     pub fn lengths(&self, address: u32) -> u64 {
         let (word, bit) = filter_bit_v4(address);
-        let touched = self.touched.words().get(word as usize).map_or(0, load);
-        if touched >> bit & 1 == 0 {
+        if self.networks.words().get(word as usize).map_or(0, load) >> bit & 1 == 0 {
             return 0;
         }
-        self.blocks_of(address, address).first().map_or(0, load)
+        let block = self.block(block_v4(address) as usize);
+        block.map_or(0, |(touched, lengths)| lengths_of_v4([load(touched), load(lengths)], address))
     }
 
     /// The lengths of the rules that touch the block of an address.
     pub fn lengths_of_block(&self, address: u32) -> Vec<u32> {
-        let lengths = self.blocks_of(address, address).first().map_or(0, load);
+        let block = self.block(block_v4(address) as usize);
+        let lengths = block.map_or(0, |(_, lengths)| load(lengths));
         (0..=32).filter(|length| lengths & length_bit_v4(*length) != 0).collect()
     }
 
-    fn blocks_of(&self, first: u32, last: u32) -> &[AtomicU64] {
-        let index = |address: u32| (u64::from(address) >> self.block_shift) as usize;
-        self.blocks.words().get(index(first)..=index(last)).unwrap_or_default()
+    /// The two words of a block.
+    fn block(&self, index: usize) -> Option<(&AtomicU64, &AtomicU64)> {
+        match self.blocks.words().get(2 * index..2 * index + 2)? {
+            [touched, lengths] => Some((touched, lengths)),
+            _ => None,
+        }
     }
+}
 
-    fn block(&self, index: u32) -> (u32, u32) {
-        let start = (u64::from(index) << self.block_shift) as u32;
-        (start, start | !mask32(32 - self.block_shift))
-    }
+/// Bits of an address within its /22, which the filter has a bit of.
+const NETWORK_SHIFT: u32 = 10;
+/// Bits of an address within its block.
+const BLOCK_SHIFT: u32 = 14;
+
+/// The bit of the /23 that a long rule lies in; none for a short one.
+fn long_bit(tag: TagV4) -> u64 {
+    if tag.length() < LONG_V4 { 0 } else { long_bit_v4(tag.address()) }
+}
+
+/// The first and the last address whose long rules have the same bit as this prefix.
+fn long_range(tag: TagV4) -> (u32, u32) {
+    let [network, pair] = [23, 22].map(|length| range(TagV4::new(tag.address(), length)));
+    if long_bit_v4(pair.0) == long_bit_v4(pair.1) { pair } else { network }
 }
 
 /// The filters of IPv6, for everybody who reads them.
@@ -225,13 +262,11 @@ fn range(tag: TagV4) -> (u32, u32) {
     (tag.address(), tag.address() | !mask32(tag.length()))
 }
 
-/// The words of the filter of /24 networks for a range of addresses, with the bits that belong to it.
-fn words_of(first: u32, last: u32) -> impl Iterator<Item = (usize, u64)> {
-    let ((first_word, first_bit), (last_word, last_bit)) =
-        (filter_bit_v4(first), filter_bit_v4(last));
-    (first_word..=last_word).map(move |word| {
-        let low = if word == first_word { u64::MAX << first_bit } else { u64::MAX };
-        let high = if word == last_word { u64::MAX >> (63 - last_bit) } else { u64::MAX };
+/// The words of a bitmap that hold the bits from `first` to `last`, each with those that belong to the range.
+fn bits_of(first: u32, last: u32) -> impl Iterator<Item = (usize, u64)> {
+    (first / 64..=last / 64).map(move |word| {
+        let low = if word == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
+        let high = if word == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
         (word as usize, low & high)
     })
 }
@@ -240,34 +275,43 @@ fn words_of(first: u32, last: u32) -> impl Iterator<Item = (usize, u64)> {
 mod tests {
     use super::*;
     use gateway_common::source::V6;
-    use gateway_common::table::FILTER_WORDS_V4;
+    use gateway_common::table::{BLOCKS_LEN_V4, FILTER_WORDS_V4};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
     fn tag(bits: u32, length: u32) -> TagV4 {
-        // The interesting bits stand at both ends and in the middle.
-        TagV4::new(bits << 28 | (bits & 3) << 12 | bits & 7, length)
+        // The interesting bits stand at both ends and in the middle: the last two /23 of a block among them.
+        let network = ((bits >> 3) * 0x3c00) | ((bits & 1) << 9);
+        TagV4::new(bits << 28 | network | (bits & 3) << 12 | bits & 7, length)
     }
 
-    /// What the filters must say, from the rules alone.
-    fn expected(filters: &FiltersV4, rules: &BTreeSet<TagV4>, address: u32) -> (bool, u64) {
-        let meets =
-            |tag: &TagV4, first: u32, last: u32| range(*tag).0 <= last && first <= range(*tag).1;
-        let net = address & mask32(24);
-        let touched = rules.iter().any(|tag| meets(tag, net, net | 0xff));
-        let (start, end) = filters.block(address >> filters.block_shift);
-        let lengths = rules.iter().filter(|tag| meets(tag, start, end));
-        (touched, lengths.fold(0, |word, tag| word | length_bit_v4(tag.length())))
+    /// What the filters must say, from the rules alone: of the /22, and of the block.
+    fn expected(rules: &BTreeSet<TagV4>, address: u32) -> (bool, [u64; 2]) {
+        let around = |length| range(TagV4::new(address, length));
+        let meeting = |(first, last)| {
+            rules.iter().filter(move |tag| range(**tag).0 <= last && first <= range(**tag).1)
+        };
+        let block = around(18);
+        let touched = (0..64u32)
+            .map(|net| block.0 + (net << 8))
+            .filter(|start| meeting((*start, start + 255)).next().is_some());
+        let lengths =
+            meeting(block).fold(0, |word, tag| word | length_bit_v4(tag.length()) | long_bit(*tag));
+        let touched = touched.fold(0, |word, start| word | touched_bit_v4(start));
+        (meeting(around(22)).next().is_some(), [touched, lengths])
     }
 
     proptest! {
+        // Each case writes megabytes.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn filters_say_what_the_rules_are(
             steps in proptest::collection::vec((any::<bool>(), 0u32..16, 0u32..=32), 1..40),
         ) {
-            let touched = Mapping::anonymous(FILTER_WORDS_V4 as usize * 8).unwrap();
-            let blocks = Mapping::anonymous((1 << 16) * 8).unwrap();
-            let filters = FiltersV4::new(touched, blocks);
+            let networks = Mapping::anonymous(FILTER_WORDS_V4 as usize * 8).unwrap();
+            let blocks = Mapping::anonymous(BLOCKS_LEN_V4 as usize * 16).unwrap();
+            let filters = FiltersV4::new(networks, blocks);
             let mut rules = BTreeSet::new();
             for (add, bits, length) in steps {
                 let tag = tag(bits, length);
@@ -287,12 +331,15 @@ mod tests {
             for bits in 0..16 {
                 for address in [tag(bits, 32).address(), tag(bits, 32).address() ^ 0x0100_0000] {
                     let (word, bit) = filter_bit_v4(address);
-                    let load = |words: &Mapping, index: u32| {
-                        words.words()[index as usize].load(Ordering::Relaxed)
-                    };
-                    let is_touched = load(&filters.touched, word) >> bit & 1 == 1;
-                    let lengths = load(&filters.blocks, address >> 16);
-                    prop_assert_eq!((is_touched, lengths), expected(&filters, &rules, address));
+                    let is_touched = load(&filters.networks.words()[word as usize]) >> bit & 1 == 1;
+                    let (touched, lengths) = filters.block(block_v4(address) as usize).unwrap();
+                    let said = (is_touched, [load(touched), load(lengths)]);
+                    prop_assert_eq!(said, expected(&rules, address));
+                    let covering = rules.iter().filter(|tag| {
+                        TagV4::new(address, tag.length()) == **tag
+                    });
+                    let covering = covering.fold(0, |word, tag| word | length_bit_v4(tag.length()));
+                    prop_assert_eq!(filters.lengths(address) & covering, covering);
                 }
             }
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use gateway_common::layout::{Hits, LENGTH_WORDS_V6};
 use gateway_common::source::Source;
 use gateway_common::table::{
-    BucketV4, BucketV6, FILTER_WORDS_V4, Head, Span, TagV4, TagV6, buckets_for,
+    BLOCKS_LEN_V4, BucketV4, BucketV6, FILTER_WORDS_V4, Head, Span, TagV4, TagV6, buckets_for,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
@@ -25,7 +25,7 @@ pub mod filters;
 pub mod mapping;
 pub mod table;
 
-use filters::{FiltersV4, FiltersV6, NetworksV6};
+use filters::{BLOCK_WORDS, FiltersV4, FiltersV6, NetworksV6};
 use mapping::Mapping;
 use table::{Cells, Family, NoRoom, Table, V4Cells, V6Cells};
 
@@ -48,12 +48,6 @@ pub enum RoomError {
     /// The rules before it crowd the place where this one would have to lie.
     #[error("{} finds no room among the rules that share its buckets: raise kernel.max_rules", display(.0))]
     Crowded(IpNet),
-}
-
-/// Blocks of IPv4 addresses whose lengths are told apart, for so many rules: about one a rule, within what a cache
-/// holds and what a host can spare.
-pub fn blocks_for(rules: u32) -> u32 {
-    rules.next_power_of_two().clamp(1 << 16, 1 << 22)
 }
 
 /// Bits of the IPv6 filter for so many rules: one in eight that is set makes a false look-up as rare.
@@ -85,7 +79,7 @@ impl Networks for BTreeSet<TagV4> {
 pub struct Memory {
     /// Buckets of either family.
     pub tables: [Mapping; 2],
-    /// Which /24 networks IPv4 rules touch, and which lengths they have by block.
+    /// Which /22 networks IPv4 rules touch, and what is known of each block.
     pub filters_v4: [Mapping; 2],
     /// Which networks long IPv6 rules lie in, and which lengths there are.
     pub filters_v6: [Mapping; 2],
@@ -100,7 +94,7 @@ impl Memory {
         let table = |bytes: usize| Mapping::anonymous(buckets_for(rules) as usize * bytes);
         Ok(Self {
             tables: [table(size_of::<BucketV4>())?, table(size_of::<BucketV6>())?],
-            filters_v4: [words(FILTER_WORDS_V4)?, words(blocks_for(rules))?],
+            filters_v4: [words(FILTER_WORDS_V4)?, words(BLOCKS_LEN_V4 * BLOCK_WORDS)?],
             filters_v6: [words(filter_bits_for(rules) / 64)?, words(LENGTH_WORDS_V6)?],
             seed: random_seed(),
         })
@@ -129,13 +123,13 @@ impl RuleTables {
                 .unwrap_or(u32::MAX)
         };
         let masks = (mask(&v4, size_of::<BucketV4>()), mask(&v6, size_of::<BucketV6>()));
-        let [touched, blocks] = filters_v4;
-        let [networks, lengths] = filters_v6;
+        let [networks, blocks] = filters_v4;
+        let [networks_v6, lengths] = filters_v6;
         let mut tables = Self {
             v4: Table::new(Cells::new(v4, seed, masks.0)),
             v6: Table::new(Cells::new(v6, seed, masks.1)),
-            filters_v4: Arc::new(FiltersV4::new(touched, blocks)),
-            filters_v6: FiltersV6::new(NetworksV6::new(networks, lengths, seed)),
+            filters_v4: Arc::new(FiltersV4::new(networks, blocks)),
+            filters_v6: FiltersV6::new(NetworksV6::new(networks_v6, lengths, seed)),
             capacity,
         };
         let cells = Arc::clone(tables.v4.cells());

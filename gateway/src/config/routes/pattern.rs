@@ -2,9 +2,39 @@
 
 use std::fmt;
 
-use super::at::At;
-use super::tree::shorten;
 use super::{PathPattern, Segment};
+use crate::base::path::Path;
+use crate::config::at::At;
+use crate::config::tree::shorten;
+
+impl PathPattern {
+    /// The names of its captures, the rest last.
+    pub fn captures(&self) -> impl Iterator<Item = &str> {
+        let names = self.segments.iter().filter_map(|segment| match segment {
+            Segment::Literal(_) => None,
+            Segment::Capture(name) => Some(name.as_str()),
+        });
+        names.chain(self.rest.as_deref())
+    }
+
+    /// What its captures are in `path`, which matches it, in the same order.
+    pub fn values<'p>(&self, path: &'p str) -> Vec<&'p str> {
+        let mut values = Vec::new();
+        let mut rest = path.strip_prefix('/');
+        for segment in &self.segments {
+            let (value, below) = match rest.unwrap_or_default().split_once('/') {
+                Some((value, below)) => (value, Some(below)),
+                None => (rest.unwrap_or_default(), None),
+            };
+            if matches!(segment, Segment::Capture(_)) {
+                values.push(value);
+            }
+            rest = below;
+        }
+        values.extend(self.rest.as_ref().map(|_| rest.unwrap_or_default()));
+        values
+    }
+}
 
 impl fmt::Display for PathPattern {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,8 +92,7 @@ fn parse(text: &str) -> Result<PathPattern, (String, String)> {
                 pattern.segments.push(Segment::Capture(name.to_owned()));
             }
         } else {
-            literal(text, index == last)?;
-            pattern.segments.push(Segment::Literal(text.to_owned()));
+            pattern.segments.push(Segment::Literal(literal(text, index == last)?));
         }
     }
     Ok(pattern)
@@ -79,7 +108,8 @@ fn capture_name(name: &str, text: &str) -> Result<(), (String, String)> {
     Err((format!("`{}` has no name that can be used", shorten(text)), help.to_owned()))
 }
 
-fn literal(text: &str, last: bool) -> Result<(), (String, String)> {
+/// A literal in its normal form.
+fn literal(text: &str, last: bool) -> Result<String, (String, String)> {
     let shown = shorten(text);
     if text.contains(['{', '}', '*']) {
         let help = "write {name} for one whole segment or {name*} for the rest of the path";
@@ -93,5 +123,11 @@ fn literal(text: &str, last: bool) -> Result<(), (String, String)> {
         let help = "requests with dot segments are refused: write the path that is meant";
         return Err((format!("the path has the segment `{shown}`"), help.to_owned()));
     }
-    Ok(())
+    let path = format!("/{text}");
+    let Some(normal) = Path::of(&path) else {
+        let help = "requests with it are refused: control characters, `\\`, a `%` without two \
+                    hexadecimal digits, `..;`";
+        return Err((format!("the path has the segment `{shown}`"), help.to_owned()));
+    };
+    Ok(normal.as_str().strip_prefix('/').unwrap_or_default().to_owned())
 }

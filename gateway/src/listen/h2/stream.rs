@@ -1,0 +1,268 @@
+//! One stream: a request, its answer, and a deadline of its own. A stream that the client takes back ends what is done
+//! for it.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderMap, HeaderValue,
+};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
+use tokio::time::sleep_until;
+
+use crate::base::error::Kind;
+use crate::config::Bounds;
+use crate::http::body::{Incoming, StreamBody};
+use crate::http::deadline::{Deadline, Phase};
+use crate::http::h1::server::Answer as _;
+use crate::listen::connection::fires;
+use crate::listen::h2::wire::Life;
+use crate::observe::Counters;
+use crate::request;
+use crate::request::account::ResponseBody;
+
+/// What the streams of a connection share.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) life: Rc<Life>,
+    pub(super) connection: Rc<request::Connection>,
+    pub(super) bounds: Bounds,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// Counts a stream for as long as it is open.
+struct Open<'a>(&'a Life);
+
+impl<'a> Open<'a> {
+    fn new(life: &'a Life) -> Self {
+        life.opened();
+        Self(life)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.closed();
+    }
+}
+
+/// Answers the request of one stream.
+pub(super) async fn serve(
+    served: Rc<Served>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let open = Open::new(&served.life);
+    let deadline = Rc::new(Deadline::new(&served.bounds));
+    let mut work = pin!(answer(&served, &deadline, request, &mut respond));
+    let mut timer = pin!(sleep_until(deadline.at()));
+    let done = poll_fn(|context| {
+        deadline.woken();
+        loop {
+            if work.as_mut().poll(context).is_ready() {
+                return Poll::Ready(true);
+            }
+            if deadline.has_passed() {
+                // Whoever waited was asked what to do and did nothing.
+                return Poll::Ready(false);
+            }
+            if !fires(timer.as_mut(), &deadline, context) {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+    if !done && deadline.phase() == Phase::Download {
+        served.counters.readers_timed_out.add(1);
+    }
+    // What is left of the stream is reset with it.
+    drop(open);
+}
+
+async fn answer(
+    served: &Served,
+    deadline: &Rc<Deadline>,
+    request: Request<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+) {
+    let (mut head, body) = request.into_parts();
+    if head.headers.len() > served.bounds.header_count {
+        let error = Kind::HeadTooLarge.into();
+        let refusal = request::serve::refuse(&served.connection, deadline, &error);
+        return send(served, deadline, respond, refusal, head.method == Method::HEAD).await;
+    }
+    as_one_message(&mut head);
+    if head.headers.contains_key(EXPECT) {
+        proceed(respond);
+    }
+    let is_head = head.method == Method::HEAD;
+    let body = Incoming::Http2(StreamBody::new(body, &head.headers));
+    let request = Request::from_parts(head, body);
+    let exchange =
+        request::serve::serve(Rc::clone(&served.connection), Rc::clone(deadline), request);
+    let mut exchange = pin!(exchange);
+    let response = poll_fn(|context| {
+        if respond.poll_reset(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        exchange.as_mut().poll(context).map(Some)
+    });
+    if let Some(response) = response.await {
+        send(served, deadline, respond, response, is_head).await;
+    }
+}
+
+/// The head as HTTP/1 would have it, so that everything behind sees one `Host` and one `Cookie` whatever the protocol.
+fn as_one_message(head: &mut Parts) {
+    if let Some(authority) = head.uri.authority()
+        && let Entry::Vacant(entry) = head.headers.entry(HOST)
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        entry.insert(host);
+    }
+    join_cookies(&mut head.headers);
+}
+
+/// A client may send each cookie in a field of its own (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    if crumbs.by_ref().take(2).count() < 2 {
+        return;
+    }
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, cookie);
+    }
+}
+
+/// The client waits for leave to send its body.
+fn proceed(respond: &mut SendResponse<Bytes>) {
+    let mut proceed = Response::new(());
+    *proceed.status_mut() = StatusCode::CONTINUE;
+    // It fails only where nobody is left to be told.
+    respond.send_informational(proceed).ok();
+}
+
+async fn send(
+    served: &Served,
+    deadline: &Deadline,
+    respond: &mut SendResponse<Bytes>,
+    response: Response<ResponseBody>,
+    is_head: bool,
+) {
+    let (mut head, body) = response.into_parts();
+    let mut body = pin!(body);
+    head.headers.remove(CONNECTION);
+    let length = body.size_hint().exact().filter(|length| *length > 0);
+    if let Some(length) = length
+        && let Entry::Vacant(entry) = head.headers.entry(CONTENT_LENGTH)
+    {
+        entry.insert(length.into());
+    }
+    let ended = is_head || body.is_end_stream();
+    let Ok(stream) = respond.send_response(Response::from_parts(head, ()), ended) else { return };
+    if !ended {
+        let mut outflow = Outflow { life: &served.life, deadline, stream, piece: Bytes::new() };
+        poll_fn(|context| outflow.poll(body.as_mut(), context)).await;
+    } else if !body.is_end_stream() {
+        // The document that HEAD leaves out has been answered for.
+        poll_fn(|context| body.as_mut().poll_frame(context)).await;
+    }
+}
+
+/// The body of an answer on its way out. A piece is handed to h2 only as far as the client has room for it, so that
+/// what waits for the client waits here, under the deadline of its stream.
+struct Outflow<'a> {
+    life: &'a Life,
+    deadline: &'a Deadline,
+    stream: SendStream<Bytes>,
+    piece: Bytes,
+}
+
+/// The stream has nothing more to send.
+struct Over;
+
+impl Outflow<'_> {
+    fn poll(&mut self, mut body: Pin<&mut ResponseBody>, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let moved = if self.piece.is_empty() {
+                self.take(body.as_mut(), context)
+            } else {
+                self.pass_on(&body, context)
+            };
+            match moved {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(Over)) => return Poll::Ready(()),
+                Poll::Pending => {
+                    if !self.piece.is_empty() {
+                        body.poll_upload(context);
+                    }
+                    return self.stream.poll_reset(context).map(drop);
+                }
+            }
+        }
+    }
+
+    /// Takes the next piece.
+    fn take(
+        &mut self,
+        body: Pin<&mut ResponseBody>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Over>> {
+        let frame = match ready!(body.poll_frame(context)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(_)) => {
+                self.stream.send_reset(Reason::INTERNAL_ERROR);
+                return Poll::Ready(Err(Over));
+            }
+            None => return Poll::Ready(self.end()),
+        };
+        match frame.into_data() {
+            Ok(data) => self.piece = data,
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    self.stream.send_trailers(trailers).ok();
+                    return Poll::Ready(Err(Over));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn end(&mut self) -> Result<(), Over> {
+        self.stream.send_data(Bytes::new(), true).ok();
+        Err(Over)
+    }
+
+    /// Hands over as much of the piece as the client has room for.
+    fn pass_on(
+        &mut self,
+        body: &ResponseBody,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Over>> {
+        self.stream.reserve_capacity(self.piece.len());
+        let mut room = self.stream.capacity();
+        while room == 0 {
+            room = match ready!(self.stream.poll_capacity(context)) {
+                Some(Ok(room)) => room,
+                Some(Err(_)) | None => return Poll::Ready(Err(Over)),
+            };
+        }
+        let part = self.piece.split_to(room.min(self.piece.len()));
+        let last = self.piece.is_empty() && body.is_end_stream();
+        self.life.sent(part.len());
+        self.deadline.client_took();
+        match self.stream.send_data(part, last) {
+            Ok(()) if !last => Poll::Ready(Ok(())),
+            _ => Poll::Ready(Err(Over)),
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! HTTP/2 through the real binary: clients as they come in packages, and clients that send frames as no honest one
+//! does.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use harness::gateway::Gateway;
+use harness::http2::{Frame, Http2, block, flag, kind, reason, remembered, request};
+use harness::origin::{Reply, Request};
+use harness::site::Site;
+use harness::{Result, wait_for};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// SETTINGS_INITIAL_WINDOW_SIZE.
+const WINDOW: u16 = 4;
+
+/// A gateway in front of `endpoint`, and where it listens.
+fn gateway<'s>(site: &'s Site, endpoint: &str, bounds: Value) -> Result<(Gateway<'s>, SocketAddr)> {
+    let listen = site.free_address()?;
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "workers": 1,
+        "kernel": {"attach": "off"},
+        "bounds": bounds,
+        "upstreams": {"service": {
+            "endpoints": [endpoint],
+            "timeout": {"connect": "500ms", "response": "10s"},
+        }},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    Ok((gateway, listen))
+}
+
+fn connect(site: &Site, target: SocketAddr, settings: &[(u16, u32)]) -> Result<Http2> {
+    site.enter(|| Http2::connect(target, settings, PATIENCE))?
+}
+
+/// What curl says over HTTP/2.
+fn curl(site: &Site, arguments: &[&str]) -> Result<String> {
+    let output = site.curl(&[&["--http2-prior-knowledge"], arguments].concat())?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// How many connections have failed for this reason.
+fn failed(gateway: &Gateway<'_>, reason: &str) -> Result<u64> {
+    let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+    let name = format!("gateway_connections_failed_total{{reason=\"{reason}\"}} ");
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    value.with_context(|| format!("no {name}"))?.parse().context("not a number")
+}
+
+fn wait_for_failed(gateway: &Gateway<'_>, reason: &str) -> Result {
+    wait_for(reason, PATIENCE, || Ok((failed(gateway, reason)? > 0).then_some(())))
+}
+
+fn anything(_: &Request) -> Reply {
+    Reply::Answer(200, "ok")
+}
+
+#[test]
+fn curl_and_h2load_without_one_failure() -> Result {
+    let site = Site::new()?;
+    let (_gateway, listen) = gateway(&site, "echo", json!({}))?;
+    let seen = curl(&site, &[&format!("http://{listen}/a?b"), "--header", "x-a: 1"])?;
+    let seen: Value = serde_json::from_str(&seen)?;
+    assert_eq!(seen["path"], "/a?b");
+    let headers = seen["headers"].to_string();
+    assert!(headers.contains(&format!("[\"host\",\"{listen}\"]")), "{headers}");
+    assert!(!headers.contains("authority"), "{headers}");
+
+    let upload = "x".repeat(3_000_000);
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), upload)?;
+    let data = format!("@{}", file.path().display());
+    let seen = curl(&site, &[&format!("http://{listen}/"), "--data-binary", &data])?;
+    assert_eq!(serde_json::from_str::<Value>(&seen)?["body_bytes"], 3_000_000);
+
+    let head = curl(&site, &["--head", &format!("http://{listen}/")])?;
+    assert!(head.starts_with("HTTP/2 200"), "{head}");
+
+    let url = format!("http://{listen}/");
+    let output = site.run("h2load", &["-n", "2000", "-c", "8", "-m", "32", &url])?;
+    let report = String::from_utf8(output.stdout)?;
+    assert!(report.contains("2000 succeeded, 0 failed"), "{report}");
+    Ok(())
+}
+
+#[test]
+fn the_service_sees_one_host_and_one_cookie() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    let fields =
+        [&request("POST", "/a")[..], &[("cookie", "a=1"), ("cookie", "b=2"), ("te", "trailers")]];
+    client.frames(&[
+        Frame::headers(1, false, &fields.concat()),
+        Frame::new(kind::DATA, 0, 1, *b"he"),
+        Frame::new(kind::DATA, flag::END_STREAM, 1, *b"re"),
+    ])?;
+    assert!(client.is_fine(1)?);
+    let seen = origin.requests();
+    let [seen] = seen.as_slice() else { panic!("{seen:?}") };
+    assert_eq!(seen.line, "POST /a HTTP/1.1");
+    assert_eq!(seen.header("host"), Some("test"));
+    assert_eq!(seen.header("cookie"), Some("a=1; b=2"));
+    assert_eq!(seen.header("te"), None);
+    Ok(())
+}
+
+#[test]
+fn what_can_be_read_in_two_ways_never_reaches_a_service() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let get = request("GET", "/");
+    let with = |fields: &[(&'static str, &'static str)]| [&get[..], fields].concat();
+    let bad: [Vec<(&str, &str)>; 14] = [
+        with(&[("host", "other")]),
+        with(&[("host", "test"), ("host", "test")]),
+        with(&[("connection", "close")]),
+        with(&[("transfer-encoding", "chunked")]),
+        with(&[("te", "gzip")]),
+        with(&[("upgrade", "websocket")]),
+        with(&[("Upper", "case")]),
+        with(&[("content-length", "5")]),
+        with(&[("content-length", "0"), ("content-length", "1")]),
+        with(&[("a", "b\r\nc: d")]),
+        with(&[(":late", "pseudo")]),
+        vec![(":method", "GET"), (":scheme", "http"), (":path", "/")],
+        vec![(":method", "GET"), (":scheme", "http"), (":authority", "u@test"), (":path", "/")],
+        vec![(":method", "GET"), (":scheme", "http"), (":authority", "test"), (":path", "//")],
+    ];
+    for fields in bad {
+        let mut client = connect(&site, listen, &[])?;
+        client.frames(&[Frame::headers(1, true, &fields)])?;
+        let answer = client
+            .wait(|frame| matches!(frame.kind, kind::HEADERS | kind::RST_STREAM | kind::GOAWAY));
+        let answer = answer.with_context(|| format!("{fields:?}"))?;
+        assert!(answer.kind != kind::HEADERS || answer.payload[0] != 0x88, "{fields:?}");
+    }
+    assert_eq!(origin.requests().len(), 0);
+    assert_eq!(gateway.status()?["kernel"]["enforcing"], json!(false), "it still answers");
+    Ok(())
+}
+
+#[test]
+fn more_streams_than_bounded_are_refused() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Hang)?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({"streams": 4}))?;
+    let mut client = connect(&site, listen, &[])?;
+    client.frames(&(0..5).map(|n| Frame::get(2 * n + 1, "/")).collect::<Vec<_>>())?;
+    let refused = client.wait(|frame| frame.kind == kind::RST_STREAM)?;
+    assert_eq!((refused.stream, refused.reason()), (9, Some(reason::REFUSED_STREAM)));
+    Ok(())
+}
+
+#[test]
+fn rapid_reset_ends_the_connection_and_is_counted() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Hang)?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    // All at once, before anybody looks at them; and one by one, each after it was looked at.
+    for pause in [Duration::ZERO, Duration::from_millis(2)] {
+        let before = failed(&gateway, "flood")?;
+        let mut client = connect(&site, listen, &[])?;
+        for number in 0..5_000 {
+            let stream = 2 * number + 1;
+            let pair = [Frame::get(stream, "/"), Frame::reset(stream, reason::CANCEL)];
+            if client.frames(&pair).is_err() || failed_since(&gateway, before, number)? {
+                break;
+            }
+            std::thread::sleep(pause);
+        }
+        wait_for("the end", PATIENCE, || {
+            Ok((failed(&gateway, "flood")? == before + 1).then_some(()))
+        })?;
+        assert!(origin.requests().len() < 500, "{}", origin.requests().len());
+    }
+    Ok(())
+}
+
+/// Looks only now and then: asking is slow.
+fn failed_since(gateway: &Gateway<'_>, before: u64, number: u32) -> Result<bool> {
+    Ok(number % 500 == 499 && failed(gateway, "flood")? > before)
+}
+
+#[test]
+fn honest_clients_may_give_up() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|request| {
+        if request.line.contains("hang") { Reply::Hang } else { Reply::Answer(200, "ok") }
+    })?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    for number in 0..300 {
+        let stream = 4 * number + 1;
+        client.frames(&[Frame::get(stream, "/hang"), Frame::get(stream + 2, "/")])?;
+        assert!(client.is_fine(stream + 2)?);
+        client.frames(&[Frame::reset(stream, reason::CANCEL)])?;
+    }
+    assert_eq!(failed(&gateway, "flood")?, 0);
+    wait_for("the end of all requests", PATIENCE, || {
+        let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+        Ok(metrics.contains("\ngateway_requests_active 0\n").then_some(()))
+    })
+}
+
+#[test]
+fn streams_that_a_client_has_the_gateway_reset_are_bounded() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Hang)?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    for number in 0..1_000 {
+        let stream = 2 * number + 1;
+        // A window that grows too large is an error of the stream (RFC 9113, section 6.9.1).
+        let pair = [Frame::get(stream, "/"), Frame::window_update(stream, 0x7fff_ffff)];
+        if client.frames(&pair).is_err() {
+            break;
+        }
+    }
+    wait_for_failed(&gateway, "flood")?;
+    assert!(origin.requests().len() < 500, "{}", origin.requests().len());
+    Ok(())
+}
+
+#[test]
+fn floods_of_frames_that_ask_for_nothing_end() -> Result {
+    let site = Site::new()?;
+    let (gateway, listen) = gateway(&site, "echo", json!({}))?;
+    let flood = [
+        Frame::new(kind::PING, 0, 0, [7; 8]),
+        Frame::settings(&[(WINDOW, 70_000)]),
+        Frame::settings(&[]),
+        Frame::window_update(0, 1),
+        Frame::new(2, 0, 1, [0; 5]),
+        Frame::new(0xbe, 0, 0, []),
+    ];
+    for frame in flood {
+        let before = failed(&gateway, "flood")?;
+        let mut client = connect(&site, listen, &[])?;
+        let many = vec![frame.clone(); 500];
+        for _ in 0..100 {
+            if client.frames(&many).is_err() {
+                break;
+            }
+        }
+        wait_for(&format!("the end of {frame:?}"), PATIENCE, || {
+            Ok((failed(&gateway, "flood")? == before + 1).then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_head_without_end_ends() -> Result {
+    let site = Site::new()?;
+    let (gateway, listen) = gateway(&site, "echo", json!({"head_timeout": "1s"}))?;
+    let mut client = connect(&site, listen, &[])?;
+    client.frames(&[Frame::new(kind::HEADERS, 0, 1, block(&request("GET", "/")))])?;
+    let more = Frame::new(kind::CONTINUATION, 0, 1, block(&[("a", &"b".repeat(1000))]));
+    let mut sent = 0;
+    while client.frames(std::slice::from_ref(&more)).is_ok() && sent < 10_000 {
+        sent += 1;
+    }
+    assert!(sent < 10_000, "no end after {sent} kB");
+    wait_for_failed(&gateway, "flood")?;
+
+    let mut silent = connect(&site, listen, &[])?;
+    silent.frames(&[Frame::new(kind::HEADERS, 0, 1, [])])?;
+    assert_eq!(silent.goodbye()?, None);
+    assert_eq!(failed(&gateway, "head_timed_out")?, 1);
+    Ok(())
+}
+
+#[test]
+fn a_head_larger_than_bounded_is_refused() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let bounds = json!({"head_bytes": "8KiB", "header_count": 10});
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), bounds)?;
+    let mut client = connect(&site, listen, &[])?;
+    let large = "b".repeat(9_000);
+    let names: Vec<String> = (0..20).map(|number| format!("x-{number}")).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    let get = request("GET", "/");
+    client.frames(&[Frame::headers(1, true, &[&get[..], &[("a", &large)]].concat())])?;
+    assert!(!client.is_fine(1)?);
+    client.frames(&[Frame::headers(3, true, &[&get[..], &many].concat())])?;
+    assert!(!client.is_fine(3)?);
+    client.frames(&[Frame::get(5, "/")])?;
+    assert!(client.is_fine(5)?, "the connection goes on");
+    assert_eq!(origin.requests().len(), 1);
+    Ok(())
+}
+
+#[test]
+fn small_heads_that_grow_and_readers_that_do_not_read_hold_little_for_a_while() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let (gateway, listen) =
+        gateway(&site, &origin.address.to_string(), json!({"idle_timeout": "1s"}))?;
+    let before = gateway.resident_kib()?;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut client = connect(&site, listen, &[(WINDOW, 0)])?;
+        let first = [block(&request("GET", "/")), remembered("a", &"b".repeat(4_000))].concat();
+        let flags = flag::END_HEADERS | flag::END_STREAM;
+        client.frames(&[Frame::new(kind::HEADERS, flags, 1, first)])?;
+        // Fourteen bytes that stand for 56 kB.
+        let bomb = [block(&request("GET", "/")), vec![0x80 | 62; 14]].concat();
+        let bombs = (1..128).map(|n| Frame::new(kind::HEADERS, flags, 2 * n + 1, &*bomb));
+        client.frames(&bombs.collect::<Vec<_>>())?;
+        clients.push(client);
+    }
+    wait_for("the end of all streams", PATIENCE, || {
+        Ok((failed(&gateway, "reader_timed_out")? >= 8 * 128).then_some(()))
+    })?;
+    let grown = gateway.resident_kib()?.saturating_sub(before);
+    assert!(grown < 200 << 10, "{grown} KiB for 1024 streams");
+    let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+    assert!(metrics.contains("\ngateway_requests_active 0\n"), "{metrics}");
+    Ok(())
+}
+
+#[test]
+fn a_socket_that_is_not_read_holds_no_more_than_its_buffers() -> Result {
+    const BODY: usize = 64 << 20;
+    let site = Site::new()?;
+    let origin = site.origin(|_| {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n");
+        Reply::Bytes([head.into_bytes(), vec![b'x'; BODY]].concat())
+    })?;
+    let (gateway, listen) =
+        gateway(&site, &origin.address.to_string(), json!({"idle_timeout": "2s"}))?;
+    let before = gateway.resident_kib()?;
+    let mut client = connect(&site, listen, &[(WINDOW, 0x7fff_ffff)])?;
+    client.frames(&[Frame::window_update(0, 0x7fff_0000), Frame::get(1, "/")])?;
+    wait_for_failed(&gateway, "reader_timed_out")?;
+    let grown = gateway.resident_kib()?.saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB for one reader");
+    Ok(())
+}
+
+#[test]
+fn draining_says_goodbye_and_finishes() -> Result {
+    let site = Site::new()?;
+    let (asked, may_answer) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (told, leave) = (Arc::clone(&asked), Arc::clone(&may_answer));
+    let origin = site.origin(move |_| {
+        told.store(true, Ordering::Relaxed);
+        let leave = || Ok(leave.load(Ordering::Relaxed).then_some(()));
+        wait_for("leave to answer", PATIENCE, leave).expect("the test goes on");
+        Reply::Answer(200, "late")
+    })?;
+    let (mut gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    client.frames(&[Frame::get(1, "/")])?;
+    wait_for("the request", PATIENCE, || Ok(asked.load(Ordering::Relaxed).then_some(())))?;
+    gateway.signal(nix::sys::signal::Signal::SIGTERM)?;
+    let goodbye = client.wait(|frame| frame.kind == kind::GOAWAY)?;
+    assert_eq!(goodbye.reason(), Some(reason::NO_ERROR));
+    let ping = client.wait(|frame| frame.kind == kind::PING)?;
+    client.frames(&[Frame::new(kind::PING, flag::ACK, 0, ping.payload)])?;
+    may_answer.store(true, Ordering::Relaxed);
+    let body = client.wait(|frame| frame.kind == kind::DATA && !frame.payload.is_empty())?;
+    assert_eq!(body.payload, b"late");
+    client.goodbye()?;
+    gateway.ended()
+}
+
+#[test]
+fn who_is_denied_is_cut_off() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Hang)?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client =
+        site.enter(|| Http2::connect_from("127.0.0.2".parse()?, listen, &[], PATIENCE))??;
+    client.frames(&[Frame::get(1, "/")])?;
+    wait_for("the request", PATIENCE, || Ok((!origin.requests().is_empty()).then_some(())))?;
+    gateway.cli(&["deny", "add", "127.0.0.2"])?.ok()?;
+    assert_eq!(client.goodbye()?, None);
+    Ok(())
+}
+
+#[test]
+fn a_connection_without_streams_is_not_kept_for_ever() -> Result {
+    let site = Site::new()?;
+    let bounds = json!({"keep_alive_timeout": "1s"});
+    let (_gateway, listen) = gateway(&site, "echo", bounds)?;
+    let mut client = connect(&site, listen, &[])?;
+    client.frames(&[Frame::get(1, "/")])?;
+    assert!(client.is_fine(1)?);
+    assert_eq!(client.goodbye()?, Some(reason::NO_ERROR));
+    Ok(())
+}
