@@ -94,8 +94,9 @@ impl Decoder {
                         return Ok(Piece::More);
                     };
                     let section = input.take(found.end);
-                    *self = Self::Done;
+                    // Until they are known to be good the body has no end, and nothing may follow it.
                     let mut trailers = head::trailers(&section)?;
+                    *self = Self::Done;
                     headers::remove_forbidden_trailers(&mut trailers);
                     let empty = trailers.is_empty();
                     return Ok(if empty { Piece::End } else { Piece::Trailers(trailers) });
@@ -112,6 +113,67 @@ impl Decoder {
                 Ok(())
             }
             _ => Err(Kind::RequestBroken.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits { head_bytes: 100, header_count: 3, target_bytes: 1 };
+
+    /// Content, trailers and what is left over, of `bytes` in pieces; `None` where there is no end.
+    fn read(bytes: &[u8], piece: usize) -> Result<Option<(Vec<u8>, String, Bytes)>, Error> {
+        let mut decoder = Decoder::new(Length::Chunked);
+        let mut input = Input::default();
+        let (mut content, mut trailers) = (Vec::new(), String::new());
+        let mut pieces = bytes.chunks(piece);
+        loop {
+            match decoder.next(&mut input, &LIMITS) {
+                Ok(Piece::Data(data)) => content.extend_from_slice(&data),
+                Ok(Piece::Trailers(fields)) => trailers = format!("{fields:?}"),
+                Ok(Piece::End) => {
+                    let rest: Vec<u8> = pieces.flatten().copied().collect();
+                    let rest = [input.bytes(), &rest].concat().into();
+                    return Ok(Some((content, trailers, rest)));
+                }
+                Ok(Piece::More) => match pieces.next() {
+                    Some(piece) => input.append(piece),
+                    None => return Ok(None),
+                },
+                Err(error) => {
+                    assert!(!decoder.is_done(), "what follows is no message");
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn trailers_end_a_body_and_what_follows_is_left() {
+        let bytes = b"1\r\na\r\n0\r\nHost: h\r\nz: 1\r\nContent-Length: 7\r\n\r\nGET";
+        let (content, trailers, rest) = read(bytes, 64).unwrap().unwrap();
+        assert_eq!((&*content, &*trailers, &*rest), (&b"a"[..], "{\"z\": \"1\"}", &b"GET"[..]));
+        for bad in ["z\r\n\r\n", " z: 1\r\n\r\n", "z: 1\n\r\n", "z : 1\r\n\r\n", "\n"] {
+            assert!(read(format!("0\r\n{bad}GET").as_bytes(), 64).is_err(), "{bad:?}");
+        }
+        assert!(read(format!("0\r\n{}\r\n", "z: 1\r\n".repeat(4)).as_bytes(), 64).is_err());
+        assert!(read(format!("0\r\nz: {}", "1".repeat(200)).as_bytes(), 64).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_no_difference(
+            chunks in "([1-9a-f]\r\n[a-z]{0,20}(\r\n)?){0,3}",
+            end in "0\r\n([a-z: ]{0,4}\r?\n){0,4}\r\n",
+            rest in "[\\x00-\\x7f]{0,5}",
+            piece in 1_usize..9,
+        ) {
+            let text = [chunks, end, rest].concat();
+            let whole = read(text.as_bytes(), text.len()).map_err(|error| error.kind());
+            prop_assert_eq!(read(text.as_bytes(), piece).map_err(|error| error.kind()), whole);
         }
     }
 }

@@ -178,7 +178,7 @@ pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
         line.get(..method).and_then(|method| Method::from_bytes(method).ok()).ok_or(not_a_line)?;
     parts.uri = target(head.slice(method + 1..version), limits)?;
     let mut said = Said::default();
-    parts.headers = fields(head, end + 2, &mut said)?;
+    parts.headers = fields(head, end + 2, Some(&mut said))?;
     said.check(parts.version)?;
     let is_current = parts.version == Version::HTTP_11;
     if said.upgrade
@@ -223,7 +223,7 @@ pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
     parts.version = read_version(Some(version))?;
     parts.status = status(rest).ok_or(bad("this is not a status line"))?;
     let mut said = Said::default();
-    parts.headers = fields(head, end + 2, &mut said)?;
+    parts.headers = fields(head, end + 2, Some(&mut said))?;
     said.check(parts.version)?;
     let has_none = to_head
         || parts.status.is_informational()
@@ -244,7 +244,7 @@ pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
 
 /// Reads the fields after a chunked body, as [`Scan::find`] has found them.
 pub fn trailers(section: &Bytes) -> Result<HeaderMap, Error> {
-    fields(section, 0, &mut Said::default())
+    fields(section, 0, None)
 }
 
 const VERSION_BYTES: usize = "HTTP/1.1".len();
@@ -358,7 +358,7 @@ fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The fields in the lines from `at` on, up to the empty one. Their values are parts of `head`.
-fn fields(head: &Bytes, mut at: usize, said: &mut Said) -> Result<HeaderMap, Error> {
+fn fields(head: &Bytes, mut at: usize, mut said: Option<&mut Said>) -> Result<HeaderMap, Error> {
     let mut lines = 0;
     let rest = head.get(at..).unwrap_or_default();
     lines += memchr::memchr_iter(b'\n', rest).count();
@@ -376,7 +376,9 @@ fn fields(head: &Bytes, mut at: usize, said: &mut Said) -> Result<HeaderMap, Err
         let before = 1 + value.iter().skip(1).take_while(|byte| is_blank(**byte)).count();
         let after = value.iter().skip(before).rev().take_while(|byte| is_blank(**byte)).count();
         let value = head.slice(at + colon + before..at + line.len() - after);
-        said.note(&name, &value)?;
+        if let Some(said) = &mut said {
+            said.note(&name, &value)?;
+        }
         let value = HeaderValue::from_maybe_shared(value)
             .map_err(|_| bad("the value of a header field has control characters"))?;
         fields.append(name, value);

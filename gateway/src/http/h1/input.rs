@@ -87,7 +87,7 @@ impl Input {
         Poll::Ready(Ok(length))
     }
 
-    fn append(&mut self, read: &[u8]) {
+    pub(super) fn append(&mut self, read: &[u8]) {
         if self.bytes.is_empty() {
             self.bytes = Bytes::copy_from_slice(read);
             return;

@@ -67,6 +67,7 @@ struct State {
     /// What is left to write of the leave to send a body.
     interim: &'static [u8],
     body_is_held: bool,
+    is_tunnel: bool,
 }
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -109,6 +110,7 @@ impl Server {
             decoder: Decoder::Done,
             interim: b"",
             body_is_held: false,
+            is_tunnel: false,
         });
         Rc::new(Self { state, limits, deadline, counters, draining: Cell::new(false) })
     }
@@ -222,7 +224,7 @@ impl Server {
     /// Ready when the client has left while its request is answered. One request more is read meanwhile, no more.
     fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
         let state = &mut *self.state.borrow_mut();
-        if !state.decoder.is_done() || !state.input.is_empty() {
+        if !state.decoder.is_done() || !state.input.is_empty() || state.is_tunnel {
             return Poll::Pending;
         }
         match ready!(self.poll_fill(state, context)) {
@@ -275,7 +277,7 @@ impl Server {
         }
         let is_tunnel = head.status == StatusCode::SWITCHING_PROTOCOLS;
         if is_tunnel {
-            state.decoder = Decoder::UntilClose;
+            (state.decoder, state.is_tunnel) = (Decoder::UntilClose, true);
         } else if !state.body_is_held {
             state.discard(&self.limits);
         }
