@@ -9,24 +9,23 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use gateway::config::{self, Config, PathPattern, Target};
+use gateway::config::{self, Config, Target};
 use gateway::listen::sockets::{Inherited, Sockets};
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
+use gateway::observe::access_log::AccessLog;
 use gateway::request::Snapshot;
 use gateway::rules::classify::Classifier;
 use gateway::rules::tables::{Memory, RuleTables};
 use gateway::tls::client::Clients;
 use gateway::upstream::directory::Directory;
 use gateway::upstream::echo::Echo;
-use gateway_common::bucket::Bucket;
 use gateway_common::rule::{self, Action};
 use gateway_common::table::{Head, Span};
 
@@ -39,75 +38,33 @@ const SHORT: Duration = Duration::from_millis(150);
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 
 fn config(targets: Vec<Target>) -> Config {
-    let any = PathPattern { segments: vec![], rest: Some("rest".to_owned()) };
-    Config {
-        listen: vec![config::Listener::plain("127.0.0.1:0".parse().unwrap())],
-        workers: 1,
-        trusted_proxies: vec![],
-        user: None,
-        state: config::State { dir: PathBuf::new() },
-        admin: config::Admin { socket: PathBuf::new() },
-        zone: None,
-        metrics: config::Metrics { listen: None, max_names: 10 },
-        kernel: config::Kernel {
-            interfaces: vec![],
-            attach: config::Attach::Off,
-            on_exit: config::OnExit::Detach,
-            pins: PathBuf::new(),
-            dry_run: false,
-            allow: vec![],
-            deny: vec![],
-            allow_files: vec![],
-            deny_files: vec![],
-            feeds: vec![],
-            never_block: vec![],
-            management_ports: vec![],
-            protected_ports: config::ProtectedPorts::Listeners,
-            profiles: vec![],
-            default_profile: None,
-            limits: vec![],
-            max_rules: 1,
-            max_sources: 1,
-            hygiene: config::Hygiene::OFF,
-            host_limits: config::HostLimits::NONE,
-            ipv6_source_length: 64,
-            new_sources: Bucket::UNLIMITED,
-            unknown_sources: Bucket::UNLIMITED,
-            events: None,
-        },
-        bounds: config::Bounds {
-            connections: 100,
-            streams: 128,
-            header_count: 100,
-            head_bytes: 16 * 1024,
-            target_bytes: 8 * 1024,
-            body_bytes: 1000,
-            handshake_timeout: Duration::from_secs(5),
-            handshakes: 64,
-            head_timeout: PATIENCE,
-            idle_timeout: PATIENCE,
-            keep_alive_timeout: PATIENCE,
-            tunnel_idle_timeout: PATIENCE,
-            drain_timeout: PATIENCE,
-        },
-        upstreams: vec![config::Upstream {
-            name: "origin".to_owned(),
-            endpoints: targets.into_iter().map(Into::into).collect(),
-            balance: config::Balance::default(),
-            connect_timeout: PATIENCE,
-            response_timeout: PATIENCE,
-            idle_connections: 8,
-            idle_timeout: PATIENCE,
-            ..defaults()
-        }],
-        routes: vec![config::Route::new("any", any, 0)],
-    }
-}
-
-/// An upstream of which nothing is said.
-fn defaults() -> config::Upstream {
-    let text = "listen: [{address: 127.0.0.1:1}]\nupstreams: {u: {endpoints: [127.0.0.1:2]}}";
-    config::parse("defaults", text).unwrap().upstreams.remove(0)
+    let text = "
+workers: 1
+listen: [{address: 127.0.0.1:1}]
+kernel: {attach: off}
+metrics: {max_names: 10}
+upstreams: {origin: {endpoints: [127.0.0.1:2], idle_connections: 8}}
+routes: [{name: any, match: {path: '/{rest*}'}, upstream: origin}]
+";
+    let mut config = config::parse("test.yaml", text).unwrap();
+    config.listen = vec![config::Listener::plain("127.0.0.1:0".parse().unwrap())];
+    config.bounds = config::Bounds {
+        connections: 100,
+        head_bytes: 16 * 1024,
+        body_bytes: 1000,
+        head_timeout: PATIENCE,
+        idle_timeout: PATIENCE,
+        keep_alive_timeout: PATIENCE,
+        tunnel_idle_timeout: PATIENCE,
+        drain_timeout: PATIENCE,
+        ..config.bounds
+    };
+    let upstream = &mut config.upstreams[0];
+    upstream.endpoints = targets.into_iter().map(Into::into).collect();
+    upstream.connect_timeout = PATIENCE;
+    upstream.response_timeout = PATIENCE;
+    upstream.idle_timeout = PATIENCE;
+    config
 }
 
 struct Gateway {
@@ -132,6 +89,7 @@ impl Gateway {
             listeners: Arc::default(),
             rules: Arc::new(ArcSwap::from_pointee(Classifier::default())),
             counters,
+            access_log: AccessLog::start(None).unwrap(),
         };
         echo.spawn().unwrap();
         let door = Door::open(sockets, &shared).unwrap();

@@ -82,6 +82,11 @@ impl Share {
         Self(parts)
     }
 
+    /// As parts of a million.
+    pub const fn parts_per_million(self) -> u32 {
+        self.0
+    }
+
     /// How `part` of `whole` compares with it, exactly.
     pub fn compare(self, part: u64, whole: u64) -> std::cmp::Ordering {
         (u128::from(part) * 1_000_000).cmp(&(u128::from(whole) * u128::from(self.0)))

@@ -93,6 +93,12 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .with(&[("reason", "reader_timed_out")], connections.readers_timed_out)
         .with(&[("reason", "frame_malformed")], connections.frames_malformed)
         .with(&[("reason", "flood")], connections.floods);
+    page.counter("gateway_access_log_lines_total", "Lines of the access log, lost ones too.")
+        .only(proxy.access_log.lines);
+    let help = "Lines that were lost, by reason.";
+    page.counter("gateway_access_log_lines_lost_total", help)
+        .with(&[("reason", "queue_full")], proxy.access_log.lost_queue_full)
+        .with(&[("reason", "write_failed")], proxy.access_log.lost_write_failed);
     let help = "TLS handshakes with clients, in full or by resuming a session.";
     let mut done = page.counter("gateway_tls_handshakes_total", help);
     for (kind, count) in &proxy.handshakes.done {

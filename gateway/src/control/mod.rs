@@ -1,7 +1,6 @@
 //! The only place where objects are wired: start, commands, reload, signals, shutdown.
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
@@ -25,9 +23,11 @@ use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
+use crate::observe;
 use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
 
+mod access_log;
 pub mod certificates;
 mod handover;
 mod later;
@@ -38,6 +38,7 @@ pub mod policy;
 pub mod privileges;
 pub mod protect;
 mod reload;
+mod signals;
 pub mod sources;
 mod start;
 mod upstreams;
@@ -49,6 +50,7 @@ use later::{Later, audit};
 use monitor::Monitor;
 use policy::Policy;
 use privileges::Target;
+use signals::{Order, Signals};
 use sources::{Event, Sources};
 
 /// How often expiries are looked at.
@@ -135,40 +137,6 @@ struct Control {
     started: Instant,
 }
 
-struct Signals {
-    reload: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-#[derive(PartialEq, Eq)]
-enum Order {
-    Reload,
-    End,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            reload: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Order {
-        tokio::select! {
-            _ = self.reload.recv() => Order::Reload,
-            _ = self.terminate.recv() => Order::End,
-            _ = self.interrupt.recv() => Order::End,
-        }
-    }
-
-    async fn end(&mut self) {
-        while self.next().await != Order::End {}
-    }
-}
-
 impl Control {
     async fn serve(mut self, inlets: Inlets) -> Result<Ended, RunError> {
         let mut signals = Signals::new().map_err(RunError::failed)?;
@@ -221,6 +189,7 @@ impl Control {
                 }
                 order = signals.next() => match order {
                     Order::Reload => self.queue_reload(None),
+                    Order::Reopen => self.reopen_access_log(),
                     Order::End => break false,
                 },
             }
@@ -231,7 +200,7 @@ impl Control {
 
     /// Lets requests finish, then leaves the kernel as the configuration says. A second signal does not wait.
     async fn end(self, signals: &mut Signals, replaced: bool) -> Result<Ended, RunError> {
-        let Self { config, policy, mut door, .. } = self;
+        let Self { config, policy, mut door, shared, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
         if !replaced {
             tell_manager(NotifyState::Stopping);
@@ -243,6 +212,8 @@ impl Control {
             }
             () = signals.end() => tracing::warn!("requests in flight were cut off"),
         }
+        let log = shared.access_log;
+        tokio::task::spawn_blocking(move || log.finish()).await.map_err(RunError::failed)?;
         if replaced {
             return Ok(Ended::Replaced);
         }
@@ -411,6 +382,13 @@ impl Control {
         })
     }
 
+    /// What the workers have counted, and what only the writer of the log knows.
+    fn counted(&self) -> observe::Snapshot {
+        let mut counted = self.shared.counters.snapshot();
+        counted.access_log.lost_write_failed = self.shared.access_log.failed();
+        counted
+    }
+
     fn about_to_drain(&self) -> Done {
         let active = self.shared.counters.snapshot().requests.active;
         let limit = humantime::format_duration(self.config.bounds.drain_timeout);
@@ -421,8 +399,7 @@ impl Control {
     }
 
     fn status(&self) -> Result<Status, Refusal> {
-        let proxy =
-            serde_json::to_value(self.shared.counters.snapshot()).map_err(Refusal::failed)?;
+        let proxy = serde_json::to_value(self.counted()).map_err(Refusal::failed)?;
         let lag = self.policy.lag().map(|lag| format!("not up to date: {lag}"));
         let kernel = views::kernel(&self.policy, self.kernel_note.clone().into_iter().chain(lag));
         Ok(Status {

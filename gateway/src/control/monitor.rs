@@ -169,7 +169,7 @@ impl Control {
         let text = metrics::page(
             (&status, self.monitor.started),
             &self.config,
-            (&self.shared.counters.snapshot(), &self.shared.counters.by_name()),
+            (&self.counted(), &self.shared.counters.by_name()),
         );
         let kernel = door.map(|door| metrics::kernel(door, events)).transpose();
         Ok(Answer::Metrics(text + &kernel.map_err(Refusal::failed)?.unwrap_or_default()))

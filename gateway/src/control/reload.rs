@@ -13,13 +13,14 @@ use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
 use super::upstreams::uses_echo;
-use super::{Control, addresses, protect, read};
+use super::{Control, access_log, addresses, protect, read};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
 use crate::kernel::Door;
 use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::{Inherited, Sockets};
+use crate::observe::access_log::sink::Sink;
 use crate::tls::store::Store;
 use crate::upstream::echo::Echo;
 
@@ -34,6 +35,7 @@ const HELD_BACK_NOTES_MAX: usize = 20;
 pub(super) struct Prepared {
     config: Config,
     files: Vec<Reading>,
+    log: Option<Sink>,
     certificates: Store,
 }
 
@@ -60,9 +62,10 @@ impl Control {
             let reading = tokio::task::spawn_blocking(move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
                 let files = files::read_all(&config, &user);
+                let log = access_log::open(&config, &user).map_err(|error| unchanged(&error))?;
                 let certificates = certificates::read_again(&config, &before, &user);
                 let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
-                Ok(Prepared { config, files, certificates })
+                Ok(Prepared { config, files, log, certificates })
             });
             let prepared = match timeout(READ_MAX, reading).await {
                 Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
@@ -92,7 +95,7 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, files, certificates } = prepared;
+        let Prepared { config, files, log, certificates } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -115,6 +118,7 @@ impl Control {
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
         self.certificates.configure(&config, compiled);
+        self.shared.access_log.switch(log);
         self.config = config;
         self.publish_snapshot();
         let about_lists =

@@ -18,7 +18,7 @@ use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::sources::{Sources, files};
 use super::upstreams::{snapshot, uses_echo};
-use super::{Control, RunError, addresses, protect, read};
+use super::{Control, RunError, access_log, addresses, protect, read};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::base::folder;
@@ -29,6 +29,8 @@ use crate::kernel::{Door, DoorError, Opened, attach};
 use crate::listen::sockets::{Inherited, Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
+use crate::observe::access_log::AccessLog;
+use crate::observe::access_log::sink::Sink;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
 use crate::upstream::directory::Directory;
@@ -45,6 +47,7 @@ pub(super) struct Started {
     inlets: Inlets,
     predecessor: Option<Predecessor>,
     echo: Option<Echo>,
+    log: Option<Sink>,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
@@ -68,6 +71,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
     let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &store::FILES)
         .map_err(|error| RunError::Failed(format!("state.dir: {error}")))?;
+    access_log::prepare(&config, &target).map_err(RunError::failed)?;
     if let Some(predecessor) = &mut predecessor {
         predecessor.release().map_err(RunError::failed)?;
     }
@@ -87,6 +91,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     }
     let capabilities =
         privileges::drop_to(&target, policy.door.is_some()).map_err(RunError::failed)?;
+    let log = access_log::open(&config, &target.name).map_err(RunError::failed)?;
     Ok(Started {
         path,
         config,
@@ -97,6 +102,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         inlets,
         predecessor,
         echo,
+        log,
         target,
         capabilities,
         kernel_note,
@@ -128,6 +134,7 @@ impl Started {
             listeners: certificates.listeners(),
             rules: self.policy.classifier(),
             counters,
+            access_log: AccessLog::start(self.log).map_err(RunError::failed)?,
         };
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let mut monitor = Monitor::new();

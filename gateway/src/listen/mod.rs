@@ -21,6 +21,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::observe::Registry;
+use crate::observe::access_log::AccessLog;
 use crate::request::listener::Listeners;
 use crate::request::{Rules, Snapshot};
 use sockets::Sockets;
@@ -37,6 +38,8 @@ pub struct Shared {
     pub rules: Rules,
     /// What is counted, a block for each worker.
     pub counters: Registry,
+    /// Where requests are written down.
+    pub access_log: AccessLog,
 }
 
 /// The door while it is open.

@@ -26,7 +26,7 @@ use crate::http::proxy_protocol::Addresses;
 use crate::http::socket;
 use crate::listen::preface::{self, Handshakes};
 use crate::listen::{Shared, connection};
-use crate::observe::{Counters, Refusal};
+use crate::observe::{Counters, Refusal, access_log};
 use crate::request::listener::{Listener, Listeners};
 use crate::request::{self, Arrival};
 
@@ -97,12 +97,14 @@ impl Worker {
         counters: Arc<Counters>,
         connections: Arc<AtomicUsize>,
     ) -> Rc<Self> {
+        let log = shared.access_log.buffer(Arc::clone(&counters));
         Rc::new(Self {
             requests: Rc::new(request::Worker::new(
                 number,
                 &shared.snapshot,
                 &shared.rules,
                 counters,
+                log,
             )),
             listeners: RefCell::new(Cache::new(Arc::clone(&shared.listeners))),
             handshakes: Handshakes::new(),
@@ -133,6 +135,8 @@ impl Worker {
         self.listen(sockets, &mut listening)?;
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut flush = interval(access_log::FLUSH_EVERY);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
@@ -145,6 +149,7 @@ impl Worker {
                     Some(Order::Drain) | None => break,
                 },
                 _ = sweep.tick() => self.requests.sweep(),
+                _ = flush.tick(), if self.requests.is_logging() => self.requests.flush_log(),
             }
         }
         listening.drain().for_each(|(_, gone)| self.close(&gone));

@@ -3,6 +3,7 @@
 //! A block has one writer and shares no cache line with another, so that counting costs a plain store. Reading never
 //! stops a worker.
 
+pub mod access_log;
 pub mod histogram;
 pub mod prometheus;
 pub mod resilience;
@@ -143,6 +144,10 @@ pub struct Counters {
     pub upstream_connections_opened: Counter,
     /// Requests that found a connection in the pool.
     pub upstream_connections_reused: Counter,
+    /// Lines for the access log, dropped ones too.
+    pub log_lines: Counter,
+    /// Lines that were dropped because too many waited to be written.
+    pub log_lines_dropped: Counter,
     /// What was done about services that are sick.
     pub resilience: resilience::Resilience,
     /// Bytes read from clients.
@@ -268,6 +273,8 @@ pub struct Snapshot {
     pub requests: Requests,
     /// Connections to endpoints.
     pub upstream: Upstream,
+    /// Lines of the access log.
+    pub access_log: LogLines,
     /// Bytes read from clients.
     pub bytes_received: u64,
     /// Bytes written to clients.
@@ -331,6 +338,17 @@ pub struct Upstream {
     pub resilience: resilience::Snapshot,
 }
 
+/// Lines of the access log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LogLines {
+    /// All of them, lost ones too.
+    pub lines: u64,
+    /// Lost because too many waited to be written.
+    pub lost_queue_full: u64,
+    /// Lost because they could not be written. No worker knows; `control` does.
+    pub lost_write_failed: u64,
+}
+
 /// Classes of statuses.
 pub const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -364,6 +382,8 @@ impl Snapshot {
         }
         self.upstream.opened += block.upstream_connections_opened.value();
         self.upstream.reused += block.upstream_connections_reused.value();
+        self.access_log.lines += block.log_lines.value();
+        self.access_log.lost_queue_full += block.log_lines_dropped.value();
         self.upstream.resilience.add(&block.resilience);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();

@@ -71,6 +71,8 @@ impl Trail {
         self.end_connecting(now);
         self.sending.set(Some(now));
         self.answered.set(None);
+        // Its body is sent from the beginning.
+        self.received_bytes.set(0);
     }
 
     /// The head of its answer is there, or it is known that there will be none.
@@ -146,8 +148,10 @@ mod tests {
         trail.connecting(at(1));
         trail.attempt("127.0.0.1:2".parse().unwrap());
         trail.connecting(at(3));
+        trail.sending(at(4));
         trail.received(7);
         trail.sending(at(4));
+        trail.received(7);
         trail.answered(at(9));
         trail.answered(at(10));
         let times = Times {

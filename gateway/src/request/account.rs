@@ -7,14 +7,16 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
+use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
 use crate::http::h1;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
+use crate::request::access_log::{Ended, Entry};
 use crate::request::{Connection, Current, Snapshot};
 use crate::route::Routed;
 use crate::upstream::body::AnswerBody;
@@ -30,17 +32,24 @@ pub(super) struct Account {
     error: Cell<Option<Kind>>,
     status: Option<StatusCode>,
     sent_bytes: u64,
+    /// What the access log wants of the request, where there is one.
+    entry: Option<Box<Entry>>,
     whole: bool,
 }
 
 impl Account {
-    pub(super) fn open(
+    /// The account of a request, or of what was none.
+    pub(super) fn open<B>(
         connection: Rc<Connection>,
         deadline: Rc<Deadline>,
         current: Rc<Current>,
+        (request, id): (Option<&Request<B>>, &HeaderValue),
     ) -> Self {
         connection.worker.counters.requests_active.add(1);
         deadline.begun();
+        let log = current.snapshot.config.access_log.as_ref();
+        let who = (connection.peer, connection.client);
+        let entry = log.map(|log| Entry::of(log, request, id, who));
         Self {
             connection,
             deadline,
@@ -50,7 +59,15 @@ impl Account {
             error: Cell::new(None),
             status: None,
             sent_bytes: 0,
+            entry,
             whole: false,
+        }
+    }
+
+    /// It is known from whom the request comes.
+    pub(super) fn client(&self, client: ClientAddr) {
+        if let Some(entry) = &self.entry {
+            entry.client(client);
         }
     }
 
@@ -78,6 +95,33 @@ impl Account {
         self.connection.worker.counters.failed(error.kind());
         self.error.set(Some(error.kind()));
         self.deadline.refused();
+    }
+
+    /// Writes the request down.
+    fn log(&self, times: Times) {
+        let config = &self.current.snapshot.config;
+        let Some((log, entry)) = config.access_log.as_ref().zip(self.entry.as_deref()) else {
+            return;
+        };
+        let (routed, trail) = (self.routed.get(), &self.deadline.trail);
+        let route = routed.and_then(|routed| config.routes.get(routed.route()));
+        let upstream = self.upstream.get().filter(|_| trail.attempts() > 0);
+        let upstream = upstream.and_then(|index| config.upstreams.get(index));
+        let ended = Ended {
+            tls: self.connection.tls.as_ref().map(|session| session.version),
+            route: route.map(|route| &*route.name),
+            upstream: upstream.map(|upstream| &*upstream.name),
+            endpoint: trail.endpoint(),
+            attempts: trail.attempts(),
+            status: self.status,
+            error: self.error.get(),
+            is_whole: self.status.is_some() && self.whole,
+            received_bytes: trail.received_bytes(),
+            sent_bytes: self.sent_bytes,
+            times,
+            now: self.deadline.now(),
+        };
+        self.connection.worker.log.write(log, entry, &ended);
     }
 
     /// Counts the request for its route and its upstream.
@@ -118,6 +162,7 @@ impl Drop for Account {
         }
         let times = self.deadline.ended();
         self.count(&times);
+        self.log(times);
     }
 }
 

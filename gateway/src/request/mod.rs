@@ -1,5 +1,6 @@
 //! Requests: what they are decided by, and the ordered page of their life ([`serve`]).
 
+mod access_log;
 pub mod account;
 pub mod listener;
 mod prepare;
@@ -20,6 +21,7 @@ use crate::base::time::Now;
 use crate::config::{self, Config};
 use crate::http::headers;
 use crate::http::proxy_protocol::Addresses;
+use crate::observe::access_log::Buffer;
 use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
 use crate::request::listener::Listener;
@@ -31,6 +33,7 @@ use crate::upstream::balance::View;
 use crate::upstream::directory::Directory;
 use crate::upstream::send::Client;
 use crate::upstream::{Local, Upstream};
+use access_log::Log;
 use gateway_common::rule::Action;
 
 /// A configuration, compiled. It never changes; a new one takes its place.
@@ -80,6 +83,7 @@ pub struct Worker {
     current: RefCell<Rc<Current>>,
     rules: RefCell<Followed>,
     client: Client,
+    log: Log,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -120,12 +124,13 @@ impl Current {
 }
 
 impl Worker {
-    /// The worker of this number, which follows `snapshot` and `rules`.
+    /// The worker of this number, which follows `snapshot` and `rules` and writes its requests down to `log`.
     pub fn new(
         number: usize,
         snapshot: &Arc<ArcSwap<Snapshot>>,
         rules: &Rules,
         counters: Arc<Counters>,
+        log: Buffer,
     ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
@@ -139,6 +144,7 @@ impl Worker {
                 held: rules.load_full(),
                 changes: 1,
             }),
+            log: Log::new(log),
             counters,
         }
     }
@@ -146,6 +152,16 @@ impl Worker {
     /// The configuration as it is now.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.current().snapshot.config)
+    }
+
+    /// Whether requests are written down.
+    pub fn is_logging(&self) -> bool {
+        self.current.borrow().snapshot.config.access_log.is_some()
+    }
+
+    /// Hands over what was written down.
+    pub fn flush_log(&self) {
+        self.log.flush();
     }
 
     /// Whether a rule keeps `address` out. A profile limits packets, not requests.

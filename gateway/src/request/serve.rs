@@ -26,16 +26,22 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
-    let account = Account::open(Rc::clone(&connection), Rc::clone(&deadline), Rc::clone(&current));
     let trusted = &current.snapshot.config.trusted_proxies;
+    let peer_is_trusted = forwarded::is_trusted(trusted, connection.client.ip());
+    let id = prepare::request_id(request.headers(), peer_is_trusted);
+    let account = Account::open(
+        Rc::clone(&connection),
+        Rc::clone(&deadline),
+        Rc::clone(&current),
+        (Some(&request), &id),
+    );
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
         account: &account,
         current: &current,
-        peer_is_trusted: forwarded::is_trusted(trusted, connection.client.ip()),
+        peer_is_trusted,
     };
-    let id = prepare::request_id(request.headers(), exchange.peer_is_trusted);
     let mut answer = match exchange.answer(request, id.clone()).await {
         Ok(answer) => answer,
         Err(error) => {
@@ -56,9 +62,10 @@ pub fn refuse(
     error: &Error,
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
-    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current);
-    account.failed(error);
     let id = prepare::request_id(&HeaderMap::new(), false);
+    let request = (None::<&Request<()>>, &id);
+    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current, request);
+    account.failed(error);
     account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
@@ -82,6 +89,7 @@ impl Exchange<'_> {
 
         target::normalise(&mut head, self.connection.scheme())?;
         let client = forwarded::client(*client, &snapshot.config.trusted_proxies, &head.headers);
+        self.account.client(client);
         self.rules(client)?;
         if let Some(port) = listener.redirect {
             self.deadline.refused();

@@ -4,6 +4,7 @@
 mod balance;
 mod kernel;
 mod listen;
+mod observe;
 mod routes;
 mod upstreams;
 
@@ -12,6 +13,7 @@ use serde::Deserialize;
 pub(super) use self::balance::*;
 pub(super) use self::kernel::*;
 pub(super) use self::listen::*;
+pub(super) use self::observe::*;
 pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
 pub(super) use super::forms::{Named, Section, TextOr};
@@ -31,6 +33,7 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) state: RawState,
     pub(in crate::config) admin: RawAdmin,
     pub(in crate::config) metrics: RawMetrics,
+    pub(in crate::config) access_log: RawAccessLog,
     pub(in crate::config) kernel: RawKernel,
     pub(in crate::config) bounds: RawBounds,
     /// Where the gateway is. Default: nowhere in particular.
