@@ -1,8 +1,10 @@
 //! Routing through the real binary: what the client sends as raw bytes, and what the service received of it.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
 use harness::Result;
 use harness::client::{Client, Response};
 use harness::gateway::Gateway;
@@ -268,5 +270,88 @@ fn several_upstreams_share_requests_and_a_cookie_keeps_one() -> Result {
         let again = site.get("/sticky", &[&kept])?;
         assert_eq!((again.text(), again.header("set-cookie")), (first.text(), None));
     }
+    Ok(())
+}
+
+/// What `gateway explain` says about a request, asked of `config`.
+fn explain(gateway: &Gateway<'_>, config: &Path, arguments: &[&str]) -> Result<Value> {
+    let config = config.to_str().context("a path is not text")?;
+    let arguments = [&["explain", config][..], arguments, &["--json"]].concat();
+    gateway.cli(&arguments)?.ok()?.json()
+}
+
+#[test]
+fn explain_says_what_becomes_of_a_request_of_the_example() -> Result {
+    let gateway = Gateway::embedded(None)?;
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/routes.yaml");
+    let ask = |arguments: &[&str]| explain(&gateway, &example, arguments);
+
+    let found = ask(&["GET", "http://api.example.com/v1/users/%34%32/x?page=2"])?;
+    assert_eq!(found["path"], json!("/v1/users/42/x"));
+    assert_eq!(found["captures"], json!([["rest", "42/x"]]));
+    assert_eq!(found["target"], json!("/users/42/x?page=2"));
+    assert_eq!(found["detail"], json!("to users-v1"));
+    assert_eq!(found["upstreams"][0]["endpoints"], json!(["10.0.0.11:8080"]));
+    let policies = found["upstreams"][0]["policies"].as_array().context("no policies")?;
+    let has = |name: &str, value: &str| policies.contains(&json!({"name": name, "value": value}));
+    assert!(has("timeout.response", "10s") && has("balance", "round_robin"), "{policies:?}");
+
+    let found = ask(&["GET", "http://api.example.com/users/1", "-H", "X-Version: 2"])?;
+    let verdicts = |found: &Value| -> Vec<(bool, String)> {
+        let routes = found["routes"].as_array().cloned().unwrap_or_default();
+        let verdict = |tried: &Value| (tried["taken"] == json!(true), tried["verdict"].to_string());
+        routes.iter().map(verdict).collect()
+    };
+    let tried = verdicts(&found);
+    assert_eq!(tried.iter().map(|(taken, _)| *taken).collect::<Vec<_>>(), [false, false, true]);
+    assert!(tried[0].1.contains("header `x-version` is `1`"), "{tried:?}");
+    assert!(tried[1].1.contains("cookie `beta` is there"), "{tried:?}");
+    assert_eq!(found["upstreams"].as_array().map(Vec::len), Some(2), "by chance: {found}");
+    let kept = ask(&["GET", "http://api.example.com/users/1", "-H", "Cookie: users-canary=x"])?;
+    assert_eq!(kept["upstreams"].as_array().map(Vec::len), Some(1), "by the cookie: {kept}");
+
+    let found = ask(&["GET", "https://git.example.com/api/v4/projects/a%2Fb/issues"])?;
+    assert_eq!(found["target"], json!("/api/v4/projects/a%2Fb/issues"));
+    let found = ask(&["GET", "http://www.example.com/blog/2024/a-b?x"])?;
+    assert_eq!((&found["outcome"], &found["status"]), (&json!("redirect"), &json!(308)));
+    assert_eq!(found["detail"], json!("to https://blog.example.com/a-b?year=2024&x"));
+    let found = ask(&["GET", "http://www.example.com/robots.txt"])?;
+    assert_eq!((&found["outcome"], &found["status"]), (&json!("respond"), &json!(200)));
+    let found = ask(&["GET", "http://other.example.com/users/1"])?;
+    assert_eq!((&found["outcome"], &found["status"]), (&json!("refuse"), &json!(404)));
+    assert!(verdicts(&found)[0].1.contains("for the host api.example.com"), "{found}");
+    for path in ["/a/../b", "/internal%2Fx", "//"] {
+        let found = ask(&["GET", &format!("http://www.example.com{path}")])?;
+        assert_eq!(found["outcome"], json!("refuse"), "{path}");
+    }
+    Ok(())
+}
+
+#[test]
+fn explain_knows_the_rules_of_an_address_and_what_is_no_request() -> Result {
+    let gateway = Gateway::embedded(None)?;
+    gateway.write_config_text(
+        "listen: [{address: 127.0.0.1:80}]
+kernel: {deny: [192.0.2.0/24], allow: [192.0.2.7]}
+routes: [{match: {path: /a, methods: [PUT]}, respond: {}}]
+",
+    )?;
+    let ask = |arguments: &[&str]| explain(&gateway, &gateway.config(), arguments);
+    for (address, action) in [("192.0.2.1", "deny"), ("192.0.2.7", "allow"), ("::1", "none")] {
+        let found = ask(&["PUT", "/a", "-H", "Host: a", "--from", address])?;
+        assert_eq!(found["source"]["action"], json!(action), "{address}");
+    }
+    let found = ask(&["GET", "http://a/a"])?;
+    assert_eq!(found["status"], json!(405));
+    assert_eq!(found["routes"][0]["verdict"], json!("no: it takes PUT, not GET"));
+    let config = gateway.config();
+    let config = config.to_str().context("a path is not text")?;
+    for (url, complaint) in [("a/b", "http://"), ("ftp://a/", "ftp"), ("http://a/ b", "percent")] {
+        gateway.cli(&["explain", config, "GET", url])?.refused(2, complaint)?;
+    }
+    gateway.cli(&["explain", config, "G T", "/a"])?.refused(2, "method")?;
+    gateway.cli(&["explain", config, "GET", "/a", "-H", "x"])?.refused(2, "Name: value")?;
+    gateway.write_config_text("listen: [{address: 1}]\n")?;
+    assert_eq!(gateway.cli(&["explain", config, "GET", "/a"])?.code, Some(2));
     Ok(())
 }

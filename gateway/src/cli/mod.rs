@@ -17,6 +17,7 @@ use crate::control::offline;
 mod check;
 mod drain;
 mod events;
+mod explain;
 mod export;
 mod import;
 mod kernel;
@@ -69,6 +70,9 @@ enum Verb {
         /// Configuration file
         file: PathBuf,
     },
+    /// Which route of a configuration a request would take and why no other, and every policy and
+    /// endpoint that it would meet; nothing is sent
+    Explain(explain::ExplainArgs),
     /// How the running gateway stands
     Status,
     /// Let the running gateway read its configuration again, whole or not at all
@@ -284,6 +288,7 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
     match cli.verb {
         Verb::Run { file, replace } => run::run(file.or(place.config), replace, output),
         Verb::Check { file } => check::run(&file, output),
+        Verb::Explain(arguments) => explain::run(&arguments, output),
         Verb::Status => status::run(&place, output),
         Verb::Reload => reload::run(&place, output),
         Verb::Drain => drain::run(&place, output),

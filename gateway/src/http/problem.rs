@@ -43,7 +43,8 @@ pub fn response(error: &Error, request_id: HeaderValue) -> Response<Bytes> {
     response
 }
 
-fn status(kind: Kind) -> StatusCode {
+/// The status that tells a client of it.
+pub fn status(kind: Kind) -> StatusCode {
     match kind {
         Kind::BadRequest | Kind::RequestBroken => StatusCode::BAD_REQUEST,
         Kind::Denied => StatusCode::FORBIDDEN,

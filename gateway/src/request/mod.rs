@@ -5,7 +5,7 @@ pub mod account;
 pub mod listener;
 mod prepare;
 pub mod serve;
-mod target;
+pub mod target;
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;

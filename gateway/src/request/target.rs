@@ -14,7 +14,7 @@ use crate::route::{Ask, Refused, Routed, Table};
 
 /// Leaves the target in origin form and exactly one `Host`, or says what is wrong with them. `scheme` is what the
 /// connection speaks.
-pub(super) fn normalise(head: &mut Parts, scheme: &str) -> Result<(), Error> {
+pub fn normalise(head: &mut Parts, scheme: &str) -> Result<(), Error> {
     if head.method == Method::CONNECT {
         return Err(Error::new(Kind::NotImplemented, "tunnels (CONNECT) are not supported"));
     }
@@ -26,7 +26,7 @@ pub(super) fn normalise(head: &mut Parts, scheme: &str) -> Result<(), Error> {
 }
 
 /// The host without its port.
-pub(super) fn host(head: &Parts) -> Option<&str> {
+pub fn host(head: &Parts) -> Option<&str> {
     let host = head.headers.get(HOST)?.to_str().ok()?;
     let host = match host.rsplit_once(':') {
         // The colons of an IPv6 address stand between brackets.
@@ -55,7 +55,7 @@ pub(super) fn redirect(head: &Parts, port: u16) -> Result<Response<Bytes>, Error
 }
 
 /// The route of a request, whose path is left in its normal form.
-pub(super) fn route(routes: &Table, head: &mut Parts) -> Result<Routed, Error> {
+pub fn route(routes: &Table, head: &mut Parts) -> Result<Routed, Error> {
     let bad_path = || Error::new(Kind::BadRequest, "the path can be read in two ways");
     let path = Path::of(head.uri.path()).ok_or_else(bad_path)?;
     let ask = Ask {

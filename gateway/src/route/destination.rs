@@ -7,9 +7,9 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderValue};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::{Routed, predicate};
-use crate::base::random::mix;
 use crate::config::{Forward, Sticky, WeightedUpstream};
 
 /// A request that has an upstream. Only [`Routed::choose`] makes one.
@@ -82,22 +82,13 @@ fn by_weight(upstreams: &[WeightedUpstream], random: u64) -> Option<&WeightedUps
 
 fn by_value<'t>(upstreams: &'t [WeightedUpstream], value: &[u8]) -> Option<&'t WeightedUpstream> {
     let score = |target: &WeightedUpstream| {
-        let hash = hash(target.name.as_bytes(), value);
+        let hash = xxh3_64_with_seed(value, xxh3_64(target.name.as_bytes()));
         // In (0, 1), exactly as a double has it.
         let share = ((hash >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
         f64::from(target.weight) / -share.ln()
     };
     let weighed = upstreams.iter().filter(|target| target.weight > 0);
     weighed.max_by(|one, other| score(one).total_cmp(&score(other)))
-}
-
-/// FNV-1a, finished so that every bit depends on all: the same in every process and version.
-fn hash(name: &[u8], value: &[u8]) -> u64 {
-    let bytes = name.iter().chain(&[0]).chain(value);
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    mix(hash)
 }
 
 #[cfg(test)]

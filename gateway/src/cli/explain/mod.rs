@@ -1,0 +1,199 @@
+//! `gateway explain`: which route a request would take and why no other, and every policy and endpoint that it would
+//! meet. It reads the configuration alone; nothing is sent.
+
+mod policies;
+mod request;
+mod routes;
+
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use clap::Args;
+use http::request::Parts;
+use serde::Serialize;
+
+use self::policies::{Policy, Way};
+use self::routes::Tried;
+use super::Failure;
+use super::check::report;
+use super::output::Output;
+use crate::base::error::Error;
+use crate::config::{self, Action, Config, Route};
+use crate::http::problem;
+use crate::request::target;
+use crate::route::{Routed, Table};
+use crate::transform;
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// Configuration file
+    file: PathBuf,
+    /// Method, as GET
+    method: String,
+    /// URL, as https://api.example.com/users/42?page=2
+    url: String,
+    /// Header field, as 'Name: value'; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "FIELD")]
+    headers: Vec<String>,
+    /// Address of the client: says what the rules of the configuration make of it
+    #[arg(long, value_name = "ADDRESS")]
+    from: Option<IpAddr>,
+}
+
+/// What would become of a request.
+#[derive(Debug, Default, Serialize)]
+struct Explanation {
+    method: String,
+    host: Option<String>,
+    path: String,
+    query: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<policies::Source>,
+    /// `forward`, `redirect`, `respond` or `refuse`.
+    outcome: &'static str,
+    /// Of an answer that the gateway gives itself.
+    status: Option<u16>,
+    detail: String,
+    route: Option<String>,
+    /// In the order in which they are tried; with none, those that match but for the host.
+    routes: Vec<Tried>,
+    captures: Vec<(String, String)>,
+    /// What the service would be asked for.
+    target: Option<String>,
+    upstreams: Vec<Way>,
+    policies: Vec<Policy>,
+}
+
+pub(super) fn run(arguments: &ExplainArgs, output: &Output) -> Result<(), Failure> {
+    let config = match config::read(&arguments.file) {
+        Ok(config) => config,
+        Err(errors) => {
+            report(&errors, output)?;
+            return Err(Failure::Configuration);
+        }
+    };
+    let (head, scheme) = request::head(arguments).map_err(Failure::Usage)?;
+    let explanation = explain(&config, head, scheme, arguments.from);
+    if output.is_json() { Ok(output.object(&explanation)?) } else { show(&explanation, output) }
+}
+
+fn explain(config: &Config, mut head: Parts, scheme: &str, from: Option<IpAddr>) -> Explanation {
+    let mut found = Explanation {
+        method: head.method.to_string(),
+        policies: policies::bounds(&config.bounds),
+        source: from.map(|address| policies::source(config, address)),
+        ..Explanation::default()
+    };
+    let table = Table::new(&config.routes);
+    let normal = target::normalise(&mut head, scheme);
+    found.host = target::host(&head).map(str::to_owned);
+    found.path = head.uri.path().to_owned();
+    found.query = head.uri.query().map(str::to_owned);
+    if let Err(error) = normal {
+        return found.refused(&error);
+    }
+    found.routes = routes::tried(config, &table, &head);
+    let routed = match target::route(&table, &mut head) {
+        Ok(routed) => routed,
+        Err(error) => return found.refused(&error),
+    };
+    found.path = head.uri.path().to_owned();
+    let Some(route) = config.routes.get(routed.route()) else { return found };
+    found.route = Some(route.name.clone());
+    let values = route.path.values(head.uri.path()).into_iter().map(str::to_owned);
+    found.captures = route.path.captures().map(str::to_owned).zip(values).collect();
+    found.policies.extend(policies::of_route(route));
+    let asked = Asked { config, route, routed, from };
+    if let Err(error) = found.act(&asked, head) {
+        return found.refused(&error);
+    }
+    found
+}
+
+struct Asked<'a> {
+    config: &'a Config,
+    route: &'a Route,
+    routed: Routed,
+    from: Option<IpAddr>,
+}
+
+impl Explanation {
+    fn act(&mut self, asked: &Asked<'_>, mut head: Parts) -> Result<(), Error> {
+        match &asked.route.action {
+            Action::Redirect(redirect) => {
+                let host = target::host(&head);
+                let to =
+                    transform::target::expand(&redirect.to, &asked.route.path, &head.uri, host)?;
+                self.outcome = "redirect";
+                self.status = Some(redirect.status.as_u16());
+                self.detail = format!("to {to}");
+            }
+            Action::Respond(respond) => {
+                self.outcome = "respond";
+                self.status = Some(respond.status.as_u16());
+                self.detail = format!("with {} bytes of its own", respond.body.len());
+            }
+            Action::Forward(forward) => {
+                let by_chance = Cell::new(false);
+                // Which address it is without one makes no difference but for `client_address`.
+                let client = asked.from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+                let destination = asked.routed.choose(forward, &head.headers, client, || {
+                    by_chance.set(true);
+                    0
+                });
+                let is_known = !by_chance.get()
+                    && (asked.from.is_some() || forward.sticky != policies::BY_ADDRESS);
+                let chosen = is_known.then_some(destination.upstream());
+                if let Some(template) = &forward.rewrite {
+                    transform::target::rewrite(template, &asked.route.path, &mut head.uri)?;
+                }
+                self.outcome = "forward";
+                self.detail = policies::of_choice(forward, asked.config, chosen);
+                self.target = Some(head.uri.to_string());
+                self.upstreams = policies::ways(forward, asked.config, chosen);
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(mut self, error: &Error) -> Self {
+        self.outcome = "refuse";
+        self.status = Some(problem::status(error.kind()).as_u16());
+        self.detail = error.detail().to_owned();
+        self
+    }
+}
+
+fn show(found: &Explanation, output: &Output) -> Result<(), Failure> {
+    let status = found.status.map(|status| format!(" {status}")).unwrap_or_default();
+    let query = found.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut facts = vec![
+        ("host", found.host.clone().unwrap_or_else(|| "none".to_owned())),
+        ("path", format!("{}{query}", found.path)),
+        ("outcome", format!("{}{status}: {}", found.outcome, found.detail)),
+    ];
+    facts.extend(found.source.iter().map(|source| ("source", source.to_string())));
+    facts.extend(found.route.iter().map(|route| ("route", route.clone())));
+    for (name, value) in &found.captures {
+        facts.push(("capture", format!("{name} = {value}")));
+    }
+    facts.extend(found.target.iter().map(|target| ("asks for", target.clone())));
+    for (name, value) in facts {
+        output.line(&format!("{name:<9} {value}"))?;
+    }
+    if !found.routes.is_empty() {
+        output.line("")?;
+        let row = |tried: &Tried| vec![tried.route.clone(), tried.verdict.clone()];
+        output.table(&["route", "verdict"], found.routes.iter().map(row).collect())?;
+    }
+    for way in &found.upstreams {
+        output.line("")?;
+        let row = |policy: &Policy| vec![policy.name.clone(), policy.value.clone()];
+        output.table(&["upstream", &way.name], way.policies.iter().map(row).collect())?;
+    }
+    output.line("")?;
+    let row = |policy: &Policy| vec![policy.name.clone(), policy.value.clone()];
+    output.table(&["policy", "value"], found.policies.iter().map(row).collect())?;
+    Ok(())
+}

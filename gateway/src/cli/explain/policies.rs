@@ -1,0 +1,253 @@
+//! The policies that a request would meet, as names of settings and their values. Every field of an upstream is named
+//! here, so that a new one cannot be left out.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use humantime::format_duration;
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::base::prefix;
+use crate::config::{
+    Algorithm, Ambiguity, Bounds, Config, Forward, HashKey, HeaderChanges, Retry, Route, Sticky,
+    Target, Upstream,
+};
+
+/// The choice that depends on who asks.
+pub(super) const BY_ADDRESS: Option<Sticky> = Some(Sticky::ClientAddress);
+
+/// A setting and its value.
+#[derive(Debug, Serialize)]
+pub(super) struct Policy {
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
+/// An upstream that the request may go to.
+#[derive(Debug, Serialize)]
+pub(super) struct Way {
+    pub(super) name: String,
+    /// Parts of `of` that it gets by chance.
+    weight: u32,
+    of: u64,
+    /// Whether the request goes there for certain.
+    chosen: bool,
+    endpoints: Vec<String>,
+    pub(super) policies: Vec<Policy>,
+}
+
+/// What the configuration makes of an address. Lists, and rules that were made at run time, are not in it.
+#[derive(Debug, Serialize)]
+pub(super) struct Source {
+    address: IpAddr,
+    /// `allow`, `deny`, `limit` or `none`.
+    action: &'static str,
+    prefix: Option<String>,
+    /// The setting that says so.
+    setting: Option<String>,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.address, self.action)?;
+        if let (Some(prefix), Some(setting)) = (&self.prefix, &self.setting) {
+            write!(formatter, " by {setting} ({prefix})")?;
+        }
+        write!(formatter, "; `gateway why {}` knows lists and bans too", self.address)
+    }
+}
+
+fn policy(name: &str, value: impl fmt::Display) -> Policy {
+    Policy { name: name.to_owned(), value: value.to_string() }
+}
+
+/// The rule of the configuration that decides about `address`: protected before all, then the most specific.
+pub(super) fn source(config: &Config, address: IpAddr) -> Source {
+    let kernel = &config.kernel;
+    let protected =
+        [("kernel.never_block", &kernel.never_block), ("trusted_proxies", &config.trusted_proxies)];
+    let protected =
+        protected.into_iter().flat_map(|(key, nets)| nets.iter().map(move |net| (key, net)));
+    let listed = |action, key: &str, net: &IpNet, rank| {
+        (rank, net.prefix_len(), action, key.to_owned(), *net)
+    };
+    let profile = |index: usize| {
+        kernel.profiles.get(index).map(|profile| profile.name.as_str()).unwrap_or_default()
+    };
+    let rules = protected
+        .map(|(key, net)| listed("allow", key, net, 2))
+        .chain(kernel.allow.iter().map(|net| listed("allow", "kernel.allow", net, 1)))
+        .chain(kernel.deny.iter().map(|net| listed("deny", "kernel.deny", net, 1)))
+        .chain(kernel.limits.iter().map(|limit| {
+            let key = format!("kernel.limits, profile {}", profile(limit.profile));
+            listed("limit", &key, &limit.source, 1)
+        }));
+    let best = rules.filter(|(.., net)| net.contains(&address)).max_by_key(|rule| (rule.0, rule.1));
+    match (best, kernel.default_profile) {
+        (Some((_, _, action, setting, net)), _) => {
+            Source { address, action, prefix: Some(prefix::display(&net)), setting: Some(setting) }
+        }
+        (None, Some(index)) => Source {
+            address,
+            action: "limit",
+            prefix: None,
+            setting: Some(format!("kernel.default_profile {}", profile(index))),
+        },
+        (None, None) => Source { address, action: "none", prefix: None, setting: None },
+    }
+}
+
+/// What holds for every request.
+pub(super) fn bounds(bounds: &Bounds) -> Vec<Policy> {
+    vec![
+        policy("bounds.header_count", bounds.header_count),
+        policy("bounds.head_bytes", bounds.head_bytes),
+        policy("bounds.body_bytes", bounds.body_bytes),
+        policy("bounds.head_timeout", format_duration(bounds.head_timeout)),
+        policy("bounds.idle_timeout", format_duration(bounds.idle_timeout)),
+    ]
+}
+
+/// What the route says besides where the request goes.
+pub(super) fn of_route(route: &Route) -> Vec<Policy> {
+    let ambiguity = |ambiguity| match ambiguity {
+        Ambiguity::SameRoute => "same_route",
+        Ambiguity::Keep => "keep",
+        Ambiguity::Refuse => "refuse",
+    };
+    let mut found = vec![
+        policy("encoded_slash", ambiguity(route.encoded_slash)),
+        policy("path_parameters", ambiguity(route.path_parameters)),
+    ];
+    let changes = [
+        ("request_headers", &route.request_headers),
+        ("response_headers", &route.response_headers),
+    ];
+    for (key, HeaderChanges { remove, set, add }) in changes {
+        found.extend(remove.iter().map(|name| policy(&format!("{key}.remove"), name)));
+        for (verb, fields) in [("set", set), ("add", add)] {
+            found.extend(fields.iter().map(|(name, value)| {
+                let value = String::from_utf8_lossy(value.as_bytes());
+                policy(&format!("{key}.{verb}"), format!("{name}: {value}"))
+            }));
+        }
+    }
+    found
+}
+
+/// Where the request goes, in words.
+pub(super) fn of_choice(forward: &Forward, config: &Config, chosen: Option<usize>) -> String {
+    let name = |index: usize| config.upstreams.get(index).map(|upstream| upstream.name.as_str());
+    if let Some(name) = chosen.and_then(name) {
+        return format!("to {name}");
+    }
+    let names: Vec<_> = forward.upstreams.iter().map(|one| one.name.as_str()).collect();
+    let how = match &forward.sticky {
+        None => "by chance".to_owned(),
+        Some(Sticky::Cookie(cookie)) => format!("by chance, then by the cookie `{cookie}`"),
+        Some(Sticky::Header(header)) => format!("by chance, for there is no header `{header}`"),
+        Some(Sticky::ClientAddress) => "by the client's address (--from)".to_owned(),
+    };
+    format!("to one of {} {how}", names.join(", "))
+}
+
+/// The upstreams of the route, or the one that is chosen.
+pub(super) fn ways(forward: &Forward, config: &Config, chosen: Option<usize>) -> Vec<Way> {
+    let of = forward.upstreams.iter().map(|one| u64::from(one.weight)).sum();
+    let ways = forward.upstreams.iter().filter(|one| chosen.is_none_or(|it| it == one.upstream));
+    let ways = ways.filter_map(|one| {
+        let upstream = config.upstreams.get(one.upstream)?;
+        let (endpoints, mut policies) = of_upstream(upstream);
+        if forward.upstreams.len() > 1 {
+            policies.insert(0, policy("weight", format!("{} of {of}", one.weight)));
+        }
+        let (name, chosen) = (upstream.name.clone(), chosen.is_some());
+        Some(Way { name, weight: one.weight, of, chosen, endpoints, policies })
+    });
+    ways.collect()
+}
+
+/// Its endpoints, and its settings with them.
+fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
+    let Upstream {
+        name: _,
+        endpoints,
+        balance,
+        connect_timeout,
+        response_timeout,
+        whole_timeout,
+        retry,
+        idle_connections,
+        idle_timeout,
+    } = upstream;
+    let shown = endpoints.iter().map(|endpoint| {
+        let target = match &endpoint.target {
+            Target::Address(address) => address.to_string(),
+            Target::Echo => "echo".to_owned(),
+        };
+        let zone = endpoint.zone.as_ref().map(|zone| format!(", zone {zone}"));
+        (target, format!("weight {}{}", endpoint.weight, zone.unwrap_or_default()))
+    });
+    let shown: Vec<(String, String)> = shown.collect();
+    let mut found: Vec<Policy> = shown
+        .iter()
+        .map(|(target, more)| policy("endpoint", format!("{target} ({more})")))
+        .collect();
+    let whole = whole_timeout.map(|time| format_duration(time).to_string());
+    found.extend([
+        policy("balance", algorithm(&balance.algorithm)),
+        policy("slow_start", format_duration(balance.slow_start)),
+        policy("panic_threshold", balance.panic_threshold),
+        policy("timeout.connect", format_duration(*connect_timeout)),
+        policy("timeout.response", format_duration(*response_timeout)),
+        policy("timeout.whole", whole.as_deref().unwrap_or("none")),
+        policy("timeout.idle", format_duration(*idle_timeout)),
+        policy("idle_connections", idle_connections),
+    ]);
+    found.extend(match &balance.ejection {
+        None => vec![policy("ejection", "off")],
+        Some(ejection) => vec![
+            policy("ejection.failures", ejection.failures),
+            policy("ejection.time", format_duration(ejection.time)),
+            policy("ejection.max_time", format_duration(ejection.max_time)),
+            policy("ejection.max_ejected", ejection.max_ejected),
+        ],
+    });
+    found.extend(retries(retry));
+    (shown.into_iter().map(|(target, _)| target).collect(), found)
+}
+
+fn algorithm(algorithm: &Algorithm) -> String {
+    match algorithm {
+        Algorithm::RoundRobin | Algorithm::LeastRequests | Algorithm::RandomTwo => {
+            algorithm.name().to_owned()
+        }
+        Algorithm::Hash(HashKey::Header(name)) => format!("hash of the header `{name}`"),
+        Algorithm::Hash(HashKey::Cookie(name)) => format!("hash of the cookie `{name}`"),
+        Algorithm::Hash(HashKey::Path) => "hash of the path".to_owned(),
+        Algorithm::Hash(HashKey::Client) => "hash of the client's address".to_owned(),
+    }
+}
+
+fn retries(retry: &Retry) -> Vec<Policy> {
+    let Retry { attempts, on, methods, backoff, budget, buffer_bytes } = retry;
+    if *attempts < 2 {
+        return vec![policy("retry.attempts", attempts)];
+    }
+    let statuses: Vec<String> = on.statuses.iter().map(ToString::to_string).collect();
+    let named =
+        [(on.connect_failure, "connect_failure"), (on.reset, "reset"), (on.timeout, "timeout")];
+    let named = named.into_iter().filter(|(is_on, _)| *is_on).map(|(_, name)| name);
+    let on: Vec<&str> = named.chain(statuses.iter().map(String::as_str)).collect();
+    let methods: Vec<&str> = methods.iter().map(http::Method::as_str).collect();
+    let (first, max) = (format_duration(backoff.first), format_duration(backoff.max));
+    vec![
+        policy("retry.attempts", attempts),
+        policy("retry.on", on.join(", ")),
+        policy("retry.methods", methods.join(", ")),
+        policy("retry.backoff", format!("{first}..{max}")),
+        policy("retry.budget", budget),
+        policy("retry.buffer_bytes", buffer_bytes),
+    ]
+}
