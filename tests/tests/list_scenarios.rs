@@ -407,6 +407,14 @@ fn a_feed_that_shrinks_or_denies_half_of_all_is_held_back_until_somebody_accepts
     gateway.cli(&["lists", "refresh", "drop"])?.refused(1, "lost 90 %")?;
     wait_for_entries(&gateway, 100)?;
     assert!(note(&gateway, "drop")?.contains("gateway lists accept drop"));
+    let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+    for line in [
+        r#"gateway_list_entries{list="drop",kind="feed",action="deny"} 100"#,
+        r#"gateway_list_held_back{list="drop"} 1"#,
+        r#"gateway_list_failures{list="drop"} 0"#,
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
     assert!(gateway.cli(&["status"])?.ok()?.stdout.contains("lost 90 %"));
     assert!(gateway.log().contains("lost 90 %"));
 

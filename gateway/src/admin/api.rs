@@ -475,6 +475,12 @@ pub struct ListView {
     pub created_utc_ms: UtcMillis,
     /// What they take in this process.
     pub memory_bytes: usize,
+    /// When its source was last read with success, be it that nothing was new; 0 for never.
+    pub checked_utc_ms: UtcMillis,
+    /// Attempts since then that failed.
+    pub failures: u32,
+    /// Whether a newer version waits for somebody to accept it.
+    pub held_back: bool,
     /// Why this version is not the newest, if it is not.
     pub note: Option<String>,
 }

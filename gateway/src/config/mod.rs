@@ -11,6 +11,7 @@ mod bounds;
 mod de;
 mod diagnostic;
 mod forms;
+mod health;
 mod kernel;
 mod listen;
 mod lists;
@@ -40,6 +41,7 @@ use serde::Deserialize;
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
+pub use self::health::{Health, Probe};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, Retry, RetryOn};
@@ -486,6 +488,8 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     /// How one of them is chosen.
     pub balance: Balance,
+    /// How they are asked whether they are well; `None` for not at all.
+    pub health: Option<Health>,
     /// Time to connect to an endpoint.
     pub connect_timeout: Duration,
     /// Time from the last byte of the request to the head of the answer.

@@ -58,7 +58,13 @@ fn every_example_is_valid() {
     read_so_far.sort();
     assert_eq!(
         read_so_far,
-        ["behind-a-load-balancer.yaml", "public-api.yaml", "quickstart.yaml", "routes.yaml"]
+        [
+            "behind-a-load-balancer.yaml",
+            "public-api.yaml",
+            "quickstart.yaml",
+            "routes.yaml",
+            "sick-endpoints.yaml"
+        ]
     );
 }
 
@@ -509,6 +515,41 @@ fn how_endpoints_are_chosen() {
 }
 
 #[test]
+fn how_endpoints_are_checked() {
+    let health = |more: &str| {
+        let text = format!("upstreams: {{a: {{endpoints: [10.0.0.1:1], health: {more}}}}}");
+        with(&text).unwrap().upstreams.remove(0).health.unwrap()
+    };
+    let default = health("{}");
+    let path = "/".parse().unwrap();
+    assert_eq!(default.probe, Probe::Http { path, host: None, status: vec![200..=299] });
+    assert_eq!((default.interval.as_secs(), default.timeout.as_secs()), (5, 2));
+    assert_eq!((default.healthy_after, default.unhealthy_after, default.port), (2, 3, None));
+    let http = health("{path: /health?a, host: h.test, status: [200, 300-399], port: 81}");
+    let Probe::Http { path, host, status } = http.probe else { panic!() };
+    assert_eq!((path.as_str(), host.unwrap().as_str()), ("/health?a", "h.test"));
+    assert_eq!((status, http.port), (vec![200..=200, 300..=399], Some(81)));
+    assert_eq!(health("{type: tcp}").probe, Probe::Tcp);
+    let service = "users.Users".to_owned();
+    let grpc = health("{type: grpc, service: users.Users}").probe;
+    assert_eq!(grpc, Probe::Grpc { host: None, service });
+
+    let refused = |more: &str, message: &str, pointed: &str| {
+        let text = format!("upstreams: {{a: {{endpoints: [10.0.0.1:1], health: {more}}}}}");
+        only(&text, message, pointed);
+    };
+    let of_type = "`path` means nothing to a check of this type";
+    refused("{type: tcp, path: /a}", of_type, "/a");
+    refused("{path: a}", "`a` is no path", "a");
+    refused("{host: 'a b'}", "`a b` is no host", "'a b'");
+    refused("{status: [299-200]}", "`299-200` is no range of statuses", "299-200");
+    refused("{status: []}", "no status is a good one", "[]");
+    refused("{interval: 1ms}", "`1ms` is out of bounds", "1ms");
+    refused("{healthy_after: 0}", "0 is out of bounds", "0");
+    refused("{port: 0}", "there is no port 0", "0");
+}
+
+#[test]
 fn mistakes_of_how_endpoints_are_chosen() {
     let refused = |more: &str, message: &str, pointed: &str| {
         let text = format!("upstreams: {{a: {{endpoints: [10.0.0.1:1], {more}}}}}");
@@ -588,4 +629,17 @@ proptest! {
         text.replace_range(from..(from + length).min(BAD.len()), &patch);
         examine(&text)?;
     }
+}
+
+#[test]
+fn checks_in_plain_http_of_what_speaks_tls_are_refused() {
+    let upstream = |more: &str| {
+        format!("upstreams: {{a: {{endpoints: ['10.0.0.1:1'], health: {{{more}}}, tls: {{}}}}}}")
+    };
+    only(
+        &upstream("path: /health"),
+        "health checks speak neither TLS nor the PROXY protocol, which this upstream expects",
+        "health",
+    );
+    assert!(with(&upstream("type: tcp")).is_ok());
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use super::at::At;
 use super::balance::balance;
+use super::health::health;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
 use super::tls::upstream_tls;
 use super::value::{count, duration, name, socket_address};
-use super::{Endpoint, Listener, Target, Upstream};
+use super::{Endpoint, Health, Listener, Probe, Target, Upstream};
 
 /// No endpoint takes more than so many times the requests of another.
 const WEIGHT_MAX: u64 = 1000;
@@ -45,6 +46,11 @@ fn upstream(
         name: own_name.to_owned(),
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
         balance: balance(raw, at),
+        health: raw.health.as_ref().and_then(|section| {
+            let health = health(section, at.key("health"))?;
+            refuse_plain_checks(raw, &health, at.key("health"));
+            Some(health)
+        }),
         connect_timeout: time(&raw.timeout.connect, "connect"),
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
@@ -53,6 +59,16 @@ fn upstream(
         idle_timeout: time(&raw.timeout.idle, "idle"),
         tls: raw.tls.as_ref().map(|tls| upstream_tls(tls, folder, at.key("tls"))),
         proxy_protocol: raw.proxy_protocol.is_some(),
+    }
+}
+
+/// Refuses checks that speak plain HTTP to a service that expects something else first: all of them would fail.
+fn refuse_plain_checks(raw: &RawUpstream, health: &Health, at: At<'_>) {
+    if health.probe != Probe::Tcp && (raw.tls.is_some() || raw.proxy_protocol.is_some()) {
+        at.on_key().error_with_help(
+            "health checks speak neither TLS nor the PROXY protocol, which this upstream expects",
+            "check that it takes connections, by `type: tcp`",
+        );
     }
 }
 

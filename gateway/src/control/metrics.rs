@@ -7,8 +7,8 @@ use gateway_common::rule::Origin;
 use gateway_common::verdict::Verdict;
 
 use super::upstreams::views;
-use crate::admin::api::Status;
-use crate::base::error::Kind;
+use crate::admin::api::{ListView, Status};
+use crate::base::error::Kind as ErrorKind;
 use crate::base::time::UtcMillis;
 use crate::config::Config;
 use crate::kernel::Door;
@@ -17,6 +17,7 @@ use crate::kernel::tables::TablesError;
 use crate::observe::prometheus::Page;
 use crate::observe::traffic::Sum;
 use crate::observe::{ByName, CLASSES, Snapshot};
+use crate::rules::list::Kind;
 
 /// What does not need the kernel.
 pub(super) fn page(
@@ -195,7 +196,7 @@ fn traffic(page: &mut Page, names: &Names, by_name: &[(String, Sum)]) {
     let [name, help] = names.errors;
     let mut errors = page.counter(name, help);
     for (own, sum) in by_name {
-        for (kind, count) in Kind::ALL.into_iter().zip(&sum.errors).filter(|(_, n)| **n > 0) {
+        for (kind, count) in ErrorKind::ALL.into_iter().zip(&sum.errors).filter(|(_, n)| **n > 0) {
             errors.with(&[(names.label, own), ("kind", kind.name())], *count);
         }
     }
@@ -215,6 +216,34 @@ fn traffic(page: &mut Page, names: &Names, by_name: &[(String, Sum)]) {
     for (own, sum) in used() {
         durations.durations(&[(names.label, own)], &sum.durations);
     }
+}
+
+/// The lists, each by its name: there are no more than may be.
+pub(super) fn lists(lists: &[ListView]) -> String {
+    let mut page = Page::default();
+    let mut entries = page.gauge("gateway_list_entries", "Entries of a list in force.");
+    for list in lists {
+        let labels = [("list", &list.name), ("kind", &list.kind), ("action", &list.action)];
+        entries.with(&labels.map(|(label, value)| (label, value.as_str())), list.entries as u64);
+    }
+    let mut each = |kinds: &[&str], name, help, value: &dyn Fn(&ListView) -> u64| {
+        let mut family = page.gauge(name, help);
+        for list in lists.iter().filter(|list| kinds.contains(&list.kind.as_str())) {
+            family.with(&[("list", &list.name)], value(list));
+        }
+    };
+    let [import, file, feed] = [Kind::Import, Kind::File, Kind::Feed].map(Kind::name);
+    let help = "When the version of a list in force was read, in seconds of Unix time; 0: none is.";
+    each(&[import, file, feed], "gateway_list_version_time_seconds", help, &|list| {
+        list.created_utc_ms.0 / 1000
+    });
+    let help = "When a feed was last fetched with success, in seconds of Unix time; 0: never.";
+    each(&[feed], "gateway_list_fetched_time_seconds", help, &|list| list.checked_utc_ms.0 / 1000);
+    let help = "Attempts to read a list that failed since one did not.";
+    each(&[file, feed], "gateway_list_failures", help, &|list| list.failures.into());
+    let help = "1 if a newer version of a feed waits for somebody to accept it.";
+    each(&[feed], "gateway_list_held_back", help, &|list| list.held_back.into());
+    page.text()
 }
 
 /// What the kernel's counters say.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::api::{
-    Answer, Command, Done, ListQuery, PAGE_MAX_RULES, Refusal, Request, Status,
+    Answer, Command, Done, ListQuery, ListView, PAGE_MAX_RULES, Refusal, Request, Status,
 };
 use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
@@ -52,6 +52,7 @@ use policy::Policy;
 use privileges::Target;
 use signals::{Order, Signals};
 use sources::{Event, Sources};
+use upstreams::health::Checks;
 
 /// How often expiries are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -130,6 +131,7 @@ struct Control {
     shared: listen::Shared,
     echo: Option<SocketAddr>,
     directory: Directory,
+    checks: Checks,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
@@ -276,6 +278,13 @@ impl Control {
         }
     }
 
+    /// The lists, with what is wrong with those of the configuration.
+    fn lists(&self) -> Vec<ListView> {
+        let mut lists = self.policy.list_views();
+        self.sources.annotate(&mut lists);
+        lists
+    }
+
     fn answer(&mut self, request: Request) -> Result<Answer, Refusal> {
         let now = Now::read();
         match request {
@@ -284,11 +293,7 @@ impl Control {
                 let limit = query.limit.min(PAGE_MAX_RULES);
                 views::list(&self.policy, &ListQuery { limit, ..query }, now)
             }
-            Request::Lists => {
-                let mut lists = self.policy.list_views();
-                self.sources.annotate(&mut lists);
-                Ok(Answer::Lists { lists })
-            }
+            Request::Lists => Ok(Answer::Lists { lists: self.lists() }),
             Request::AcceptList(list) => {
                 self.sources.accept(&mut self.policy, &list.name, now).map(Answer::Done)
             }

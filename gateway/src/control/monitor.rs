@@ -172,6 +172,7 @@ impl Control {
             (&self.counted(), &self.shared.counters.by_name()),
         );
         let kernel = door.map(|door| metrics::kernel(door, events)).transpose();
-        Ok(Answer::Metrics(text + &kernel.map_err(Refusal::failed)?.unwrap_or_default()))
+        let kernel = kernel.map_err(Refusal::failed)?.unwrap_or_default();
+        Ok(Answer::Metrics(text + &metrics::lists(&self.lists()) + &kernel))
     }
 }

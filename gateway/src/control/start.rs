@@ -17,6 +17,7 @@ use super::monitor::Monitor;
 use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::sources::{Sources, files};
+use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
 use super::{Control, RunError, access_log, addresses, protect, read};
 use crate::admin::handover::{Inheritance, Predecessor};
@@ -129,6 +130,8 @@ impl Started {
         let mut directory = Directory::new(self.config.workers);
         let first =
             snapshot(&self.config, &mut directory, certificates.clients(), address, &counters);
+        let mut checks = Checks::new();
+        checks.configure(&self.config, &directory);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::new(first)),
             listeners: certificates.listeners(),
@@ -152,6 +155,7 @@ impl Started {
             shared,
             echo: address,
             directory,
+            checks,
             target: self.target,
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,

@@ -5,6 +5,7 @@
 //! and spawns nothing.
 
 mod connect;
+pub mod probe;
 mod url;
 
 use std::convert::Infallible;

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Algorithm, Ambiguity, Bounds, Config, Forward, HashKey, HeaderChanges, Retry, Route, Sticky,
-    Target, Upstream, UpstreamTls,
+    Algorithm, Ambiguity, Bounds, Config, Forward, HashKey, HeaderChanges, Health, Probe, Retry,
+    Route, Sticky, Target, Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -187,6 +187,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         name: _,
         endpoints,
         balance,
+        health,
         connect_timeout,
         response_timeout,
         whole_timeout,
@@ -231,6 +232,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
             policy("ejection.max_ejected", ejection.max_ejected),
         ],
     });
+    found.extend(health.as_ref().map_or_else(|| vec![policy("health", "none")], checks));
     found.extend(retries(retry));
     (shown.into_iter().map(|(target, _)| target).collect(), found)
 }
@@ -245,6 +247,21 @@ fn algorithm(algorithm: &Algorithm) -> String {
         Algorithm::Hash(HashKey::Path) => "hash of the path".to_owned(),
         Algorithm::Hash(HashKey::Client) => "hash of the client's address".to_owned(),
     }
+}
+
+fn checks(health: &Health) -> Vec<Policy> {
+    let asked = match &health.probe {
+        Probe::Tcp => "tcp".to_owned(),
+        Probe::Http { path, .. } => format!("http {path}"),
+        Probe::Grpc { service, .. } => format!("grpc {service}").trim_end().to_owned(),
+    };
+    vec![
+        policy("health", asked),
+        policy("health.interval", format_duration(health.interval)),
+        policy("health.timeout", format_duration(health.timeout)),
+        policy("health.healthy_after", health.healthy_after),
+        policy("health.unhealthy_after", health.unhealthy_after),
+    ]
 }
 
 fn retries(retry: &Retry) -> Vec<Policy> {

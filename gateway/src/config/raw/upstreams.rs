@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{RawBalance, RawEjection, RawEjectionSection, Section, TextOr};
+use crate::config::health::RawHealth;
 use crate::config::retry::RawRetry;
 
 /// A service.
@@ -20,6 +21,9 @@ pub(in crate::config) struct RawUpstream {
     /// Share of usable endpoints below which all are used.
     #[serde(default = "panic_threshold")]
     pub(in crate::config) panic_threshold: String,
+    /// Default: nobody asks.
+    #[serde(default)]
+    pub(in crate::config) health: Option<RawHealth>,
     #[serde(default = "ejection")]
     pub(in crate::config) ejection: RawEjection,
     #[serde(default)]

@@ -136,6 +136,9 @@ impl Policy {
             entries: list.entries.len(),
             created_utc_ms: list.created,
             memory_bytes: list.entries.memory_bytes(),
+            checked_utc_ms: list.created,
+            failures: 0,
+            held_back: false,
             note: None,
         };
         self.rules.lists().map(view).collect()

@@ -164,7 +164,7 @@ impl Sources {
         let Some(state) = self.feeds.get_mut(&list) else { return };
         let answer = match brought {
             Ok(None) => {
-                state.succeeded(instant());
+                state.succeeded(instant(), now.utc);
                 tracing::debug!(list, "feed has not changed");
                 match state.note() {
                     Some(note) if state.is_held() => Err(note),
@@ -175,7 +175,7 @@ impl Sources {
                 Ok(version) => take_version(policy, state, version, now),
                 Err(reason) => {
                     tracing::warn!(list, reason, "feed held back, what was in force stays");
-                    state.succeeded(instant());
+                    state.succeeded(instant(), now.utc);
                     Err(reason)
                 }
             },
@@ -290,7 +290,7 @@ fn take_version(
     match put_version(policy, state, &version, now) {
         Ok(done) => {
             state.took(version.validators, version.skipped);
-            state.succeeded(instant());
+            state.succeeded(instant(), now.utc);
             Ok(done)
         }
         Err(error) => {

@@ -10,6 +10,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::text;
 use crate::admin::api::{Answer, Done, Refusal};
+use crate::base::time::UtcMillis;
 use crate::config::Feed;
 use crate::control::later::Later;
 use crate::outbound::{Bounds, Client, Fetched, Validators, display};
@@ -57,7 +58,10 @@ pub(super) struct State {
     /// Of the version that was taken last, held back or not.
     validators: Validators,
     due: Instant,
-    failures: u32,
+    /// Fetches since one worked.
+    pub(super) failures: u32,
+    /// When the last one worked; 0 for never.
+    pub(super) checked: UtcMillis,
     /// Why the last fetch brought nothing.
     error: Option<String>,
     skipped: u64,
@@ -79,6 +83,7 @@ impl State {
             validators,
             due: now,
             failures: 0,
+            checked: UtcMillis(0),
             error: None,
             skipped: 0,
             held: None,
@@ -202,8 +207,9 @@ impl State {
     }
 
     /// A fetch worked, whatever it brought: the next is in due time.
-    pub(super) fn succeeded(&mut self, now: Instant) {
+    pub(super) fn succeeded(&mut self, now: Instant, utc: UtcMillis) {
         self.failures = 0;
+        self.checked = utc;
         self.error = None;
         self.due = now + spread(self.feed.every);
     }
@@ -340,7 +346,7 @@ mod tests {
         assert_eq!(state.note().unwrap(), "it broke");
         state.failed("it broke".to_owned(), now);
         assert_eq!(state.note().unwrap(), "it broke (2 failures in a row)");
-        state.succeeded(now);
+        state.succeeded(now, UtcMillis(1));
         assert_eq!(state.note(), None);
         assert!(
             state.due(now + Duration::from_secs(3200)).is_none()

@@ -199,7 +199,11 @@ impl Sources {
     pub(super) fn annotate(&self, views: &mut Vec<ListView>) {
         for about in self.about() {
             match views.iter_mut().find(|view| view.name == about.name) {
-                Some(view) => view.note = about.note,
+                Some(view) => {
+                    view.checked_utc_ms = view.checked_utc_ms.max(about.checked_utc_ms);
+                    (view.failures, view.held_back) = (about.failures, about.held_back);
+                    view.note = about.note;
+                }
                 None => views.push(about),
             }
         }
@@ -216,15 +220,22 @@ impl Sources {
             entries: 0,
             created_utc_ms: UtcMillis(0),
             memory_bytes: 0,
+            checked_utc_ms: UtcMillis(0),
+            failures: 0,
+            held_back: false,
             note: None,
         };
         let files = self.files.iter().map(|(name, Watched { file, action, note })| ListView {
             source: path_of(file),
+            failures: u32::from(note.is_some()),
             note: note.clone(),
             ..view(name, (*action, Kind::File, file.dry_run))
         });
         let feeds = self.feeds.iter().map(|(name, state)| ListView {
             source: state.source.clone(),
+            checked_utc_ms: state.checked,
+            failures: state.failures,
+            held_back: state.is_held(),
             note: state.note(),
             ..view(name, (state.feed.action, Kind::Feed, state.feed.dry_run))
         });

@@ -1,5 +1,6 @@
 //! The services behind the gateway as `control` looks after them.
 
+pub(super) mod health;
 pub(super) mod views;
 
 use std::net::SocketAddr;

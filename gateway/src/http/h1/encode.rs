@@ -54,8 +54,12 @@ pub(super) enum Future {
     Upgrade,
 }
 
+/// Room for most heads, and for a small body behind them.
+const USUAL_BYTES: usize = 1024;
+
 /// Writes the head of a request for an endpoint.
 pub(super) fn request(to: &mut Vec<u8>, head: &request::Parts, framing: Framing) {
+    to.reserve(USUAL_BYTES);
     to.extend_from_slice(head.method.as_str().as_bytes());
     to.push(b' ');
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
@@ -78,6 +82,7 @@ pub(super) fn request(to: &mut Vec<u8>, head: &request::Parts, framing: Framing)
 
 /// Writes the head of an answer for a client.
 pub(super) fn answer(to: &mut Vec<u8>, head: &response::Parts, framing: Framing, future: Future) {
+    to.reserve(USUAL_BYTES);
     to.extend_from_slice(b"HTTP/1.1 ");
     to.extend_from_slice(head.status.as_str().as_bytes());
     to.push(b' ');

@@ -78,7 +78,8 @@ impl Scan {
         while let Some(length) = bytes.get(self.looked..).and_then(|rest| memchr(b'\n', rest)) {
             let end = self.looked + length;
             let line = bytes.get(self.line..end).and_then(|line| line.strip_suffix(b"\r"));
-            let is_empty = line.ok_or(bad("a line of the head ends without CR"))?.is_empty();
+            let is_empty =
+                line.ok_or_else(|| bad("a line of the head ends without CR"))?.is_empty();
             (self.line, self.looked) = (end + 1, end + 1);
             if !is_empty {
                 self.lines += 1;
@@ -167,15 +168,17 @@ pub struct RequestHead {
 pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
     let end = memchr(b'\r', head).unwrap_or_default();
     let line = head.get(..end).unwrap_or_default();
-    let not_a_line = bad("this is not a request line");
-    let method = memchr(b' ', line).ok_or(not_a_line.clone())?;
+    let not_a_line = || bad("this is not a request line");
+    let method = memchr(b' ', line).ok_or_else(not_a_line)?;
     let version =
         line.len().checked_sub(VERSION_BYTES + 1).filter(|space| line.get(*space) == Some(&b' '));
-    let version = version.filter(|space| *space > method).ok_or(not_a_line.clone())?;
+    let version = version.filter(|space| *space > method).ok_or_else(not_a_line)?;
     let mut parts = Request::new(()).into_parts().0;
     parts.version = read_version(line.get(version + 1..))?;
-    parts.method =
-        line.get(..method).and_then(|method| Method::from_bytes(method).ok()).ok_or(not_a_line)?;
+    parts.method = line
+        .get(..method)
+        .and_then(|method| Method::from_bytes(method).ok())
+        .ok_or_else(not_a_line)?;
     parts.uri = target(head.slice(method + 1..version), limits)?;
     let mut said = Said::default();
     parts.headers = fields(head, end + 2, Some(&mut said))?;
@@ -218,10 +221,10 @@ pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
     let end = memchr(b'\r', head).unwrap_or_default();
     let line = head.get(..end).unwrap_or_default();
     let (version, rest) =
-        line.split_at_checked(VERSION_BYTES).ok_or(bad("this is not a status line"))?;
+        line.split_at_checked(VERSION_BYTES).ok_or_else(|| bad("this is not a status line"))?;
     let mut parts = Response::new(()).into_parts().0;
     parts.version = read_version(Some(version))?;
-    parts.status = status(rest).ok_or(bad("this is not a status line"))?;
+    parts.status = status(rest).ok_or_else(|| bad("this is not a status line"))?;
     let mut said = Said::default();
     parts.headers = fields(head, end + 2, Some(&mut said))?;
     said.check(parts.version)?;
@@ -350,7 +353,7 @@ fn content_length(value: &[u8]) -> Result<u64, Error> {
         str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits
         .and_then(|digits| digits.parse().ok())
-        .ok_or(bad("the header Content-Length is no number"))
+        .ok_or_else(|| bad("the header Content-Length is no number"))
 }
 
 fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -365,11 +368,11 @@ fn fields(head: &Bytes, mut at: usize, mut said: Option<&mut Said>) -> Result<He
     let mut fields = HeaderMap::with_capacity(lines + ADDED_FIELDS);
     while let Some(length) = head.get(at..).and_then(|rest| memchr(b'\n', rest)) {
         let line = head.get(at..at + length).and_then(|line| line.strip_suffix(b"\r"));
-        let line = line.ok_or(bad("a line of the head ends without CR"))?;
+        let line = line.ok_or_else(|| bad("a line of the head ends without CR"))?;
         if line.is_empty() {
             break;
         }
-        let colon = memchr(b':', line).ok_or(bad("a header field has no colon"))?;
+        let colon = memchr(b':', line).ok_or_else(|| bad("a header field has no colon"))?;
         let (name, value) = line.split_at_checked(colon).unwrap_or_default();
         let name = HeaderName::from_bytes(name)
             .map_err(|_| bad("the name of a header field is not valid"))?;

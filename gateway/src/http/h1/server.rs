@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::AsyncWrite as _;
@@ -149,7 +149,8 @@ impl Server {
                 match scan.find(state.input.bytes(), &self.limits) {
                     Ok(None) => {}
                     Ok(Some(found)) => {
-                        let head = state.input.take(found.end).slice(found.start..);
+                        let mut head = state.input.take(found.end);
+                        head.advance(found.start);
                         return Poll::Ready(Some(head::request(&head, &self.limits)));
                     }
                     Err(error) => return Poll::Ready(Some(Err(error))),

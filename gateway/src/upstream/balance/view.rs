@@ -2,7 +2,6 @@
 //! nobody.
 
 use std::cell::{Cell, RefCell};
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use super::group::{Group, Set};
 use super::plan::{ALL, Candidate, Plan};
 use super::round_robin::RoundRobin;
 use super::{Member, Tried, least};
+use crate::base::random::random;
 use crate::base::time::{BootTime, Now};
 use crate::config::Algorithm;
 use crate::upstream::endpoint::Condition;
@@ -34,7 +34,6 @@ struct Held {
     /// What the local zone has not taken yet of what it could, in requests of a thousand.
     local_owed: u32,
     until: Option<BootTime>,
-    random: u64,
 }
 
 /// Endpoints that are as good as each other.
@@ -55,7 +54,6 @@ impl View {
             local_share: ALL,
             local_owed: 0,
             until: None,
-            random: RandomState::new().hash_one(worker) | 1,
         };
         let (made_of, held) = (Cell::new(0), RefCell::new(held));
         Self { group: Arc::clone(group), worker, made_of, held }
@@ -169,7 +167,7 @@ impl Held {
     }
 
     fn pick_in(&mut self, tier: usize, key: Option<u64>, tried: &Tried) -> Option<usize> {
-        let Self { set, members, tiers, random, .. } = self;
+        let Self { set, members, tiers, .. } = self;
         let Tier { members: indices, weights, turns } = tiers.get_mut(tier)?;
         let member = |index: usize| indices.get(index).and_then(|index| members.get(*index));
         let is_free = |index: usize| member(index).is_some_and(|one| !tried.has(one));
@@ -185,18 +183,10 @@ impl Held {
             }
             (Algorithm::LeastRequests, ..) => least::of_all(weights, turns, active, is_free),
             (Algorithm::RandomTwo, ..) => {
-                least::of_two(weights, |below| draw(random, below), active, is_free)
+                least::of_two(weights, |below| random() % below.max(1), active, is_free)
             }
             (Algorithm::RoundRobin | Algorithm::Hash(_), ..) => turns.next(weights, is_free),
         };
         index.and_then(|index| indices.get(index).copied())
     }
-}
-
-/// A number below another, by xorshift: it need not be better than that.
-fn draw(state: &mut u64, below: u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    state.checked_rem(below).unwrap_or(0)
 }
