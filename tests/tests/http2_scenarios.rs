@@ -1,7 +1,8 @@
 //! HTTP/2 through the real binary: clients as they come in packages, and clients that send frames as no honest one
 //! does.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -401,5 +402,152 @@ fn a_connection_without_streams_is_not_kept_for_ever() -> Result {
     client.frames(&[Frame::get(1, "/")])?;
     assert!(client.is_fine(1)?);
     assert_eq!(client.goodbye()?, Some(reason::NO_ERROR));
+    Ok(())
+}
+
+/// A service that is a program, ended with the test.
+struct Program(Child);
+
+impl Program {
+    fn start(site: &Site, program: &str, arguments: &[&str], listens: SocketAddr) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let started = Self(site.enter(|| command.spawn())??);
+        wait_for(program, PATIENCE, || {
+            Ok(site.enter(|| TcpStream::connect(listens))?.is_ok().then_some(()))
+        })?;
+        Ok(started)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Already ended, or ended by this.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+const GRPC_PEER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/grpc_peer.py");
+
+fn grpc(site: &Site, arguments: &[&str]) -> Result {
+    let output = site.run("/usr/bin/python3", &[&[GRPC_PEER], arguments].concat())?;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "fine\n", "{output:?}");
+    Ok(())
+}
+
+/// A gateway in front of a service that is asked over HTTP/2.
+fn multiplexed<'s>(site: &'s Site, endpoint: &str) -> Result<(Gateway<'s>, SocketAddr)> {
+    let listen = site.free_address()?;
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "workers": 1,
+        "kernel": {"attach": "off"},
+        "upstreams": {"service": {"endpoints": [endpoint], "protocol": "h2"}},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    Ok((gateway, listen))
+}
+
+#[test]
+fn grpc_in_all_four_ways_with_deadlines_and_cancellation() -> Result {
+    let site = Site::new()?;
+    let address = site.free_address()?;
+    let (gateway, listen) = multiplexed(&site, &address.to_string())?;
+    grpc(&site, &["refused", &listen.to_string(), "UNAVAILABLE"])?;
+    let serve = [GRPC_PEER, "serve", &address.to_string()];
+    let service = Program::start(&site, "/usr/bin/python3", &serve, address)?;
+    grpc(&site, &["call", &listen.to_string()])?;
+    drop(service);
+    grpc(&site, &["refused", &listen.to_string(), "UNAVAILABLE"])?;
+    wait_for("the end of all requests", PATIENCE, || {
+        let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+        Ok(metrics.contains("\ngateway_requests_active 0\n").then_some(()))
+    })
+}
+
+#[test]
+fn the_gateway_minds_the_timeout_of_grpc_itself() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Hang)?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    let fields = [("content-type", "application/grpc"), ("grpc-timeout", "300m")];
+    let fields = [&request("POST", "/a.B/C")[..], &fields].concat();
+    client.frames(&[Frame::headers(1, true, &fields)])?;
+    let answer = client.wait(|frame| frame.kind == kind::HEADERS)?;
+    assert_eq!(answer.payload.first(), Some(&0x88), "status 200");
+    assert_ne!(answer.flags & flag::END_STREAM, 0, "and nothing behind it");
+    Ok(())
+}
+
+#[test]
+fn both_protocols_reach_a_service_that_speaks_http2() -> Result {
+    let site = Site::new()?;
+    let address = site.free_address()?;
+    let folder = tempfile::tempdir()?;
+    let large: Vec<u8> = (0..8_000_000u32).map(|number| (number % 251) as u8).collect();
+    std::fs::write(folder.path().join("large"), &large)?;
+    std::fs::write(folder.path().join("small"), "small")?;
+    let port = address.port().to_string();
+    let root = folder.path().display().to_string();
+    let arguments = ["--no-tls", "-a", "127.0.0.1", "-d", &root, "--echo-upload", &port];
+    let _service = Program::start(&site, "nghttpd", &arguments, address)?;
+    let (gateway, listen) = multiplexed(&site, &address.to_string())?;
+    for protocol in ["--http1.1", "--http2-prior-knowledge"] {
+        let url = format!("http://{listen}/large");
+        let output = site.curl(&[protocol, &url])?;
+        assert!(output.stdout == large, "{protocol}: {} bytes", output.stdout.len());
+        let head = site.curl(&[protocol, "--head", &url])?;
+        let head = String::from_utf8(head.stdout)?;
+        assert!(head.contains("content-length: 8000000"), "{head}");
+        let missing =
+            site.curl(&[protocol, "-o", "/dev/null", "-w", "%{http_code}", &url, "-d", "x"])?;
+        assert_eq!(String::from_utf8(missing.stdout)?, "200");
+        let data = format!("@{root}/large");
+        let echoed =
+            site.curl(&[protocol, "--data-binary", &data, &format!("http://{listen}/echo")])?;
+        assert!(echoed.stdout == large, "{protocol}: {} bytes came back", echoed.stdout.len());
+    }
+    let url = format!("http://{listen}/small");
+    for arguments in
+        [&["-n", "2000", "-c", "8", "-m", "32"][..], &["--h1", "-n", "2000", "-c", "64"]]
+    {
+        let output = site.run("h2load", &[arguments, &[&url]].concat())?;
+        let report = String::from_utf8(output.stdout)?;
+        assert!(report.contains("2000 succeeded, 0 failed"), "{report}");
+    }
+    let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+    let opened = "gateway_upstream_connections_opened_total ";
+    let opened = metrics.lines().find_map(|line| line.strip_prefix(opened)).context("no number")?;
+    assert!(opened.parse::<u32>()? <= 4, "{opened} connections");
+    Ok(())
+}
+
+#[test]
+fn a_websocket_over_http2_is_one_over_http1_for_the_service() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| {
+        Reply::Raw(
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+              sec-websocket-accept: x\r\n\r\nhello",
+        )
+    })?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    let fields = [(":protocol", "websocket"), ("sec-websocket-version", "13")];
+    let fields = [&request("CONNECT", "/chat")[..], &fields].concat();
+    client.frames(&[Frame::headers(1, false, &fields)])?;
+    assert!(client.is_fine(1)?);
+    let data = client.wait(|frame| frame.kind == kind::DATA && !frame.payload.is_empty())?;
+    assert_eq!(data.payload, b"hello");
+    let seen = origin.requests();
+    let [seen] = seen.as_slice() else { panic!("{seen:?}") };
+    assert_eq!(seen.line, "GET /chat HTTP/1.1");
+    assert_eq!(seen.header("upgrade"), Some("websocket"));
+    assert_eq!(seen.header("sec-websocket-key").map(str::len), Some(24));
+    assert_eq!(seen.header("sec-websocket-version"), Some("13"));
     Ok(())
 }

@@ -468,6 +468,13 @@ fn services_are_talked_to_over_tls_and_only_those_that_prove_who_they_are() -> R
     let answer = site.connect(None, listen)?.get("/")?;
     assert!(answer.status == 200 && !answer.text().contains("client-cert"), "{}", answer.text());
 
+    let mut multiplexed = outer(good.clone());
+    multiplexed["upstreams"]["users"]["protocol"] = json!("h2");
+    gateway.write_config(multiplexed)?;
+    gateway.cli(&["reload"])?.ok()?;
+    let answer = site.connect(None, listen)?.get("/")?;
+    assert!(answer.status == 200 && answer.text().contains("client-cert"), "{}", answer.text());
+
     gateway.write_config(outer(good))?;
     gateway.cli(&["reload"])?.ok()?;
     let before = counter(&service, "/handshakes/done/full")?;

@@ -13,10 +13,12 @@ use crate::process;
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
-const TOOLS: [(&str, &str); 4] = [
+const TOOLS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
+    ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
     ("systemd-analyze", "systemd"),
 ];
 

@@ -479,6 +479,28 @@ pub struct Bounds {
     pub drain_timeout: Duration,
 }
 
+/// What a service is asked over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Protocol {
+    /// HTTP/1.1, one request a connection at a time.
+    #[default]
+    #[serde(rename = "http1")]
+    Http1,
+    /// HTTP/2 by prior knowledge, many requests a connection.
+    #[serde(rename = "h2")]
+    Http2,
+}
+
+impl Protocol {
+    /// As it is written in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "h2",
+        }
+    }
+}
+
 /// A service behind the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -486,6 +508,8 @@ pub struct Upstream {
     pub name: String,
     /// Where it is served. At least one.
     pub endpoints: Vec<Endpoint>,
+    /// What it is asked over.
+    pub protocol: Protocol,
     /// How one of them is chosen.
     pub balance: Balance,
     /// How they are asked whether they are well; `None` for not at all.

@@ -12,7 +12,7 @@ use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
 use super::tls::upstream_tls;
 use super::value::{count, duration, name, socket_address};
-use super::{Endpoint, Health, Listener, Probe, Target, Upstream};
+use super::{Endpoint, Health, Listener, Probe, Protocol, Target, Upstream};
 
 /// No endpoint takes more than so many times the requests of another.
 const WEIGHT_MAX: u64 = 1000;
@@ -39,12 +39,14 @@ fn upstream(
     at: At<'_>,
 ) -> Upstream {
     name(own_name, "an upstream", at.on_key());
+    refuse_shared(raw, at.key("proxy_protocol"));
     let timeout = at.key("timeout");
     let time = |text: &str, key| duration(text, timeout.key(key)).unwrap_or(Duration::ZERO);
     let idle_connections = count(raw.idle_connections, 0..=65_536, at.key("idle_connections"));
     Upstream {
         name: own_name.to_owned(),
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
+        protocol: raw.protocol,
         balance: balance(raw, at),
         health: raw.health.as_ref().and_then(|section| {
             let health = health(section, at.key("health"))?;
@@ -59,6 +61,16 @@ fn upstream(
         idle_timeout: time(&raw.timeout.idle, "idle"),
         tls: raw.tls.as_ref().map(|tls| upstream_tls(tls, folder, at.key("tls"))),
         proxy_protocol: raw.proxy_protocol.is_some(),
+    }
+}
+
+/// Refuses to share connections between clients where each is said to be of one.
+fn refuse_shared(raw: &RawUpstream, at: At<'_>) {
+    if raw.protocol == Protocol::Http2 && raw.proxy_protocol.is_some() {
+        at.on_key().error_with_help(
+            "connections of HTTP/2 are shared by clients, and the PROXY protocol names one",
+            "take out either `protocol: h2` or `proxy_protocol`",
+        );
     }
 }
 

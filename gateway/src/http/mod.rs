@@ -4,6 +4,7 @@
 pub mod body;
 pub mod deadline;
 pub mod forwarded;
+pub mod grpc;
 pub mod h1;
 pub mod headers;
 pub mod problem;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
@@ -12,7 +12,7 @@ use crate::base::random::random;
 use crate::config::{Action, Route};
 use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
-use crate::http::{forwarded, problem};
+use crate::http::{forwarded, grpc, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
 use crate::transform;
@@ -42,11 +42,14 @@ pub async fn serve(
         current: &current,
         peer_is_trusted,
     };
+    let is_grpc = request.method() == Method::POST && grpc::is_grpc(request.headers());
     let mut answer = match exchange.answer(request, id.clone()).await {
         Ok(answer) => answer,
         Err(error) => {
             account.failed(&error);
-            problem::response(&error, id).map(Answer::Gateway)
+            let problem = problem::response(&error, id);
+            let answer = if is_grpc { grpc::response(problem, &error) } else { problem };
+            answer.map(Answer::Gateway)
         }
     };
     if let Some(hsts) = &connection.listener.hsts {

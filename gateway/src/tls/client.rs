@@ -19,17 +19,16 @@ use super::pair::Pair;
 use super::provider;
 use super::store::Store;
 use crate::base::time::Now;
-use crate::config::{Config, UpstreamTls};
+use crate::config::{Config, Protocol, UpstreamTls};
 
-/// What is spoken over TLS, the better first (RFC 7301).
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
 /// Time between two complaints about the same service (unit: seconds).
 const TELL_EVERY_S: u64 = 10;
 
 /// TLS to the endpoints of a service.
 pub struct Client {
     id: u64,
-    config: Arc<ClientConfig>,
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
     name: Option<ServerName<'static>>,
     authorities: Option<Arc<Authorities>>,
     pair: Option<Arc<Pair>>,
@@ -96,10 +95,13 @@ impl Client {
             }
             None => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
+        // One name a protocol: the configuration says which is spoken (RFC 7301).
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let http2 = Arc::new(config.clone());
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = tls.server_name.clone().and_then(|name| ServerName::try_from(name).ok());
-        let (config, id) = (Arc::new(config), NEXT.fetch_add(1, Ordering::Relaxed));
-        Ok(Self { id, config, name, authorities, pair, told_s: AtomicU64::new(0) })
+        let (http1, id) = (Arc::new(config), NEXT.fetch_add(1, Ordering::Relaxed));
+        Ok(Self { id, http1, http2, name, authorities, pair, told_s: AtomicU64::new(0) })
     }
 
     fn is_made_of(&self, tls: &UpstreamTls, store: &Store) -> bool {
@@ -115,8 +117,11 @@ impl Client {
     }
 
     /// What shakes hands with an endpoint.
-    pub fn connector(&self) -> TlsConnector {
-        TlsConnector::from(Arc::clone(&self.config))
+    pub fn connector(&self, protocol: Protocol) -> TlsConnector {
+        TlsConnector::from(Arc::clone(match protocol {
+            Protocol::Http1 => &self.http1,
+            Protocol::Http2 => &self.http2,
+        }))
     }
 
     /// The name that the certificate of the endpoint at `address` must have.

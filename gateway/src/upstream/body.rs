@@ -12,20 +12,57 @@ use crate::base::error::{Blame, Error, Kind};
 use crate::http::deadline::{Deadline, Phase};
 use crate::upstream::connection::Connection;
 use crate::upstream::endpoint::Outcome;
+use crate::upstream::h2::Exchange;
 use crate::upstream::pool::Home;
 
 /// What an endpoint sends after the head.
 #[derive(Debug)]
 pub struct AnswerBody {
     /// `None` once it was given back or has broken.
-    connection: Option<Box<Connection>>,
+    connection: Option<Carrier>,
     home: Home,
     deadline: Rc<Deadline>,
 }
 
+/// What an answer comes over.
+#[derive(Debug)]
+pub enum Carrier {
+    /// A connection that the request has for itself.
+    Http1(Box<Connection>),
+    /// One stream of a connection.
+    Http2(Box<Exchange>),
+}
+
+impl Carrier {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self {
+            Self::Http1(connection) => connection.poll_frame(context),
+            Self::Http2(exchange) => exchange.poll_frame(context),
+        }
+    }
+
+    fn exact(&self) -> Option<u64> {
+        match self {
+            Self::Http1(connection) => connection.exact(),
+            Self::Http2(exchange) => exchange.exact(),
+        }
+    }
+
+    /// Whether the answer is at its end. The client's half of a tunnel may go on.
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.exact() == Some(0) && !connection.is_tunnel(),
+            Self::Http2(exchange) => exchange.is_end_stream(),
+        }
+    }
+}
+
 impl AnswerBody {
     /// The body that comes over `connection` after the head.
-    pub fn new(connection: Box<Connection>, home: Home, deadline: &Rc<Deadline>) -> Self {
+    pub fn new(connection: Carrier, home: Home, deadline: &Rc<Deadline>) -> Self {
         let mut body = Self { connection: Some(connection), home, deadline: Rc::clone(deadline) };
         body.release_if_done();
         body
@@ -34,18 +71,17 @@ impl AnswerBody {
     /// Sends more of the request, which may go on beside the answer.
     pub fn poll_upload(&mut self, context: &mut Context<'_>) {
         if let Some(connection) = &mut self.connection {
-            connection.poll_upload(context);
+            match connection {
+                Carrier::Http1(connection) => connection.poll_upload(context),
+                Carrier::Http2(exchange) => exchange.poll_upload(context),
+            }
         }
     }
 
     /// Gives the connection back if the answer is at its end. One that is of no more use, or still sends the request,
     /// is closed.
     fn release_if_done(&mut self) {
-        let is_done = |connection: &mut Box<Connection>| {
-            // The client's half of a tunnel may go on.
-            connection.exact() == Some(0) && !connection.is_tunnel()
-        };
-        if let Some(connection) = self.connection.take_if(is_done)
+        if let Some(Carrier::Http1(connection)) = self.connection.take_if(|it| it.is_done())
             && connection.is_reusable()
         {
             self.home.give_back(connection);

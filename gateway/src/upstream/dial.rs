@@ -12,9 +12,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::base::error::{Error, Kind};
+use crate::config::Protocol;
 use crate::http::deadline::Deadline;
 use crate::http::proxy_protocol::{Addresses, encode_v2};
-use crate::http::socket::Socket;
+use crate::http::socket::{self, Socket};
 use crate::tls::client::Client;
 
 /// How an endpoint is connected to.
@@ -24,6 +25,8 @@ pub struct Dial<'a> {
     pub endpoint: SocketAddr,
     /// `None`: plain TCP.
     pub tls: Option<&'a Client>,
+    /// What is to be spoken.
+    pub protocol: Protocol,
     /// What the endpoint is told about the client, if it is. Such a connection is that client's alone.
     pub addresses: Option<Addresses>,
 }
@@ -55,9 +58,17 @@ impl Dial<'_> {
         let Some(client) = self.tls else { return Ok(Socket::Plain(stream)) };
         let name = client.name(self.endpoint.ip());
         // On the heap and gone when it is done.
-        let connecting = Box::pin(client.connector().connect(name.clone(), stream));
-        match before(deadline, connecting).await? {
-            Ok(stream) => Ok(Socket::Tls(Box::new(TlsStream::Client(stream)))),
+        let connecting = Box::pin(client.connector(self.protocol).connect(name.clone(), stream));
+        let connected = before(deadline, connecting).await?.and_then(|stream| {
+            let socket = Socket::Tls(Box::new(TlsStream::Client(stream)));
+            let is_h2 = socket.protocol() == socket::Protocol::Http2;
+            if self.protocol == Protocol::Http2 && !is_h2 {
+                return Err(io::Error::other("it does not offer HTTP/2 by ALPN"));
+            }
+            Ok(socket)
+        });
+        match connected {
+            Ok(socket) => Ok(socket),
             Err(error) => {
                 if client.may_tell() {
                     let (endpoint, name) = (self.endpoint, name.to_str());

@@ -11,6 +11,7 @@ pub mod dial;
 pub mod directory;
 pub mod echo;
 pub mod endpoint;
+pub mod h2;
 pub mod pool;
 mod retry;
 pub mod send;
@@ -42,6 +43,7 @@ pub struct Upstream {
     whole_timeout: Option<Duration>,
     retry: config::Retry,
     keep: Keep,
+    protocol: config::Protocol,
     limits: Limits,
     tls: Option<Arc<tls::Client>>,
     proxy_protocol: bool,
@@ -77,6 +79,7 @@ impl Upstream {
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
             retry: config.retry.clone(),
+            protocol: config.protocol,
             keep: Keep { connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
         }
@@ -85,7 +88,7 @@ impl Upstream {
     /// How an endpoint of it is connected to for a client with these `addresses`.
     pub fn dial(&self, endpoint: SocketAddr, addresses: Addresses) -> Dial<'_> {
         let addresses = self.proxy_protocol.then_some(addresses);
-        Dial { endpoint, tls: self.tls.as_deref(), addresses }
+        Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, addresses }
     }
 
     /// What sends a request from `client` to the same endpoint as others, if anything does.

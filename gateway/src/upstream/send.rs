@@ -4,18 +4,23 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 
 use crate::base::error::{Error, Kind};
+use crate::config::Protocol;
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
+use crate::http::grpc;
 use crate::http::proxy_protocol::Addresses;
 use crate::observe::Counters;
 use crate::upstream::balance::{Choice, Picked, Tried, View};
-use crate::upstream::body::AnswerBody;
+use crate::upstream::body::{AnswerBody, Carrier};
 use crate::upstream::connection::{Connection, Failure};
+use crate::upstream::dial::Dial;
 use crate::upstream::endpoint::Outcome;
+use crate::upstream::h2::{Target, Trunks};
 use crate::upstream::pool::{Home, Pool};
 use crate::upstream::retry::Effort;
 use crate::upstream::{Local, Upstream};
@@ -26,6 +31,7 @@ pub struct Client {
     /// The number of the worker.
     worker: usize,
     pool: Rc<Pool>,
+    trunks: Trunks,
     counters: Arc<Counters>,
 }
 
@@ -45,7 +51,7 @@ pub struct Way<'a> {
 impl Client {
     /// A client without connections, for the worker of this number.
     pub fn new(worker: usize, counters: Arc<Counters>) -> Self {
-        Self { worker, pool: Rc::default(), counters }
+        Self { worker, pool: Rc::default(), trunks: Trunks::default(), counters }
     }
 
     /// The endpoints of `upstream` as this worker sees them.
@@ -58,6 +64,7 @@ impl Client {
     pub fn sweep<'v>(&self, views: impl IntoIterator<Item = &'v View>) {
         let used: HashSet<SocketAddr> = views.into_iter().flat_map(View::addresses).collect();
         self.pool.sweep(|address| used.contains(&address));
+        self.trunks.sweep(|address| used.contains(&address));
     }
 
     /// Sends `request` until there is an answer for the client, or no more to be done.
@@ -68,7 +75,7 @@ impl Client {
     ) -> Result<Response<AnswerBody>, Error> {
         let Way { choice, local, deadline, .. } = way;
         let upstream = choice.upstream;
-        deadline.bound(upstream.whole_timeout);
+        deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
         let counted = (&local.budget, &self.counters.resilience);
         let (mut effort, mut request) = Effort::new(&upstream.retry, counted, deadline, request);
         let mut tried = Tried::default();
@@ -108,6 +115,18 @@ impl Client {
         while let Some(picked) = choice.pick(tried) {
             deadline.trail.attempt(picked.address());
             let dial = upstream.dial(picked.address(), way.addresses);
+            if upstream.protocol == Protocol::Http2 {
+                match self.multiplexed(way, dial, request).await {
+                    Ok(answer) => return Ok(self.answer(answer, way, picked)),
+                    Err(Failure::Unsent(unsent, refused)) => {
+                        (request, error) = (*unsent, failed(refused, &picked));
+                        continue;
+                    }
+                    Err(Failure::Final(error)) => {
+                        return Err(Failure::Final(failed(error, &picked)));
+                    }
+                }
+            }
             if let Some(connection) = self.pool.take(dial.line()) {
                 self.counters.upstream_connections_reused.add(1);
                 match exchange(connection, way, request).await {
@@ -143,9 +162,33 @@ impl Client {
         })
     }
 
+    async fn multiplexed(
+        &self,
+        way: Way<'_>,
+        dial: Dial<'_>,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<()>, Carrier), Failure> {
+        let upstream = way.choice.upstream;
+        let target = Target {
+            dial,
+            limits: upstream.limits,
+            keep: upstream.keep,
+            connect_timeout: upstream.connect_timeout,
+            response_timeout: upstream.response_timeout,
+        };
+        let (result, opened) = self.trunks.send(&target, request, way.deadline).await;
+        if opened {
+            self.counters.upstream_connections_opened.add(1);
+        } else {
+            self.counters.upstream_connections_reused.add(1);
+        }
+        let (head, exchange) = result?.into_parts();
+        Ok((Response::from_parts(head, ()), Carrier::Http2(Box::new(exchange))))
+    }
+
     fn answer(
         &self,
-        (response, connection): (Response<()>, Box<Connection>),
+        (response, connection): (Response<()>, Carrier),
         way: Way<'_>,
         picked: Picked,
     ) -> Response<AnswerBody> {
@@ -160,10 +203,15 @@ async fn exchange(
     mut connection: Box<Connection>,
     way: Way<'_>,
     request: Request<RequestBody>,
-) -> Result<(Response<()>, Box<Connection>), Failure> {
+) -> Result<(Response<()>, Carrier), Failure> {
     let response_timeout = way.choice.upstream.response_timeout;
     let response = connection.send(request, response_timeout, way.deadline).await?;
-    Ok((response, connection))
+    Ok((response, Carrier::Http1(connection)))
+}
+
+/// The bound of the configuration, or the client's own if that is less.
+fn whole_timeout(configured: Option<Duration>, fields: &HeaderMap) -> Option<Duration> {
+    configured.into_iter().chain(grpc::timeout(fields)).min()
 }
 
 fn failed(error: Error, picked: &Picked) -> Error {

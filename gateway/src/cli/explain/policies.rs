@@ -186,6 +186,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     let Upstream {
         name: _,
         endpoints,
+        protocol,
         balance,
         health,
         connect_timeout,
@@ -212,6 +213,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         .collect();
     let whole = whole_timeout.map(|time| format_duration(time).to_string());
     found.extend([
+        policy("protocol", protocol.name()),
         policy("balance", algorithm(&balance.algorithm)),
         policy("slow_start", format_duration(balance.slow_start)),
         policy("panic_threshold", balance.panic_threshold),

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{RawBalance, RawEjection, RawEjectionSection, Section, TextOr};
+use crate::config::Protocol;
 use crate::config::health::RawHealth;
 use crate::config::retry::RawRetry;
 
@@ -12,6 +13,8 @@ use crate::config::retry::RawRetry;
 pub(in crate::config) struct RawUpstream {
     /// At least one.
     pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    #[serde(default)]
+    pub(in crate::config) protocol: Protocol,
     /// How one of them is chosen.
     #[serde(default = "balance")]
     pub(in crate::config) balance: RawBalance,

@@ -80,6 +80,7 @@ impl Scan {
             let line = bytes.get(self.line..end).and_then(|line| line.strip_suffix(b"\r"));
             let is_empty =
                 line.ok_or_else(|| bad("a line of the head ends without CR"))?.is_empty();
+            self.check_request_line(end, limits)?;
             (self.line, self.looked) = (end + 1, end + 1);
             if !is_empty {
                 self.lines += 1;
@@ -101,13 +102,8 @@ impl Scan {
             }
         }
         self.looked = bytes.len();
+        self.check_request_line(bytes.len(), limits)?;
         self.check_size(bytes.len(), limits)?;
-        if self.section == Section::Request
-            && self.lines == 0
-            && bytes.len() - self.begin > limits.target_bytes + METHOD_AND_VERSION_BYTES
-        {
-            return Err(Kind::TargetTooLong.into());
-        }
         Ok(None)
     }
 
@@ -129,6 +125,15 @@ impl Scan {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Before the size of the head, so that the answer does not depend on how much has come.
+    fn check_request_line(&self, end: usize, limits: &Limits) -> Result<(), Error> {
+        let is_request_line = self.section == Section::Request && self.lines == 0;
+        if is_request_line && end - self.begin > limits.target_bytes + METHOD_AND_VERSION_BYTES {
+            return Err(Kind::TargetTooLong.into());
+        }
+        Ok(())
     }
 
     fn check_size(&self, end: usize, limits: &Limits) -> Result<(), Error> {
@@ -542,6 +547,11 @@ mod tests {
             Kind::TargetTooLong
         );
         assert_eq!(kind(&format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(500))), Kind::HeadTooLarge);
+        let both = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(600));
+        for piece in [1, 7, 300, both.len()] {
+            let error = read(both.as_bytes(), piece).unwrap_err();
+            assert_eq!(error.kind(), Kind::TargetTooLong, "{piece}");
+        }
         assert_eq!(
             kind(&format!("GET / HTTP/1.1\r\n{}", "X: x\r\n".repeat(6))),
             Kind::HeadTooLarge

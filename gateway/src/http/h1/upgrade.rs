@@ -7,6 +7,8 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, Version};
 
+use crate::base::random::random;
+
 /// Marks a request that asks to become a WebSocket.
 #[derive(Clone, Copy, Debug)]
 pub struct WebSocket;
@@ -40,7 +42,31 @@ pub fn ask(headers: &mut HeaderMap) {
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
 }
 
+/// A key for a request that the gateway makes: 16 random bytes in base64.
+pub fn key() -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits = u128::from(random()) << 64 | u128::from(random());
+    // 21 characters of six bits, and one of the last two bits.
+    let shifted = (0..21).map(|at| bits >> (122 - 6 * at)).chain([bits << 4]);
+    let letter = |bits: u128| ALPHABET.get((bits & 0x3f) as usize).copied().map(char::from);
+    shifted.filter_map(letter).chain(['=', '=']).collect()
+}
+
 fn is_key(key: &[u8]) -> bool {
     let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
     key.len() == KEY_BYTES && key.strip_suffix(b"==").is_some_and(|key| key.iter().all(is_base64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_keys_and_differ() {
+        let (one, other) = (key(), key());
+        assert!(is_key(one.as_bytes()), "{one}");
+        let bits = one.strip_suffix("==").unwrap();
+        assert!(bits.ends_with(['A', 'Q', 'g', 'w']), "bits too many: {one}");
+        assert_ne!(one, other);
+    }
 }

@@ -59,6 +59,7 @@ fn builder(bounds: &Bounds) -> Builder {
     let mut builder = Builder::new();
     let head_bytes = u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX);
     builder
+        .enable_connect_protocol()
         .max_concurrent_streams(bounds.streams)
         .max_header_list_size(head_bytes)
         .initial_window_size(STREAM_WINDOW_BYTES)

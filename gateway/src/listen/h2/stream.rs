@@ -8,12 +8,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderMap, HeaderValue,
+    SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
 };
 use http::request::Parts;
+use http::response;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::sleep_until;
@@ -23,6 +26,8 @@ use crate::config::Bounds;
 use crate::http::body::{Incoming, StreamBody};
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1::server::Answer as _;
+use crate::http::h1::upgrade::{self, WebSocket};
+use crate::http::headers;
 use crate::listen::connection::fires;
 use crate::listen::h2::wire::Life;
 use crate::observe::Counters;
@@ -129,6 +134,29 @@ fn as_one_message(head: &mut Parts) {
         entry.insert(host);
     }
     join_cookies(&mut head.headers);
+    if head.method == Method::CONNECT
+        && head
+            .extensions
+            .get::<Protocol>()
+            .is_some_and(|protocol| protocol.as_str() == "websocket")
+    {
+        ask_for_websocket(head);
+    }
+}
+
+/// A WebSocket is asked for with CONNECT here, and with GET everywhere else (RFC 8441, section 5).
+fn ask_for_websocket(head: &mut Parts) {
+    head.method = Method::GET;
+    head.extensions.insert(WebSocket);
+    head.headers.insert(SEC_WEBSOCKET_KEY, headers::value(&upgrade::key()));
+}
+
+/// The answer to that, which has no status of its own here.
+fn grant_websocket(head: &mut response::Parts) {
+    head.status = StatusCode::OK;
+    for name in [UPGRADE, SEC_WEBSOCKET_ACCEPT] {
+        head.headers.remove(name);
+    }
 }
 
 /// A client may send each cookie in a field of its own (RFC 9113, section 8.2.3).
@@ -160,6 +188,9 @@ async fn send(
 ) {
     let (mut head, body) = response.into_parts();
     let mut body = pin!(body);
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        grant_websocket(&mut head);
+    }
     head.headers.remove(CONNECTION);
     let length = body.size_hint().exact().filter(|length| *length > 0);
     if let Some(length) = length

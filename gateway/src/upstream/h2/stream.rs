@@ -1,0 +1,270 @@
+//! One request over a shared connection, from its head to the end of its answer.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Reason, SendStream};
+use http::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
+use http::request::Parts;
+use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
+use http::{Request, Response, Version};
+use http_body::{Body as _, Frame};
+use tokio::time::Instant;
+
+use super::{Shared, State, Trunk};
+use crate::base::error::{Error, Kind};
+use crate::http::body::{RequestBody, StreamBody};
+use crate::http::deadline::Deadline;
+use crate::http::grpc;
+use crate::http::h1::upgrade::WebSocket;
+use crate::upstream::connection::Failure;
+
+/// A place on a connection.
+#[derive(Debug)]
+pub(super) struct Stream {
+    sender: SendRequest<Bytes>,
+    place: Place,
+}
+
+/// Counts a stream for as long as it is open.
+#[derive(Debug)]
+struct Place {
+    trunk: Rc<Trunk>,
+    state: Rc<State>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let State { streams, idle_until, keep, .. } = &*self.state;
+        streams.set(streams.get().saturating_sub(1));
+        if streams.get() == 0 {
+            idle_until.set(Instant::now() + *keep);
+        }
+        self.trunk.changed.notify_one();
+    }
+}
+
+impl Stream {
+    pub(super) fn new(trunk: &Rc<Trunk>, connection: &Shared) -> Self {
+        let state = Rc::clone(&connection.state);
+        state.streams.set(state.streams.get() + 1);
+        let place = Place { trunk: Rc::clone(trunk), state };
+        Self { sender: connection.sender.clone(), place }
+    }
+
+    /// Sends `request` and waits for the head of the answer.
+    pub(super) async fn send(
+        mut self,
+        request: Request<RequestBody>,
+        response_timeout: Duration,
+        deadline: &Deadline,
+    ) -> Result<Response<Exchange>, Failure> {
+        let (head, body) = request.into_parts();
+        if head.extensions.get::<WebSocket>().is_some() {
+            let detail = "this service takes no WebSockets: it is asked over HTTP/2";
+            return Err(Failure::Final(Error::new(Kind::NotImplemented, detail)));
+        }
+        let is_whole = body.is_end_stream();
+        let opened = match self.ready(deadline).await {
+            Ok(()) => self.sender.send_request(on_the_wire(&head), is_whole).map_err(|error| {
+                self.place.state.is_usable.set(!error.is_go_away() && !error.is_io());
+                error_of(&error)
+            }),
+            Err(error) => Err(error),
+        };
+        let (mut answer, stream) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                return Err(Failure::Unsent(Box::new(Request::from_parts(head, body)), error));
+            }
+        };
+        deadline.send(!is_whole, response_timeout);
+        let mut upload = Upload { body, stream, piece: Bytes::new(), moved: false, done: is_whole };
+        let answer = poll_fn(|context| {
+            if let Poll::Ready(Err(error)) = upload.poll(context) {
+                return Poll::Ready(Err((error, false)));
+            }
+            match Pin::new(&mut answer).poll(context) {
+                Poll::Ready(Ok(answer)) => Poll::Ready(Ok(answer)),
+                Poll::Ready(Err(error)) => {
+                    Poll::Ready(Err((error_of(&error), was_not_processed(&error))))
+                }
+                Poll::Pending if deadline.has_passed() => {
+                    Poll::Ready(Err((deadline.error(), false)))
+                }
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        match answer.await {
+            Ok(answer) => {
+                deadline.answered();
+                let (head, stream) = answer.into_parts();
+                let body = StreamBody::new(stream, &head.headers);
+                let exchange = Exchange { body, upload, _place: self.place };
+                Ok(Response::from_parts(head, exchange))
+            }
+            Err((error, true)) if !upload.moved => {
+                let request = Request::from_parts(head, upload.body);
+                Err(Failure::Unsent(Box::new(request), error))
+            }
+            Err((error, _)) => Err(Failure::Final(error)),
+        }
+    }
+
+    async fn ready(&mut self, deadline: &Deadline) -> Result<(), Error> {
+        let ready = poll_fn(|context| match self.sender.poll_ready(context) {
+            Poll::Ready(ready) => Poll::Ready(ready.map_err(|error| error_of(&error))),
+            Poll::Pending if deadline.has_passed() => Poll::Ready(Err(deadline.error())),
+            Poll::Pending => Poll::Pending,
+        });
+        let ready = ready.await;
+        if ready.is_err() {
+            // It said goodbye or broke: it takes no more.
+            self.place.state.is_usable.set(false);
+        }
+        ready
+    }
+}
+
+/// A request and its answer, once the head of that is there. Dropping it before its end resets the stream.
+#[derive(Debug)]
+pub struct Exchange {
+    body: StreamBody,
+    upload: Upload,
+    _place: Place,
+}
+
+impl Exchange {
+    /// The next frame of the answer's body.
+    pub fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.poll_upload(context);
+        self.body.poll_frame(context).map_err(|error| error_of(&error))
+    }
+
+    /// Sends more of the request.
+    pub fn poll_upload(&mut self, context: &mut Context<'_>) {
+        // What goes wrong with it shows in the answer.
+        drop(self.upload.poll(context));
+    }
+
+    /// Bytes that are still to come of the answer's body, if their number is known.
+    pub fn exact(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+
+    /// Whether the answer is at its end, trailers included.
+    pub fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+/// The body of a request on its way out.
+#[derive(Debug)]
+struct Upload {
+    body: RequestBody,
+    stream: SendStream<Bytes>,
+    piece: Bytes,
+    /// Whether anything of the body was taken.
+    moved: bool,
+    done: bool,
+}
+
+impl Upload {
+    /// Sends as much as the endpoint has room for. Fails with what is wrong on the client's side; what is on the other
+    /// shows in the answer.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        while !self.done {
+            if !self.piece.is_empty() {
+                ready!(self.pass_on(context));
+                continue;
+            }
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => {
+                    self.moved = true;
+                    match frame.into_data() {
+                        Ok(data) => self.piece = data,
+                        Err(frame) => {
+                            let trailers = frame.into_trailers().unwrap_or_default();
+                            self.done = true;
+                            self.stream.send_trailers(trailers).ok();
+                        }
+                    }
+                }
+                Some(Err(error)) => {
+                    self.done = true;
+                    self.stream.send_reset(Reason::CANCEL);
+                    return Poll::Ready(Err(error));
+                }
+                None => {
+                    self.done = true;
+                    self.stream.send_data(Bytes::new(), true).ok();
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn pass_on(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.stream.reserve_capacity(self.piece.len());
+        let mut room = self.stream.capacity();
+        while room == 0 {
+            match ready!(self.stream.poll_capacity(context)) {
+                Some(Ok(more)) => room = more,
+                Some(Err(_)) | None => {
+                    self.done = true;
+                    return Poll::Ready(());
+                }
+            }
+        }
+        let part = self.piece.split_to(room.min(self.piece.len()));
+        let last = self.piece.is_empty() && self.body.is_end_stream();
+        self.done = self.stream.send_data(part, last).is_err() || last;
+        Poll::Ready(())
+    }
+}
+
+/// The head as HTTP/2 has it. Its own is kept, for the endpoint may hand the request back.
+fn on_the_wire(head: &Parts) -> Request<()> {
+    let mut request = Request::new(());
+    let mut headers = head.headers.clone();
+    headers.remove(CONNECTION);
+    headers.remove(UPGRADE);
+    if grpc::is_grpc(&headers) {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    let host = headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    *request.version_mut() = Version::HTTP_11;
+    *request.uri_mut() = head.uri.clone();
+    if let Some(authority) = host {
+        headers.remove(HOST);
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(authority);
+        let path = head.uri.path_and_query().cloned();
+        parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+            *request.version_mut() = Version::HTTP_2;
+        }
+    }
+    *request.method_mut() = head.method.clone();
+    *request.headers_mut() = headers;
+    request
+}
+
+/// Whether the endpoint promises that it did nothing with the request (RFC 9113, section 8.7).
+fn was_not_processed(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
+}
+
+fn error_of(error: &h2::Error) -> Error {
+    if error.is_library() { Kind::UpstreamProtocol.into() } else { Kind::UpstreamReset.into() }
+}
