@@ -346,3 +346,65 @@ fn root_makes_the_folder_for_the_user_that_the_daemon_becomes() -> Result {
     assert_eq!((file.uid(), file.mode() & 0o027), (NOBODY, 0));
     gateway.stop()
 }
+
+#[test]
+fn a_trace_of_a_trusted_peer_is_continued_and_a_new_one_begins_for_others() -> Result {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const SPAN: &str = "00f067aa0ba902b7";
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, "hello"))?;
+    let address = site.free_address()?;
+    let template = json!({"format": "{trace_id} {span_id} {request_id}"});
+    let (mut gateway, mut config, path) = logging(&site, (address, origin.address), template)?;
+    gateway.start()?;
+    let parent = format!("00-{TRACE}-{SPAN}-01");
+    let request = format!(
+        "GET / HTTP/1.1\r\nhost: a\r\ntraceparent: {parent}\r\ntracestate: a=1\r\n\
+         b3: 0\r\nX_B3_TraceId: {SPAN}\r\n\r\n"
+    );
+    let mut client = site.connect(None, address)?;
+    let mut ask = || -> Result<Vec<(String, String)>> {
+        client.send(request.as_bytes())?;
+        assert_eq!(client.receive()?.status, 200);
+        let mut headers = origin.requests().pop().context("nothing was asked")?.headers;
+        headers.retain(|(name, _)| name.starts_with("trace") || name.contains("b3"));
+        headers.sort();
+        Ok(headers)
+    };
+    let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let untouched = [
+        text("b3", "0"),
+        text("traceparent", &parent),
+        text("tracestate", "a=1"),
+        text("x_b3_traceid", SPAN),
+    ];
+    assert_eq!(ask()?, untouched, "nobody asked for more");
+    assert!(lines(&path, 1)?[0].starts_with("- - "));
+
+    let mut reload = |tracing: Value| -> Result {
+        config["tracing"] = tracing;
+        gateway.write_config(config.clone())?;
+        gateway.cli(&["reload"])?.ok()?;
+        Ok(())
+    };
+    reload(json!({"propagate": ["w3c", "b3"], "trust": "everyone"}))?;
+    let sent = ask()?;
+    let line = lines(&path, 2)?[1].clone();
+    let ids: Vec<&str> = line.split(' ').collect();
+    assert_eq!(ids[0], TRACE, "{line}");
+    assert!(ids[1].len() == 16 && ids[1] != SPAN, "the hop is a span of its own: {line}");
+    let continued = [
+        text("b3", &format!("{TRACE}-{}-1-{SPAN}", ids[1])),
+        text("traceparent", &format!("00-{TRACE}-{}-01", ids[1])),
+        text("tracestate", "a=1"),
+    ];
+    assert_eq!(sent, continued);
+
+    reload(json!({"propagate": ["w3c"], "sample": "0%"}))?;
+    let sent = ask()?;
+    let line = lines(&path, 3)?[2].clone();
+    let ids: Vec<&str> = line.split(' ').collect();
+    assert_eq!(ids[0], ids[2], "the request's id is the new trace's");
+    assert_eq!(sent, [text("traceparent", &format!("00-{}-{}-00", ids[0], ids[1]))]);
+    gateway.stop()
+}

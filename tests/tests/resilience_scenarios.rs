@@ -3,15 +3,16 @@
 #![expect(clippy::disallowed_methods, reason = "tests measure real time from outside")]
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use harness::Result;
 use harness::client::{Client, Response};
 use harness::gateway::Gateway;
 use harness::namespace::Namespace;
 use harness::origin::{Origin, Reply, Request};
+use harness::{Result, wait_for};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -205,7 +206,7 @@ fn a_body_is_replayed_as_far_as_it_was_kept() -> Result {
     let site = Site::new()?;
     let liar = site.origin(|_| Reply::Close)?;
     let honest = site.origin(ok)?;
-    let settings = json!({"retry": {"buffer": "1KiB"}});
+    let settings = json!({"retry": {"buffer": "1KiB"}, "ejection": "off"});
     let gateway = site.gateway(&[liar.address, honest.address], settings)?;
     let chunked = |bytes: usize| -> Result<u16> {
         let mut client = site.connect()?;
@@ -271,7 +272,7 @@ fn statuses_are_retried_if_asked_for_and_retry_after_is_respected() -> Result {
         _ => Reply::Answer(503, "busy"),
     })?;
     let honest = site.origin(ok)?;
-    let settings = json!({"retry": {"on": [503], "backoff": "1ms..2ms"}});
+    let settings = json!({"retry": {"on": [503], "backoff": "1ms..2ms"}, "ejection": "off"});
     let gateway = site.gateway(&[busy.address, honest.address], settings)?;
     let answers = |path: &str| -> Result<Vec<u16>> {
         let mut found: Vec<u16> = Vec::new();
@@ -305,5 +306,192 @@ fn the_budget_bounds_retries_when_everything_is_sick() -> Result {
     let seconds = start.elapsed().as_secs() as usize + 1;
     assert!(retries <= REQUESTS / 5 + 10 + seconds, "{retries} in {seconds} s");
     assert!(counted(&gateway, "/retries_refused/budget")? > 0);
+    Ok(())
+}
+
+/// The guards of the service as `gateway status` shows them.
+fn guard(gateway: &Gateway<'_>, pointer: &str) -> Result<Value> {
+    let status = gateway.status()?;
+    let value = status.pointer(&format!("/guards/0{pointer}")).cloned();
+    value.ok_or_else(|| anyhow::anyhow!("no {pointer} in {status}"))
+}
+
+#[test]
+fn a_breaker_opens_answers_at_once_and_closes_again() -> Result {
+    let site = Site::new()?;
+    let sick = Arc::new(AtomicBool::new(true));
+    let flapping = site.origin({
+        let sick = Arc::clone(&sick);
+        move |_| match sick.load(Ordering::Relaxed) {
+            true => Reply::Answer(503, "sick"),
+            false => Reply::Answer(200, "ok"),
+        }
+    })?;
+    let settings = json!({"breaker": {"failures": 3, "open_for": "400ms", "half_open": 2}});
+    let gateway = site.gateway(&[flapping.address], settings)?;
+    for _ in 0..3 {
+        assert_eq!(site.get("/")?.text(), "sick");
+    }
+    let answer = site.get("/")?;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+    assert_eq!(flapping.requests().len(), 3, "it is left alone");
+    assert_eq!(guard(&gateway, "/breakers/0/state")?, json!("open"));
+
+    // A probe fails: it opens again.
+    let probed = |count: usize| {
+        wait_for("a probe", PATIENCE, || {
+            let answer = site.get("/")?;
+            Ok((flapping.requests().len() >= count).then_some(answer))
+        })
+    };
+    assert_eq!(probed(4)?.text(), "sick");
+    assert_eq!(guard(&gateway, "/breakers/0/opened")?, json!(2));
+
+    // It stays open when the configuration is loaded again, and closes after two probes that pass.
+    let more = json!({"breaker": {"failures": 4, "open_for": "1s", "half_open": 2}});
+    gateway.write_config(site.config(&[flapping.address], more))?;
+    gateway.cli(&["reload"])?.ok()?;
+    assert_eq!(guard(&gateway, "/breakers/0/opened")?, json!(2));
+    sick.store(false, Ordering::Relaxed);
+    assert_eq!(probed(5)?.text(), "ok");
+    assert_eq!(site.get("/")?.text(), "ok");
+    assert_eq!(guard(&gateway, "/breakers/0/state")?, json!("closed"));
+    let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+    let opened = r#"gateway_upstream_breaker_opened_total{upstream="service",endpoint=""} 2"#;
+    assert!(metrics.contains(opened), "{metrics}");
+    assert!(metrics.contains(r#"gateway_request_errors_total{kind="breaker_open"}"#), "{metrics}");
+    assert!(gateway.log().contains("a circuit breaker has changed"), "{}", gateway.log());
+    Ok(())
+}
+
+#[test]
+fn an_endpoint_with_an_open_breaker_is_passed_over_and_a_fallback_stands_in() -> Result {
+    let site = Site::new()?;
+    let sick = site.origin(|_| Reply::Answer(502, "sick"))?;
+    let honest = site.origin(ok)?;
+    let settings = json!({"breaker": {"failures": 2, "per": "endpoint"}});
+    let gateway = site.gateway(&[sick.address, honest.address], settings)?;
+    let answers: Vec<u16> = (0..12).map(|_| Ok(site.get("/")?.status)).collect::<Result<_>>()?;
+    assert_eq!(answers.iter().filter(|status| **status == 502).count(), 2, "{answers:?}");
+    assert_eq!(sick.requests().len(), 2);
+    drop((gateway, honest));
+
+    let fallback = json!({
+        "status": 203, "headers": {"content-type": "text/plain"}, "body": "yesterday's news",
+    });
+    let settings = json!({
+        "breaker": {"failures": 1, "per": "both", "fallback": fallback},
+        "retry": {"attempts": 1},
+    });
+    let _gateway = site.gateway(&[site.nobody()?], settings)?;
+    assert_eq!(site.get("/")?.status, 502);
+    let answer = site.get("/")?;
+    assert_eq!((answer.status, &*answer.text()), (203, "yesterday's news"));
+    assert_eq!(answer.header("content-type"), Some("text/plain"));
+    Ok(())
+}
+
+#[test]
+fn beyond_the_limit_requests_are_refused_wait_or_are_shed() -> Result {
+    let site = Site::new()?;
+    let release = Arc::new(AtomicBool::new(false));
+    let held = Arc::new(AtomicUsize::new(0));
+    let slow = site.origin({
+        let (release, held) = (Arc::clone(&release), Arc::clone(&held));
+        move |request| {
+            if request.line.contains("/hold") {
+                held.fetch_add(1, Ordering::Relaxed);
+                while !release.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            ok(request)
+        }
+    })?;
+    let settings = json!({"concurrency": {"limit": 10, "queue": 1, "wait": "60s"}, "timeout": {"response": "60s"}});
+    let mut config = site.config(&[slow.address], settings);
+    config["routes"] = json!([
+        {"match": {"path": "/low"}, "upstream": "service", "priority": "low"},
+        {"match": {"path": "/{rest*}"}, "upstream": "service"},
+    ]);
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let hold = |path: &str| -> Result<Client> {
+        let mut client = site.connect()?;
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes())?;
+        Ok(client)
+    };
+    let mut clients = (0..9).map(|_| hold("/hold")).collect::<Result<Vec<_>>>()?;
+    wait_for("nine at once", PATIENCE, || Ok((held.load(Ordering::Relaxed) == 9).then_some(())))?;
+    let shed = site.get("/low")?;
+    assert_eq!((shed.status, shed.header("retry-after")), (503, Some("1")), "nine of ten");
+    assert_eq!(site.get("/")?.status, 200, "there is room for others");
+    clients.push(hold("/hold")?);
+    wait_for("ten at once", PATIENCE, || Ok((held.load(Ordering::Relaxed) == 10).then_some(())))?;
+    let mut waiting = hold("/")?;
+    wait_for("one who waits", PATIENCE, || {
+        Ok((guard(&gateway, "/concurrency/waiting")? == json!(1)).then_some(()))
+    })?;
+    assert_eq!(site.get("/")?.status, 503, "the queue is full");
+    assert_eq!(guard(&gateway, "/concurrency/active")?, json!(10));
+    release.store(true, Ordering::Relaxed);
+    assert_eq!(waiting.receive()?.status, 200);
+    for client in &mut clients {
+        assert_eq!(client.receive()?.status, 200);
+    }
+    wait_for("nobody at all", PATIENCE, || {
+        Ok((guard(&gateway, "/concurrency/active")? == json!(0)).then_some(()))
+    })?;
+    let errors = gateway.status()?["proxy"]["requests"]["errors"].clone();
+    assert_eq!((&errors["shed"], &errors["concurrency_limit"]), (&json!(1), &json!(1)));
+    Ok(())
+}
+
+#[test]
+fn an_adaptive_limit_holds_back_what_a_slow_service_cannot_bear() -> Result {
+    let site = Site::new()?;
+    // One at a time: whatever is sent beyond that waits in the service.
+    let turn = Arc::new(Mutex::new(()));
+    let busy = site.origin(move |request| {
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        std::thread::sleep(Duration::from_millis(5));
+        ok(request)
+    })?;
+    let settings = json!({"concurrency": {"limit": "adaptive", "min": 2, "max": 30}});
+    let gateway = site.gateway(&[busy.address], settings)?;
+    let refused = AtomicUsize::new(0);
+    let deadline = Instant::now() + PATIENCE;
+    let shrunk = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result {
+        let load = || -> Result {
+            let mut client = site.connect()?;
+            while !shrunk.load(Ordering::Relaxed) && Instant::now() < deadline {
+                if client.get("/")?.status == 503 {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            Ok(())
+        };
+        // First alone, so that what is usual is learnt, then many.
+        let alone = scope.spawn(|| -> Result {
+            let mut client = site.connect()?;
+            (0..60).try_for_each(|_| client.get("/").map(drop))
+        });
+        alone.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        let clients: Vec<_> = (0..24).map(|_| scope.spawn(load)).collect();
+        let smaller = wait_for("a smaller limit", PATIENCE, || {
+            let limit = guard(&gateway, "/concurrency/limit")?.as_u64().unwrap_or(0);
+            Ok((limit < 15).then_some(limit))
+        });
+        shrunk.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        }
+        assert!(smaller? >= 2);
+        Ok(())
+    })?;
+    assert!(refused.into_inner() > 0);
     Ok(())
 }

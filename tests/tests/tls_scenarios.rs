@@ -468,13 +468,6 @@ fn services_are_talked_to_over_tls_and_only_those_that_prove_who_they_are() -> R
     let answer = site.connect(None, listen)?.get("/")?;
     assert!(answer.status == 200 && !answer.text().contains("client-cert"), "{}", answer.text());
 
-    let mut multiplexed = outer(good.clone());
-    multiplexed["upstreams"]["users"]["protocol"] = json!("h2");
-    gateway.write_config(multiplexed)?;
-    gateway.cli(&["reload"])?.ok()?;
-    let answer = site.connect(None, listen)?.get("/")?;
-    assert!(answer.status == 200 && answer.text().contains("client-cert"), "{}", answer.text());
-
     gateway.write_config(outer(good))?;
     gateway.cli(&["reload"])?.ok()?;
     let before = counter(&service, "/handshakes/done/full")?;
@@ -486,6 +479,33 @@ fn services_are_talked_to_over_tls_and_only_those_that_prove_who_they_are() -> R
         let done = counter(&service, "/handshakes/done/full")?;
         Ok((done >= before + 2).then_some(()))
     })?;
+    Ok(())
+}
+
+#[test]
+fn services_are_asked_over_http_2_and_tls() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let server = authority.issue("service", &["users.internal"])?;
+    let (inner, listen) = (site.free_address()?, site.free_address()?);
+    let tls = json!({"certificates": [server.json()]});
+    let mut service = Gateway::unprivileged(site.namespace.as_ref(), config(inner, tls, "echo"))?;
+    service.start()?;
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "kernel": {"attach": "off"},
+        "upstreams": {"users": {
+            "endpoints": [inner.to_string()], "protocol": "h2",
+            "tls": {"ca": authority.ca(), "server_name": "users.internal"},
+        }},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "users"}],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let mut client = site.connect(None, listen)?;
+    for _ in 0..3 {
+        assert_eq!(client.get("/")?.status, 200);
+    }
+    assert_eq!(counter(&service, "/handshakes/done/full")?, 1);
     Ok(())
 }
 

@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::certificates::CertificateView;
+use super::guards::GuardView;
 use super::monitor::{Events, Top};
 use super::query;
 use super::upstreams::UpstreamView;
@@ -353,19 +355,11 @@ pub struct Status {
     /// What is wrong with certificates, or soon will be.
     #[serde(default)]
     pub certificate_notes: Vec<String>,
+    /// Breakers and limits of upstreams.
+    #[serde(default)]
+    pub guards: Vec<GuardView>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
-}
-
-/// A certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CertificateView {
-    /// Where it was read.
-    pub file: String,
-    /// Its host names.
-    pub names: Vec<String>,
-    /// When it ends.
-    pub not_after: UtcMillis,
 }
 
 /// The kernel door.

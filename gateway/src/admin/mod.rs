@@ -6,7 +6,9 @@
 
 pub mod api;
 pub mod asker;
+pub mod certificates;
 pub mod client;
+pub mod guards;
 pub mod handover;
 pub mod monitor;
 pub mod query;

@@ -3,6 +3,7 @@
 //! It knows nothing of HTTP statuses (`http::problem` maps it) and carries no text that a client must not read.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Whose fault an error is. An upstream's or the gateway's fault never counts against a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,12 @@ pub enum Kind {
     UpstreamReset,
     /// The endpoint's answer is not HTTP.
     UpstreamProtocol,
+    /// The breaker of the service is open: it failed too often.
+    BreakerOpen,
+    /// The service has as many requests as it may at once.
+    ConcurrencyLimit,
+    /// The service is nearly at that limit, and other requests are more important.
+    Shed,
     /// The service has no endpoint that may take a request.
     UpstreamUnavailable,
     /// The gateway has no descriptor, port or memory left for the request.
@@ -58,7 +65,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::BadRequest,
         Self::TargetTooLong,
         Self::HeadTooLarge,
@@ -75,6 +82,9 @@ impl Kind {
         Self::UpstreamTimeout,
         Self::UpstreamReset,
         Self::UpstreamProtocol,
+        Self::BreakerOpen,
+        Self::ConcurrencyLimit,
+        Self::Shed,
         Self::UpstreamUnavailable,
         Self::Overloaded,
     ];
@@ -98,6 +108,9 @@ impl Kind {
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
+            Self::BreakerOpen => "breaker_open",
+            Self::ConcurrencyLimit => "concurrency_limit",
+            Self::Shed => "shed",
             Self::UpstreamUnavailable => "upstream_unavailable",
             Self::Overloaded => "overloaded",
         }
@@ -122,15 +135,24 @@ impl Kind {
             | Self::UpstreamTimeout
             | Self::UpstreamReset
             | Self::UpstreamProtocol
-            | Self::UpstreamUnavailable => Blame::Upstream,
-            Self::Overloaded => Blame::Gateway,
+            | Self::UpstreamUnavailable
+            | Self::BreakerOpen => Blame::Upstream,
+            Self::ConcurrencyLimit | Self::Shed | Self::Overloaded => Blame::Gateway,
         }
     }
 
     /// Whether nothing reached a service, so that the same request may be sent once more without harm.
     pub fn retryable(self) -> bool {
-        use Kind::{Overloaded, UpstreamConnect, UpstreamTls, UpstreamUnavailable};
-        matches!(self, UpstreamConnect | UpstreamTls | UpstreamUnavailable | Overloaded)
+        matches!(
+            self,
+            Self::UpstreamConnect
+                | Self::UpstreamTls
+                | Self::UpstreamUnavailable
+                | Self::BreakerOpen
+                | Self::ConcurrencyLimit
+                | Self::Shed
+                | Self::Overloaded
+        )
     }
 }
 
@@ -140,17 +162,23 @@ pub struct Error {
     kind: Kind,
     detail: &'static str,
     allow: Option<String>,
+    retry_after: Duration,
 }
 
 impl Error {
     /// An error with a sentence for the client: what was wrong and what to do.
     pub fn new(kind: Kind, detail: &'static str) -> Self {
-        Self { kind, detail, allow: None }
+        Self { kind, detail, allow: None, retry_after: Duration::ZERO }
     }
 
     /// The route has other methods: `allow` lists them as in the header of that name.
     pub fn method_not_allowed(allow: String) -> Self {
         Self { allow: Some(allow), ..Kind::MethodNotAllowed.into() }
+    }
+
+    /// The breaker of the service stays open for so long.
+    pub fn breaker_open(retry_after: Duration) -> Self {
+        Self { retry_after, ..Kind::BreakerOpen.into() }
     }
 
     /// What went wrong.
@@ -161,6 +189,21 @@ impl Error {
     /// The sentence for the client.
     pub fn detail(&self) -> &'static str {
         self.detail
+    }
+
+    /// Seconds after which trying again may help, at least 1; `None` where it would not.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        match self.kind {
+            Kind::UpstreamUnavailable
+            | Kind::BreakerOpen
+            | Kind::ConcurrencyLimit
+            | Kind::Shed
+            | Kind::Overloaded => {
+                let started = u64::from(self.retry_after.subsec_nanos() > 0);
+                Some((self.retry_after.as_secs() + started).max(1))
+            }
+            _ => None,
+        }
     }
 
     /// The methods of the route, if that is what was wrong.
@@ -189,6 +232,9 @@ impl From<Kind> for Error {
                 Kind::UpstreamTimeout => "the service did not answer in time",
                 Kind::UpstreamReset => "the service closed the connection before it had answered",
                 Kind::UpstreamProtocol => "the service gave an answer that is not valid HTTP",
+                Kind::BreakerOpen => "the service is out of order; try again later",
+                Kind::ConcurrencyLimit => "the service is busy; try again",
+                Kind::Shed => "the service is busy with what is more important; try again",
                 Kind::UpstreamUnavailable => "the service is not available at the moment",
                 Kind::Overloaded => "too much is going on at the moment; try again",
             },

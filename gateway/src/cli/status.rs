@@ -6,6 +6,7 @@ use super::output::Output;
 use super::place::Place;
 use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, InterfaceStatus, KernelStatus, Request, Status};
+use crate::admin::guards;
 use crate::admin::upstreams::{EndpointView, UpstreamView};
 use crate::base::time::utc;
 
@@ -38,6 +39,9 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
     }
     for note in &status.certificate_notes {
         output.line(&format!("  certificate    {note}"))?;
+    }
+    for line in guards::lines(&status.guards) {
+        output.line(&format!("  upstream       {line}"))?;
     }
     let row = |counter: &crate::admin::api::CounterView| {
         let (reason, verdict) = (counter.reason.clone(), counter.verdict.clone());

@@ -81,6 +81,8 @@ pub enum Redact {
 pub enum Field {
     Time,
     RequestId,
+    TraceId,
+    SpanId,
     Client,
     Peer,
     Method,
@@ -110,9 +112,11 @@ pub enum Field {
 
 impl Field {
     /// All of them but header fields, in the order of a JSON line.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Time,
         Self::RequestId,
+        Self::TraceId,
+        Self::SpanId,
         Self::Client,
         Self::Peer,
         Self::Method,
@@ -143,6 +147,8 @@ impl Field {
         match self {
             Self::Time => "time",
             Self::RequestId => "request_id",
+            Self::TraceId => "trace_id",
+            Self::SpanId => "span_id",
             Self::Client => "client",
             Self::Peer => "peer",
             Self::Method => "method",

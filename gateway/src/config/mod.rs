@@ -8,6 +8,8 @@ mod access_log;
 mod at;
 mod balance;
 mod bounds;
+mod breaker;
+mod concurrency;
 mod de;
 mod diagnostic;
 mod forms;
@@ -20,6 +22,7 @@ mod raw;
 mod retry;
 mod routes;
 mod tls;
+mod tracing;
 mod tree;
 mod upstreams;
 mod value;
@@ -40,11 +43,13 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
+pub use self::breaker::{Breaker, Fallback};
+pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::health::{Health, Probe};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
-pub use self::retry::{Backoff, Retry, RetryOn};
+pub use self::retry::{Backoff, FailureSet, Retry};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
@@ -52,6 +57,7 @@ pub use self::routes::{
 pub use self::tls::{
     AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,
 };
+pub use self::tracing::{TraceFormat, TraceTrust, Tracing};
 
 use self::at::At;
 use self::diagnostic::{Problem, Span, explain};
@@ -173,6 +179,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         },
         metrics,
         access_log: access_log::access_log(&raw.access_log, at.key("access_log")),
+        tracing: tracing::tracing(&raw.tracing, at.key("tracing")),
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
@@ -250,6 +257,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is written down of requests; `None`: nothing.
     pub access_log: Option<AccessLog>,
+    /// Which traces requests belong to; `None`: that is left to clients and upstreams.
+    pub tracing: Option<Tracing>,
     /// The kernel door.
     pub kernel: Kernel,
     /// What a client may make the gateway hold or wait for.
@@ -522,6 +531,10 @@ pub struct Upstream {
     pub whole_timeout: Option<Duration>,
     /// When a request is sent once more.
     pub retry: Retry,
+    /// When it is left alone because it fails; `None` for never.
+    pub breaker: Option<Breaker>,
+    /// How many requests it has at once; `None` for any number.
+    pub concurrency: Option<Concurrency>,
     /// Idle connections kept to one endpoint by one worker.
     pub idle_connections: usize,
     /// How long an idle connection is kept.

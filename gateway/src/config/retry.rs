@@ -25,7 +25,7 @@ pub struct Retry {
     /// Times that a request may be sent, the first included.
     pub attempts: usize,
     /// Failures after which it is.
-    pub on: RetryOn,
+    pub on: FailureSet,
     /// Methods that may reach a service twice.
     pub methods: Vec<Method>,
     /// Pauses before it is.
@@ -36,9 +36,9 @@ pub struct Retry {
     pub buffer_bytes: usize,
 }
 
-/// Failures after which a request is sent once more.
+/// Ways in which a service fails.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RetryOn {
+pub struct FailureSet {
     /// No endpoint could be connected to.
     pub connect_failure: bool,
     /// The connection broke, or what came was no HTTP, before the head of an answer was whole.
@@ -98,7 +98,7 @@ pub(super) fn retry(raw: &RawRetry, at: At<'_>) -> Retry {
     let buffer = size(&raw.buffer, 0..=BUFFER_BYTES_MAX, at.key("buffer"));
     Retry {
         attempts: count(raw.attempts, 1..=ATTEMPTS_MAX, at.key("attempts")).unwrap_or_default(),
-        on: on(&raw.on, at.key("on")),
+        on: failures(&raw.on, at.key("on")),
         methods: own.unwrap_or_else(|| IDEMPOTENT.into()),
         backoff: backoff(&raw.backoff, at.key("backoff")),
         budget: share(&raw.budget, Share::ZERO..=Share::WHOLE, at.key("budget"))
@@ -107,9 +107,9 @@ pub(super) fn retry(raw: &RawRetry, at: At<'_>) -> Retry {
     }
 }
 
-fn on(raw: &[String], at: At<'_>) -> RetryOn {
+pub(super) fn failures(raw: &[String], at: At<'_>) -> FailureSet {
     const WORDS: [&str; 3] = ["connect_failure", "reset", "timeout"];
-    let mut on = RetryOn::default();
+    let mut on = FailureSet::default();
     for (index, text) in raw.iter().enumerate() {
         let at = at.item(index);
         let status = text.parse::<u16>().ok().filter(|status| is_retried(*status));
@@ -127,7 +127,7 @@ fn on(raw: &[String], at: At<'_>) -> RetryOn {
                     Some(word) => format!("did you mean `{word}`?"),
                     None => format!("write {}, 429 or a status from 500 to 599", WORDS.join(", ")),
                 };
-                let message = format!("`{}` is nothing to retry on", shorten(text));
+                let message = format!("`{}` is no way to fail", shorten(text));
                 at.error_with_help(message, help);
                 false
             }

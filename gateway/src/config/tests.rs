@@ -112,6 +112,7 @@ fn everything_has_its_documented_default() {
     assert_eq!(*backoff, Backoff { first: ms(25), max: ms(250) });
     assert_eq!(config.state.dir, default_paths().state_dir);
     assert_eq!(config.admin.socket, default_paths().admin_socket);
+    assert_eq!((&config.access_log, &config.tracing), (&None, &None));
     assert_eq!(config.metrics, Metrics { listen: None, max_names: 1000 });
     assert!(config.workers >= 1 && config.routes.is_empty() && config.user.is_none());
 }
@@ -180,14 +181,13 @@ fn what_is_retried() {
         |keys: &str| format!("upstreams: {{a: {{endpoints: [10.0.0.1:80], retry: {{{keys}}}}}}}");
     let config = with(&retry("on: [timeout, 502, 429], methods: [POST], attempts: 1"));
     let own = config.unwrap().upstreams.remove(0).retry;
-    assert_eq!(own.on, RetryOn { timeout: true, statuses: vec![502, 429], ..RetryOn::default() });
-    assert_eq!((own.attempts, own.methods), (1, vec![Method::POST]));
-    only(
-        &retry("on: [conect_failure]"),
-        "`conect_failure` is nothing to retry on",
-        "conect_failure",
+    assert_eq!(
+        own.on,
+        FailureSet { timeout: true, statuses: vec![502, 429], ..FailureSet::default() }
     );
-    only(&retry("on: [404]"), "`404` is nothing to retry on", "404");
+    assert_eq!((own.attempts, own.methods), (1, vec![Method::POST]));
+    only(&retry("on: [conect_failure]"), "`conect_failure` is no way to fail", "conect_failure");
+    only(&retry("on: [404]"), "`404` is no way to fail", "404");
     only(&retry("on: [502, 502]"), "`502` is given twice", "502");
     only(&retry("attempts: 0"), "0 is out of bounds", "0");
     only(&retry("budget: 101%"), "101% is out of bounds", "101%");
@@ -196,6 +196,71 @@ fn what_is_retried() {
     only(&retry("backoff: 25ms"), "`25ms` is no range of pauses", "25ms");
     only(&retry("backoff: 0s..1s"), "`0s` is out of bounds", "0s..1s");
     only(&retry("backoff: 2s..1s"), "`2s..1s` ends before it begins", "2s..1s");
+}
+
+#[test]
+fn when_a_service_is_left_alone() {
+    let upstream = |keys: &str| format!("upstreams: {{a: {{endpoints: [10.0.0.1:80], {keys}}}}}");
+    let service = |keys: &str| with(&upstream(keys)).unwrap().upstreams.remove(0);
+    assert_eq!(service("breaker: {}").breaker, Some(Breaker::default()));
+    assert_eq!(service("idle_connections: 1").breaker, None);
+    let own = service("breaker: {on: [500], per: both, fallback: {body: b, headers: {a: c}}}");
+    let Breaker { on, of_upstream, of_endpoints, fallback, .. } = own.breaker.unwrap();
+    assert!(of_upstream && of_endpoints && on.statuses == [500] && !on.reset);
+    let Fallback { status, headers, body } = fallback.unwrap();
+    assert_eq!((status.as_u16(), &*body), (200, &b"b"[..]));
+    assert_eq!(headers["a"], "c");
+    let breaker = |keys: &str| upstream(&format!("breaker: {{{keys}}}"));
+    only(&breaker("failures: 0"), "0 is out of bounds", "0");
+    only(&breaker("open_for: 0s"), "`0s` leaves no time at all", "0s");
+    only(
+        &breaker("per: route"),
+        "expected `upstream` or `endpoint` or `both`, found `route`",
+        "route",
+    );
+    only(&breaker("fallback: {status: 101}"), "101 is out of bounds", "101");
+    let fields = |fields: &str| breaker(&format!("fallback: {{headers: {{{fields}}}}}"));
+    only(&fields("a b: c"), "`a b` is no name of a header field", "a b");
+    only(
+        &fields("Content-Length: '1'"),
+        "the gateway itself sets `content-length`",
+        "Content-Length",
+    );
+}
+
+#[test]
+fn how_many_requests_at_once() {
+    let upstream =
+        |keys: &str| format!("upstreams: {{a: {{endpoints: [10.0.0.1:80], concurrency: {keys}}}}}");
+    let terms =
+        |keys: &str| with(&upstream(keys)).unwrap().upstreams.remove(0).concurrency.unwrap();
+    let fixed = Concurrency { limit: Limit::Fixed(100), queue: 0, wait: Duration::ZERO };
+    assert_eq!(terms("100"), fixed);
+    let wait = Duration::from_secs(1);
+    assert_eq!(terms("{limit: 100, queue: 5}"), Concurrency { queue: 5, wait, ..fixed });
+    let adaptive = |min, max| Limit::Adaptive(Adaptive { min, max });
+    assert_eq!(terms("adaptive").limit, adaptive(10, 1000));
+    assert_eq!(terms("{limit: adaptive, max: 50}").limit, adaptive(10, 50));
+    only(&upstream("0"), "0 is out of bounds", "0");
+    only(&upstream("many"), "`many` is no number of requests", "many");
+    only(
+        &upstream("{limit: 5, min: 1}"),
+        "`min` means nothing for a limit that does not adapt",
+        "min",
+    );
+    only(
+        &upstream("{limit: adaptive, min: 9, max: 8}"),
+        "the limit cannot lie between 9 and 8",
+        "9",
+    );
+    only(&upstream("{limit: 5, queue: 65537}"), "65537 is out of bounds", "65537");
+    let route = |priority: &str| {
+        let route = format!("match: {{path: /}}, upstream: a, priority: {priority}");
+        format!("upstreams: {{a: {{endpoints: [10.0.0.1:80]}}}}\nroutes: [{{{route}}}]")
+    };
+    assert_eq!(with(&route("high")).unwrap().routes[0].priority, Priority::High);
+    let message = "expected `low` or `normal` or `high` or `critical`, found `hihg`";
+    only(&route("hihg"), message, "hihg");
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use super::at::At;
 use super::balance::balance;
+use super::breaker::breaker;
+use super::concurrency::concurrency;
 use super::health::health;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
@@ -57,6 +59,8 @@ fn upstream(
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
         retry: retry(&raw.retry, at.key("retry")),
+        breaker: raw.breaker.as_ref().map(|raw| breaker(raw, at.key("breaker"))),
+        concurrency: raw.concurrency.as_ref().map(|raw| concurrency(raw, at.key("concurrency"))),
         idle_connections: idle_connections.unwrap_or_default(),
         idle_timeout: time(&raw.timeout.idle, "idle"),
         tls: raw.tls.as_ref().map(|tls| upstream_tls(tls, folder, at.key("tls"))),

@@ -195,6 +195,11 @@ pub(super) fn count(number: u64, bounds: RangeInclusive<u64>, at: At<'_>) -> Opt
     within(number, bounds, "", at).and_then(|number| usize::try_from(number).ok())
 }
 
+/// A small count within bounds.
+pub(super) fn within_u32(number: u64, bounds: RangeInclusive<u64>, at: At<'_>) -> Option<u32> {
+    within(number, bounds, "", at).and_then(|number| u32::try_from(number).ok())
+}
+
 fn within(number: u64, bounds: RangeInclusive<u64>, unit: &str, at: At<'_>) -> Option<u64> {
     if bounds.contains(&number) {
         return Some(number);

@@ -10,7 +10,7 @@ use tokio::task::{AbortHandle, spawn_blocking, spawn_local};
 use tokio::time::MissedTickBehavior;
 
 use super::Control;
-use crate::admin::api::CertificateView;
+use crate::admin::certificates::CertificateView;
 use crate::base::time::utc;
 use crate::config::{Config, Errors};
 use crate::request::listener::Listeners;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use gateway_common::rule::Origin;
 use gateway_common::verdict::Verdict;
 
+use super::guards;
 use super::upstreams::views;
 use crate::admin::api::{ListView, Status};
 use crate::base::error::Kind as ErrorKind;
@@ -64,6 +65,7 @@ pub(super) fn page(
     requests(&mut page, proxy);
     traffic(&mut page, &ROUTE, &by_name.routes);
     traffic(&mut page, &UPSTREAM, &by_name.upstreams);
+    guards::page(&mut page, &status.guards);
     views::page(&mut page, &status.upstreams);
     page.text()
 }

@@ -29,6 +29,7 @@ use crate::upstream::directory::Directory;
 
 mod access_log;
 pub mod certificates;
+mod guards;
 mod handover;
 mod later;
 mod metrics;
@@ -405,16 +406,14 @@ impl Control {
 
     fn status(&self) -> Result<Status, Refusal> {
         let proxy = serde_json::to_value(self.counted()).map_err(Refusal::failed)?;
+        let path = self.path.as_ref().map(|path| path.display().to_string());
         let lag = self.policy.lag().map(|lag| format!("not up to date: {lag}"));
         let kernel = views::kernel(&self.policy, self.kernel_note.clone().into_iter().chain(lag));
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: instant().duration_since(self.started).as_secs(),
-            config: self
-                .path
-                .as_ref()
-                .map_or_else(|| "embedded default".to_owned(), |path| path.display().to_string()),
+            config: path.unwrap_or_else(|| "embedded default".to_owned()),
             user: self.target.name.clone(),
             capabilities: self.capabilities.iter().map(|name| (*name).to_owned()).collect(),
             listen: self.door.addresses().iter().map(ToString::to_string).collect(),
@@ -426,6 +425,7 @@ impl Control {
             upstreams: upstreams::views::all(&self.directory),
             certificates: self.certificates.views(),
             certificate_notes: self.certificates.notes(),
+            guards: guards::views(&self.shared.snapshot.load()),
             proxy,
         })
     }

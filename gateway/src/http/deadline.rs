@@ -163,12 +163,17 @@ impl Deadline {
         self.whole.get().is_none_or(|whole| self.now() + wait < whole)
     }
 
+    /// The request waits here, for its turn.
+    pub fn wait(&self, wait: Duration) {
+        self.enter(Phase::Answer, wait);
+    }
+
     /// Waits, before a request is tried once more.
     pub async fn pause(&self, wait: Duration) {
         if wait.is_zero() {
             return;
         }
-        self.enter(Phase::Answer, wait);
+        self.wait(wait);
         // Whoever looks after the timer polls the request when it fires.
         poll_fn(|_| if self.has_passed() { Poll::Ready(()) } else { Poll::Pending }).await;
     }

@@ -122,10 +122,7 @@ pub fn remove_forged(headers: &mut HeaderMap, peer_is_trusted: bool) {
 }
 
 fn says_who_the_client_is(name: &str) -> bool {
-    let same = |known: &str| {
-        name.len() == known.len()
-            && name.bytes().zip(known.bytes()).all(|(one, other)| plain(one) == other)
-    };
+    let same = |known: &str| is_spelling(name, known);
     let begins = |known: &str| {
         name.len() > known.len()
             && name.bytes().zip(known.bytes()).all(|(one, other)| plain(one) == other)
@@ -138,6 +135,12 @@ fn says_who_the_client_is(name: &str) -> bool {
         || same("true-client-ip")
         || same(CLIENT_CERT.as_str())
         || same("client-cert-chain")
+}
+
+/// Whether a service may take `name` for `known`.
+pub fn is_spelling(name: &str, known: &str) -> bool {
+    name.len() == known.len()
+        && name.bytes().zip(known.bytes()).all(|(one, other)| plain(one) == other)
 }
 
 fn plain(letter: u8) -> u8 {

@@ -1,5 +1,5 @@
 //! What HTTP asks of anything that stands in the middle: header fields that are for one hop only, who the client is,
-//! how long anybody may be waited for, and the one mapping from errors to answers.
+//! which trace a request belongs to, how long anybody may be waited for, and the one mapping from errors to answers.
 
 pub mod body;
 pub mod deadline;
@@ -11,3 +11,4 @@ pub mod problem;
 pub mod proxy_protocol;
 pub mod replay;
 pub mod socket;
+pub mod trace_context;

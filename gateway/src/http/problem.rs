@@ -37,8 +37,8 @@ pub fn response(error: &Error, request_id: HeaderValue) -> Response<Bytes> {
     if let Some(allow) = error.allow() {
         fields.insert(ALLOW, headers::value(allow));
     }
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = error.retry_after_seconds() {
+        fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }
@@ -60,7 +60,11 @@ pub fn status(kind: Kind) -> StatusCode {
         | Kind::UpstreamReset
         | Kind::UpstreamProtocol => StatusCode::BAD_GATEWAY,
         Kind::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-        Kind::UpstreamUnavailable | Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::UpstreamUnavailable
+        | Kind::BreakerOpen
+        | Kind::ConcurrencyLimit
+        | Kind::Shed
+        | Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
@@ -95,6 +99,8 @@ mod tests {
     fn headers_that_belong_to_the_status() {
         let refused = Error::method_not_allowed("GET, HEAD".to_owned());
         assert_eq!(response(&refused, headers::value("")).headers()[ALLOW], "GET, HEAD");
+        let open = Error::breaker_open(std::time::Duration::from_millis(2001));
+        assert_eq!(response(&open, headers::value("")).headers()[RETRY_AFTER], "3");
         let overloaded = response(&Kind::Overloaded.into(), headers::value(""));
         assert_eq!(overloaded.headers()[RETRY_AFTER], "1");
     }

@@ -13,6 +13,7 @@ use crate::base::address::{ClientAddr, PeerAddr};
 use crate::base::error::{Blame, Kind};
 use crate::base::time::{UtcMillis, utc};
 use crate::config::{AccessLog, Field, Format, Piece, Redact, Share};
+use crate::http::trace_context::TraceContext;
 use crate::observe::access_log::{Buffer, escape};
 use crate::observe::trail::Times;
 
@@ -25,6 +26,8 @@ const CLOCK_GOOD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Entry {
     id: HeaderValue,
+    /// The ids of the trace and of the hop to the upstream.
+    trace: Cell<Option<(u128, u64)>>,
     peer: IpAddr,
     client: Cell<IpAddr>,
     /// `None` for what was no request.
@@ -76,7 +79,13 @@ impl Entry {
                 headers: log.headers.iter().map(|name| headers.get(name).cloned()).collect(),
             }
         });
-        Box::new(Self { id: id.clone(), peer: peer.ip(), client: Cell::new(client.ip()), asked })
+        let (id, trace, peer) = (id.clone(), Cell::new(None), peer.ip());
+        Box::new(Self { id, trace, peer, client: Cell::new(client.ip()), asked })
+    }
+
+    /// The trace that the request belongs to.
+    pub(super) fn traced(&self, context: &TraceContext<'_>) {
+        self.trace.set(Some((context.trace_id, context.span_id)));
     }
 
     /// Whom the request is believed to come from.
@@ -179,6 +188,8 @@ enum Value<'a> {
     Foreign(&'a [u8]),
     Query(&'a str),
     Number(u64),
+    TraceId(u128),
+    SpanId(u64),
     Address(IpAddr),
     Socket(SocketAddr),
     Flag(bool),
@@ -264,10 +275,12 @@ impl<'l> Line<'l> {
         let (entry, ended) = (self.entry, self.ended);
         let text = |text: Option<&'static str>| text.map_or(Value::Absent, Value::Own);
         let foreign = |text: Option<&'l [u8]>| text.map_or(Value::Absent, Value::Foreign);
-        let asked = entry.asked.as_ref();
+        let (asked, trace) = (entry.asked.as_ref(), entry.trace.get());
         match field {
             Field::Time => Value::Moment,
             Field::RequestId => Value::Foreign(entry.id.as_bytes()),
+            Field::TraceId => trace.map_or(Value::Absent, |(id, _)| Value::TraceId(id)),
+            Field::SpanId => trace.map_or(Value::Absent, |(_, id)| Value::SpanId(id)),
             Field::Client => Value::Address(entry.client.get()),
             Field::Peer => Value::Address(entry.peer),
             Field::Method => foreign(asked.map(|asked| asked.method.as_str().as_bytes())),
@@ -313,6 +326,8 @@ impl<'l> Line<'l> {
                 self.clock.borrow_mut().write(began.unwrap_or(self.ended.now), out);
             }
             Value::Number(number) => decimal(number, out),
+            Value::TraceId(id) => drop(write!(out, "{id:032x}")),
+            Value::SpanId(id) => drop(write!(out, "{id:016x}")),
             Value::Address(address) => drop(write!(out, "{address}")),
             Value::Socket(address) => drop(write!(out, "{address}")),
             Value::Flag(flag) => out.extend_from_slice(if flag { b"true" } else { b"false" }),

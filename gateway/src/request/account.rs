@@ -1,7 +1,7 @@
 //! Accounts for each request exactly once, whatever its way out: the account is closed when the last thing that holds
 //! it is dropped, be it the body of an answer at its end or a request whose client has left.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -14,12 +14,14 @@ use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
 use crate::http::h1;
+use crate::http::trace_context::TraceContext;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
 use crate::request::access_log::{Ended, Entry};
 use crate::request::{Connection, Current, Snapshot};
 use crate::route::Routed;
 use crate::upstream::body::AnswerBody;
+use crate::upstream::concurrency::Permit;
 
 /// An open account.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub(super) struct Account {
     routed: Cell<Option<Routed>>,
     upstream: Cell<Option<usize>>,
     error: Cell<Option<Kind>>,
+    /// Its place among the requests that the service has at once.
+    permit: RefCell<Option<Permit>>,
     status: Option<StatusCode>,
     sent_bytes: u64,
     /// What the access log wants of the request, where there is one.
@@ -57,10 +61,18 @@ impl Account {
             routed: Cell::new(None),
             upstream: Cell::new(None),
             error: Cell::new(None),
+            permit: RefCell::new(None),
             status: None,
             sent_bytes: 0,
             entry,
             whole: false,
+        }
+    }
+
+    /// It is known which trace the request belongs to.
+    pub(super) fn traced(&self, context: &TraceContext<'_>) {
+        if let Some(entry) = &self.entry {
+            entry.traced(context);
         }
     }
 
@@ -74,6 +86,11 @@ impl Account {
     /// The request has a route.
     pub(super) fn routed(&self, routed: Routed) {
         self.routed.set(Some(routed));
+    }
+
+    /// The service has the request until its account is closed.
+    pub(super) fn hold(&self, permit: Option<Permit>) {
+        *self.permit.borrow_mut() = permit;
     }
 
     /// The request goes to the upstream of this index.

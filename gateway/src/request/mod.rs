@@ -60,16 +60,30 @@ impl Snapshot {
         let upstreams = config.upstreams.iter();
         let upstreams =
             upstreams.map(|service| Upstream::new(service, &config.bounds, directory, clients));
+        let mut upstreams: Vec<Upstream> = upstreams.collect();
+        for route in &config.routes {
+            let config::Action::Forward(forward) = &route.action else { continue };
+            for target in &forward.upstreams {
+                if let Some(upstream) = upstreams.get_mut(target.upstream) {
+                    upstream.serves(route.priority);
+                }
+            }
+        }
         let route_names: Vec<&str> = config.routes.iter().map(|route| &*route.name).collect();
         let upstream_names: Vec<&str> = config.upstreams.iter().map(|one| &*one.name).collect();
         let max = config.metrics.max_names;
         Self {
             routes: route::Table::new(&config.routes),
-            upstreams: upstreams.collect(),
+            upstreams,
             route_series: counters.routes(&route_names, max),
             upstream_series: counters.upstreams(&upstream_names, max),
             config,
         }
+    }
+
+    /// The services, in the order of the configuration.
+    pub fn upstreams(&self) -> &[Upstream] {
+        &self.upstreams
     }
 }
 
@@ -115,10 +129,11 @@ impl Current {
             names.zip(&before.locals)
         });
         let before: HashMap<&str, &Rc<Local>> = before.collect();
-        let local = |service: &config::Upstream| {
-            before.get(&*service.name).map(|local| Rc::clone(local)).unwrap_or_default()
+        let services = snapshot.config.upstreams.iter().zip(&snapshot.upstreams);
+        let local = |(service, upstream): (&config::Upstream, &Upstream)| {
+            Local::of(upstream, before.get(&*service.name).copied())
         };
-        let locals = snapshot.config.upstreams.iter().map(local).collect();
+        let locals = services.map(local).collect();
         Rc::new(Self { snapshot, views, locals })
     }
 }

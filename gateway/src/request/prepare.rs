@@ -5,12 +5,15 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 
 use crate::base::id::RequestId;
+use crate::base::random::random;
+use crate::config::Config;
 use crate::http::body::RequestBody;
 use crate::http::h1::upgrade::{self, WebSocket};
 use crate::http::headers::{
     CLIENT_CERT, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, remove_forged,
     remove_hop_by_hop, value,
 };
+use crate::http::trace_context::TraceContext;
 use crate::request::Connection;
 
 /// The id of a request: a new one, or the one that a trusted proxy has given it.
@@ -25,6 +28,17 @@ pub(super) fn request_id(headers: &HeaderMap, peer_is_trusted: bool) -> HeaderVa
 fn is_request_id(id: &[u8]) -> bool {
     (1..=128).contains(&id.len())
         && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+}
+
+/// Where in which trace the request is, if anybody wants to know.
+pub(super) fn trace<'c>(
+    config: &'c Config,
+    headers: &HeaderMap,
+    peer_is_trusted: bool,
+    id: &HeaderValue,
+) -> Option<TraceContext<'c>> {
+    let tracing = config.tracing.as_ref()?;
+    Some(TraceContext::of(tracing, headers, peer_is_trusted, id, random))
 }
 
 /// The request as the service gets it, which came over `connection`.

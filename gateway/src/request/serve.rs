@@ -12,6 +12,7 @@ use crate::base::random::random;
 use crate::config::{Action, Route};
 use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
+use crate::http::trace_context::TraceContext;
 use crate::http::{forwarded, grpc, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
@@ -35,12 +36,15 @@ pub async fn serve(
         Rc::clone(&current),
         (Some(&request), &id),
     );
+    let trace = prepare::trace(&current.snapshot.config, request.headers(), peer_is_trusted, &id);
+    trace.iter().for_each(|trace| account.traced(trace));
     let exchange = Exchange {
         connection: &connection,
         deadline: &deadline,
         account: &account,
         current: &current,
         peer_is_trusted,
+        trace,
     };
     let is_grpc = request.method() == Method::POST && grpc::is_grpc(request.headers());
     let mut answer = match exchange.answer(request, id.clone()).await {
@@ -78,6 +82,7 @@ struct Exchange<'a> {
     account: &'a Account,
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
+    trace: Option<TraceContext<'a>>,
 }
 
 impl Exchange<'_> {
@@ -112,20 +117,34 @@ impl Exchange<'_> {
         let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
         let mut request =
             prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
+        self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));
         transform::fields::apply(&route.request_headers, request.headers_mut());
 
         let index = destination.upstream();
         self.account.sent_to(index);
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
+        let key = upstream.key(&request, client.ip());
+        let choice = Choice { upstream, view, key };
         let way = Way {
-            choice: Choice { upstream, view, key: upstream.key(&request, client.ip()) },
+            choice,
             local,
             addresses: *addresses,
             deadline: self.deadline,
+            priority: route.priority,
         };
-        let response = worker.client.send(way, request).await?;
-        let mut response = prepare::response(response.map(Answer::Upstream), id);
+        let response = match worker.client.send(way, request).await {
+            Ok((response, permit)) => {
+                self.account.hold(permit);
+                response.map(Answer::Upstream)
+            }
+            Err(error) => {
+                let fallback = upstream.fallback(&error).ok_or_else(|| error.clone())?;
+                self.account.failed(&error);
+                fallback.map(Answer::Gateway)
+            }
+        };
+        let mut response = prepare::response(response, id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
         if let Some(cookie) = destination.cookie(self.connection.tls.is_some()) {
             response.headers_mut().append(SET_COOKIE, cookie);

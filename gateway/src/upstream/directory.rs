@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 
 use super::balance::{Group, Set};
 use super::endpoint::{Endpoint, EndpointState};
+use super::guard::Guard;
 use crate::base::time::Now;
 use crate::config::{self, Target};
 
@@ -19,6 +20,7 @@ pub struct Directory {
     /// Where the gateway is.
     zone: Option<Arc<str>>,
     groups: BTreeMap<String, Arc<Group>>,
+    guards: HashMap<String, Arc<Guard>>,
     states: HashMap<(String, SocketAddr), Weak<EndpointState>>,
     next_id: u64,
 }
@@ -26,8 +28,8 @@ pub struct Directory {
 impl Directory {
     /// Without any service, for so many workers.
     pub fn new(workers: usize) -> Self {
-        let (groups, states) = (BTreeMap::new(), HashMap::new());
-        Self { workers, echo: None, zone: None, groups, states, next_id: 0 }
+        let (groups, guards, states) = Default::default();
+        Self { workers, echo: None, zone: None, groups, guards, states, next_id: 0 }
     }
 
     /// The gateway is in this zone, and the built-in service is served there.
@@ -63,6 +65,12 @@ impl Directory {
         }
     }
 
+    /// What stands before the service called `name`.
+    pub fn guard(&mut self, name: &str) -> Arc<Guard> {
+        let guard = self.guards.entry(name.to_owned()).or_insert_with(Guard::new);
+        Arc::clone(guard)
+    }
+
     /// All services, by their names.
     pub fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
         self.groups.values()
@@ -86,6 +94,7 @@ impl Directory {
     pub fn keep(&mut self, config: &config::Config) {
         let has = |name: &str| config.upstreams.iter().any(|upstream| upstream.name == name);
         self.groups.retain(|name, _| has(name));
+        self.guards.retain(|name, _| has(name));
         self.states.retain(|_, state| state.strong_count() > 0);
     }
 

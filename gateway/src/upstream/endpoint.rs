@@ -15,11 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
+use tokio::time::Instant;
 
 use crate::base::error::{Blame, Kind};
-use crate::base::time::{BootTime, Now, UtcMillis};
+use crate::base::time::{BootTime, Now, UtcMillis, instant};
 use crate::config::Ejection;
 use crate::observe::Counter;
+use crate::upstream::breaker::Breaker;
 
 /// An endpoint as the configuration in force has it.
 #[derive(Clone, Debug)]
@@ -39,6 +41,8 @@ pub struct Endpoint {
 pub struct EndpointState {
     id: u64,
     failures_in_a_row: AtomicU32,
+    /// Of what is sent to it, if there is to be one.
+    pub breaker: Breaker,
     unhealthy: AtomicBool,
     /// 0 while it is not ejected.
     ejected_until: AtomicU64,
@@ -124,6 +128,7 @@ impl EndpointState {
         Self {
             id,
             failures_in_a_row: AtomicU32::new(0),
+            breaker: Breaker::new(Instant::from_std(instant())),
             unhealthy: AtomicBool::new(false),
             ejected_until: AtomicU64::new(0),
             ready_since: AtomicU64::new(0),

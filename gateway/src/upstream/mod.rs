@@ -3,35 +3,47 @@
 //! A connection belongs either to the pool of its worker or to the one request that uses it, and whoever has it drives
 //! it. So a request needs no second task, and one that is dropped midway closes the connection that it spoilt.
 
+mod adaptive;
 pub mod balance;
 pub mod body;
+pub mod breaker;
 mod budget;
+pub mod concurrency;
 pub mod connection;
 pub mod dial;
 pub mod directory;
 pub mod echo;
 pub mod endpoint;
+pub mod guard;
 pub mod h2;
 pub mod pool;
 mod retry;
 pub mod send;
+mod shed;
 
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
+use bytes::Bytes;
+use http::{Request, Response};
 use tokio::time::Instant;
 
+use crate::base::error::{Error, Kind};
 use crate::base::time::{Now, instant};
 use crate::config::{self, Algorithm};
 use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
 use crate::tls::client as tls;
+use adaptive::Window;
 use balance::Group;
+use breaker::Breaker;
 use budget::Budget;
+use concurrency::{Limiter, Queue};
 use dial::Dial;
 use directory::Directory;
+use guard::Guard;
 
 /// A service and how it is talked to.
 #[derive(Clone, Debug)]
@@ -42,6 +54,11 @@ pub struct Upstream {
     response_timeout: Duration,
     whole_timeout: Option<Duration>,
     retry: config::Retry,
+    breaker: Option<config::Breaker>,
+    concurrency: Option<config::Concurrency>,
+    /// The highest of the routes that lead here.
+    top_priority: config::Priority,
+    guard: Arc<Guard>,
     keep: Keep,
     protocol: config::Protocol,
     limits: Limits,
@@ -79,6 +96,10 @@ impl Upstream {
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
             retry: config.retry.clone(),
+            breaker: config.breaker.clone(),
+            concurrency: config.concurrency,
+            top_priority: config::Priority::Low,
+            guard: directory.guard(&config.name),
             protocol: config.protocol,
             keep: Keep { connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
@@ -91,6 +112,38 @@ impl Upstream {
         Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, addresses }
     }
 
+    /// A route of this priority leads here.
+    pub fn serves(&mut self, priority: config::Priority) {
+        self.top_priority = self.top_priority.max(priority);
+    }
+
+    /// Its endpoints.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// When it is left alone, and how that stands.
+    pub fn breaker(&self) -> Option<(&config::Breaker, &Breaker)> {
+        self.breaker.as_ref().map(|terms| (terms, &self.guard.breaker))
+    }
+
+    /// What is answered instead of `error`, if that says that its breaker is open.
+    pub fn fallback(&self, error: &Error) -> Option<Response<Bytes>> {
+        let fallback = self.breaker.as_ref()?.fallback.as_ref()?;
+        if error.kind() != Kind::BreakerOpen {
+            return None;
+        }
+        let mut response = Response::new(fallback.body.clone());
+        *response.status_mut() = fallback.status;
+        *response.headers_mut() = fallback.headers.clone();
+        Some(response)
+    }
+
+    /// How many requests it has at once, and how that stands.
+    pub fn concurrency(&self) -> Option<(&config::Concurrency, &Limiter)> {
+        self.concurrency.as_ref().map(|terms| (terms, &self.guard.limiter))
+    }
+
     /// What sends a request from `client` to the same endpoint as others, if anything does.
     pub fn key<B>(&self, request: &Request<B>, client: IpAddr) -> Option<u64> {
         balance::key(&self.algorithm, request, client)
@@ -100,11 +153,24 @@ impl Upstream {
 /// What one worker remembers of an upstream, for as long as the configuration has it.
 #[derive(Debug)]
 pub struct Local {
+    guard: Arc<Guard>,
     budget: Budget,
+    queue: Queue,
+    window: Window,
 }
 
-impl Default for Local {
-    fn default() -> Self {
-        Self { budget: Budget::new(Instant::from_std(instant())) }
+impl Local {
+    /// Of a service that stands behind `guard`.
+    pub fn new(guard: Arc<Guard>) -> Rc<Self> {
+        let budget = Budget::new(Instant::from_std(instant()));
+        Rc::new(Self { guard, budget, queue: Queue::default(), window: Window::default() })
+    }
+
+    /// What the worker remembers of `upstream` too: the same service goes on with what is known about it.
+    pub fn of(upstream: &Upstream, before: Option<&Rc<Self>>) -> Rc<Self> {
+        match before {
+            Some(before) if Arc::ptr_eq(&before.guard, &upstream.guard) => Rc::clone(before),
+            _ => Self::new(Arc::clone(&upstream.guard)),
+        }
     }
 }

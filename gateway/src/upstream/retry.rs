@@ -79,6 +79,8 @@ impl<'a> Effort<'a> {
     ) -> Option<(Request<RequestBody>, Duration)> {
         let on = &self.policy.on;
         let (reason, wanted) = match error.kind() {
+            // It would be no other the next moment.
+            Kind::BreakerOpen => return None,
             _ if unsent.is_some() => (Again::ConnectFailure, on.connect_failure),
             Kind::UpstreamReset | Kind::UpstreamProtocol => (Again::Reset, on.reset),
             Kind::UpstreamTimeout => (Again::Timeout, on.timeout),

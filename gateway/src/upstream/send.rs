@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
+use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
-use crate::config::Protocol;
+use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
 use crate::http::proxy_protocol::Addresses;
 use crate::observe::Counters;
-use crate::upstream::balance::{Choice, Picked, Tried, View};
+use crate::upstream::balance::{Choice, Group, Picked, Tried, View};
 use crate::upstream::body::{AnswerBody, Carrier};
+use crate::upstream::breaker::{Pass, has_failed};
+use crate::upstream::concurrency::{self, Permit};
 use crate::upstream::connection::{Connection, Failure};
 use crate::upstream::dial::Dial;
 use crate::upstream::endpoint::Outcome;
@@ -41,11 +44,13 @@ pub struct Way<'a> {
     /// The service, and how an endpoint of it is picked.
     pub choice: Choice<'a>,
     /// What the worker remembers of it.
-    pub local: &'a Local,
+    pub local: &'a Rc<Local>,
     /// Where the client's connection comes from and went to.
     pub addresses: Addresses,
     /// How long the request may take.
     pub deadline: &'a Rc<Deadline>,
+    /// How important it is.
+    pub priority: Priority,
 }
 
 impl Client {
@@ -67,17 +72,53 @@ impl Client {
         self.trunks.sweep(|address| used.contains(&address));
     }
 
-    /// Sends `request` until there is an answer for the client, or no more to be done.
+    /// Sends `request`, if the service takes it now, until there is an answer for the client or no more to be done. The
+    /// permit is to be kept until the answer is at its end.
     pub async fn send(
+        &self,
+        way: Way<'_>,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<AnswerBody>, Option<Permit>), Error> {
+        let Way { choice, local, deadline, priority, .. } = way;
+        let upstream = choice.upstream;
+        deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
+        let guard = &local.guard;
+        let terms = upstream.breaker.as_ref().filter(|terms| terms.of_upstream);
+        let pass = terms.map(|terms| guard.breaker.admit(terms, deadline.now())).transpose();
+        let pass = pass.map_err(Error::breaker_open)?;
+        let permit = match &upstream.concurrency {
+            Some(terms) => {
+                let priority = (priority, upstream.top_priority);
+                Some(concurrency::enter(local, terms, priority, deadline).await?)
+            }
+            None => None,
+        };
+        let began = deadline.now();
+        let sent = self.persist(way, request).await;
+        let came = sent.as_ref().map(|answer| answer.status().as_u16()).map_err(Error::kind);
+        let now = deadline.now();
+        report(pass, terms, came, (&upstream.group, None, now));
+        if let Some(Concurrency { limit: Limit::Adaptive(bounds), .. }) = upstream.concurrency {
+            let timed_out = came == Err(Kind::UpstreamTimeout);
+            if came.is_ok() || timed_out {
+                let took = (now.saturating_duration_since(began), timed_out);
+                let seen = (guard.limiter.active(), now);
+                guard.limiter.adaptive.sample(&local.window, bounds, took, seen);
+            }
+        }
+        Ok((sent?, permit))
+    }
+
+    /// Sends `request` as often as its service's `retry` says.
+    async fn persist(
         &self,
         way: Way<'_>,
         request: Request<RequestBody>,
     ) -> Result<Response<AnswerBody>, Error> {
         let Way { choice, local, deadline, .. } = way;
-        let upstream = choice.upstream;
-        deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
+        let retry = &choice.upstream.retry;
         let counted = (&local.budget, &self.counters.resilience);
-        let (mut effort, mut request) = Effort::new(&upstream.retry, counted, deadline, request);
+        let (mut effort, mut request) = Effort::new(retry, counted, deadline, request);
         let mut tried = Tried::default();
         loop {
             let pause;
@@ -110,47 +151,33 @@ impl Client {
         mut request: Request<RequestBody>,
     ) -> Result<Response<AnswerBody>, Failure> {
         let Way { choice, deadline, .. } = way;
-        let upstream = choice.upstream;
+        let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
         let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
-            deadline.trail.attempt(picked.address());
-            let dial = upstream.dial(picked.address(), way.addresses);
-            if upstream.protocol == Protocol::Http2 {
-                match self.multiplexed(way, dial, request).await {
-                    Ok(answer) => return Ok(self.answer(answer, way, picked)),
-                    Err(Failure::Unsent(unsent, refused)) => {
-                        (request, error) = (*unsent, failed(refused, &picked));
-                        continue;
+            let breaker = &picked.endpoint().state.breaker;
+            let pass = match terms.map(|terms| breaker.admit(terms, deadline.now())).transpose() {
+                Ok(pass) => pass,
+                Err(left) => {
+                    picked.unsent();
+                    // What an endpoint said that was asked says more.
+                    if error.kind() == Kind::UpstreamUnavailable {
+                        error = Error::breaker_open(left);
                     }
-                    Err(Failure::Final(error)) => {
-                        return Err(Failure::Final(failed(error, &picked)));
-                    }
-                }
-            }
-            if let Some(connection) = self.pool.take(dial.line()) {
-                self.counters.upstream_connections_reused.add(1);
-                match exchange(connection, way, request).await {
-                    Ok(answer) => return Ok(self.answer(answer, way, picked)),
-                    Err(Failure::Unsent(unsent, _)) => request = *unsent,
-                    Err(Failure::Final(error)) => {
-                        return Err(Failure::Final(failed(error, &picked)));
-                    }
-                }
-            }
-            deadline.connect(upstream.connect_timeout);
-            let opened = Connection::open(dial, upstream.limits, deadline).await;
-            let connection = match opened {
-                Ok(connection) => connection,
-                Err(refused) => {
-                    error = failed(refused, &picked);
                     continue;
                 }
             };
-            self.counters.upstream_connections_opened.add(1);
-            match exchange(connection, way, request).await {
+            deadline.trail.attempt(picked.address());
+            let came = self.try_endpoint(way, &picked, request).await;
+            let outcome = match &came {
+                Ok((response, _)) => Ok(response.status().as_u16()),
+                Err(Failure::Unsent(_, error) | Failure::Final(error)) => Err(error.kind()),
+            };
+            let whose = (&*choice.upstream.group, Some(picked.address()), deadline.now());
+            report(pass, terms, outcome, whose);
+            match came {
                 Ok(answer) => return Ok(self.answer(answer, way, picked)),
-                Err(Failure::Unsent(unsent, closed)) => {
-                    (request, error) = (*unsent, failed(closed, &picked));
+                Err(Failure::Unsent(unsent, refused)) => {
+                    (request, error) = (*unsent, failed(refused, &picked));
                 }
                 Err(Failure::Final(error)) => return Err(Failure::Final(failed(error, &picked))),
             }
@@ -160,6 +187,36 @@ impl Client {
             Kind::UpstreamUnavailable => Failure::Final(error),
             _ => Failure::Unsent(Box::new(request), error),
         })
+    }
+
+    /// Sends `request` to an endpoint: over a connection that is there, or over a new one.
+    async fn try_endpoint(
+        &self,
+        way: Way<'_>,
+        picked: &Picked,
+        mut request: Request<RequestBody>,
+    ) -> Result<(Response<()>, Carrier), Failure> {
+        let Way { choice: Choice { upstream, .. }, deadline, .. } = way;
+        let dial = upstream.dial(picked.address(), way.addresses);
+        if upstream.protocol == Protocol::Http2 {
+            return self.multiplexed(way, dial, request).await;
+        }
+        if let Some(connection) = self.pool.take(dial.line()) {
+            self.counters.upstream_connections_reused.add(1);
+            match exchange(connection, way, request).await {
+                Err(Failure::Unsent(unsent, _)) => request = *unsent,
+                done => return done,
+            }
+        }
+        deadline.connect(upstream.connect_timeout);
+        let opened = Connection::open(dial, upstream.limits, deadline).await;
+        match opened {
+            Ok(connection) => {
+                self.counters.upstream_connections_opened.add(1);
+                exchange(connection, way, request).await
+            }
+            Err(error) => Err(Failure::Unsent(Box::new(request), error)),
+        }
     }
 
     async fn multiplexed(
@@ -217,4 +274,19 @@ fn whole_timeout(configured: Option<Duration>, fields: &HeaderMap) -> Option<Dur
 fn failed(error: Error, picked: &Picked) -> Error {
     picked.observe(Outcome::Failed(error.kind()));
     error
+}
+
+/// Tells a breaker what came of a request, and the log if that changed it.
+fn report(
+    pass: Option<Pass<'_>>,
+    terms: Option<&Breaker>,
+    came: Result<u16, Kind>,
+    (group, endpoint, now): (&Group, Option<SocketAddr>, Instant),
+) {
+    let Some((pass, terms)) = pass.zip(terms) else { return };
+    let began = pass.begins();
+    let Some(begins) = pass.report(has_failed(&terms.on, came), now).or(began) else { return };
+    let (upstream, state) = (group.name(), begins.name());
+    let endpoint = endpoint.map(tracing::field::display);
+    tracing::warn!(upstream, endpoint, state, "a circuit breaker has changed");
 }

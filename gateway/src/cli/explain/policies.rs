@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Algorithm, Ambiguity, Bounds, Config, Forward, HashKey, HeaderChanges, Health, Probe, Retry,
-    Route, Sticky, Target, Upstream, UpstreamTls,
+    Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet, Forward,
+    HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target, Upstream,
+    UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -116,7 +117,14 @@ pub(super) fn of_route(route: &Route) -> Vec<Policy> {
         Ambiguity::Keep => "keep",
         Ambiguity::Refuse => "refuse",
     };
+    let priority = match route.priority {
+        Priority::Low => "low",
+        Priority::Normal => "normal",
+        Priority::High => "high",
+        Priority::Critical => "critical",
+    };
     let mut found = vec![
+        policy("priority", priority),
         policy("encoded_slash", ambiguity(route.encoded_slash)),
         policy("path_parameters", ambiguity(route.path_parameters)),
     ];
@@ -193,6 +201,8 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         response_timeout,
         whole_timeout,
         retry,
+        breaker,
+        concurrency,
         idle_connections,
         idle_timeout,
         tls,
@@ -236,6 +246,8 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     });
     found.extend(health.as_ref().map_or_else(|| vec![policy("health", "none")], checks));
     found.extend(retries(retry));
+    found.extend(breaking(breaker.as_ref()));
+    found.extend(limiting(concurrency.as_ref()));
     (shown.into_iter().map(|(target, _)| target).collect(), found)
 }
 
@@ -271,19 +283,56 @@ fn retries(retry: &Retry) -> Vec<Policy> {
     if *attempts < 2 {
         return vec![policy("retry.attempts", attempts)];
     }
+    let methods: Vec<&str> = methods.iter().map(http::Method::as_str).collect();
+    let (first, max) = (format_duration(backoff.first), format_duration(backoff.max));
+    vec![
+        policy("retry.attempts", attempts),
+        policy("retry.on", failures(on)),
+        policy("retry.methods", methods.join(", ")),
+        policy("retry.backoff", format!("{first}..{max}")),
+        policy("retry.budget", budget),
+        policy("retry.buffer_bytes", buffer_bytes),
+    ]
+}
+
+fn failures(on: &FailureSet) -> String {
     let statuses: Vec<String> = on.statuses.iter().map(ToString::to_string).collect();
     let named =
         [(on.connect_failure, "connect_failure"), (on.reset, "reset"), (on.timeout, "timeout")];
     let named = named.into_iter().filter(|(is_on, _)| *is_on).map(|(_, name)| name);
     let on: Vec<&str> = named.chain(statuses.iter().map(String::as_str)).collect();
-    let methods: Vec<&str> = methods.iter().map(http::Method::as_str).collect();
-    let (first, max) = (format_duration(backoff.first), format_duration(backoff.max));
+    on.join(", ")
+}
+
+fn breaking(breaker: Option<&Breaker>) -> Vec<Policy> {
+    let Some(breaker) = breaker else { return vec![policy("breaker", "none")] };
+    let per = match (breaker.of_upstream, breaker.of_endpoints) {
+        (true, true) => "both",
+        (true, false) => "upstream",
+        (false, _) => "endpoint",
+    };
+    let fallback = breaker.fallback.as_ref().map(|fallback| fallback.status.as_u16());
     vec![
-        policy("retry.attempts", attempts),
-        policy("retry.on", on.join(", ")),
-        policy("retry.methods", methods.join(", ")),
-        policy("retry.backoff", format!("{first}..{max}")),
-        policy("retry.budget", budget),
-        policy("retry.buffer_bytes", buffer_bytes),
+        policy("breaker.failures", breaker.failures),
+        policy("breaker.open_for", format_duration(breaker.open_for)),
+        policy("breaker.half_open", breaker.half_open),
+        policy("breaker.on", failures(&breaker.on)),
+        policy("breaker.per", per),
+        policy("breaker.fallback.status", fallback.unwrap_or(503)),
+    ]
+}
+
+fn limiting(concurrency: Option<&Concurrency>) -> Vec<Policy> {
+    let Some(Concurrency { limit, queue, wait }) = concurrency else {
+        return vec![policy("concurrency", "none")];
+    };
+    let limit = match limit {
+        Limit::Fixed(limit) => limit.to_string(),
+        Limit::Adaptive(Adaptive { min, max }) => format!("adaptive, {min} to {max}"),
+    };
+    vec![
+        policy("concurrency.limit", limit),
+        policy("concurrency.queue", queue),
+        policy("concurrency.wait", format_duration(*wait)),
     ]
 }

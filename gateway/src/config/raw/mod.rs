@@ -17,6 +17,7 @@ pub(super) use self::observe::*;
 pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
 pub(super) use super::forms::{Named, Section, TextOr};
+use super::tracing::RawTracing;
 
 /// A whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -34,6 +35,7 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) admin: RawAdmin,
     pub(in crate::config) metrics: RawMetrics,
     pub(in crate::config) access_log: RawAccessLog,
+    pub(in crate::config) tracing: RawTracing,
     pub(in crate::config) kernel: RawKernel,
     pub(in crate::config) bounds: RawBounds,
     /// Where the gateway is. Default: nowhere in particular.

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{Named, Section, TextOr};
+use crate::config::Priority;
 
 /// Which requests, and what is done with them.
 #[derive(Debug, Deserialize)]
@@ -34,6 +35,8 @@ pub(in crate::config) struct RawRoute {
     pub(in crate::config) encoded_slash: RawAmbiguity,
     #[serde(default)]
     pub(in crate::config) path_parameters: RawAmbiguity,
+    #[serde(default)]
+    pub(in crate::config) priority: Priority,
 }
 
 /// Which requests.

@@ -4,6 +4,8 @@ use serde::Deserialize;
 
 use super::{RawBalance, RawEjection, RawEjectionSection, Section, TextOr};
 use crate::config::Protocol;
+use crate::config::breaker::RawBreaker;
+use crate::config::concurrency::RawConcurrency;
 use crate::config::health::RawHealth;
 use crate::config::retry::RawRetry;
 
@@ -33,6 +35,12 @@ pub(in crate::config) struct RawUpstream {
     pub(in crate::config) timeout: RawTimeout,
     #[serde(default)]
     pub(in crate::config) retry: RawRetry,
+    /// Default: none.
+    #[serde(default)]
+    pub(in crate::config) breaker: Option<RawBreaker>,
+    /// Default: no limit.
+    #[serde(default)]
+    pub(in crate::config) concurrency: Option<RawConcurrency>,
     /// Idle connections kept to one endpoint by one worker.
     #[serde(default = "idle_connections")]
     pub(in crate::config) idle_connections: u64,

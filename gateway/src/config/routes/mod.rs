@@ -69,6 +69,7 @@ fn route(
         predicates,
         encoded_slash: ambiguity(raw.encoded_slash),
         path_parameters: ambiguity(raw.path_parameters),
+        priority: raw.priority,
         action: action?,
         request_headers,
         response_headers,

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+use crate::config::concurrency::Priority;
+
 /// Which requests, and what is done with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -20,6 +22,8 @@ pub struct Route {
     pub encoded_slash: Ambiguity,
     /// What is done with `;` in a path.
     pub path_parameters: Ambiguity,
+    /// How important its requests are to the upstream.
+    pub priority: Priority,
     /// What is done with the request.
     pub action: Action,
     /// What becomes of the header fields that the service gets.
@@ -41,6 +45,7 @@ impl Route {
             predicates: Vec::new(),
             encoded_slash: Ambiguity::SameRoute,
             path_parameters: Ambiguity::SameRoute,
+            priority: Priority::Normal,
             action: Action::Forward(forward),
             request_headers: HeaderChanges::default(),
             response_headers: HeaderChanges::default(),

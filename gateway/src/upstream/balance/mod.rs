@@ -139,6 +139,13 @@ impl Picked {
         &self.0.endpoint
     }
 
+    /// The request was not sent to it after all.
+    pub fn unsent(&self) {
+        if let Some(block) = self.0.block() {
+            block.requests.subtract_one();
+        }
+    }
+
     /// Takes note of what came of the request: once for each attempt, and once more where the answer breaks off. Who
     /// fails too often is ejected.
     pub fn observe(&self, outcome: Outcome) {
