@@ -23,6 +23,7 @@ use gateway::observe::access_log::AccessLog;
 use gateway::request::Snapshot;
 use gateway::rules::classify::Classifier;
 use gateway::rules::tables::{Memory, RuleTables};
+use gateway::tls::client::Clients;
 use gateway::upstream::directory::Directory;
 use gateway::upstream::echo::Echo;
 use gateway_common::rule::{self, Action};
@@ -81,7 +82,8 @@ impl Gateway {
         let counters = Registry::new(config.workers);
         let mut directory = Directory::new(config.workers);
         directory.set_own(None, Some(echo.address()));
-        let snapshot = Snapshot::new(Arc::new(config), &mut directory, &counters);
+        let snapshot =
+            Snapshot::new(Arc::new(config), &mut directory, &Clients::default(), &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             listeners: Arc::default(),
@@ -775,7 +777,12 @@ fn a_new_configuration_and_new_addresses_are_taken_while_connections_stay() {
 
     let echo = Origin::answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
     let config = Arc::new(config(vec![Target::Address(echo.address)]));
-    let snapshot = Snapshot::new(config, &mut Directory::new(1), &gateway.shared.counters);
+    let snapshot = Snapshot::new(
+        config,
+        &mut Directory::new(1),
+        &Clients::default(),
+        &gateway.shared.counters,
+    );
     gateway.shared.snapshot.store(Arc::new(snapshot));
     let old = gateway.address;
     let new =

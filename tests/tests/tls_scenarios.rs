@@ -7,6 +7,7 @@ use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use gateway::http::proxy_protocol::{Addresses, encode_v2};
 use harness::authority::{Authority, End, Kind, Pair};
 use harness::gateway::Gateway;
 use harness::namespace::Namespace;
@@ -406,5 +407,261 @@ fn a_session_of_a_door_without_certificates_opens_none_that_wants_them() -> Resu
     let refused = openssl(&site, listen, &format!("-sess_in {session}"))?;
     assert!(!refused.contains("200 OK") && !refused.contains("Reused"), "{refused}");
     assert_eq!(counter(&gateway, "/handshakes/failed/client_certificate")?, 1);
+    Ok(())
+}
+
+#[test]
+fn services_are_talked_to_over_tls_and_only_those_that_prove_who_they_are() -> Result {
+    let (site, authority, strangers) = (Site::new()?, Authority::new()?, Authority::new()?);
+    let server = authority.issue("service", &["users.internal"])?;
+    let client = authority.issue("gateway", &["gateway.internal"])?;
+    let inner = site.free_address()?;
+    let listen = site.free_address()?;
+    // Another gateway is the service: it says what it saw.
+    let clients = json!({"ca": authority.ca(), "mode": "optional", "forward": true});
+    let tls = json!({"certificates": [server.json()], "client_certificates": clients});
+    let mut service = Gateway::unprivileged(site.namespace.as_ref(), config(inner, tls, "echo"))?;
+    service.start()?;
+    let outer = |tls: Value| {
+        json!({
+            "listen": [{"address": listen.to_string()}],
+            "workers": 1,
+            "kernel": {"attach": "off"},
+            "upstreams": {"users": {"endpoints": [inner.to_string()], "tls": tls}},
+            "routes": [{"match": {"path": "/{rest*}"}, "upstream": "users"}],
+        })
+    };
+    let good = json!({
+        "ca": authority.ca(), "server_name": "users.internal", "client_certificate": client.json(),
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), outer(good.clone()))?;
+    gateway.start()?;
+    for _ in 0..3 {
+        let answer = site.connect(None, listen)?.get("/")?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().contains("client-cert"), "{}", answer.text());
+    }
+    assert_eq!(counter(&service, "/handshakes/done/full")?, 1, "connections are kept");
+
+    gateway.cli(&["reload"])?.ok()?;
+    assert_eq!(site.connect(None, listen)?.get("/")?.status, 200);
+    assert_eq!(counter(&service, "/handshakes/done/full")?, 1, "and go on after a reload");
+
+    for (wrong, says) in [
+        (json!({"ca": strangers.ca(), "server_name": "users.internal"}), "invalid peer"),
+        (json!({"ca": authority.ca(), "server_name": "other.internal"}), "not valid for name"),
+        (json!({"ca": authority.ca()}), "not valid for name"),
+    ] {
+        gateway.write_config(outer(wrong.clone()))?;
+        gateway.cli(&["reload"])?.ok()?;
+        let answer = site.connect(None, listen)?.get("/")?;
+        assert_eq!(answer.status, 502, "{wrong}");
+        for internal in ["certificate", "internal", &inner.to_string()] {
+            assert!(!answer.text().contains(internal), "{}", answer.text());
+        }
+        assert!(gateway.log().contains(says), "{wrong}: {}", gateway.log());
+    }
+    assert_eq!(counter(&gateway, "/requests/errors/upstream_tls")?, 3);
+
+    gateway.write_config(outer(json!({"verify": false})))?;
+    gateway.cli(&["reload"])?.ok()?;
+    let answer = site.connect(None, listen)?.get("/")?;
+    assert!(answer.status == 200 && !answer.text().contains("client-cert"), "{}", answer.text());
+
+    gateway.write_config(outer(good))?;
+    gateway.cli(&["reload"])?.ok()?;
+    let before = counter(&service, "/handshakes/done/full")?;
+    let renewed = authority.issue("renewed", &["gateway.internal"])?;
+    std::fs::rename(renewed.key, &client.key)?;
+    std::fs::rename(renewed.cert, &client.cert)?;
+    wait_for("a connection by the renewed certificate", PATIENCE, || {
+        assert_eq!(site.connect(None, listen)?.get("/")?.status, 200);
+        let done = counter(&service, "/handshakes/done/full")?;
+        Ok((done >= before + 2).then_some(()))
+    })?;
+    Ok(())
+}
+
+#[test]
+fn services_are_asked_over_http_2_and_tls() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let server = authority.issue("service", &["users.internal"])?;
+    let (inner, listen) = (site.free_address()?, site.free_address()?);
+    let tls = json!({"certificates": [server.json()]});
+    let mut service = Gateway::unprivileged(site.namespace.as_ref(), config(inner, tls, "echo"))?;
+    service.start()?;
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "kernel": {"attach": "off"},
+        "upstreams": {"users": {
+            "endpoints": [inner.to_string()], "protocol": "h2",
+            "tls": {"ca": authority.ca(), "server_name": "users.internal"},
+        }},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "users"}],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let mut client = site.connect(None, listen)?;
+    for _ in 0..3 {
+        assert_eq!(client.get("/")?.status, 200);
+    }
+    assert_eq!(counter(&service, "/handshakes/done/full")?, 1);
+    Ok(())
+}
+
+#[test]
+fn a_plain_service_behind_tls_settings_is_a_bad_gateway() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, "plain"))?;
+    let listen = site.free_address()?;
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "kernel": {"attach": "off"},
+        "upstreams": {"users": {
+            "endpoints": [origin.address.to_string()], "tls": {"verify": false},
+            "timeout": {"connect": "500ms"},
+        }},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "users"}],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let status = site.connect(None, listen)?.get("/")?.status;
+    assert!([502, 504].contains(&status), "{status}");
+    Ok(())
+}
+
+#[test]
+fn the_proxy_protocol_says_who_the_client_is_where_it_may() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, "ok"))?;
+    let listen = site.free_address()?;
+    let config = json!({
+        "listen": [{
+            "address": listen.to_string(), "proxy_protocol": {"from": ["127.0.0.4/32"]},
+        }],
+        "bounds": {"handshake_timeout": "300ms"},
+        "kernel": {"attach": "off"},
+        "upstreams": {"service": {"endpoints": [origin.address.to_string()]}},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let sender = Some("127.0.0.4".parse()?);
+    let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let v2 = encode_v2(Addresses {
+        source: "[2001:db8::7]:1".parse()?,
+        destination: "[2001:db8::1]:443".parse()?,
+    });
+    let lines: [(&[u8], &str); 4] = [
+        (b"PROXY TCP4 192.0.2.7 198.51.100.1 1 443\r\n", "192.0.2.7"),
+        (&v2, "2001:db8::7"),
+        (b"PROXY UNKNOWN\r\n", "127.0.0.4"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0", "127.0.0.4"),
+    ];
+    for (header, client) in lines {
+        // In one piece, and byte by byte.
+        let mut whole = site.connect(sender, listen)?;
+        whole.send(&[header, &request[..]].concat())?;
+        assert_eq!(whole.receive()?.status, 200, "{client}");
+        let mut pieces = site.connect(sender, listen)?;
+        for byte in header.iter().chain(request) {
+            pieces.send(&[*byte])?;
+        }
+        assert_eq!(pieces.receive()?.status, 200, "{client}");
+        for request in origin.requests().iter().rev().take(2) {
+            assert_eq!(request.header("x-forwarded-for"), Some(client));
+        }
+    }
+
+    gateway.cli(&["deny", "add", "192.0.2.7"])?.ok()?;
+    let mut denied = site.connect(sender, listen)?;
+    denied.send(b"PROXY TCP4 192.0.2.7 198.51.100.1 1 443\r\n")?;
+    assert_eq!(denied.read_to_end()?, b"");
+    let told = gateway.cli(&["deny", "add", "127.0.0.4"])?;
+    assert_ne!(told.code, Some(0), "a sender is protected: {told}");
+
+    let mut bare = site.connect(sender, listen)?;
+    bare.send(request)?;
+    drop(bare.read_to_end());
+    let mut slow = site.connect(sender, listen)?;
+    slow.send(b"PROXY TCP4")?;
+    assert_eq!(slow.read_to_end()?, b"");
+    let stranger = site.connect(Some("127.0.0.5".parse()?), listen);
+    drop(stranger.and_then(|mut stranger| stranger.read_to_end()));
+    for (reason, count) in [("proxy_header", 2), ("proxy_sender", 1), ("denied", 1)] {
+        wait_for(reason, PATIENCE, || {
+            let found = counter(&gateway, &format!("/connections/refused/{reason}"))?;
+            Ok((found == count).then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_proxy_protocol_goes_before_tls_and_on_to_services() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let pair = authority.issue("api", &["api.test"])?;
+    let (outer, inner) = (site.free_address()?, site.free_address()?);
+    // The inner gateway takes what the outer one sends.
+    let mut inside = config(inner, json!({"certificates": [pair.json()]}), "echo");
+    inside["listen"][0]["proxy_protocol"] = json!({"from": ["127.0.0.1"]});
+    let mut service = Gateway::unprivileged(site.namespace.as_ref(), inside)?;
+    service.start()?;
+    let outside = json!({
+        "listen": [{"address": outer.to_string()}],
+        "kernel": {"attach": "off"},
+        "upstreams": {"service": {
+            "endpoints": [inner.to_string()], "proxy_protocol": "v2",
+            "tls": {"ca": authority.ca(), "server_name": "api.test"},
+        }},
+        "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), outside)?;
+    gateway.start()?;
+    for client in ["127.0.0.6", "127.0.0.7"] {
+        let answer = site.connect(Some(client.parse()?), outer)?.get("/")?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().contains(&format!("\"{client}\"")), "{}", answer.text());
+    }
+    assert_eq!(counter(&service, "/connections/refused/proxy_header")?, 0);
+    Ok(())
+}
+
+#[test]
+fn plain_http_is_sent_to_https_and_browsers_remember_it() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let pair = authority.issue("api", &["api.test"])?;
+    let (plain, listen) = (site.free_address()?, site.free_address()?);
+    let tls = json!({
+        "certificates": [pair.json()], "hsts": {"include_subdomains": true, "preload": true},
+    });
+    let mut config = config(listen, tls, "echo");
+    let redirect = json!({"address": plain.to_string(), "redirect": {"port": listen.port()}});
+    config["listen"].as_array_mut().context("a list")?.push(redirect);
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let mut client = site.connect(None, plain)?;
+    client.send(b"GET /a?b HTTP/1.1\r\nhost: api.test\r\n\r\n")?;
+    let answer = client.receive()?;
+    let location = format!("https://api.test:{}/a?b", listen.port());
+    assert_eq!((answer.status, answer.header("location")), (301, Some(&*location)));
+    client.send(b"POST /a HTTP/1.1\r\nhost: api.test\r\ncontent-length: 1\r\n\r\nx")?;
+    assert_eq!(client.receive()?.status, 308);
+    let resolve = format!("api.test:{}:127.0.0.1", listen.port());
+    let ca = authority.ca();
+    let said = text(&site.curl(&[
+        "-sSi",
+        "-L",
+        "--cacert",
+        &ca.to_string_lossy(),
+        "--resolve",
+        &resolve,
+        "-H",
+        "host: api.test",
+        &format!("http://{plain}/followed"),
+    ])?);
+    assert!(said.contains("/followed") && said.contains("200"), "{said}");
+    let hsts = "strict-transport-security: max-age=31536000; includeSubDomains; preload";
+    assert_eq!(said.to_lowercase().matches(&hsts.to_lowercase()).count(), 1, "{said}");
     Ok(())
 }

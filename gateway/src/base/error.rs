@@ -43,6 +43,8 @@ pub enum Kind {
     BodyTooLarge,
     /// No endpoint could be connected to.
     UpstreamConnect,
+    /// No endpoint could prove who it is, or agreed on TLS.
+    UpstreamTls,
     /// An endpoint did not connect, take the request or answer in time.
     UpstreamTimeout,
     /// The endpoint closed the connection before its answer was whole.
@@ -63,7 +65,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::BadRequest,
         Self::TargetTooLong,
         Self::HeadTooLarge,
@@ -76,6 +78,7 @@ impl Kind {
         Self::RequestBroken,
         Self::BodyTooLarge,
         Self::UpstreamConnect,
+        Self::UpstreamTls,
         Self::UpstreamTimeout,
         Self::UpstreamReset,
         Self::UpstreamProtocol,
@@ -101,6 +104,7 @@ impl Kind {
             Self::RequestBroken => "request_broken",
             Self::BodyTooLarge => "body_too_large",
             Self::UpstreamConnect => "upstream_connect",
+            Self::UpstreamTls => "upstream_tls",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamProtocol => "upstream_protocol",
@@ -127,6 +131,7 @@ impl Kind {
             | Self::RequestBroken
             | Self::BodyTooLarge => Blame::Client,
             Self::UpstreamConnect
+            | Self::UpstreamTls
             | Self::UpstreamTimeout
             | Self::UpstreamReset
             | Self::UpstreamProtocol
@@ -141,6 +146,7 @@ impl Kind {
         matches!(
             self,
             Self::UpstreamConnect
+                | Self::UpstreamTls
                 | Self::UpstreamUnavailable
                 | Self::BreakerOpen
                 | Self::ConcurrencyLimit
@@ -222,7 +228,7 @@ impl From<Kind> for Error {
                 Kind::RequestTimeout => "the request body did not arrive in time",
                 Kind::RequestBroken => "the request body broke off",
                 Kind::BodyTooLarge => "the request body is larger than accepted here",
-                Kind::UpstreamConnect => "the service cannot be reached",
+                Kind::UpstreamConnect | Kind::UpstreamTls => "the service cannot be reached",
                 Kind::UpstreamTimeout => "the service did not answer in time",
                 Kind::UpstreamReset => "the service closed the connection before it had answered",
                 Kind::UpstreamProtocol => "the service gave an answer that is not valid HTTP",

@@ -3,10 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use ipnet::IpNet;
+
 use super::at::At;
-use super::raw::{RawListener, RawMetrics};
+use super::kernel::somebody;
+use super::raw::{RawHttpsRedirect, RawListener, RawMetrics, RawProxyProtocol};
 use super::tls::tls;
-use super::value::{count, socket_address};
+use super::tree::shorten;
+use super::value::{count, ports, socket_address};
 use super::{Listener, Metrics};
 
 pub(super) fn listeners(raw: &[RawListener], folder: &Path, at: At<'_>) -> Vec<Listener> {
@@ -20,6 +24,8 @@ pub(super) fn listeners(raw: &[RawListener], folder: &Path, at: At<'_>) -> Vec<L
     for (index, listener) in raw.iter().enumerate() {
         let whole = at.item(index);
         let tls = listener.tls.as_ref().map(|raw| tls(raw, folder, whole.key("tls")));
+        let from = senders(listener.proxy_protocol.as_ref(), whole.key("proxy_protocol"));
+        let redirect = redirect(listener, whole.key("redirect"));
         let at = whole.key("address");
         let Some(address) = socket_address(&listener.address, at) else { continue };
         let other = found.iter().find(|(other, _)| conflict(other.address, address));
@@ -28,10 +34,54 @@ pub(super) fn listeners(raw: &[RawListener], folder: &Path, at: At<'_>) -> Vec<L
                 format!("`{address}` is taken by the listener {}", other.address),
                 format!("the other is in line {line}: remove one or choose another port"),
             ),
-            None => found.push((Listener { address, tls }, at.line())),
+            None => {
+                let listener = Listener { address, tls, proxy_protocol_from: from, redirect };
+                found.push((listener, at.line()));
+            }
         }
     }
     found.into_iter().map(|(listener, _)| listener).collect()
+}
+
+fn senders(raw: Option<&RawProxyProtocol>, at: At<'_>) -> Vec<IpNet> {
+    let Some(raw) = raw else { return Vec::new() };
+    if raw.from.is_empty() {
+        at.key("from")
+            .on_key()
+            .error_with_help("nobody may connect", "name the addresses of your load balancers");
+    }
+    let senders = somebody(
+        &raw.from,
+        at.key("from"),
+        "lets anybody forge the address that a connection comes from",
+        "name the addresses of your load balancers",
+    );
+    senders.into_iter().map(|(net, _)| net).collect()
+}
+
+fn redirect(raw: &RawListener, at: At<'_>) -> Option<u16> {
+    /// Of https (RFC 9110, section 4.2.2).
+    const PORT: u16 = 443;
+    let port = match raw.redirect.as_ref()? {
+        RawHttpsRedirect::Text(text) if text == "https" => PORT,
+        RawHttpsRedirect::Text(text) => {
+            at.error_with_help(
+                format!("`{}` is nowhere to be sent to", shorten(text)),
+                "write https, or {port: 8443} for another port of https",
+            );
+            return None;
+        }
+        RawHttpsRedirect::Section(section) => {
+            ports(&[section.port], at.key("port")).first().copied()?
+        }
+    };
+    if raw.tls.is_some() {
+        at.on_key().error_with_help(
+            "clients of this listener speak https already",
+            "put `redirect` on the listener of plain HTTP",
+        );
+    }
+    Some(port)
 }
 
 /// Where metrics are served, and how many there may be.

@@ -54,7 +54,9 @@ pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
 };
-pub use self::tls::{AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni};
+pub use self::tls::{
+    AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,
+};
 pub use self::tracing::{TraceFormat, TraceTrust, Tracing};
 
 use self::at::At;
@@ -158,7 +160,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics"));
     let own = metrics.listen.map(Listener::plain);
     let own: Vec<Listener> = listen.iter().cloned().chain(own).collect();
-    let upstreams = upstreams::upstreams(&raw.upstreams, &own, at.key("upstreams"));
+    let upstreams = upstreams::upstreams(&raw.upstreams, folder, &own, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, &upstreams);
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
@@ -192,6 +194,8 @@ fn protected(
     upstreams: &[Upstream],
 ) -> Vec<(IpNet, String)> {
     let proxies = trusted_proxies.iter().map(|net| (*net, "in `trusted_proxies`".to_owned()));
+    let senders = listen.iter().flat_map(|listener| &listener.proxy_protocol_from);
+    let senders = senders.map(|net| (*net, "a sender of the PROXY protocol".to_owned()));
     let own = listen
         .iter()
         .filter(|listener| !listener.address.ip().is_unspecified())
@@ -205,7 +209,7 @@ fn protected(
             Target::Echo => None,
         })
     });
-    proxies.chain(own).chain(endpoints).collect()
+    proxies.chain(senders).chain(own).chain(endpoints).collect()
 }
 
 fn user_name(text: &str, at: At<'_>) -> bool {
@@ -274,12 +278,16 @@ pub struct Listener {
     pub address: SocketAddr,
     /// `None`: plain TCP.
     pub tls: Option<Tls>,
+    /// Who alone may connect, each connection beginning with a header of the PROXY protocol; empty: there are none.
+    pub proxy_protocol_from: Vec<IpNet>,
+    /// The port of https that every request is sent to instead.
+    pub redirect: Option<u16>,
 }
 
 impl Listener {
     /// One that takes plain TCP and asks nothing else.
     pub fn plain(address: SocketAddr) -> Self {
-        Self { address, tls: None }
+        Self { address, tls: None, proxy_protocol_from: Vec::new(), redirect: None }
     }
 }
 
@@ -531,6 +539,10 @@ pub struct Upstream {
     pub idle_connections: usize,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
+    /// `None`: plain TCP.
+    pub tls: Option<UpstreamTls>,
+    /// Whether endpoints are told where a connection comes from, by version 2 of the PROXY protocol.
+    pub proxy_protocol: bool,
 }
 
 /// Where a service is, with what is said about it.

@@ -695,3 +695,16 @@ proptest! {
         examine(&text)?;
     }
 }
+
+#[test]
+fn checks_in_plain_http_of_what_speaks_tls_are_refused() {
+    let upstream = |more: &str| {
+        format!("upstreams: {{a: {{endpoints: ['10.0.0.1:1'], health: {{{more}}}, tls: {{}}}}}}")
+    };
+    only(
+        &upstream("path: /health"),
+        "health checks speak neither TLS nor the PROXY protocol, which this upstream expects",
+        "health",
+    );
+    assert!(with(&upstream("type: tcp")).is_ok());
+}

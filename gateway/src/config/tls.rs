@@ -1,17 +1,20 @@
-//! `listen[].tls`: which certificates, and what is agreed on with clients. Looks at no file.
+//! `listen[].tls` and `upstreams.NAME.tls`: which certificates, and what is agreed on with clients. Looks at no file.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustls::CipherSuite;
 use rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES;
+use rustls::pki_types::ServerName;
 
 use super::at::At;
 use super::diagnostic::suggestion;
 use super::raw::{
-    RawCertificate, RawClientCertificateMode, RawClientCertificates, RawTls, RawUnknownSni,
+    RawCertificate, RawClientCertificateMode, RawClientCertificates, RawHsts, RawTls,
+    RawUnknownSni, RawUpstreamTls,
 };
 use super::tree::shorten;
-use super::value::file_path;
+use super::value::{file_path, interval};
 
 /// Certificates of one listener. Each is read, parsed and watched.
 const CERTIFICATES_MAX: usize = 10_000;
@@ -33,6 +36,8 @@ pub struct Tls {
     pub session_tickets: bool,
     /// `None`: nobody is asked for one.
     pub client_certificates: Option<ClientCertificates>,
+    /// What browsers are told by `Strict-Transport-Security`.
+    pub hsts: Option<String>,
 }
 
 /// Certificates of clients.
@@ -96,7 +101,22 @@ pub(super) fn tls(raw: &RawTls, folder: &Path, at: At<'_>) -> Tls {
             .client_certificates
             .as_ref()
             .and_then(|raw| client_certificates(raw, folder, at.key("client_certificates"))),
+        hsts: raw.hsts.as_ref().and_then(|raw| hsts(raw, at.key("hsts"))),
     }
+}
+
+fn hsts(raw: &RawHsts, at: At<'_>) -> Option<String> {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let age = interval(&raw.max_age, Duration::ZERO..=DAY * 731, at.key("max_age"))?;
+    if raw.preload && (!raw.include_subdomains || age < DAY * 365) {
+        at.key("preload").error_with_help(
+            "browsers preload only what holds for all subdomains and at least a year",
+            "add `include_subdomains: true` and `max_age: 365d`, or take `preload` out",
+        );
+    }
+    let subdomains = if raw.include_subdomains { "; includeSubDomains" } else { "" };
+    let preload = if raw.preload { "; preload" } else { "" };
+    Some(format!("max-age={}{subdomains}{preload}", age.as_secs()))
 }
 
 fn client_certificates(
@@ -109,6 +129,49 @@ fn client_certificates(
     let authorities = AuthorityFiles { ca: ca?, crl: crl.flatten() };
     let optional = matches!(raw.mode, RawClientCertificateMode::Optional);
     Some(ClientCertificates { authorities, optional, forward: raw.forward })
+}
+
+/// TLS to the endpoints of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamTls {
+    /// Who is trusted; `None`: whom the system trusts.
+    pub ca: Option<AuthorityFiles>,
+    /// The name that certificates must have; `None`: the address of the endpoint.
+    pub server_name: Option<String>,
+    /// What the gateway proves who it is by.
+    pub client_certificate: Option<CertificateFiles>,
+    /// Whether certificates are verified at all.
+    pub verify: bool,
+}
+
+pub(super) fn upstream_tls(raw: &RawUpstreamTls, folder: &Path, at: At<'_>) -> UpstreamTls {
+    let ca = raw.ca.as_ref().and_then(|ca| file_path(ca, folder, at.key("ca")));
+    if !raw.verify && raw.ca.is_some() {
+        at.key("ca").on_key().error_with_help(
+            "nobody is verified, so that these authorities are of no use",
+            "take out either `ca` or `verify: false`",
+        );
+    }
+    if let Some(name) = &raw.server_name
+        && ServerName::try_from(name.as_str()).is_err()
+    {
+        at.key("server_name").error_with_help(
+            format!("`{}` is no name of a host", shorten(name)),
+            "write one such as users.internal, or take it out for the address of the endpoint",
+        );
+    }
+    let client_certificate = raw.client_certificate.as_ref().and_then(|raw| {
+        let at = at.key("client_certificate");
+        let cert = file_path(&raw.cert, folder, at.key("cert"));
+        let key = file_path(&raw.key, folder, at.key("key"));
+        Some(CertificateFiles { cert: cert?, key: key? })
+    });
+    UpstreamTls {
+        ca: ca.map(|ca| AuthorityFiles { ca, crl: None }),
+        server_name: raw.server_name.clone(),
+        client_certificate,
+        verify: raw.verify,
+    }
 }
 
 fn certificates(raw: &[RawCertificate], folder: &Path, at: At<'_>) -> Vec<CertificateFiles> {

@@ -1,6 +1,7 @@
 //! `upstreams`: the services behind the gateway. Refuses an endpoint that is the gateway itself.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::at::At;
@@ -11,8 +12,9 @@ use super::health::health;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
+use super::tls::upstream_tls;
 use super::value::{count, duration, name, socket_address};
-use super::{Endpoint, Listener, Target, Upstream};
+use super::{Endpoint, Health, Listener, Probe, Protocol, Target, Upstream};
 
 /// No endpoint takes more than so many times the requests of another.
 const WEIGHT_MAX: u64 = 1000;
@@ -22,15 +24,24 @@ const ENDPOINTS_MAX: usize = 512;
 /// Every upstream, also one with mistakes, so that routes refer to what the file has.
 pub(super) fn upstreams(
     raw: &Named<RawUpstream>,
+    folder: &Path,
     listeners: &[Listener],
     at: At<'_>,
 ) -> Vec<Upstream> {
     let entries = raw.0.iter().enumerate();
-    entries.map(|(index, (name, raw))| upstream(name, raw, listeners, at.entry(index))).collect()
+    entries
+        .map(|(index, (name, raw))| upstream(name, raw, (folder, listeners), at.entry(index)))
+        .collect()
 }
 
-fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_>) -> Upstream {
+fn upstream(
+    own_name: &str,
+    raw: &RawUpstream,
+    (folder, listeners): (&Path, &[Listener]),
+    at: At<'_>,
+) -> Upstream {
     name(own_name, "an upstream", at.on_key());
+    refuse_shared(raw, at.key("proxy_protocol"));
     let timeout = at.key("timeout");
     let time = |text: &str, key| duration(text, timeout.key(key)).unwrap_or(Duration::ZERO);
     let idle_connections = count(raw.idle_connections, 0..=65_536, at.key("idle_connections"));
@@ -39,7 +50,11 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
         protocol: raw.protocol,
         balance: balance(raw, at),
-        health: raw.health.as_ref().and_then(|raw| health(raw, at.key("health"))),
+        health: raw.health.as_ref().and_then(|section| {
+            let health = health(section, at.key("health"))?;
+            refuse_plain_checks(raw, &health, at.key("health"));
+            Some(health)
+        }),
         connect_timeout: time(&raw.timeout.connect, "connect"),
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
@@ -48,6 +63,28 @@ fn upstream(own_name: &str, raw: &RawUpstream, listeners: &[Listener], at: At<'_
         concurrency: raw.concurrency.as_ref().map(|raw| concurrency(raw, at.key("concurrency"))),
         idle_connections: idle_connections.unwrap_or_default(),
         idle_timeout: time(&raw.timeout.idle, "idle"),
+        tls: raw.tls.as_ref().map(|tls| upstream_tls(tls, folder, at.key("tls"))),
+        proxy_protocol: raw.proxy_protocol.is_some(),
+    }
+}
+
+/// Refuses to share connections between clients where each is said to be of one.
+fn refuse_shared(raw: &RawUpstream, at: At<'_>) {
+    if raw.protocol == Protocol::Http2 && raw.proxy_protocol.is_some() {
+        at.on_key().error_with_help(
+            "connections of HTTP/2 are shared by clients, and the PROXY protocol names one",
+            "take out either `protocol: h2` or `proxy_protocol`",
+        );
+    }
+}
+
+/// Refuses checks that speak plain HTTP to a service that expects something else first: all of them would fail.
+fn refuse_plain_checks(raw: &RawUpstream, health: &Health, at: At<'_>) {
+    if health.probe != Probe::Tcp && (raw.tls.is_some() || raw.proxy_protocol.is_some()) {
+        at.on_key().error_with_help(
+            "health checks speak neither TLS nor the PROXY protocol, which this upstream expects",
+            "check that it takes connections, by `type: tcp`",
+        );
     }
 }
 

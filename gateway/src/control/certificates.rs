@@ -9,10 +9,12 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_blocking, spawn_local};
 use tokio::time::MissedTickBehavior;
 
+use super::Control;
 use crate::admin::certificates::CertificateView;
 use crate::base::time::utc;
 use crate::config::{Config, Errors};
 use crate::request::listener::Listeners;
+use crate::tls::client::Clients;
 use crate::tls::store::{Store, Watch};
 
 /// Time between two looks at the files.
@@ -35,11 +37,19 @@ pub fn read_again(config: &Config, before: &Store, user: &str) -> Result<Store, 
     if errors.is_empty() { Ok(store) } else { Err(Errors::from(errors)) }
 }
 
+/// What a configuration asks for, compiled.
+pub(super) struct Compiled {
+    store: Store,
+    listeners: Listeners,
+    clients: Clients,
+}
+
 /// The certificates in force.
 pub(super) struct Certificates {
     user: String,
     store: Store,
     listeners: Arc<ArcSwap<Listeners>>,
+    clients: Clients,
     told: Option<Instant>,
     watcher: Option<AbortHandle>,
     /// What is read for an earlier configuration is nobody's any more.
@@ -56,6 +66,7 @@ impl Certificates {
             user: user.to_owned(),
             store: Store::default(),
             listeners: Arc::default(),
+            clients: Clients::default(),
             told: None,
             watcher: None,
             generation: 0,
@@ -75,14 +86,21 @@ impl Certificates {
     }
 
     /// Compiles what a configuration asks for from what was read for it.
-    pub(super) fn compile(&self, config: &Config, store: &Store) -> Result<Listeners, String> {
-        Listeners::new(config, store, &self.listeners.load())
+    pub(super) fn compile(&self, config: &Config, store: Store) -> Result<Compiled, String> {
+        let listeners = Listeners::new(config, &store, &self.listeners.load())?;
+        let clients = Clients::new(config, &store, &self.clients)?;
+        Ok(Compiled { store, listeners, clients })
+    }
+
+    /// What services are talked to by.
+    pub(super) fn clients(&self) -> &Clients {
+        &self.clients
     }
 
     /// Puts in force what was compiled, and looks after the files from now on.
-    pub(super) fn configure(&mut self, config: &Arc<Config>, store: Store, listeners: Listeners) {
-        self.listeners.store(Arc::new(listeners));
-        self.store = store;
+    pub(super) fn configure(&mut self, config: &Arc<Config>, compiled: Compiled) {
+        self.listeners.store(Arc::new(compiled.listeners));
+        (self.store, self.clients) = (compiled.store, compiled.clients);
         self.generation += 1;
         self.told = None;
         if let Some(watcher) = self.watcher.take() {
@@ -107,15 +125,18 @@ impl Certificates {
         }
     }
 
-    /// Puts in force what was read because a file changed.
-    pub(super) fn take(&mut self, config: &Arc<Config>, store: Store) {
-        match self.compile(config, &store) {
-            Ok(listeners) => {
-                self.configure(config, store, listeners);
+    /// Puts in force what was read because a file changed. Answers whether services are talked to by something else.
+    fn take(&mut self, config: &Arc<Config>, store: Store) -> bool {
+        match self.compile(config, store) {
+            Ok(compiled) => {
+                let other = !compiled.clients.is_same(&self.clients);
+                self.configure(config, compiled);
                 tracing::info!("certificates were read again");
+                other
             }
             Err(error) => {
                 tracing::error!(%error, "the certificates before stay in force");
+                false
             }
         }
     }
@@ -147,6 +168,15 @@ impl Certificates {
         let mut views: Vec<_> = self.store.certificates().map(view).collect();
         views.sort_by(|one, other| one.file.cmp(&other.file));
         views
+    }
+}
+
+impl Control {
+    /// Puts in force what was read because a file changed.
+    pub(super) fn renew_certificates(&mut self, store: Store) {
+        if self.certificates.take(&self.config, store) {
+            self.publish_snapshot();
+        }
     }
 }
 

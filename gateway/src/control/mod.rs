@@ -176,7 +176,7 @@ impl Control {
                     self.recheck();
                 }
                 store = self.certificates.changed() => {
-                    self.certificates.take(&self.config, store);
+                    self.renew_certificates(store);
                 }
                 () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {

@@ -28,6 +28,9 @@ pub fn collect<'a>(
     for prefix in &config.trusted_proxies {
         protected.add(*prefix, "trusted proxy");
     }
+    for prefix in config.listen.iter().flat_map(|listener| &listener.proxy_protocol_from) {
+        protected.add(*prefix, "PROXY protocol sender");
+    }
     for prefix in &config.kernel.never_block {
         protected.add(*prefix, "never_block");
     }

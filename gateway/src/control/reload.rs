@@ -12,7 +12,7 @@ use super::later::Later;
 use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
-use super::upstreams::{snapshot, uses_echo};
+use super::upstreams::uses_echo;
 use super::{Control, access_log, addresses, protect, read};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::base::time::Now;
@@ -100,8 +100,8 @@ impl Control {
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
             .map_err(|refusal| unchanged_usage(&refusal.error))?;
-        let listeners = self.certificates.compile(&config, &certificates);
-        let listeners = listeners.map_err(|error| unchanged(&error))?;
+        let compiled = self.certificates.compile(&config, certificates);
+        let compiled = compiled.map_err(|error| unchanged(&error))?;
         let (old, new) = (addresses(&self.config), addresses(&config));
         check_overlaps(&old, &new)?;
         let added: Vec<_> = new.iter().filter(|address| !old.contains(address)).copied().collect();
@@ -117,13 +117,11 @@ impl Control {
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
-        self.certificates.configure(&config, certificates, listeners);
-        let counters = &self.shared.counters;
-        let snapshot = snapshot(&config, &mut self.directory, self.echo, counters);
-        self.checks.configure(&config, &self.directory);
-        self.shared.snapshot.store(snapshot);
+        self.certificates.configure(&config, compiled);
         self.shared.access_log.switch(log);
         self.config = config;
+        self.publish_snapshot();
+        self.checks.configure(&self.config, &self.directory);
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
         self.door.listen(new, sockets).map_err(Refusal::failed)?;

@@ -124,12 +124,12 @@ impl Started {
         }
         self.certificates.look_again(&self.target.name);
         let mut certificates = Certificates::new(&self.target.name);
-        let listeners = certificates.compile(&self.config, &self.certificates);
-        let listeners = listeners.map_err(RunError::Failed)?;
-        certificates.configure(&self.config, self.certificates, listeners);
+        let compiled = certificates.compile(&self.config, self.certificates);
+        certificates.configure(&self.config, compiled.map_err(RunError::Failed)?);
         let counters = Registry::new(self.config.workers);
         let mut directory = Directory::new(self.config.workers);
-        let first = snapshot(&self.config, &mut directory, address, &counters);
+        let first =
+            snapshot(&self.config, &mut directory, certificates.clients(), address, &counters);
         let mut checks = Checks::new();
         checks.configure(&self.config, &directory);
         let shared = Shared {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 use ipnet::IpNet;
 
-use crate::base::address::{ClientAddr, PeerAddr};
+use crate::base::address::ClientAddr;
 use crate::http::headers::X_FORWARDED_FOR;
 
 /// Whether `address` is a proxy that is believed.
@@ -13,12 +13,11 @@ pub fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
     trusted.iter().any(|prefix| prefix.contains(&address))
 }
 
-/// The client of a request: from the right, the first address in `X-Forwarded-For` that is no trusted proxy. Each
-/// proxy appends whom it saw, so everything to the left of that address is only what the client claims. What is no
-/// address ends the walk at the last one that was believed.
-pub fn client(peer: PeerAddr, trusted: &[IpNet], headers: &HeaderMap) -> ClientAddr {
-    let mut client = ClientAddr::from_peer(peer);
-    if !is_trusted(trusted, peer.ip()) {
+/// The client of a request over a connection from `client`: from the right, the first address in `X-Forwarded-For` that
+/// is no trusted proxy. Each proxy appends whom it saw, so everything to the left of that address is only what the
+/// client claims. What is no address ends the walk at the last one that was believed.
+pub fn client(mut client: ClientAddr, trusted: &[IpNet], headers: &HeaderMap) -> ClientAddr {
+    if !is_trusted(trusted, client.ip()) {
         return client;
     }
     let lines = headers.get_all(X_FORWARDED_FOR).iter().rev();
@@ -52,7 +51,7 @@ mod tests {
         for line in lines {
             headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
-        let peer = PeerAddr::of_socket(SocketAddr::new(peer.parse().unwrap(), 1));
+        let peer = ClientAddr::believed(peer.parse().unwrap());
         client(peer, &trusted, &headers).to_string()
     }
 

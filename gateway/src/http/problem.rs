@@ -55,9 +55,10 @@ pub fn status(kind: Kind) -> StatusCode {
         Kind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Kind::RequestTimeout | Kind::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
         Kind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Kind::UpstreamConnect | Kind::UpstreamReset | Kind::UpstreamProtocol => {
-            StatusCode::BAD_GATEWAY
-        }
+        Kind::UpstreamConnect
+        | Kind::UpstreamTls
+        | Kind::UpstreamReset
+        | Kind::UpstreamProtocol => StatusCode::BAD_GATEWAY,
         Kind::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         Kind::UpstreamUnavailable
         | Kind::BreakerOpen

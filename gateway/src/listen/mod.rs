@@ -6,6 +6,7 @@
 mod connection;
 mod h2;
 mod preface;
+mod proxy_protocol;
 pub mod sockets;
 mod tls;
 mod worker;

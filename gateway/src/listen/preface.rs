@@ -8,53 +8,82 @@ use std::task::Poll;
 
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use crate::base::address::PeerAddr;
+use crate::base::address::{ClientAddr, PeerAddr};
 use crate::config::Config;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
+use crate::http::proxy_protocol::{Addresses, Invalid};
 use crate::http::socket::Socket;
 use crate::listen::worker::Slot;
-use crate::listen::{connection, tls};
+use crate::listen::{connection, proxy_protocol, tls};
 use crate::observe::{HandshakeFailure, Refusal};
-use crate::request;
 use crate::request::listener::Listener;
+use crate::request::{self, Arrival};
 use crate::tls::session::Session;
 
 /// Agrees on everything with the client, then serves it.
 pub(super) async fn serve(
     slot: Slot,
     listener: Rc<Listener>,
-    (stream, peer): (TcpStream, PeerAddr),
+    (stream, peer, addresses): (TcpStream, PeerAddr, Addresses),
 ) {
     let config = slot.config();
-    let agreed = timeout(config.bounds.handshake_timeout, agree(&slot, &listener, stream));
     // On the heap and gone when it is done: a connection may be open for long after its handshake.
-    let Some(agreed) = unless_denied(&slot, Box::pin(agreed)).await else { return };
-    let (socket, session) = match agreed.unwrap_or(Err(HandshakeFailure::TimedOut)) {
+    let agreed = Box::pin(agree(&slot, &listener, stream, addresses));
+    let (socket, session, addresses) = match unless_denied(&slot, agreed).await {
         Ok(agreed) => agreed,
-        Err(failure) => return slot.counters().handshake_failed(failure),
+        Err(Failure::Refused(reason)) => return slot.counters().refused(reason),
+        Err(Failure::Handshake(failure)) => return slot.counters().handshake_failed(failure),
     };
-    slot.counters().handshake_done(session.resumed);
+    if let Some(session) = &session {
+        slot.counters().handshake_done(session.resumed);
+    }
     let limits = Limits::new(&config.bounds);
     let deadline = Rc::new(Deadline::new(&config.bounds));
-    let connection = request::Connection::new(slot.requests(), peer, Some(session));
-    drop((listener, config));
+    drop(config);
+    let arrival = Arrival { peer, addresses, tls: session };
+    let connection = request::Connection::new(slot.requests(), listener, arrival);
     connection::serve(slot, limits, connection, (socket, deadline)).await;
+}
+
+/// Why nothing was agreed on.
+enum Failure {
+    Refused(Refusal),
+    Handshake(HandshakeFailure),
 }
 
 async fn agree(
     slot: &Slot,
     listener: &Listener,
-    stream: TcpStream,
-) -> Result<(Socket, Session), HandshakeFailure> {
-    let server = listener.tls.as_ref().ok_or(HandshakeFailure::Broken)?;
-    tls::handshake(server, stream, slot.handshakes()).await
+    mut stream: TcpStream,
+    mut addresses: Addresses,
+) -> Result<(Socket, Option<Session>, Addresses), Failure> {
+    let until = Instant::now() + slot.config().bounds.handshake_timeout;
+    if listener.speaks_proxy_protocol() {
+        let said = timeout_at(until, proxy_protocol::read(&mut stream)).await;
+        let said = said.unwrap_or(Err(Invalid));
+        let said = said.map_err(|Invalid| Failure::Refused(Refusal::ProxyHeader))?;
+        addresses = said.unwrap_or(addresses);
+        let client = ClientAddr::believed(addresses.source.ip());
+        if slot.requests().denies(client.ip()) {
+            return Err(Failure::Refused(Refusal::Denied));
+        }
+        slot.believe(client);
+    }
+    let Some(server) = &listener.tls else { return Ok((Socket::Plain(stream), None, addresses)) };
+    let shaken = timeout_at(until, tls::handshake(server, stream, slot.handshakes())).await;
+    let shaken = shaken.unwrap_or(Err(HandshakeFailure::TimedOut));
+    let (socket, session) = shaken.map_err(Failure::Handshake)?;
+    Ok((socket, Some(session), addresses))
 }
 
-/// `None` once a rule denies the peer.
-async fn unless_denied<T>(slot: &Slot, work: impl Future<Output = T>) -> Option<T> {
+/// Ends the work once a rule denies the peer.
+async fn unless_denied<T>(
+    slot: &Slot,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     let mut work = pin!(work);
     let mut registered = false;
     poll_fn(|context| {
@@ -63,10 +92,9 @@ async fn unless_denied<T>(slot: &Slot, work: impl Future<Output = T>) -> Option<
             registered = true;
         }
         if slot.is_denied() {
-            slot.counters().refused(Refusal::Denied);
-            return Poll::Ready(None);
+            return Poll::Ready(Err(Failure::Refused(Refusal::Denied)));
         }
-        work.as_mut().poll(context).map(Some)
+        work.as_mut().poll(context)
     })
     .await
 }

@@ -18,16 +18,17 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::base::address::PeerAddr;
+use crate::base::address::{ClientAddr, PeerAddr};
 use crate::config::Config;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
+use crate::http::proxy_protocol::Addresses;
 use crate::http::socket;
 use crate::listen::preface::{self, Handshakes};
 use crate::listen::{Shared, connection};
 use crate::observe::{Counters, Refusal, access_log};
-use crate::request;
 use crate::request::listener::{Listener, Listeners};
+use crate::request::{self, Arrival};
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -70,6 +71,8 @@ struct Open {
 
 struct Told {
     peer: IpAddr,
+    /// Whom a PROXY protocol sender speaks for.
+    client: Option<IpAddr>,
     denied: Rc<Cell<bool>>,
     waker: Waker,
 }
@@ -188,25 +191,31 @@ impl Worker {
         }
     }
 
-    fn accepted(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, inlet: &Inlet) {
+    fn accepted(self: &Rc<Self>, stream: TcpStream, from: SocketAddr, inlet: &Inlet) {
         let counters = &self.requests.counters;
         counters.connections_accepted.add(1);
-        let config = self.requests.config();
-        let peer = PeerAddr::of_socket(peer);
-        let connection = request::Connection::new(&self.requests, peer, None);
-        if !connection.admits_peer() {
+        let peer = PeerAddr::of_socket(from);
+        if self.requests.denies(peer.ip()) {
             return counters.refused(Refusal::Denied);
         }
+        let listener = self.listener(inlet);
+        if !listener.admits(peer.ip()) {
+            return counters.refused(Refusal::ProxySender);
+        }
+        let config = self.requests.config();
         let slot = Slot::take(self, peer.ip());
         if slot.taken_before >= config.bounds.connections {
             return counters.refused(Refusal::TooMany);
         }
-        let listener = self.listener(inlet);
-        if listener.tls.is_some() {
+        let to = listener.asks_for_destination.then(|| stream.local_addr().ok()).flatten();
+        let addresses = Addresses { source: from, destination: to.unwrap_or(inlet.address) };
+        if listener.has_preface() {
             self.handshakes.fit(&config);
-            spawn_local(preface::serve(slot, listener, (stream, peer)));
+            spawn_local(preface::serve(slot, listener, (stream, peer, addresses)));
             return;
         }
+        let arrival = Arrival { peer, addresses, tls: None };
+        let connection = request::Connection::new(&self.requests, listener, arrival);
         let limits = Limits::new(&config.bounds);
         let deadline = Rc::new(Deadline::new(&config.bounds));
         let socket = socket::Socket::Plain(stream);
@@ -220,15 +229,15 @@ impl Worker {
         if !Arc::ptr_eq(followed, listeners) {
             *followed = Arc::clone(listeners);
             if let Some(found) = listeners.get(inlet.address) {
-                *listener = Rc::new(found.clone());
+                *listener = Rc::new(found.of_worker());
             }
         }
         Rc::clone(listener)
     }
 
     fn recheck(&self) {
-        for Told { peer, denied, waker } in self.open.borrow().connections.values() {
-            if self.requests.denies(*peer) {
+        for Told { peer, client, denied, waker } in self.open.borrow().connections.values() {
+            if self.requests.denies(*peer) || client.is_some_and(|ip| self.requests.denies(ip)) {
                 denied.set(true);
                 waker.wake_by_ref();
             }
@@ -265,6 +274,7 @@ pub(super) struct Slot {
     number: u64,
     taken_before: usize,
     peer: IpAddr,
+    client: Cell<Option<IpAddr>>,
     denied: Rc<Cell<bool>>,
 }
 
@@ -275,14 +285,20 @@ impl Slot {
         let mut open = worker.open.borrow_mut();
         open.next += 1;
         let (worker, denied) = (Rc::clone(worker), Rc::default());
-        Self { worker, number: open.next, taken_before, peer, denied }
+        let client = Cell::new(None);
+        Self { worker, number: open.next, taken_before, peer, client, denied }
     }
 
     /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
     pub(super) fn register(&self, waker: &Waker) {
         let (denied, waker) = (Rc::clone(&self.denied), waker.clone());
-        let told = Told { peer: self.peer, denied, waker };
+        let told = Told { peer: self.peer, client: self.client.get(), denied, waker };
         self.worker.open.borrow_mut().connections.insert(self.number, told);
+    }
+
+    /// From now on rules about `client` concern the connection too.
+    pub(super) fn believe(&self, client: ClientAddr) {
+        self.client.set(Some(client.ip()));
     }
 
     /// Whether a rule denies the peer since it was let in.

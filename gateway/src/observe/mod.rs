@@ -26,15 +26,21 @@ pub enum Refusal {
     Denied,
     /// `bounds.connections` was reached.
     TooMany,
+    /// The peer is none of the senders that the listener's PROXY protocol is for.
+    ProxySender,
+    /// No valid header of the PROXY protocol arrived in time.
+    ProxyHeader,
 }
 
 impl Refusal {
-    const ALL: [Self; 2] = [Self::Denied, Self::TooMany];
+    const ALL: [Self; 4] = [Self::Denied, Self::TooMany, Self::ProxySender, Self::ProxyHeader];
 
     fn name(self) -> &'static str {
         match self {
             Self::Denied => "denied",
             Self::TooMany => "too_many",
+            Self::ProxySender => "proxy_sender",
+            Self::ProxyHeader => "proxy_header",
         }
     }
 }

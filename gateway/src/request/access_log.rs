@@ -67,7 +67,7 @@ impl Entry {
         log: &AccessLog,
         request: Option<&Request<B>>,
         id: &HeaderValue,
-        peer: PeerAddr,
+        (peer, client): (PeerAddr, ClientAddr),
     ) -> Box<Self> {
         let asked = request.map(|request| {
             let headers = request.headers();
@@ -80,7 +80,7 @@ impl Entry {
             }
         });
         let (id, trace, peer) = (id.clone(), Cell::new(None), peer.ip());
-        Box::new(Self { id, trace, peer, client: Cell::new(peer), asked })
+        Box::new(Self { id, trace, peer, client: Cell::new(client.ip()), asked })
     }
 
     /// The trace that the request belongs to.

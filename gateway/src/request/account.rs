@@ -52,7 +52,8 @@ impl Account {
         connection.worker.counters.requests_active.add(1);
         deadline.begun();
         let log = current.snapshot.config.access_log.as_ref();
-        let entry = log.map(|log| Entry::of(log, request, id, connection.peer));
+        let who = (connection.peer, connection.client);
+        let entry = log.map(|log| Entry::of(log, request, id, who));
         Self {
             connection,
             deadline,

@@ -16,15 +16,18 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Cache};
 use http::HeaderValue;
 
-use crate::base::address::PeerAddr;
+use crate::base::address::{ClientAddr, PeerAddr};
 use crate::base::time::Now;
 use crate::config::{self, Config};
 use crate::http::headers;
+use crate::http::proxy_protocol::Addresses;
 use crate::observe::access_log::Buffer;
 use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
+use crate::request::listener::Listener;
 use crate::route;
 use crate::rules::classify::Classifier;
+use crate::tls::client::Clients;
 use crate::tls::session::{ClientCertificate, Session};
 use crate::upstream::balance::View;
 use crate::upstream::directory::Directory;
@@ -48,9 +51,15 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Compiles `config` and puts its endpoints in force. What is counted by name goes on in `counters`.
-    pub fn new(config: Arc<Config>, directory: &mut Directory, counters: &Registry) -> Self {
+    pub fn new(
+        config: Arc<Config>,
+        directory: &mut Directory,
+        clients: &Clients,
+        counters: &Registry,
+    ) -> Self {
         let upstreams = config.upstreams.iter();
-        let upstreams = upstreams.map(|service| Upstream::new(service, &config.bounds, directory));
+        let upstreams =
+            upstreams.map(|service| Upstream::new(service, &config.bounds, directory, clients));
         let mut upstreams: Vec<Upstream> = upstreams.collect();
         for route in &config.routes {
             let config::Action::Forward(forward) = &route.action else { continue };
@@ -206,14 +215,31 @@ impl Worker {
     }
 }
 
+/// A connection that has just been agreed on.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The other end of its socket.
+    pub peer: PeerAddr,
+    /// Where it comes from and where it went to, as the socket or a PROXY protocol sender says.
+    pub addresses: Addresses,
+    /// What the TLS handshake agreed on; `None` over plain TCP.
+    pub tls: Option<Session>,
+}
+
 /// One connection of a client.
 #[derive(Debug)]
 pub struct Connection {
     worker: Rc<Worker>,
     /// The other end of its socket.
     peer: PeerAddr,
+    /// Whom requests come from, unless a trusted proxy says more.
+    client: ClientAddr,
     /// The same as text, written once for all requests of the connection.
-    peer_text: HeaderValue,
+    client_text: HeaderValue,
+    /// Where it comes from and where it went to.
+    addresses: Addresses,
+    /// What the listener asks for.
+    listener: Rc<Listener>,
     /// What the TLS handshake agreed on; `None` over plain TCP.
     pub tls: Option<Session>,
     /// The state of the rules that let the peer in.
@@ -221,11 +247,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The connection of `peer`, which the rules have yet to let in.
-    pub fn new(worker: &Rc<Worker>, peer: PeerAddr, tls: Option<Session>) -> Rc<Self> {
-        let peer_text = headers::value(&peer.to_string());
-        let worker = Rc::clone(worker);
-        Rc::new(Self { worker, peer, peer_text, tls, admitted: Cell::new(0) })
+    /// A connection, which the rules have yet to let in.
+    pub fn new(worker: &Rc<Worker>, listener: Rc<Listener>, arrival: Arrival) -> Rc<Self> {
+        let Arrival { peer, addresses, tls } = arrival;
+        let client = ClientAddr::believed(addresses.source.ip());
+        let client_text = headers::value(&client.to_string());
+        let (worker, admitted) = (Rc::clone(worker), Cell::new(0));
+        Rc::new(Self { worker, peer, client, client_text, addresses, listener, tls, admitted })
     }
 
     /// Who the client has proven to be by its certificate.

@@ -53,7 +53,7 @@ pub(super) fn request(
     remove_hop_by_hop(headers);
     remove_forged(headers, peer_is_trusted);
     headers.insert(X_REQUEST_ID, id);
-    append_peer(headers, &connection.peer_text);
+    append_peer(headers, &connection.client_text);
     if !headers.contains_key(FORWARDED) {
         let host = headers.get(HOST).cloned();
         if let (Some(host), Entry::Vacant(entry)) = (host, headers.entry(X_FORWARDED_HOST)) {

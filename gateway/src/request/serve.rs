@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use http::header::SET_COOKIE;
+use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 
@@ -28,7 +28,7 @@ pub async fn serve(
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
     let trusted = &current.snapshot.config.trusted_proxies;
-    let peer_is_trusted = forwarded::is_trusted(trusted, connection.peer.ip());
+    let peer_is_trusted = forwarded::is_trusted(trusted, connection.client.ip());
     let id = prepare::request_id(request.headers(), peer_is_trusted);
     let account = Account::open(
         Rc::clone(&connection),
@@ -47,7 +47,7 @@ pub async fn serve(
         trace,
     };
     let is_grpc = request.method() == Method::POST && grpc::is_grpc(request.headers());
-    let answer = match exchange.answer(request, id.clone()).await {
+    let mut answer = match exchange.answer(request, id.clone()).await {
         Ok(answer) => answer,
         Err(error) => {
             account.failed(&error);
@@ -56,6 +56,9 @@ pub async fn serve(
             answer.map(Answer::Gateway)
         }
     };
+    if let Some(hsts) = &connection.listener.hsts {
+        answer.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+    }
     account.answer(answer)
 }
 
@@ -88,14 +91,19 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { worker, peer, .. } = &**self.connection;
+        let Connection { worker, client, addresses, listener, .. } = &**self.connection;
         let Current { snapshot, views, locals } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head, self.connection.scheme())?;
-        let client = forwarded::client(*peer, &snapshot.config.trusted_proxies, &head.headers);
+        let client = forwarded::client(*client, &snapshot.config.trusted_proxies, &head.headers);
         self.account.client(client);
         self.rules(client)?;
+        if let Some(port) = listener.redirect {
+            self.deadline.refused();
+            let response = target::redirect(&head, port)?.map(Answer::Gateway);
+            return Ok(prepare::response(response, id));
+        }
         let routed = target::route(&snapshot.routes, &mut head)?;
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
@@ -118,7 +126,13 @@ impl Exchange<'_> {
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
         let key = upstream.key(&request, client.ip());
         let choice = Choice { upstream, view, key };
-        let way = Way { choice, local, deadline: self.deadline, priority: route.priority };
+        let way = Way {
+            choice,
+            local,
+            addresses: *addresses,
+            deadline: self.deadline,
+            priority: route.priority,
+        };
         let response = match worker.client.send(way, request).await {
             Ok((response, permit)) => {
                 self.account.hold(permit);

@@ -1,13 +1,15 @@
 //! What a request is for: one host and one path, the same for the route, the rules and the service. Where the request
 //! leaves room for two readings it is refused.
 
-use http::header::{HOST, HeaderValue};
+use bytes::Bytes;
+use http::header::{HOST, HeaderValue, LOCATION};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
-use http::{Method, Version};
+use http::{Method, Response, StatusCode, Version};
 
 use crate::base::error::{Error, Kind};
 use crate::base::path::{Path, Reading};
+use crate::http::headers::value;
 use crate::route::{Ask, Refused, Routed, Table};
 
 /// Leaves the target in origin form and exactly one `Host`, or says what is wrong with them. `scheme` is what the
@@ -32,6 +34,24 @@ pub fn host(head: &Parts) -> Option<&str> {
         _ => host,
     };
     (!host.is_empty()).then_some(host)
+}
+
+/// The answer that sends a client to the same place over https, at `port`.
+pub(super) fn redirect(head: &Parts, port: u16) -> Result<Response<Bytes>, Error> {
+    let host = host(head).ok_or(Error::new(Kind::BadRequest, "the header Host is missing"))?;
+    let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let location = match port {
+        443 => format!("https://{host}{path}"),
+        port => format!("https://{host}:{port}{path}"),
+    };
+    let mut response = Response::new(Bytes::new());
+    // Older clients know only the one that lets them change the method.
+    *response.status_mut() = match head.method {
+        Method::GET | Method::HEAD => StatusCode::MOVED_PERMANENTLY,
+        _ => StatusCode::PERMANENT_REDIRECT,
+    };
+    response.headers_mut().insert(LOCATION, value(&location));
+    Ok(response)
 }
 
 /// The route of a request, whose path is left in its normal form.
@@ -162,6 +182,17 @@ mod tests {
     fn the_scheme_is_the_one_of_the_connection() {
         assert!(normalise(&mut head("https://a/", &["a"]), "https").is_ok());
         assert!(normalise(&mut head("http://a/", &["a"]), "https").is_err());
+    }
+
+    #[test]
+    fn a_redirect_keeps_host_and_path_and_changes_the_port() {
+        let to = |target: &str, host: &str, port| {
+            let response = redirect(&head(target, &[host]), port).unwrap();
+            response.headers()[LOCATION].to_str().unwrap().to_owned()
+        };
+        assert_eq!(to("/a?b", "h:80", 443), "https://h/a?b");
+        assert_eq!(to("/", "[::1]:80", 8443), "https://[::1]:8443/");
+        assert!(redirect(&head("/", &[""]), 443).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Authorities whose certificates are trusted, and what they have revoked, read from files.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
@@ -8,6 +8,17 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use super::pair::{PEM, problem, read};
 use crate::config::{AuthorityFiles, Diagnostic};
+
+/// The authorities that the system trusts, as they were when somebody first asked.
+pub(super) fn system() -> Arc<RootCertStore> {
+    static SYSTEM: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+        let mut roots = RootCertStore::empty();
+        // One that cannot be read is one less to trust.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Arc::new(roots)
+    });
+    Arc::clone(&SYSTEM)
+}
 
 /// Authorities.
 #[derive(Debug)]

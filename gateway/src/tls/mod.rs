@@ -2,6 +2,7 @@
 //! no connection and changes no file.
 
 pub mod authorities;
+pub mod client;
 mod names;
 pub mod pair;
 pub mod server;

@@ -85,13 +85,17 @@ impl Store {
 
 /// The pairs that a configuration names, some of them more than once.
 fn pairs(config: &Config) -> impl Iterator<Item = &CertificateFiles> {
-    let tls = config.listen.iter().filter_map(|listener| listener.tls.as_ref());
-    tls.flat_map(|tls| &tls.certificates)
+    let listeners = config.listen.iter().filter_map(|listener| listener.tls.as_ref());
+    let upstreams = config.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
+    let shown = upstreams.filter_map(|tls| tls.client_certificate.as_ref());
+    listeners.flat_map(|tls| &tls.certificates).chain(shown)
 }
 
 fn authorities(config: &Config) -> impl Iterator<Item = &AuthorityFiles> {
     let tls = config.listen.iter().filter_map(|listener| listener.tls.as_ref());
-    tls.filter_map(|tls| Some(&tls.client_certificates.as_ref()?.authorities))
+    let clients = tls.filter_map(|tls| Some(&tls.client_certificates.as_ref()?.authorities));
+    let upstreams = config.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
+    clients.chain(upstreams.filter_map(|tls| tls.ca.as_ref()))
 }
 
 /// Files that are read together, and are of use together or not at all.

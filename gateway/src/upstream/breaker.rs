@@ -262,7 +262,7 @@ impl Word {
 pub fn has_failed(on: &FailureSet, came: Result<u16, Kind>) -> Option<bool> {
     match came {
         Ok(status) => Some(on.statuses.contains(&status)),
-        Err(Kind::UpstreamConnect) => on.connect_failure.then_some(true),
+        Err(Kind::UpstreamConnect | Kind::UpstreamTls) => on.connect_failure.then_some(true),
         Err(Kind::UpstreamReset | Kind::UpstreamProtocol) => on.reset.then_some(true),
         Err(Kind::UpstreamTimeout) => on.timeout.then_some(true),
         Err(_) => None,

@@ -1,28 +1,24 @@
 //! One connection to an endpoint, driven by whoever holds it.
 
 use std::future::poll_fn;
-use std::io;
-use std::net::SocketAddr;
-use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
-use tokio::net::TcpStream;
 
-use crate::base::error::{Error, Kind};
+use crate::base::error::Error;
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::h1::client::Client;
 use crate::http::h1::head::{Limits, Scan, Section};
-use crate::http::socket::Socket;
+use crate::upstream::dial::{Dial, Line};
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
 pub struct Connection {
-    endpoint: SocketAddr,
+    line: Line,
     http: Client,
 }
 
@@ -36,19 +32,19 @@ pub enum Failure {
 }
 
 impl Connection {
-    /// Connects to `endpoint` before the deadline.
+    /// Connects to an endpoint before the deadline.
     pub async fn open(
-        endpoint: SocketAddr,
+        dial: Dial<'_>,
         limits: Limits,
         deadline: &Deadline,
     ) -> Result<Box<Self>, Error> {
-        let socket = connect(endpoint, deadline).await?;
-        Ok(Box::new(Self { endpoint, http: Client::new(socket, limits) }))
+        let socket = dial.socket(deadline).await?;
+        Ok(Box::new(Self { line: dial.line(), http: Client::new(socket, limits) }))
     }
 
     /// Where it leads.
-    pub fn endpoint(&self) -> SocketAddr {
-        self.endpoint
+    pub fn line(&self) -> Line {
+        self.line
     }
 
     /// Whether the other side is known to have closed it while it was idle, or to have said something unasked.
@@ -114,30 +110,5 @@ impl Connection {
     /// Whether request and answer are at their end and another request may follow.
     pub fn is_reusable(&self) -> bool {
         self.http.is_reusable()
-    }
-}
-
-/// A socket of `endpoint`, before the deadline.
-pub(super) async fn connect(endpoint: SocketAddr, deadline: &Deadline) -> Result<Socket, Error> {
-    let mut connecting = pin!(TcpStream::connect(endpoint));
-    let stream = poll_fn(|context| match connecting.as_mut().poll(context) {
-        Poll::Ready(result) => Poll::Ready(result.map_err(|error| connect_error(&error))),
-        Poll::Pending if deadline.has_passed() => Poll::Ready(Err(deadline.error())),
-        Poll::Pending => Poll::Pending,
-    })
-    .await?;
-    // Failing that, small requests are only slower.
-    stream.set_nodelay(true).ok();
-    Ok(Socket::Plain(stream))
-}
-
-/// A lack of descriptors, ports or memory is the gateway's fault, everything else the endpoint's.
-fn connect_error(error: &io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL | libc::ENOBUFS | libc::ENOMEM) => {
-            Kind::Overloaded.into()
-        }
-        Some(libc::ETIMEDOUT) => Kind::UpstreamTimeout.into(),
-        _ => Kind::UpstreamConnect.into(),
     }
 }

@@ -10,6 +10,7 @@ pub mod breaker;
 mod budget;
 pub mod concurrency;
 pub mod connection;
+pub mod dial;
 pub mod directory;
 pub mod echo;
 pub mod endpoint;
@@ -20,7 +21,7 @@ mod retry;
 pub mod send;
 mod shed;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,11 +34,14 @@ use crate::base::error::{Error, Kind};
 use crate::base::time::{Now, instant};
 use crate::config::{self, Algorithm};
 use crate::http::h1::head::Limits;
+use crate::http::proxy_protocol::Addresses;
+use crate::tls::client as tls;
 use adaptive::Window;
 use balance::Group;
 use breaker::Breaker;
 use budget::Budget;
 use concurrency::{Limiter, Queue};
+use dial::Dial;
 use directory::Directory;
 use guard::Guard;
 
@@ -58,6 +62,8 @@ pub struct Upstream {
     keep: Keep,
     protocol: config::Protocol,
     limits: Limits,
+    tls: Option<Arc<tls::Client>>,
+    proxy_protocol: bool,
 }
 
 /// What becomes of a connection that is done with its request.
@@ -76,8 +82,14 @@ impl Upstream {
         config: &config::Upstream,
         bounds: &config::Bounds,
         directory: &mut Directory,
+        clients: &tls::Clients,
     ) -> Self {
+        let tls = config.tls.as_ref().and_then(|tls| clients.get(tls).cloned());
+        // What belongs to one client is kept for nobody.
+        let connections = if config.proxy_protocol { 0 } else { config.idle_connections };
         Self {
+            tls,
+            proxy_protocol: config.proxy_protocol,
             group: directory.group(config, Now::read()),
             algorithm: config.balance.algorithm.clone(),
             connect_timeout: config.connect_timeout,
@@ -89,9 +101,15 @@ impl Upstream {
             top_priority: config::Priority::Low,
             guard: directory.guard(&config.name),
             protocol: config.protocol,
-            keep: Keep { connections: config.idle_connections, time: config.idle_timeout },
+            keep: Keep { connections, time: config.idle_timeout },
             limits: Limits::new(bounds),
         }
+    }
+
+    /// How an endpoint of it is connected to for a client with these `addresses`.
+    pub fn dial(&self, endpoint: SocketAddr, addresses: Addresses) -> Dial<'_> {
+        let addresses = self.proxy_protocol.then_some(addresses);
+        Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, addresses }
     }
 
     /// A route of this priority leads here.

@@ -14,12 +14,14 @@ use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
+use crate::http::proxy_protocol::Addresses;
 use crate::observe::Counters;
 use crate::upstream::balance::{Choice, Group, Picked, Tried, View};
 use crate::upstream::body::{AnswerBody, Carrier};
 use crate::upstream::breaker::{Pass, has_failed};
 use crate::upstream::concurrency::{self, Permit};
 use crate::upstream::connection::{Connection, Failure};
+use crate::upstream::dial::Dial;
 use crate::upstream::endpoint::Outcome;
 use crate::upstream::h2::{Target, Trunks};
 use crate::upstream::pool::{Home, Pool};
@@ -43,6 +45,8 @@ pub struct Way<'a> {
     pub choice: Choice<'a>,
     /// What the worker remembers of it.
     pub local: &'a Rc<Local>,
+    /// Where the client's connection comes from and went to.
+    pub addresses: Addresses,
     /// How long the request may take.
     pub deadline: &'a Rc<Deadline>,
     /// How important it is.
@@ -75,7 +79,7 @@ impl Client {
         way: Way<'_>,
         request: Request<RequestBody>,
     ) -> Result<(Response<AnswerBody>, Option<Permit>), Error> {
-        let Way { choice, local, deadline, priority } = way;
+        let Way { choice, local, deadline, priority, .. } = way;
         let upstream = choice.upstream;
         deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
         let guard = &local.guard;
@@ -193,10 +197,11 @@ impl Client {
         mut request: Request<RequestBody>,
     ) -> Result<(Response<()>, Carrier), Failure> {
         let Way { choice: Choice { upstream, .. }, deadline, .. } = way;
+        let dial = upstream.dial(picked.address(), way.addresses);
         if upstream.protocol == Protocol::Http2 {
-            return self.multiplexed(way, picked.address(), request).await;
+            return self.multiplexed(way, dial, request).await;
         }
-        if let Some(connection) = self.pool.take(picked.address()) {
+        if let Some(connection) = self.pool.take(dial.line()) {
             self.counters.upstream_connections_reused.add(1);
             match exchange(connection, way, request).await {
                 Err(Failure::Unsent(unsent, _)) => request = *unsent,
@@ -204,7 +209,7 @@ impl Client {
             }
         }
         deadline.connect(upstream.connect_timeout);
-        let opened = Connection::open(picked.address(), upstream.limits, deadline).await;
+        let opened = Connection::open(dial, upstream.limits, deadline).await;
         match opened {
             Ok(connection) => {
                 self.counters.upstream_connections_opened.add(1);
@@ -217,12 +222,12 @@ impl Client {
     async fn multiplexed(
         &self,
         way: Way<'_>,
-        address: SocketAddr,
+        dial: Dial<'_>,
         request: Request<RequestBody>,
     ) -> Result<(Response<()>, Carrier), Failure> {
         let upstream = way.choice.upstream;
         let target = Target {
-            address,
+            dial,
             limits: upstream.limits,
             keep: upstream.keep,
             connect_timeout: upstream.connect_timeout,

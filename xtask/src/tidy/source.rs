@@ -116,6 +116,8 @@ struct Visitor<'a> {
     /// How many `super` lead from here to the root of the crate.
     depth: usize,
     in_test: bool,
+    /// Where somebody else decides about signatures.
+    in_trait_impl: bool,
     findings: Vec<Finding>,
 }
 
@@ -135,6 +137,7 @@ impl<'a> Visitor<'a> {
             module: parts.first().copied().filter(|module| *module != "lib"),
             depth,
             in_test: is_test_file(file),
+            in_trait_impl: false,
             findings: Vec::new(),
         }
     }
@@ -162,7 +165,7 @@ impl<'a> Visitor<'a> {
     fn function(&mut self, signature: &Signature, body: Option<&Block>) {
         let name = &signature.ident;
         let parameters = signature.inputs.len();
-        if parameters > PARAMETERS_MAX {
+        if parameters > PARAMETERS_MAX && !self.in_trait_impl {
             let text = format!("{name} has {parameters} parameters, at most {PARAMETERS_MAX}");
             self.find(name.span(), text);
         }
@@ -269,7 +272,9 @@ impl<'ast> Visit<'ast> for Visitor<'_> {
         if item.unsafety.is_some() {
             self.unsafety(item.span());
         }
+        self.in_trait_impl = item.trait_.is_some();
         self.within(&item.attrs, |visitor| visit::visit_item_impl(visitor, item));
+        self.in_trait_impl = false;
     }
 
     fn visit_item_trait(&mut self, item: &'ast ItemTrait) {

@@ -12,6 +12,7 @@ use crate::base::prefix;
 use crate::config::{
     Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet, Forward,
     HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target, Upstream,
+    UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -175,6 +176,19 @@ pub(super) fn ways(forward: &Forward, config: &Config, chosen: Option<usize>) ->
     ways.collect()
 }
 
+/// Who is trusted, and under which name.
+fn tls_of(tls: &UpstreamTls) -> String {
+    let trusted = match (&tls.ca, tls.verify) {
+        (_, false) => "verifies nobody".to_owned(),
+        (Some(files), true) => format!("trusts {}", files.ca.display()),
+        (None, true) => "trusts the system's authorities".to_owned(),
+    };
+    let name = tls.server_name.as_deref().unwrap_or("the address of the endpoint");
+    let own = tls.client_certificate.as_ref();
+    let own = own.map(|files| format!(", shows {}", files.cert.display()));
+    format!("{trusted}, name {name}{}", own.unwrap_or_default())
+}
+
 /// Its endpoints, and its settings with them.
 fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     let Upstream {
@@ -191,6 +205,8 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         concurrency,
         idle_connections,
         idle_timeout,
+        tls,
+        proxy_protocol,
     } = upstream;
     let shown = endpoints.iter().map(|endpoint| {
         let target = match &endpoint.target {
@@ -216,6 +232,8 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         policy("timeout.whole", whole.as_deref().unwrap_or("none")),
         policy("timeout.idle", format_duration(*idle_timeout)),
         policy("idle_connections", idle_connections),
+        policy("tls", tls.as_ref().map_or_else(|| "none".to_owned(), tls_of)),
+        policy("proxy_protocol", if *proxy_protocol { "v2" } else { "none" }),
     ]);
     found.extend(match &balance.ejection {
         None => vec![policy("ejection", "off")],

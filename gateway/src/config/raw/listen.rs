@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use super::{Section, TextOr};
+
 /// One listening address.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -11,6 +13,51 @@ pub(in crate::config) struct RawListener {
     /// Default: plain TCP.
     #[serde(default)]
     pub(in crate::config) tls: Option<RawTls>,
+    /// Default: none.
+    #[serde(default)]
+    pub(in crate::config) proxy_protocol: Option<RawProxyProtocol>,
+    /// Default: none.
+    #[serde(default)]
+    pub(in crate::config) redirect: Option<RawHttpsRedirect>,
+}
+
+/// Whose connections begin with a header of the PROXY protocol.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawProxyProtocol {
+    /// At least one.
+    pub(in crate::config) from: Vec<String>,
+}
+
+/// `https`, alone or as `{port: ...}`.
+pub(in crate::config) type RawHttpsRedirect = TextOr<RawHttpsRedirectSection>;
+
+/// Where clients are sent.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawHttpsRedirectSection {
+    /// Of https.
+    pub(in crate::config) port: u16,
+}
+
+impl Section for RawHttpsRedirectSection {
+    const EXPECTED: &'static str = "`https` or a section with `port`";
+}
+
+/// Strict-Transport-Security (RFC 6797).
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawHsts {
+    /// How long browsers remember it.
+    pub(in crate::config) max_age: String,
+    pub(in crate::config) include_subdomains: bool,
+    pub(in crate::config) preload: bool,
+}
+
+impl Default for RawHsts {
+    fn default() -> Self {
+        Self { max_age: "365d".to_owned(), include_subdomains: false, preload: false }
+    }
 }
 
 /// TLS of a listener.
@@ -32,6 +79,9 @@ pub(in crate::config) struct RawTls {
     /// Default: nobody is asked for one.
     #[serde(default)]
     pub(in crate::config) client_certificates: Option<RawClientCertificates>,
+    /// Default: none.
+    #[serde(default)]
+    pub(in crate::config) hsts: Option<RawHsts>,
 }
 
 /// Certificates of clients.

@@ -44,6 +44,48 @@ pub(in crate::config) struct RawUpstream {
     /// Idle connections kept to one endpoint by one worker.
     #[serde(default = "idle_connections")]
     pub(in crate::config) idle_connections: u64,
+    /// Default: plain TCP.
+    #[serde(default)]
+    pub(in crate::config) tls: Option<RawUpstreamTls>,
+    /// Default: none.
+    #[serde(default)]
+    pub(in crate::config) proxy_protocol: Option<RawProxyProtocolVersion>,
+}
+
+/// TLS to the endpoints of a service.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawUpstreamTls {
+    /// PEM file of the authorities that are trusted. Default: the system's.
+    pub(in crate::config) ca: Option<String>,
+    /// The name that certificates must have. Default: the address of the endpoint.
+    pub(in crate::config) server_name: Option<String>,
+    /// What the gateway proves who it is by.
+    pub(in crate::config) client_certificate: Option<RawClientCertificate>,
+    pub(in crate::config) verify: bool,
+}
+
+impl Default for RawUpstreamTls {
+    fn default() -> Self {
+        Self { ca: None, server_name: None, client_certificate: None, verify: true }
+    }
+}
+
+/// A certificate and its key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawClientCertificate {
+    /// PEM file.
+    pub(in crate::config) cert: String,
+    /// PEM file of the private key.
+    pub(in crate::config) key: String,
+}
+
+/// What connections to endpoints begin with.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum RawProxyProtocolVersion {
+    V2,
 }
 
 fn balance() -> RawBalance {

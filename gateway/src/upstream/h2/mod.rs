@@ -33,7 +33,8 @@ use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
 use crate::http::socket::Socket;
 use crate::upstream::Keep;
-use crate::upstream::connection::{Failure, connect};
+use crate::upstream::connection::Failure;
+use crate::upstream::dial::{Dial, Line};
 
 /// Connections of one worker to one endpoint. More are not opened before those are full.
 const MAX_CONNECTIONS: usize = 4;
@@ -53,10 +54,10 @@ const SEND_BYTES: usize = 64 << 10;
 /// may then take to say so.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// The connections of one worker, by endpoint.
+/// The connections of one worker, by where they lead and how.
 #[derive(Debug, Default)]
 pub struct Trunks {
-    by_endpoint: RefCell<HashMap<SocketAddr, Rc<Trunk>>>,
+    by_line: RefCell<HashMap<Line, Rc<Trunk>>>,
 }
 
 /// The connections to one endpoint.
@@ -87,9 +88,9 @@ struct State {
 
 /// Where a request goes.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
-    /// The endpoint.
-    pub address: SocketAddr,
+pub struct Target<'a> {
+    /// The endpoint, and how it is connected to.
+    pub dial: Dial<'a>,
     /// What it may answer.
     pub limits: Limits,
     /// For how long an idle connection is kept.
@@ -104,8 +105,8 @@ impl Trunks {
     /// Drops what is idle for too long or broken, and what leads where `is_used` says that nobody goes.
     pub fn sweep(&self, is_used: impl Fn(SocketAddr) -> bool) {
         let now = Instant::now();
-        self.by_endpoint.borrow_mut().retain(|address, trunk| {
-            let is_used = is_used(*address);
+        self.by_line.borrow_mut().retain(|line, trunk| {
+            let is_used = is_used(line.endpoint());
             let mut connections = trunk.connections.borrow_mut();
             // The last one to hold a connection closes it: h2 does when no stream is left either.
             connections.retain(|connection| {
@@ -120,11 +121,11 @@ impl Trunks {
     /// connection that was open before and turns out to take no more is passed over for another one.
     pub async fn send(
         &self,
-        target: &Target,
+        target: &Target<'_>,
         mut request: Request<RequestBody>,
         deadline: &Deadline,
     ) -> (Result<Response<Exchange>, Failure>, bool) {
-        let trunk = Rc::clone(self.by_endpoint.borrow_mut().entry(target.address).or_default());
+        let trunk = Rc::clone(self.by_line.borrow_mut().entry(target.dial.line()).or_default());
         loop {
             deadline.connect(target.connect_timeout);
             let (stream, is_new) = match trunk.take(target, deadline).await {
@@ -143,7 +144,7 @@ impl Trunk {
     /// A place on a connection, a new one if need be.
     async fn take(
         self: &Rc<Self>,
-        target: &Target,
+        target: &Target<'_>,
         deadline: &Deadline,
     ) -> Result<(Stream, bool), Error> {
         loop {
@@ -176,11 +177,11 @@ impl Trunk {
 
     async fn open(
         self: &Rc<Self>,
-        target: &Target,
+        target: &Target<'_>,
         deadline: &Deadline,
     ) -> Result<Rc<Shared>, Error> {
         let _connecting = Connecting::new(self);
-        let socket = connect(target.address, deadline).await?;
+        let socket = target.dial.socket(deadline).await?;
         let state = Rc::new(State {
             streams: Cell::new(0),
             is_usable: Cell::new(true),
