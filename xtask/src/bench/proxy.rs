@@ -1,5 +1,6 @@
 //! `cargo xtask bench proxy`: what the gateway, nginx and HAProxy cost at the same work, and HAProxy as a plain TCP
-//! relay, which is the floor. One subject is loaded at a time, each round begins with another one, all of it on loopback.
+//! relay, which is the floor. One subject is loaded at a time, each round begins with another one, all of it on
+//! loopback.
 
 mod cases;
 mod configs;

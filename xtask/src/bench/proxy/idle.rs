@@ -1,5 +1,5 @@
-//! What an idle connection costs: memory of the subject with many of them open, each after one request, less what it had
-//! before.
+//! What an idle connection costs: memory of the subject with many of them open, each after one request, less what it
+//! had before.
 
 use std::net::SocketAddr;
 use std::time::Duration;
