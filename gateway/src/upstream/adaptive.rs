@@ -8,8 +8,9 @@
 //! limit    = limit * (1 - SMOOTHING) + (limit * gradient + HEADROOM) * SMOOTHING
 //! ```
 //!
-//! Two things differ. What is usual is not learnt from a service that is full, or a load that stays would be taken for
-//! usual and the limit creep up; only at its lowest it is, as Envoy's gradient controller measures its `minRTT`.
+//! Two things differ. What is usual is learnt thirty times slower from a service that is full, or a load that stays would
+//! soon be taken for usual and the limit creep up; not so at its lowest, as Envoy's gradient controller measures its
+//! `minRTT`. A service that has become slow for good is believed after some minutes.
 //! And a window in which requests timed out shrinks the limit to nine tenths, as the AIMD limit of the same library
 //! does, because a service that hangs has no latency to learn from.
 
@@ -27,6 +28,8 @@ const SMOOTHING: f64 = 0.2;
 const HEADROOM: f64 = 4.0;
 /// Windows that the usual latency is an average of.
 const USUAL_WINDOWS: f64 = 100.0;
+/// The same while the service is full: five minutes.
+const FULL_WINDOWS: f64 = 3000.0;
 /// Where the limit comes to rest while the gradient is 0.5.
 const LOWEST: f64 = 2.0 * HEADROOM;
 const BACKOFF: f64 = 0.9;
@@ -118,7 +121,9 @@ impl Learnt {
         let is_full = active_max >= self.limit as u32 && limit > lowest + 0.5;
         let mut usual_s = match f64::from(self.usual_s) {
             0.0 => latency_s,
-            usual_s if is_full && latency_s > usual_s => usual_s,
+            usual_s if is_full && latency_s > usual_s => {
+                usual_s + (latency_s - usual_s) / FULL_WINDOWS
+            }
             usual_s => usual_s + (latency_s - usual_s) / USUAL_WINDOWS,
         };
         // After a time of overload it forgets faster, or it would take that for usual.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
+use http::uri::Scheme;
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -78,6 +79,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
+    scheme: Scheme,
     streams: Cell<usize>,
     is_usable: Cell<bool>,
     /// Whether anything came since somebody last looked.
@@ -182,7 +184,12 @@ impl Trunk {
     ) -> Result<Rc<Shared>, Error> {
         let _connecting = Connecting::new(self);
         let socket = target.dial.socket(deadline).await?;
+        let scheme = match socket {
+            Socket::Plain(_) => Scheme::HTTP,
+            Socket::Tls(_) => Scheme::HTTPS,
+        };
         let state = Rc::new(State {
+            scheme,
             streams: Cell::new(0),
             is_usable: Cell::new(true),
             was_heard: Cell::new(true),

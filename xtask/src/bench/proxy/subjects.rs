@@ -210,8 +210,10 @@ impl Setting<'_> {
     ) -> anyhow::Result<Subject> {
         // What HAProxy writes there is its access log.
         let access = self.folder.join(format!("{name}.access"));
-        let access = File::options().create(true).append(true).open(access)?;
-        let running = Running::start(command.stdout(access).stderr(self.log(name)?))?;
+        let access_file = File::options().create(true).append(true).open(&access)?;
+        // The gateway opens it as the user that it becomes.
+        fs::set_permissions(&access, Permissions::from_mode(0o666))?;
+        let running = Running::start(command.stdout(access_file).stderr(self.log(name)?))?;
         let log = || fs::read_to_string(self.folder.join(format!("{name}.log")));
         Subject::new(name, places, running)
             .with_context(|| format!("{name} said\n{}", log().unwrap_or_default()))
