@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
+use http::uri::Scheme;
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -78,6 +79,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
+    /// What requests say that they came over.
+    scheme: Scheme,
     streams: Cell<usize>,
     is_usable: Cell<bool>,
     /// Whether anything came since somebody last looked.
@@ -182,7 +185,9 @@ impl Trunk {
     ) -> Result<Rc<Shared>, Error> {
         let _connecting = Connecting::new(self);
         let socket = target.dial.socket(deadline).await?;
+        let scheme = if target.dial.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let state = Rc::new(State {
+            scheme,
             streams: Cell::new(0),
             is_usable: Cell::new(true),
             was_heard: Cell::new(true),
