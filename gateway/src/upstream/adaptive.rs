@@ -8,11 +8,11 @@
 //! limit    = limit * (1 - SMOOTHING) + (limit * gradient + HEADROOM) * SMOOTHING
 //! ```
 //!
-//! Two things differ. What is usual is learnt thirty times slower from a service that is full, or a load that stays would
-//! soon be taken for usual and the limit creep up; not so at its lowest, as Envoy's gradient controller measures its
-//! `minRTT`. A service that has become slow for good is believed after some minutes.
-//! And a window in which requests timed out shrinks the limit to nine tenths, as the AIMD limit of the same library
-//! does, because a service that hangs has no latency to learn from.
+//! Two things differ. What is usual is learnt thirty times slower from a service that is full, or a load that stays
+//! would soon be taken for usual and the limit creep up; not so at its lowest, as Envoy's gradient controller measures
+//! its `minRTT`. A service that has become slow for good is believed after some minutes. And a window in which requests
+//! timed out shrinks the limit to nine tenths, as the AIMD limit of the same library does, because a service that hangs
+//! has no latency to learn from.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -79,6 +79,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
+    /// What requests say that they came over.
     scheme: Scheme,
     streams: Cell<usize>,
     is_usable: Cell<bool>,
@@ -184,10 +185,7 @@ impl Trunk {
     ) -> Result<Rc<Shared>, Error> {
         let _connecting = Connecting::new(self);
         let socket = target.dial.socket(deadline).await?;
-        let scheme = match socket {
-            Socket::Plain(_) => Scheme::HTTP,
-            Socket::Tls(_) => Scheme::HTTPS,
-        };
+        let scheme = if target.dial.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let state = Rc::new(State {
             scheme,
             streams: Cell::new(0),

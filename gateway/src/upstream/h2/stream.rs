@@ -70,14 +70,12 @@ impl Stream {
             return Err(Failure::Final(Error::new(Kind::NotImplemented, detail)));
         }
         let is_whole = body.is_end_stream();
+        let wire = on_the_wire(&head, &self.place.state.scheme);
         let opened = match self.ready(deadline).await {
-            Ok(()) => self
-                .sender
-                .send_request(on_the_wire(&head, self.place.state.scheme.clone()), is_whole)
-                .map_err(|error| {
-                    self.place.state.is_usable.set(!error.is_go_away() && !error.is_io());
-                    error_of(&error)
-                }),
+            Ok(()) => self.sender.send_request(wire, is_whole).map_err(|error| {
+                self.place.state.is_usable.set(!error.is_go_away() && !error.is_io());
+                error_of(&error)
+            }),
             Err(error) => Err(error),
         };
         let (mut answer, stream) = match opened {
@@ -235,7 +233,7 @@ impl Upload {
 }
 
 /// The head as HTTP/2 has it. Its own is kept, for the endpoint may hand the request back.
-fn on_the_wire(head: &Parts, scheme: Scheme) -> Request<()> {
+fn on_the_wire(head: &Parts, scheme: &Scheme) -> Request<()> {
     let mut request = Request::new(());
     let mut headers = head.headers.clone();
     headers.remove(CONNECTION);
@@ -249,7 +247,7 @@ fn on_the_wire(head: &Parts, scheme: Scheme) -> Request<()> {
     if let Some(authority) = host {
         headers.remove(HOST);
         let mut parts = uri::Parts::default();
-        parts.scheme = Some(scheme);
+        parts.scheme = Some(scheme.clone());
         parts.authority = Some(authority);
         let path = head.uri.path_and_query().cloned();
         parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
