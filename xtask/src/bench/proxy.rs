@@ -16,8 +16,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 
@@ -79,6 +80,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let cpus = Cpus::find()?;
     let binary = lab::build(root)?;
     let interrupted = lab::watch_signals()?;
+    raise_descriptor_limit()?;
     let seconds = if args.quick { 1 } else { 5 };
     let run = Run { cpus, seconds, interrupted };
     let field = Field::new(&binary, args.baseline.as_deref(), cpus)?;
@@ -134,6 +136,13 @@ fn measure(
         }
     }
     Ok(())
+}
+
+/// Every subject has a descriptor for each of many idle connections and one to the origin, and so has the bench.
+fn raise_descriptor_limit() -> anyhow::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    ensure!(hard >= 20_000, "the bench needs 20,000 open files: raise `ulimit -Hn`");
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// What a reader must know about the run besides the machine.

@@ -127,8 +127,7 @@ pub(super) fn origin(files: &Path, address: SocketAddr) -> String {
 fn nginx_config(rest: &str) -> String {
     format!(
         "daemon off; worker_processes 1; pid nginx.pid; error_log stderr crit;
-worker_rlimit_nofile 65536;
-events {{ worker_connections 32768; }}
+events {{ worker_connections 19000; }}
 http {{
   tcp_nodelay on; default_type application/json;
   keepalive_timeout 1h; keepalive_requests 1000000000;
@@ -197,7 +196,7 @@ fn haproxy_config(defaults: &str) -> String {
     format!(
         "global
   nbthread 1
-  maxconn 25000
+  maxconn 9500
   log stdout format raw local0
 defaults
   timeout connect 1s
