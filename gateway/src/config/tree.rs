@@ -293,15 +293,13 @@ impl<'a> Builder<'a> {
 
     /// The place from `start` to `end`, cut off at the end of its first line.
     fn place(&self, start: &Marker, end: &Marker) -> Span {
-        let rest_of_line = start
-            .byte_offset()
-            .and_then(|offset| self.text.get(offset..))
-            .and_then(|rest| rest.lines().next())
-            .unwrap_or_default();
         let width = if end.line() == start.line() {
             end.col().saturating_sub(start.col())
         } else {
-            rest_of_line.trim_end().chars().count()
+            // Only here: a file may be one long line, and each key would read all of it.
+            let rest = start.byte_offset().and_then(|offset| self.text.get(offset..));
+            let line = rest.and_then(|rest| rest.lines().next()).unwrap_or_default();
+            line.trim_end().chars().count()
         };
         Span { line: start.line().max(1), column: start.col() + 1, width }
     }
