@@ -613,11 +613,16 @@ mod tests {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
         };
-        let mut lines = head.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
+        let mut lines = head.split_once("\r\n\r\n").unwrap().0.split("\r\n");
         let first: Vec<&str> = lines.next().unwrap().split(' ').collect();
         let [method, target, "HTTP/1.1"] = *first else { return false };
-        let is_target = target.starts_with('/')
-            && target.bytes().all(|b| b.is_ascii_graphic() && !b"#<>`\"{}".contains(&b));
+        // What browsers send as it is beside what RFC 3986 allows; the normal form of a path encodes it.
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let has_only = |text: &str, not: &[u8]| {
+            text.bytes().all(|b| b.is_ascii_graphic() && !not.contains(&b))
+        };
+        let is_target =
+            path.starts_with('/') && has_only(path, b"#<>`") && has_only(query, b"#<>\"");
         is_token(method)
             && is_target
             && lines.all(|line| {
@@ -630,7 +635,7 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_make_no_difference(
-            line in "((\r\n)?[A-Z ]{0,4}/[a-z#]{0,3} ?HTTP/1.[01])?",
+            line in "((\r\n)?[A-Z ]{0,4}/[a-z#]{0,3} ?HTTP/1\\.[01])?",
             fields in "(\r?\n[A-Za-z: ]{0,6}){0,4}",
             end in "\r\n\r\n[\\x00-\\x7f]{0,3}",
             piece in 1_usize..9,
@@ -645,11 +650,11 @@ mod tests {
 
         #[test]
         fn what_is_read_is_what_the_grammar_says(
-            text in "(GET|P@T) /[ -~]{0,3} HTTP/1.1(\r\n[A-Z ]{0,2}[:\r]?[\\x00-\\x7f]{0,3}){0,3}",
+            text in "(GET|P@T) /[ -~]{0,3} HTTP/1\\.[12](\r\n[A-Z ]{0,2}[:\r]?[\\x00-\\x7f]{0,3}){0,3}",
         ) {
-            prop_assume!(!text.contains("\r\n\r\n") && !text.ends_with('\r'));
             let text = format!("{text}\r\n\r\n");
-            prop_assert_eq!(read(text.as_bytes(), text.len()).is_ok(), is_valid(&text), "{:?}", text);
+            let is_read = matches!(read(text.as_bytes(), text.len()), Ok(Some(_)));
+            prop_assert_eq!(is_read, is_valid(&text), "{:?}", text);
         }
     }
 }
