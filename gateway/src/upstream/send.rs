@@ -10,21 +10,20 @@ use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
-use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol};
+use crate::config::{Breaker, Concurrency, Limit, Priority};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
 use crate::http::proxy_protocol::Addresses;
 use crate::observe::Counters;
 use crate::upstream::balance::{Choice, Group, Picked, Tried, View};
-use crate::upstream::body::{AnswerBody, Carrier};
+use crate::upstream::body::AnswerBody;
 use crate::upstream::breaker::{Pass, has_failed};
 use crate::upstream::concurrency::{self, Permit};
-use crate::upstream::connection::{Connection, Failure};
-use crate::upstream::dial::Dial;
+use crate::upstream::connection::Failure;
 use crate::upstream::endpoint::Outcome;
-use crate::upstream::h2::{Target, Trunks};
-use crate::upstream::pool::{Home, Pool};
+use crate::upstream::lines::{self, Lines};
+use crate::upstream::pool::Home;
 use crate::upstream::retry::Effort;
 use crate::upstream::{Local, Upstream};
 
@@ -33,8 +32,7 @@ use crate::upstream::{Local, Upstream};
 pub struct Client {
     /// The number of the worker.
     worker: usize,
-    pool: Rc<Pool>,
-    trunks: Trunks,
+    lines: Lines,
     counters: Arc<Counters>,
 }
 
@@ -56,7 +54,7 @@ pub struct Way<'a> {
 impl Client {
     /// A client without connections, for the worker of this number.
     pub fn new(worker: usize, counters: Arc<Counters>) -> Self {
-        Self { worker, pool: Rc::default(), trunks: Trunks::default(), counters }
+        Self { worker, lines: Lines::new(Arc::clone(&counters)), counters }
     }
 
     /// The endpoints of `upstream` as this worker sees them.
@@ -68,8 +66,7 @@ impl Client {
     /// requests go to no more.
     pub fn sweep<'v>(&self, views: impl IntoIterator<Item = &'v View>) {
         let used: HashSet<SocketAddr> = views.into_iter().flat_map(View::addresses).collect();
-        self.pool.sweep(|address| used.contains(&address));
-        self.trunks.sweep(|address| used.contains(&address));
+        self.lines.sweep(|address| used.contains(&address));
     }
 
     /// Sends `request`, if the service takes it now, until there is an answer for the client or no more to be done. The
@@ -189,81 +186,29 @@ impl Client {
         })
     }
 
-    /// Sends `request` to an endpoint: over a connection that is there, or over a new one.
+    /// Sends `request` to an endpoint.
     async fn try_endpoint(
         &self,
         way: Way<'_>,
         picked: &Picked,
-        mut request: Request<RequestBody>,
-    ) -> Result<(Response<()>, Carrier), Failure> {
-        let Way { choice: Choice { upstream, .. }, deadline, .. } = way;
-        let dial = upstream.dial(picked.address(), way.addresses);
-        if upstream.protocol == Protocol::Http2 {
-            return self.multiplexed(way, dial, request).await;
-        }
-        if let Some(connection) = self.pool.take(dial.line()) {
-            self.counters.upstream_connections_reused.add(1);
-            match exchange(connection, way, request).await {
-                Err(Failure::Unsent(unsent, _)) => request = *unsent,
-                done => return done,
-            }
-        }
-        deadline.connect(upstream.connect_timeout);
-        let opened = Connection::open(dial, upstream.limits, deadline).await;
-        match opened {
-            Ok(connection) => {
-                self.counters.upstream_connections_opened.add(1);
-                exchange(connection, way, request).await
-            }
-            Err(error) => Err(Failure::Unsent(Box::new(request), error)),
-        }
-    }
-
-    async fn multiplexed(
-        &self,
-        way: Way<'_>,
-        dial: Dial<'_>,
         request: Request<RequestBody>,
-    ) -> Result<(Response<()>, Carrier), Failure> {
+    ) -> Result<lines::Answer, Failure> {
         let upstream = way.choice.upstream;
-        let target = Target {
-            dial,
-            limits: upstream.limits,
-            keep: upstream.keep,
-            connect_timeout: upstream.connect_timeout,
-            response_timeout: upstream.response_timeout,
-        };
-        let (result, opened) = self.trunks.send(&target, request, way.deadline).await;
-        if opened {
-            self.counters.upstream_connections_opened.add(1);
-        } else {
-            self.counters.upstream_connections_reused.add(1);
-        }
-        let (head, exchange) = result?.into_parts();
-        Ok((Response::from_parts(head, ()), Carrier::Http2(Box::new(exchange))))
+        let target = upstream.target(picked.address(), way.addresses);
+        self.lines.ask(&target, request, way.deadline).await
     }
 
     fn answer(
         &self,
-        (response, connection): (Response<()>, Carrier),
+        (response, connection): lines::Answer,
         way: Way<'_>,
         picked: Picked,
     ) -> Response<AnswerBody> {
         picked.observe(Outcome::Answered(response.status()));
         let keep = way.choice.upstream.keep;
-        let home = Home { pool: Rc::clone(&self.pool), keep, picked };
+        let home = Home { pool: Rc::clone(&self.lines.pool), keep, picked };
         response.map(|()| AnswerBody::new(connection, home, way.deadline))
     }
-}
-
-async fn exchange(
-    mut connection: Box<Connection>,
-    way: Way<'_>,
-    request: Request<RequestBody>,
-) -> Result<(Response<()>, Carrier), Failure> {
-    let response_timeout = way.choice.upstream.response_timeout;
-    let response = connection.send(request, response_timeout, way.deadline).await?;
-    Ok((response, Carrier::Http1(connection)))
 }
 
 /// The bound of the configuration, or the client's own if that is less.
