@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use gateway_common::rule::Action;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -16,7 +17,7 @@ use crate::base::time::UtcMillis;
 use crate::kernel::netlink::Mode;
 use crate::rules::Place;
 use crate::rules::entries::Entries;
-use crate::rules::list_file::Header;
+use crate::rules::list_file::{ActionName, Header};
 
 /// One command on its way to `control`.
 #[derive(Debug)]
@@ -76,6 +77,27 @@ pub enum ListAction {
     Allow,
     /// Dropped.
     Deny,
+    /// Held to a profile of their own.
+    Limit,
+}
+
+impl From<ActionName> for ListAction {
+    fn from(action: ActionName) -> Self {
+        match action {
+            ActionName::Allow => Self::Allow,
+            ActionName::Deny => Self::Deny,
+        }
+    }
+}
+
+impl From<ListAction> for Action {
+    fn from(action: ListAction) -> Self {
+        match action {
+            ListAction::Allow => Self::Allow,
+            ListAction::Deny => Self::Deny,
+            ListAction::Limit => Self::Limit,
+        }
+    }
 }
 
 /// Which rules are asked for: a page of them.
@@ -119,7 +141,7 @@ pub struct PutList {
 #[serde(deny_unknown_fields)]
 pub struct RemoveList {
     /// What its entries do.
-    pub action: ListAction,
+    pub action: ActionName,
     /// Its name.
     pub name: String,
 }
@@ -140,6 +162,9 @@ pub struct Add {
     pub action: ListAction,
     /// Prefixes as people write them.
     pub prefixes: Vec<String>,
+    /// Name of the profile that [`ListAction::Limit`] holds them to.
+    #[serde(default)]
+    pub profile: Option<String>,
     /// How long they hold, in milliseconds; for ever without it.
     pub for_ms: Option<u64>,
     /// Why, for whoever asks later.
@@ -247,10 +272,7 @@ impl Request {
 
 impl fmt::Display for Request {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |action: ListAction| match action {
-            ListAction::Allow => "allow",
-            ListAction::Deny => "deny",
-        };
+        let name = |action: ListAction| Action::from(action).name();
         match self {
             Self::Status => formatter.write_str("status"),
             Self::List(query) => write!(formatter, "{} list", query.action.map_or("rules", name)),
@@ -262,12 +284,16 @@ impl fmt::Display for Request {
                 write!(formatter, " ({entries} entries)")
             }
             Self::RemoveList(remove) => {
-                write!(formatter, "{} remove --list {:?}", name(remove.action), remove.name)
+                write!(formatter, "{} remove --list {:?}", remove.action.name(), remove.name)
             }
             Self::RefreshList(list) => write!(formatter, "lists refresh {:?}", list.name),
             Self::AcceptList(list) => write!(formatter, "lists accept {:?}", list.name),
             Self::Add(add) => {
-                write!(formatter, "{} add {}", name(add.action), first_of(&add.prefixes))?;
+                let (verb, prefixes) = (name(add.action), first_of(&add.prefixes));
+                match &add.profile {
+                    Some(profile) => write!(formatter, "{verb} set {prefixes} {profile:?}")?,
+                    None => write!(formatter, "{verb} add {prefixes}")?,
+                }
                 if let Some(milliseconds) = add.for_ms {
                     write!(formatter, " --for {milliseconds}ms")?;
                 }
@@ -428,6 +454,9 @@ pub struct RuleView {
     pub prefix: String,
     /// What is done with them.
     pub action: String,
+    /// The profile that a `limit` rule holds its sources to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
     /// Who made it.
     pub origin: String,
     /// The list that it is an entry of.

@@ -408,7 +408,9 @@ impl Control {
         let proxy = serde_json::to_value(self.counted()).map_err(Refusal::failed)?;
         let path = self.path.as_ref().map(|path| path.display().to_string());
         let lag = self.policy.lag().map(|lag| format!("not up to date: {lag}"));
-        let kernel = views::kernel(&self.policy, self.kernel_note.clone().into_iter().chain(lag));
+        let notes = self.kernel_note.clone().into_iter().chain(lag);
+        let notes = notes.chain(self.policy.lacking_profiles());
+        let kernel = views::kernel(&self.policy, notes);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
