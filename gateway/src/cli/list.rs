@@ -1,5 +1,5 @@
-//! `gateway deny` and `gateway allow`, the rules that people keep by hand and by list, and `gateway limit`, the profiles
-//! that they hold sources to.
+//! `gateway deny` and `gateway allow`, the rules that people keep by hand and by list, and `gateway limit`, the
+//! profiles that they hold sources to.
 
 use std::time::Duration;
 
@@ -10,8 +10,9 @@ use super::{
     import, unexpected,
 };
 use crate::admin::api::{
-    Add, Answer, ListAction, ListQuery, PAGE_MAX_RULES, Remove, RemoveList, Request, RuleView,
+    Add, Answer, ListAction, ListQuery, PAGE_MAX_RULES, Remove, RemoveList, Request,
 };
+use crate::admin::rules::RuleView;
 use crate::base::prefix;
 use crate::rules::list_file::ActionName;
 

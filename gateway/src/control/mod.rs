@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::api::{
-    Answer, Command, Done, ListQuery, ListView, PAGE_MAX_RULES, Refusal, Request, Status,
+    Answer, Command, Done, ListQuery, PAGE_MAX_RULES, Refusal, Request, Status,
 };
 use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
+use crate::admin::rules::ListView;
 use crate::admin::server;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, OnExit};

@@ -7,11 +7,9 @@ use std::net::IpAddr;
 use gateway_common::layout::Hits;
 use gateway_common::rule::{Action, Origin};
 
-use crate::admin::api::{
-    Answer, CounterView, InterfaceStatus, KernelStatus, ListQuery, Refusal, RuleCounts, RuleView,
-    Why,
-};
+use crate::admin::api::{Answer, CounterView, InterfaceStatus, KernelStatus, ListQuery, Refusal};
 use crate::admin::monitor::{EventView, RuleMetView, SourceView};
+use crate::admin::rules::{RuleCounts, RuleView, Why};
 use crate::base::prefix::display;
 use crate::base::time::{BootTime, Now};
 use crate::kernel::Door;

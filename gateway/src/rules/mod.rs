@@ -45,7 +45,7 @@ pub struct Rule {
     /// Index of the profile of a `limit` rule in the kernel's table of profiles; of an `allow` rule for an address of
     /// the host itself [`gateway_common::rule::OWN_ADDRESS`]; otherwise 0.
     pub profile: u8,
-    /// Name of the profile of a `limit` rule, by which it finds its place when the profiles are others; otherwise empty.
+    /// Name of the profile of a `limit` rule, by which it finds its place among others; otherwise empty.
     pub profile_name: String,
     /// Why, in the words of whoever made it.
     pub reason: String,

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::Policy;
 use super::manual::{is_large, share_of_all};
-use crate::admin::api::{Done, ListView, PutList, Refusal, RemoveList};
+use crate::admin::api::{Done, PutList, Refusal, RemoveList};
+use crate::admin::rules::ListView;
 use crate::base::time::{BootTime, Now};
 use crate::kernel::tables::TablesError;
 use crate::rules::entries::Entries;
