@@ -52,7 +52,7 @@ pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, FailureSet, Retry};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
-    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Timeouts, Wanted, WeightedUpstream,
 };
 pub use self::tls::{
     AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,

@@ -11,7 +11,7 @@ use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
-use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol};
+use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol, Timeouts};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
@@ -52,6 +52,18 @@ pub struct Way<'a> {
     pub deadline: &'a Rc<Deadline>,
     /// How important it is.
     pub priority: Priority,
+    /// How long it may take, where its route says that.
+    pub timeouts: &'a Timeouts,
+}
+
+impl Way<'_> {
+    fn connect_timeout(&self) -> Duration {
+        self.timeouts.connect.unwrap_or(self.choice.upstream.connect_timeout)
+    }
+
+    fn response_timeout(&self) -> Duration {
+        self.timeouts.response.unwrap_or(self.choice.upstream.response_timeout)
+    }
 }
 
 impl Client {
@@ -82,7 +94,9 @@ impl Client {
     ) -> Result<(Response<AnswerBody>, Option<Permit>), Error> {
         let Way { choice, local, deadline, priority, .. } = way;
         let upstream = choice.upstream;
-        deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
+        let whole = way.timeouts.whole.or(upstream.whole_timeout);
+        deadline.bound(whole_timeout(whole, request.headers()));
+        way.timeouts.stream_idle.iter().for_each(|idle| deadline.stream_idle(*idle));
         let guard = &local.guard;
         let terms = upstream.breaker.as_ref().filter(|terms| terms.of_upstream);
         let pass = terms.map(|terms| guard.breaker.admit(terms, deadline.now())).transpose();
@@ -213,7 +227,7 @@ impl Client {
                 done => return done,
             }
         }
-        deadline.connect(upstream.connect_timeout);
+        deadline.connect(way.connect_timeout());
         let opened = Connection::open(dial, upstream.limits, deadline).await;
         match opened {
             Ok(connection) => {
@@ -236,8 +250,8 @@ impl Client {
             dial,
             limits: upstream.limits,
             keep: upstream.keep,
-            connect_timeout: upstream.connect_timeout,
-            response_timeout: upstream.response_timeout,
+            connect_timeout: way.connect_timeout(),
+            response_timeout: way.response_timeout(),
         };
         let (result, opened) = self.trunks.send(&target, head, body, way.deadline).await;
         if opened {
@@ -268,8 +282,7 @@ async fn exchange(
     head: &Parts,
     body: RequestBody,
 ) -> Result<(Response<()>, Carrier), Failure> {
-    let response_timeout = way.choice.upstream.response_timeout;
-    let response = connection.send(head, body, response_timeout, way.deadline).await?;
+    let response = connection.send(head, body, way.response_timeout(), way.deadline).await?;
     Ok((response, Carrier::Http1(connection)))
 }
 

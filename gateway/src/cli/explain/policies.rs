@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet, Forward,
-    HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target, Upstream,
-    UpstreamTls,
+    Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet,
+    Forward, HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target,
+    Timeouts, Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -128,6 +128,20 @@ pub(super) fn of_route(route: &Route) -> Vec<Policy> {
         policy("encoded_slash", ambiguity(route.encoded_slash)),
         policy("path_parameters", ambiguity(route.path_parameters)),
     ];
+    if let Action::Forward(Forward { timeouts, .. }) = &route.action {
+        let Timeouts { connect, response, whole, stream_idle } = *timeouts;
+        let times = [
+            ("timeout.connect", connect),
+            ("timeout.response", response),
+            ("timeout.whole", whole),
+            ("timeout.stream_idle", stream_idle),
+        ];
+        found.extend(times.into_iter().filter_map(|(key, time)| {
+            let of =
+                if key == "timeout.stream_idle" { "bounds.idle_timeout" } else { "the upstream's" };
+            Some(policy(key, format!("{}, instead of {of}", format_duration(time?))))
+        }));
+    }
     let changes = [
         ("request_headers", &route.request_headers),
         ("response_headers", &route.response_headers),
