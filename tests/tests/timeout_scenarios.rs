@@ -11,12 +11,16 @@ use harness::site::Site;
 use serde_json::{Value, json};
 
 fn config(address: &str, origin: &str, timeout: &Value, routes: &[(&str, Value)]) -> Value {
-    let route = |(path, timeout): &(&str, Value)| json!({"match": {"path": path}, "upstream": "service", "timeout": timeout});
-    let routes: Vec<Value> = routes.iter().map(route).collect();
+    let mut found = Vec::new();
+    for (path, timeout) in routes {
+        let pattern = json!({"path": path});
+        found.push(json!({"match": pattern, "upstream": "service", "timeout": timeout}));
+    }
+    let service = json!({"endpoints": [origin], "timeout": timeout, "ejection": "off"});
     json!({
         "listen": [{"address": address}],
-        "upstreams": {"service": {"endpoints": [origin], "timeout": timeout, "ejection": "off"}},
-        "routes": routes,
+        "upstreams": {"service": service},
+        "routes": found,
     })
 }
 

@@ -161,8 +161,8 @@ impl Deadline {
         self.whole.set(whole.map(|whole| self.now() + whole));
     }
 
-    /// From now on the bodies of the request and its answer may rest for so long between two pieces, until the answer is
-    /// at its end.
+    /// From now on the bodies of the request and its answer may rest for so long between two pieces, until the answer
+    /// is at its end.
     pub fn stream_idle(&self, timeout: Duration) {
         self.stream_idle.set(timeout);
     }

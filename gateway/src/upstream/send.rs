@@ -99,7 +99,8 @@ impl Client {
         way.timeouts.stream_idle.iter().for_each(|idle| deadline.stream_idle(*idle));
         let guard = &local.guard;
         let terms = upstream.breaker.as_ref().filter(|terms| terms.of_upstream);
-        let pass = terms.map(|terms| guard.breaker.admit(terms, deadline.now())).transpose();
+        let pass =
+            terms.map(|terms| guard.breaker.admit(terms, self.worker, deadline.now())).transpose();
         let pass = pass.map_err(Error::breaker_open)?;
         let permit = match &upstream.concurrency {
             Some(terms) => {
@@ -173,7 +174,10 @@ impl Client {
         let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
             let breaker = &picked.endpoint().state.breaker;
-            let pass = match terms.map(|terms| breaker.admit(terms, deadline.now())).transpose() {
+            let pass = match terms
+                .map(|terms| breaker.admit(terms, self.worker, deadline.now()))
+                .transpose()
+            {
                 Ok(pass) => pass,
                 Err(left) => {
                     picked.unsent();

@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::base::prefix;
 use crate::config::{
     Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet,
-    Forward, HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target,
-    Timeouts, Upstream, UpstreamTls,
+    FailureShare, Forward, HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route,
+    Sticky, Target, Timeouts, Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -326,14 +326,22 @@ fn breaking(breaker: Option<&Breaker>) -> Vec<Policy> {
         (false, _) => "endpoint",
     };
     let fallback = breaker.fallback.as_ref().map(|fallback| fallback.status.as_u16());
-    vec![
-        policy("breaker.failures", breaker.failures),
+    let mut found = vec![
         policy("breaker.open_for", format_duration(breaker.open_for)),
         policy("breaker.half_open", breaker.half_open),
         policy("breaker.on", failures(&breaker.on)),
         policy("breaker.per", per),
         policy("breaker.fallback.status", fallback.unwrap_or(503)),
-    ]
+    ];
+    found.extend(breaker.failures.map(|failures| policy("breaker.failures", failures)));
+    if let Some(FailureShare { share, window, min_requests }) = breaker.share {
+        found.extend([
+            policy("breaker.failure_share", share),
+            policy("breaker.window", format_duration(window)),
+            policy("breaker.min_requests", min_requests),
+        ]);
+    }
+    found
 }
 
 fn limiting(concurrency: Option<&Concurrency>) -> Vec<Policy> {
