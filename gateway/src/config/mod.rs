@@ -462,6 +462,12 @@ pub struct SourceLimit {
 pub struct Bounds {
     /// Client connections in all workers together.
     pub connections: usize,
+    /// Client connections of one source.
+    pub connections_per_source: usize,
+    /// Age from which a connection ends with its next answer, or up to a tenth sooner.
+    pub connection_lifetime: Duration,
+    /// Requests of one connection.
+    pub connection_requests: u32,
     /// Requests at once over one connection of HTTP/2.
     pub streams: u32,
     /// Header fields of a request.

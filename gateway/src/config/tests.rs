@@ -69,6 +69,16 @@ fn every_example_is_valid() {
 }
 
 #[test]
+fn bounds_are_within_bounds_of_their_own() {
+    let config = with("bounds: {connections: 2, connections_per_source: 3}").unwrap();
+    assert_eq!((config.bounds.connections, config.bounds.connections_per_source), (2, 3));
+    assert_eq!(with("bounds: {connections: 1}").unwrap().bounds.connections_per_source, 1);
+    only("bounds: {connections_per_source: 0}", "0 is out of bounds", "0");
+    only("bounds: {connection_requests: 0}", "0 is out of bounds", "0");
+    only("bounds: {connection_lifetime: 25h}", "`25h` is longer than a day", "25h");
+}
+
+#[test]
 fn everything_has_its_documented_default() {
     let config = with("upstreams: {users: {endpoints: [10.0.0.1:80]}}").unwrap();
     let seconds = Duration::from_secs;
@@ -76,6 +86,9 @@ fn everything_has_its_documented_default() {
         config.bounds,
         Bounds {
             connections: 65_536,
+            connections_per_source: 16_384,
+            connection_lifetime: seconds(3600),
+            connection_requests: 1_000_000,
             streams: 128,
             header_count: 100,
             head_bytes: 65_536,

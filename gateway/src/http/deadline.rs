@@ -300,6 +300,9 @@ pub(crate) mod tests {
     pub(crate) fn bounds() -> Bounds {
         Bounds {
             connections: 1,
+            connections_per_source: 1,
+            connection_lifetime: Duration::from_secs(1000),
+            connection_requests: 2,
             streams: 1,
             header_count: 1,
             head_bytes: 8192,
