@@ -390,13 +390,15 @@ fn a_connection_without_a_sign_of_life_takes_no_more_requests() -> Result {
     let site = Site::new()?;
     let service = H2Service::start(
         &site,
-        after(|connection, _| {
+        after(|connection, stream| {
+            connection.frames(&answer(stream, "last words"))?;
             while connection.receive()?.is_some() {}
             Ok(())
         }),
     )?;
-    let settings = json!({"protocol": "h2", "timeout": {"response": "300ms"}});
+    let settings = json!({"protocol": "h2", "timeout": {"response": "1s"}});
     let (_gateway, listen) = gateway(&site, &[service.address], settings)?;
+    assert_eq!(get(&site, listen)?.text(), "last words");
     assert_eq!(get(&site, listen)?.status, 504);
     assert_eq!(get(&site, listen)?.text(), "fine");
     Ok(())

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::Response;
+use http::request::Parts;
 
 use crate::base::error::Kind;
 use crate::config::Protocol;
@@ -42,16 +43,17 @@ impl Lines {
         self.trunks.sweep(&is_used);
     }
 
-    /// Sends `request` over a connection that is there, or over a new one, and waits for the head of the answer.
+    /// Sends a request over a connection that is there, or over a new one, and waits for the head of the answer.
     pub async fn ask(
         &self,
         target: &Target<'_>,
-        request: Request<RequestBody>,
+        head: &Parts,
+        body: RequestBody,
         deadline: &Rc<Deadline>,
     ) -> Result<Answer, Failure> {
         match target.dial.protocol {
-            Protocol::Http1 => self.alone(target, request, deadline).await,
-            Protocol::Http2 | Protocol::Auto => self.shared(target, request, deadline).await,
+            Protocol::Http1 => self.alone(target, head, body, deadline).await,
+            Protocol::Http2 | Protocol::Auto => self.shared(target, head, body, deadline).await,
         }
     }
 
@@ -59,14 +61,15 @@ impl Lines {
     async fn alone(
         &self,
         target: &Target<'_>,
-        mut request: Request<RequestBody>,
+        head: &Parts,
+        mut body: RequestBody,
         deadline: &Deadline,
     ) -> Result<Answer, Failure> {
         let line = target.dial.line();
         if let Some(connection) = self.pool.take(line) {
             self.counted(false);
-            match exchange(connection, target, request, deadline).await {
-                Err(Failure::Unsent(unsent, _)) => request = *unsent,
+            match exchange(connection, target, (head, body), deadline).await {
+                Err(Failure::Unsent(unsent, _)) => body = unsent,
                 done => return done,
             }
         }
@@ -75,9 +78,9 @@ impl Lines {
             Ok(socket) => {
                 self.counted(true);
                 let connection = Connection::new(line, socket, target.limits);
-                exchange(connection, target, request, deadline).await
+                exchange(connection, target, (head, body), deadline).await
             }
-            Err(error) => Err(Failure::Unsent(Box::new(request), error)),
+            Err(error) => Err(Failure::Unsent(body, error)),
         }
     }
 
@@ -86,27 +89,28 @@ impl Lines {
     async fn shared(
         &self,
         target: &Target<'_>,
-        mut request: Request<RequestBody>,
+        head: &Parts,
+        mut body: RequestBody,
         deadline: &Rc<Deadline>,
     ) -> Result<Answer, Failure> {
         let trunk = self.trunks.to(target.dial.line());
         let mut passed_over = 0;
         loop {
             deadline.connect(target.connect_timeout);
-            let taken = trunk.take(target, &self.pool, &request, deadline).await;
+            let taken = trunk.take(target, &self.pool, head, deadline).await;
             let (came, goes_on, is_new) = match taken {
                 Err(error) if error.kind() == Kind::NotImplemented => {
                     return Err(Failure::Final(error));
                 }
-                Err(error) => return Err(Failure::Unsent(Box::new(request), error)),
+                Err(error) => return Err(Failure::Unsent(body, error)),
                 Ok((Taken::Alone(connection), is_new)) => {
                     self.counted(is_new);
-                    (exchange(connection, target, request, deadline).await, false, is_new)
+                    (exchange(connection, target, (head, body), deadline).await, false, is_new)
                 }
                 Ok((Taken::Shared(stream), is_new)) => {
                     self.counted(is_new);
                     let connection = stream.connection();
-                    let came = stream.send(request, target, deadline).await;
+                    let came = stream.send(head, body, target, deadline).await;
                     let came = came.map(|answer| {
                         let (head, exchange) = answer.into_parts();
                         (Response::from_parts(head, ()), Carrier::Http2(Box::new(exchange)))
@@ -118,7 +122,7 @@ impl Lines {
                 Err(Failure::Unsent(unsent, _))
                     if !is_new && !goes_on && passed_over < MAX_CONNECTIONS =>
                 {
-                    (request, passed_over) = (*unsent, passed_over + 1);
+                    (body, passed_over) = (unsent, passed_over + 1);
                 }
                 done => return done,
             }
@@ -137,9 +141,9 @@ impl Lines {
 async fn exchange(
     mut connection: Box<Connection>,
     target: &Target<'_>,
-    request: Request<RequestBody>,
+    (head, body): (&Parts, RequestBody),
     deadline: &Deadline,
 ) -> Result<Answer, Failure> {
-    let response = connection.send(request, target.response_timeout, deadline).await?;
+    let response = connection.send(head, body, target.response_timeout, deadline).await?;
     Ok((response, Carrier::Http1(connection)))
 }

@@ -6,11 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
-use crate::config::{Breaker, Concurrency, Limit, Priority};
+use crate::config::{Breaker, Concurrency, Limit, Priority, Timeouts};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
@@ -21,6 +22,7 @@ use crate::upstream::body::AnswerBody;
 use crate::upstream::breaker::{Pass, has_failed};
 use crate::upstream::concurrency::{self, Permit};
 use crate::upstream::connection::Failure;
+use crate::upstream::dial::Target;
 use crate::upstream::endpoint::Outcome;
 use crate::upstream::lines::{self, Lines};
 use crate::upstream::pool::Home;
@@ -49,6 +51,18 @@ pub struct Way<'a> {
     pub deadline: &'a Rc<Deadline>,
     /// How important it is.
     pub priority: Priority,
+    /// How long it may take, where its route says that.
+    pub timeouts: &'a Timeouts,
+}
+
+impl Way<'_> {
+    fn connect_timeout(&self) -> Duration {
+        self.timeouts.connect.unwrap_or(self.choice.upstream.connect_timeout)
+    }
+
+    fn response_timeout(&self) -> Duration {
+        self.timeouts.response.unwrap_or(self.choice.upstream.response_timeout)
+    }
 }
 
 impl Client {
@@ -78,10 +92,13 @@ impl Client {
     ) -> Result<(Response<AnswerBody>, Option<Permit>), Error> {
         let Way { choice, local, deadline, priority, .. } = way;
         let upstream = choice.upstream;
-        deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
+        let whole = way.timeouts.whole.or(upstream.whole_timeout);
+        deadline.bound(whole_timeout(whole, request.headers()));
+        way.timeouts.stream_idle.iter().for_each(|idle| deadline.stream_idle(*idle));
         let guard = &local.guard;
         let terms = upstream.breaker.as_ref().filter(|terms| terms.of_upstream);
-        let pass = terms.map(|terms| guard.breaker.admit(terms, deadline.now())).transpose();
+        let pass =
+            terms.map(|terms| guard.breaker.admit(terms, self.worker, deadline.now())).transpose();
         let pass = pass.map_err(Error::breaker_open)?;
         let permit = match &upstream.concurrency {
             Some(terms) => {
@@ -115,18 +132,20 @@ impl Client {
         let Way { choice, local, deadline, .. } = way;
         let retry = &choice.upstream.retry;
         let counted = (&local.budget, &self.counters.resilience);
-        let (mut effort, mut request) = Effort::new(retry, counted, deadline, request);
+        // The head stays here, for whoever sends it: nothing of it is copied for a retry that is never made.
+        let (head, body) = request.into_parts();
+        let (mut effort, mut body) = Effort::new(retry, counted, deadline, &head, body);
         let mut tried = Tried::default();
         loop {
             let pause;
-            (request, pause) = match self.attempt(way, &mut tried, request).await {
+            (body, pause) = match self.attempt(way, &mut tried, &head, body).await {
                 Ok(answer) => match effort.after_answer(&answer) {
                     Some(again) => again,
                     None => return Ok(answer),
                 },
                 Err(failure) => {
                     let (error, unsent) = match failure {
-                        Failure::Unsent(request, error) => (error, Some(*request)),
+                        Failure::Unsent(body, error) => (error, Some(body)),
                         Failure::Final(error) => (error, None),
                     };
                     effort.after(&error, unsent, choice.has_more(&tried)).ok_or(error)?
@@ -139,20 +158,24 @@ impl Client {
         }
     }
 
-    /// Sends `request` once: to the first endpoint that takes it. One that cannot be connected to is passed over for
+    /// Sends a request once: to the first endpoint that takes it. One that cannot be connected to is passed over for
     /// the next, because nothing was sent yet; so is one that closed before it took anything.
     async fn attempt(
         &self,
         way: Way<'_>,
         tried: &mut Tried,
-        mut request: Request<RequestBody>,
+        head: &Parts,
+        mut body: RequestBody,
     ) -> Result<Response<AnswerBody>, Failure> {
         let Way { choice, deadline, .. } = way;
         let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
         let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
             let breaker = &picked.endpoint().state.breaker;
-            let pass = match terms.map(|terms| breaker.admit(terms, deadline.now())).transpose() {
+            let pass = match terms
+                .map(|terms| breaker.admit(terms, self.worker, deadline.now()))
+                .transpose()
+            {
                 Ok(pass) => pass,
                 Err(left) => {
                     picked.unsent();
@@ -164,7 +187,7 @@ impl Client {
                 }
             };
             deadline.trail.attempt(picked.address());
-            let came = self.try_endpoint(way, &picked, request).await;
+            let came = self.try_endpoint(way, &picked, head, body).await;
             let outcome = match &came {
                 Ok((response, _)) => Ok(response.status().as_u16()),
                 Err(Failure::Unsent(_, error) | Failure::Final(error)) => Err(error.kind()),
@@ -174,7 +197,7 @@ impl Client {
             match came {
                 Ok(answer) => return Ok(self.answer(answer, way, picked)),
                 Err(Failure::Unsent(unsent, refused)) => {
-                    (request, error) = (*unsent, failed(refused, &picked));
+                    (body, error) = (unsent, failed(refused, &picked));
                 }
                 Err(Failure::Final(error)) => return Err(Failure::Final(failed(error, &picked))),
             }
@@ -182,20 +205,24 @@ impl Client {
         Err(match error.kind() {
             // Nobody was asked, and asking again makes nobody appear.
             Kind::UpstreamUnavailable => Failure::Final(error),
-            _ => Failure::Unsent(Box::new(request), error),
+            _ => Failure::Unsent(body, error),
         })
     }
 
-    /// Sends `request` to an endpoint.
+    /// Sends a request to an endpoint.
     async fn try_endpoint(
         &self,
         way: Way<'_>,
         picked: &Picked,
-        request: Request<RequestBody>,
+        head: &Parts,
+        body: RequestBody,
     ) -> Result<lines::Answer, Failure> {
-        let upstream = way.choice.upstream;
-        let target = upstream.target(picked.address(), way.addresses);
-        self.lines.ask(&target, request, way.deadline).await
+        let target = Target {
+            connect_timeout: way.connect_timeout(),
+            response_timeout: way.response_timeout(),
+            ..way.choice.upstream.target(picked.address(), way.addresses)
+        };
+        self.lines.ask(&target, head, body, way.deadline).await
     }
 
     fn answer(

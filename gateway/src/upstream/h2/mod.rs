@@ -20,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Ping;
 use h2::client::{Builder, Connection, SendRequest};
-use http::Request;
+use http::request::Parts;
 use http::uri::Scheme;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -32,7 +32,6 @@ pub use self::stream::Exchange;
 pub(super) use self::stream::Stream;
 use crate::base::error::{Error, Kind};
 use crate::config::Protocol;
-use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
 use crate::http::h1::upgrade::WebSocket;
@@ -143,16 +142,16 @@ impl State {
 }
 
 impl Trunk {
-    /// Something that takes `request`, and whether it was opened just now. While nobody knows what an endpoint chooses,
+    /// Something that takes a request with this `head`, and whether it was opened just now. While nobody knows what an endpoint chooses,
     /// one connection finds out; where it last chose HTTP/1.1 each request connects for itself.
     pub(super) async fn take(
         self: &Rc<Self>,
         target: &Target<'_>,
         pool: &Pool,
-        request: &Request<RequestBody>,
+        head: &Parts,
         deadline: &Deadline,
     ) -> Result<(Taken, bool), Error> {
-        let wants_tunnel = request.extensions().get::<WebSocket>().is_some();
+        let wants_tunnel = head.extensions.get::<WebSocket>().is_some();
         self.spoken_until.set(Some(deadline.now() + target.keep.time));
         let mut is_new = false;
         loop {

@@ -62,17 +62,17 @@ impl Stream {
         Rc::clone(&self.place.state)
     }
 
-    /// Sends `request` and waits for the head of the answer.
+    /// Sends a request and waits for the head of the answer.
     pub(in crate::upstream) async fn send(
         mut self,
-        request: Request<RequestBody>,
+        head: &Parts,
+        mut body: RequestBody,
         target: &Target<'_>,
         deadline: &Rc<Deadline>,
     ) -> Result<Response<Exchange>, Failure> {
-        let (head, mut body) = request.into_parts();
         let is_tunnel = head.extensions.get::<WebSocket>().is_some();
         let is_whole = body.is_end_stream() && !is_tunnel;
-        let mut wire = on_the_wire(&head, &self.place.state.scheme);
+        let mut wire = on_the_wire(head, &self.place.state.scheme);
         if is_tunnel {
             tunnel::ask(&mut wire);
         }
@@ -83,7 +83,7 @@ impl Stream {
         let (answer, stream) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                return Err(Failure::Unsent(Box::new(Request::from_parts(head, body)), error));
+                return Err(Failure::Unsent(body, error));
             }
         };
         let mut replay = None;
@@ -113,7 +113,7 @@ impl Stream {
                     None => Some(upload.body),
                 };
                 Err(match body {
-                    Some(body) => Failure::Unsent(Box::new(Request::from_parts(head, body)), error),
+                    Some(body) => Failure::Unsent(body, error),
                     None => Failure::Final(error),
                 })
             }
@@ -288,7 +288,7 @@ impl Upload {
     }
 }
 
-/// The head as HTTP/2 has it. Its own is kept, for the endpoint may hand the request back.
+/// The head as HTTP/2 has it. Its own stays, for the endpoint may hand the request back.
 fn on_the_wire(head: &Parts, scheme: &Scheme) -> Request<()> {
     let mut request = Request::new(());
     let mut headers = head.headers.clone();
