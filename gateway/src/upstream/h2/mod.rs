@@ -142,8 +142,8 @@ impl State {
 }
 
 impl Trunk {
-    /// Something that takes a request with this `head`, and whether it was opened just now. While nobody knows what an endpoint chooses,
-    /// one connection finds out; where it last chose HTTP/1.1 each request connects for itself.
+    /// Something that takes a request with this `head`, and whether it was opened just now. While nobody knows what an
+    /// endpoint chooses, one connection finds out; where it last chose HTTP/1.1 each request connects for itself.
     pub(super) async fn take(
         self: &Rc<Self>,
         target: &Target<'_>,
