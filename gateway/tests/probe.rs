@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gateway::config::{Health, Probe};
-use gateway::outbound::probe::probe;
+use gateway::config::{Health, Probe, Protocol};
+use gateway::upstream::probe::probe;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -28,6 +28,9 @@ fn health(probe: Probe) -> Health {
         healthy_after: 1,
         unhealthy_after: 1,
         port: None,
+        tls: false,
+        proxy_protocol: false,
+        protocol: Protocol::Http1,
     }
 }
 
@@ -67,9 +70,9 @@ async fn bind() -> (TcpListener, SocketAddr) {
 async fn grpc_says_how_a_service_is() {
     let (listener, address) = bind().await;
     tokio::spawn(serve_grpc(listener));
-    assert_eq!(probe(&grpc("well"), address).await, Ok(()));
-    assert_eq!(probe(&grpc("sick"), address).await.unwrap_err(), "is not serving (status 2)");
-    let unknown = probe(&grpc("other"), address).await.unwrap_err();
+    assert_eq!(probe(&grpc("well"), address, None).await, Ok(()));
+    assert_eq!(probe(&grpc("sick"), address, None).await.unwrap_err(), "is not serving (status 2)");
+    let unknown = probe(&grpc("other"), address, None).await.unwrap_err();
     assert_eq!(unknown, "answered with the gRPC status 5");
 }
 
@@ -89,22 +92,22 @@ async fn http_goes_by_the_status_and_waits_no_longer_than_told() {
     });
     let path = "/health".parse().unwrap();
     let mut http = health(Probe::Http { path, host: None, status: vec![200..=299] });
-    assert_eq!(probe(&http, address).await, Ok(()));
-    assert_eq!(probe(&http, address).await.unwrap_err(), "answered 302");
-    let rubbish = probe(&http, address).await.unwrap_err();
+    assert_eq!(probe(&http, address, None).await, Ok(()));
+    assert_eq!(probe(&http, address, None).await.unwrap_err(), "answered 302");
+    let rubbish = probe(&http, address, None).await.unwrap_err();
     assert!(rubbish.starts_with("broke off"), "{rubbish}");
     http.timeout = Duration::from_millis(50);
-    assert_eq!(probe(&http, address).await.unwrap_err(), "did not answer within 50ms");
+    assert_eq!(probe(&http, address, None).await.unwrap_err(), "did not answer within 50ms");
 }
 
 #[tokio::test]
 async fn tcp_is_a_connection_also_to_another_port() {
     let (_listener, address) = bind().await;
     let mut tcp = health(Probe::Tcp);
-    assert_eq!(probe(&tcp, address).await, Ok(()));
+    assert_eq!(probe(&tcp, address, None).await, Ok(()));
     let (gone, free) = bind().await;
     drop(gone);
     tcp.port = Some(free.port());
-    let refused = probe(&tcp, address).await.unwrap_err();
+    let refused = probe(&tcp, address, None).await.unwrap_err();
     assert!(refused.starts_with("cannot be connected to"), "{refused}");
 }

@@ -29,21 +29,24 @@ const STREAMS: u16 = 3;
 fn gateway<'s>(
     site: &'s Site,
     endpoints: &[SocketAddr],
-    mut settings: Value,
+    settings: Value,
 ) -> Result<(Gateway<'s>, SocketAddr)> {
     let listen = site.free_address()?;
-    let addresses: Value = endpoints.iter().map(ToString::to_string).collect();
-    settings.as_object_mut().context("no settings")?.insert("endpoints".to_owned(), addresses);
-    let config = json!({
+    let config = config(listen, endpoints, settings);
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    Ok((gateway, listen))
+}
+
+fn config(listen: SocketAddr, endpoints: &[SocketAddr], mut settings: Value) -> Value {
+    settings["endpoints"] = endpoints.iter().map(ToString::to_string).collect();
+    json!({
         "listen": [{"address": listen.to_string()}],
         "workers": 1,
         "kernel": {"attach": "off"},
         "upstreams": {"service": settings},
         "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
-    });
-    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
-    gateway.start()?;
-    Ok((gateway, listen))
+    })
 }
 
 fn connect(site: &Site, listen: SocketAddr) -> Result<Client> {
@@ -82,7 +85,7 @@ fn at_once(site: &Site, listen: SocketAddr, requests: usize) -> Result<Vec<Strin
 struct Both {
     end: TlsEnd,
     _http1: Origin,
-    _http2: H2Service,
+    http2: H2Service,
     _authority: Authority,
 }
 
@@ -107,7 +110,7 @@ impl Both {
         let http2 = H2Service::start(site, http2)?;
         let behind = Behind { http1: http1.address, http2: http2.address };
         let end = TlsEnd::start(site, &pair, alpn, behind)?;
-        Ok(Self { end, _http1: http1, _http2: http2, _authority: authority })
+        Ok(Self { end, _http1: http1, http2, _authority: authority })
     }
 }
 
@@ -692,5 +695,126 @@ fn a_websocket_where_the_service_chooses_takes_what_takes_it() -> Result {
         assert_eq!(end.chosen(), expected);
         assert_eq!(tunnels.seen(), [&seen[..], &["GET  / false"]].concat());
     }
+    Ok(())
+}
+
+/// Waits until the endpoint has this condition, and answers why it has.
+fn condition(gateway: &Gateway<'_>, endpoint: SocketAddr, wanted: &str) -> Result<String> {
+    wait_for(&format!("{endpoint} being {wanted}"), PATIENCE, || {
+        let status = gateway.status()?;
+        let endpoints = status.pointer("/upstreams/0/endpoints").and_then(Value::as_array);
+        let of = |one: &&Value| one["address"] == json!(endpoint.to_string());
+        let one = endpoints.into_iter().flatten().find(of).context("no such endpoint")?;
+        let why = one["why"].as_str().unwrap_or_default().to_owned();
+        Ok((one["condition"] == wanted).then_some(why))
+    })
+}
+
+fn health(more: &Value) -> Value {
+    let mut health = json!({"interval": "100ms", "timeout": "10s", "unhealthy_after": 1});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        health[key] = value.clone();
+    }
+    health
+}
+
+#[test]
+fn checks_prove_who_they_are_and_believe_nobody_else() -> Result {
+    let (site, authority, strangers) = (Site::new()?, Authority::new()?, Authority::new()?);
+    let server = authority.issue("service", &["users.internal"])?;
+    let client = authority.issue("gateway", &["gateway.internal"])?;
+    let inner = site.free_address()?;
+    // Another gateway is the service, which takes nobody without a certificate and a header of the PROXY protocol.
+    let served = json!({
+        "listen": [{
+            "address": inner.to_string(),
+            "proxy_protocol": {"from": ["127.0.0.0/8"]},
+            "tls": {
+                "certificates": [server.json()], "client_certificates": {"ca": authority.ca()},
+            },
+        }],
+        "workers": 1,
+        "kernel": {"attach": "off"},
+        "upstreams": {"echo": {"endpoints": ["echo"]}},
+        "routes": [{"match": {"path": "/healthy"}, "upstream": "echo"}],
+    });
+    let mut service = Gateway::unprivileged(site.namespace.as_ref(), served)?;
+    service.start()?;
+    let tls = json!({
+        "ca": authority.ca(), "server_name": "users.internal", "client_certificate": client.json(),
+    });
+    let settings = |tls: &Value, path: &str| {
+        json!({
+            "tls": tls, "proxy_protocol": "v2", "health": health(&json!({"path": path})),
+        })
+    };
+    let (gateway, listen) = gateway(&site, &[inner], settings(&tls, "/sick"))?;
+    assert_eq!(condition(&gateway, inner, "unhealthy")?, "answered 404");
+    for (wrong, says) in [
+        (json!({"ca": strangers.ca(), "server_name": "users.internal"}), "agrees on no TLS"),
+        (json!({"ca": authority.ca(), "server_name": "other.internal"}), "not valid for name"),
+        (json!({"ca": authority.ca(), "server_name": "users.internal"}), "broke off"),
+    ] {
+        gateway.write_config(config(listen, &[inner], settings(&wrong, "/healthy")))?;
+        gateway.cli(&["reload"])?.ok()?;
+        wait_for(says, PATIENCE, || {
+            let why = condition(&gateway, inner, "unhealthy")?;
+            Ok(why.contains(says).then_some(()))
+        })?;
+    }
+    gateway.write_config(config(listen, &[inner], settings(&tls, "/healthy")))?;
+    gateway.cli(&["reload"])?.ok()?;
+    condition(&gateway, inner, "healthy")?;
+    Ok(())
+}
+
+#[test]
+fn checks_speak_what_the_service_speaks() -> Result {
+    let site = Site::new()?;
+    let (well, counted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (is_well, count) = (Arc::clone(&well), Arc::clone(&counted));
+    let script = move |connection: &mut Http2, _: usize| {
+        connection.frames(&[Frame::settings(&[])])?;
+        let asked = connection.wait(Frame::ends_stream)?;
+        count.fetch_add(1, Ordering::Relaxed);
+        let status = if is_well.load(Ordering::Relaxed) { "200" } else { "503" };
+        // To a question of gRPC it is an answer too: SERVING, or not that.
+        connection.frames(&[
+            Frame::headers(asked.stream, false, &[(":status", status)]),
+            Frame::new(kind::DATA, 0, asked.stream, [0, 0, 0, 0, 2, 8, 1]),
+            Frame::headers(asked.stream, true, &[("grpc-status", "0")]),
+        ])?;
+        while connection.receive_polite()?.is_some() {}
+        Ok(())
+    };
+    let service = Both::start(&site, &["h2", "http/1.1"], script)?;
+    let (plain, secure) = (service.http2.address, service.end.address);
+    let tls = || json!({"verify": false});
+    for (endpoint, settings, more) in [
+        (plain, json!({"protocol": "h2"}), json!({"path": "/"})),
+        (plain, json!({"protocol": "h2"}), json!({"type": "grpc"})),
+        (secure, json!({"tls": tls()}), json!({"path": "/"})),
+        (secure, json!({"tls": tls(), "protocol": "h2"}), json!({"path": "/"})),
+        (secure, json!({"tls": tls(), "protocol": "http1"}), json!({"type": "grpc"})),
+    ] {
+        let mut settings = settings;
+        settings["health"] = health(&more);
+        well.store(false, Ordering::Relaxed);
+        let (gateway, _listen) = gateway(&site, &[endpoint], settings.clone())?;
+        assert_eq!(condition(&gateway, endpoint, "unhealthy")?, "answered 503", "{settings}");
+        well.store(true, Ordering::Relaxed);
+        condition(&gateway, endpoint, "healthy")?;
+        let before = counted.load(Ordering::Relaxed);
+        wait_for("another check", PATIENCE, || {
+            Ok((counted.load(Ordering::Relaxed) > before + 1).then_some(()))
+        })?;
+        condition(&gateway, endpoint, "healthy").with_context(|| settings.to_string())?;
+    }
+    // Where it chooses HTTP/1.1, checks do too.
+    service.end.choose(&["http/1.1"]);
+    let mut settings = json!({"tls": tls()});
+    settings["health"] = health(&json!({"status": ["404"]}));
+    let (gateway, _listen) = gateway(&site, &[secure], settings)?;
+    assert_eq!(condition(&gateway, secure, "unhealthy")?, "answered 200");
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::uri::{Authority, PathAndQuery};
 use serde::Deserialize;
 
+use super::Protocol;
 use super::at::At;
 use super::tree::shorten;
 use super::value::{count, interval};
@@ -25,6 +26,20 @@ pub struct Health {
     pub unhealthy_after: u32,
     /// The port to ask; `None` for the endpoint's own.
     pub port: Option<u16>,
+    /// Whether over TLS, as the upstream has it.
+    pub tls: bool,
+    /// Whether a header of the PROXY protocol goes before.
+    pub proxy_protocol: bool,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+/// What of an upstream its checks have to go by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) tls: bool,
+    pub(super) proxy_protocol: bool,
+    pub(super) protocol: Protocol,
 }
 
 /// What is asked of an endpoint.
@@ -32,7 +47,7 @@ pub struct Health {
 pub enum Probe {
     /// That it takes a connection.
     Tcp,
-    /// That it answers a GET over HTTP/1.1 with one of these statuses.
+    /// That it answers a GET with one of these statuses.
     Http {
         /// Path and query.
         path: PathAndQuery,
@@ -60,6 +75,7 @@ pub(super) struct RawHealth {
     service: Option<String>,
     status: Option<Vec<String>>,
     port: Option<u16>,
+    tls: Option<bool>,
     interval: String,
     timeout: String,
     healthy_after: u64,
@@ -83,6 +99,7 @@ impl Default for RawHealth {
             service: None,
             status: None,
             port: None,
+            tls: None,
             interval: "5s".to_owned(),
             timeout: "2s".to_owned(),
             healthy_after: 2,
@@ -97,7 +114,7 @@ const CHECKS: RangeInclusive<u64> = 1..=100;
 const SERVICE_BYTES_MAX: usize = 256;
 
 /// The section as meant.
-pub(super) fn health(raw: &RawHealth, at: At<'_>) -> Option<Health> {
+pub(super) fn health(raw: &RawHealth, asked: Asked, at: At<'_>) -> Option<Health> {
     let time = |text: &str, key| interval(text, INTERVALS, at.key(key));
     let checks = |number, key| {
         let number = count(number, CHECKS, at.key(key));
@@ -108,6 +125,7 @@ pub(super) fn health(raw: &RawHealth, at: At<'_>) -> Option<Health> {
         ("status", raw.status.is_some(), &[RawType::Http]),
         ("host", raw.host.is_some(), &[RawType::Http, RawType::Grpc]),
         ("service", raw.service.is_some(), &[RawType::Grpc]),
+        ("tls", raw.tls.is_some(), &[RawType::Http, RawType::Grpc]),
     ] {
         if is_given && !kinds.contains(&raw.r#type) {
             at.key(key).error_with_help(
@@ -119,7 +137,25 @@ pub(super) fn health(raw: &RawHealth, at: At<'_>) -> Option<Health> {
     if raw.port == Some(0) {
         at.key("port").error_with_help("there is no port 0", "write a port from 1 to 65535");
     }
+    // What listens at another port is another server: nothing is taken for granted about it.
+    let is_own = raw.port.is_none();
+    let tls = raw.tls.unwrap_or(asked.tls && is_own);
+    if tls && !asked.tls {
+        at.key("tls").error_with_help(
+            "this upstream says nothing about TLS, so that checks have none either",
+            "add `tls` to the upstream, or take it out here",
+        );
+    }
+    let protocol = match (raw.r#type, tls) {
+        (RawType::Grpc, _) => Protocol::Http2,
+        _ if is_own && tls == asked.tls => asked.protocol,
+        (_, true) => Protocol::Auto,
+        (_, false) => Protocol::Http1,
+    };
     Some(Health {
+        tls,
+        proxy_protocol: asked.proxy_protocol && is_own,
+        protocol,
         probe: probe(raw, at)?,
         interval: time(&raw.interval, "interval")?,
         timeout: time(&raw.timeout, "timeout")?,

@@ -723,16 +723,31 @@ proptest! {
 }
 
 #[test]
-fn checks_in_plain_http_of_what_speaks_tls_are_refused() {
-    let upstream = |more: &str| {
-        format!("upstreams: {{a: {{endpoints: ['10.0.0.1:1'], health: {{{more}}}, tls: {{}}}}}}")
+fn checks_go_as_requests_do_except_to_another_port() {
+    let upstream = |more: &str| format!("upstreams: {{a: {{endpoints: ['10.0.0.1:1'], {more}}}}}");
+    let checks = |more: &str| {
+        let health = with(&upstream(more)).unwrap().upstreams[0].health.clone().unwrap();
+        (health.tls, health.proxy_protocol, health.protocol)
     };
+    assert_eq!(checks("health: {}"), (false, false, Protocol::Http1));
+    assert_eq!(checks("health: {}, protocol: h2"), (false, false, Protocol::Http2));
+    assert_eq!(checks("health: {}, tls: {}"), (true, false, Protocol::Auto));
+    assert_eq!(checks("health: {}, tls: {}, proxy_protocol: v2"), (true, true, Protocol::Http1));
+    assert_eq!(checks("health: {type: grpc}, tls: {}"), (true, false, Protocol::Http2));
+    let plain = "health: {port: 2}, tls: {}, protocol: h2";
+    assert_eq!(checks(plain), (false, false, Protocol::Http1), "another server");
+    let other = "health: {port: 2, tls: true}, tls: {}, protocol: h2";
+    assert_eq!(checks(other), (true, false, Protocol::Auto));
     only(
-        &upstream("path: /health"),
-        "health checks speak neither TLS nor the PROXY protocol, which this upstream expects",
-        "health",
+        &upstream("health: {tls: true}"),
+        "this upstream says nothing about TLS, so that checks have none either",
+        "true",
     );
-    assert!(with(&upstream("type: tcp")).is_ok());
+    only(
+        &upstream("health: {type: tcp, tls: true}, tls: {}"),
+        "`tls` means nothing to a check of this type",
+        "true",
+    );
 }
 
 #[test]

@@ -8,14 +8,14 @@ use super::at::At;
 use super::balance::balance;
 use super::breaker::breaker;
 use super::concurrency::concurrency;
-use super::health::health;
+use super::health::{Asked, health};
 use super::hedge::hedge;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
 use super::tls::upstream_tls;
 use super::value::{count, duration, name, socket_address};
-use super::{Endpoint, Health, Listener, Probe, Protocol, Target, Upstream};
+use super::{Endpoint, Listener, Protocol, Target, Upstream};
 
 /// No endpoint takes more than so many times the requests of another.
 const WEIGHT_MAX: u64 = 1000;
@@ -42,18 +42,22 @@ fn upstream(
     at: At<'_>,
 ) -> Upstream {
     name(own_name, "an upstream", at.on_key());
+    let protocol = protocol(raw, at);
     let timeout = at.key("timeout");
     let time = |text: &str, key| duration(text, timeout.key(key)).unwrap_or(Duration::ZERO);
     let idle_connections = count(raw.idle_connections, 0..=65_536, at.key("idle_connections"));
     Upstream {
         name: own_name.to_owned(),
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
-        protocol: protocol(raw, at),
+        protocol,
         balance: balance(raw, at),
         health: raw.health.as_ref().and_then(|section| {
-            let health = health(section, at.key("health"))?;
-            refuse_plain_checks(raw, &health, at.key("health"));
-            Some(health)
+            let asked = Asked {
+                tls: raw.tls.is_some(),
+                proxy_protocol: raw.proxy_protocol.is_some(),
+                protocol,
+            };
+            health(section, asked, at.key("health"))
         }),
         connect_timeout: time(&raw.timeout.connect, "connect"),
         response_timeout: time(&raw.timeout.response, "response"),
@@ -88,16 +92,6 @@ fn protocol(raw: &RawUpstream, at: At<'_>) -> Protocol {
         );
     }
     protocol
-}
-
-/// Refuses checks that speak plain HTTP to a service that expects something else first: all of them would fail.
-fn refuse_plain_checks(raw: &RawUpstream, health: &Health, at: At<'_>) {
-    if health.probe != Probe::Tcp && (raw.tls.is_some() || raw.proxy_protocol.is_some()) {
-        at.on_key().error_with_help(
-            "health checks speak neither TLS nor the PROXY protocol, which this upstream expects",
-            "check that it takes connections, by `type: tcp`",
-        );
-    }
 }
 
 fn endpoints(

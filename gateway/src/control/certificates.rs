@@ -176,6 +176,7 @@ impl Control {
     pub(super) fn renew_certificates(&mut self, store: Store) {
         if self.certificates.take(&self.config, store) {
             self.publish_snapshot();
+            self.configure_checks();
         }
     }
 }

@@ -121,7 +121,7 @@ impl Control {
         self.shared.access_log.switch(log);
         self.config = config;
         self.publish_snapshot();
-        self.checks.configure(&self.config, &self.directory);
+        self.configure_checks();
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
         self.door.listen(new, sockets).map_err(Refusal::failed)?;

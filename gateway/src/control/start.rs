@@ -131,7 +131,7 @@ impl Started {
         let first =
             snapshot(&self.config, &mut directory, certificates.clients(), address, &counters);
         let mut checks = Checks::new();
-        checks.configure(&self.config, &directory);
+        checks.configure(&self.config, &directory, certificates.clients());
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::new(first)),
             listeners: certificates.listeners(),

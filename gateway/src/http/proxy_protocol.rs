@@ -107,6 +107,10 @@ pub fn encode_v2(addresses: Addresses) -> Vec<u8> {
     bytes
 }
 
+/// A header of version 2 that says that the connection is nobody's but the sender's own, as those of health checks are
+/// (the specification of the protocol, section 2.2, command LOCAL).
+pub const LOCAL_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -5,7 +5,6 @@
 //! and spawns nothing.
 
 mod connect;
-pub mod probe;
 mod url;
 
 use std::convert::Infallible;
@@ -36,10 +35,11 @@ use self::url::{Target, join};
 /// Redirects that are followed.
 pub const REDIRECTS_MAX: usize = 3;
 /// The head of an answer (unit: bytes).
-const HEAD_BYTES_MAX: usize = 64 << 10;
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
 /// A validator that is longer is not kept (unit: bytes).
 const VALIDATOR_BYTES_MAX: usize = 1024;
-const USER_AGENT: &str = concat!("gateway/", env!("CARGO_PKG_VERSION"));
+/// What the gateway calls itself where it asks on its own account.
+pub const USER_AGENT: &str = concat!("gateway/", env!("CARGO_PKG_VERSION"));
 
 /// Makes calls that trust the same authorities.
 pub struct Client(Connector);

@@ -16,7 +16,7 @@ use crate::base::error::{Error, Kind};
 use crate::config::Protocol;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
-use crate::http::proxy_protocol::{Addresses, encode_v2};
+use crate::http::proxy_protocol::{Addresses, LOCAL_V2, encode_v2};
 use crate::http::socket::{self, Socket};
 use crate::tls::client::Client;
 use crate::upstream::Keep;
@@ -47,8 +47,17 @@ pub struct Dial<'a> {
     pub tls: Option<&'a Client>,
     /// What is to be spoken.
     pub protocol: Protocol,
-    /// What the endpoint is told about the client, if it is. Such a connection is that client's alone.
-    pub addresses: Option<Addresses>,
+    /// What the endpoint is told by the PROXY protocol, if it is.
+    pub told: Option<Told>,
+}
+
+/// What an endpoint is told about whose connection it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    /// This client's, and nobody else's.
+    Client(Addresses),
+    /// The gateway's own.
+    Local,
 }
 
 /// What connections must have in common so that one can take the place of another.
@@ -74,7 +83,7 @@ impl Dial<'_> {
 
     /// Connects.
     pub(super) async fn socket(self, deadline: &Deadline) -> Result<Socket, Error> {
-        let stream = before(deadline, self.tcp()).await??;
+        let stream = before(deadline, self.tcp()).await?.map_err(|error| connect_error(&error))?;
         let Some(client) = self.tls else { return Ok(Socket::Plain(stream)) };
         // On the heap and gone when it is done.
         let connecting = Box::pin(self.shake_hands(client, stream));
@@ -111,14 +120,27 @@ impl Dial<'_> {
         Ok(socket)
     }
 
-    async fn tcp(self) -> Result<TcpStream, Error> {
-        let connected = TcpStream::connect(self.endpoint).await;
-        let mut stream = connected.map_err(|error| connect_error(&error))?;
+    /// The same with no bound but the caller's.
+    pub(super) async fn reach(self) -> Result<Socket, String> {
+        let stream =
+            self.tcp().await.map_err(|error| format!("cannot be connected to: {error}"))?;
+        match self.tls {
+            None => Ok(Socket::Plain(stream)),
+            Some(client) => self
+                .shake_hands(client, stream)
+                .await
+                .map_err(|error| format!("agrees on no TLS: {error}")),
+        }
+    }
+
+    pub(super) async fn tcp(self) -> io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(self.endpoint).await?;
         // Failing that, small requests are only slower.
         stream.set_nodelay(true).ok();
-        if let Some(addresses) = self.addresses {
-            let written = stream.write_all(&encode_v2(addresses)).await;
-            written.map_err(|_| Error::from(Kind::UpstreamConnect))?;
+        match self.told {
+            Some(Told::Client(addresses)) => stream.write_all(&encode_v2(addresses)).await?,
+            Some(Told::Local) => stream.write_all(LOCAL_V2).await?,
+            None => {}
         }
         Ok(stream)
     }

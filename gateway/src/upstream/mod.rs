@@ -20,6 +20,7 @@ pub mod h2;
 mod hedge;
 pub mod lines;
 pub mod pool;
+pub mod probe;
 mod retry;
 pub mod send;
 mod shed;
@@ -44,7 +45,7 @@ use balance::Group;
 use breaker::Breaker;
 use budget::Budget;
 use concurrency::{Limiter, Queue};
-use dial::{Dial, Target};
+use dial::{Dial, Target, Told};
 use directory::Directory;
 use guard::Guard;
 
@@ -113,9 +114,9 @@ impl Upstream {
 
     /// How an endpoint of it is asked for a client with these `addresses`.
     pub fn target(&self, endpoint: SocketAddr, addresses: Addresses) -> Target<'_> {
-        let addresses = self.proxy_protocol.then_some(addresses);
+        let told = self.proxy_protocol.then_some(Told::Client(addresses));
         Target {
-            dial: Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, addresses },
+            dial: Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, told },
             limits: self.limits,
             keep: self.keep,
             connect_timeout: self.connect_timeout,

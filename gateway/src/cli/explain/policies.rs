@@ -287,7 +287,7 @@ fn checks(health: &Health) -> Vec<Policy> {
         Probe::Grpc { service, .. } => format!("grpc {service}").trim_end().to_owned(),
     };
     vec![
-        policy("health", asked),
+        policy("health", if health.tls { format!("{asked} over TLS") } else { asked }),
         policy("health.interval", format_duration(health.interval)),
         policy("health.timeout", format_duration(health.timeout)),
         policy("health.healthy_after", health.healthy_after),

@@ -1,6 +1,7 @@
 //! Asks endpoints how they are, each at times of its own, and says so to those who choose among them. Knows nothing of
 //! what requests find out.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::base::random::random;
 use crate::base::time::Now;
 use crate::config::{Config, Health};
-use crate::outbound::probe::probe;
+use crate::tls::client::{Client, Clients};
 use crate::upstream::balance::Group;
 use crate::upstream::directory::Directory;
 use crate::upstream::endpoint::Endpoint;
+use crate::upstream::probe::probe;
 
 /// Endpoints that are asked at the same time, of all services together.
 const PROBES_MAX: usize = 64;
@@ -26,8 +28,19 @@ const LOOK: Duration = Duration::from_millis(500);
 /// The checks of all services.
 pub(in crate::control) struct Checks {
     slots: Rc<Semaphore>,
-    running: HashMap<String, (Health, Arc<Group>, AbortHandle)>,
+    running: HashMap<String, Running>,
 }
+
+/// The checks of one service.
+struct Running {
+    health: Health,
+    group: Arc<Group>,
+    /// What its endpoints are shaken hands with by, as it is now.
+    tls: Tls,
+    task: AbortHandle,
+}
+
+type Tls = Rc<RefCell<Option<Arc<Client>>>>;
 
 impl Checks {
     /// None yet.
@@ -36,28 +49,37 @@ impl Checks {
     }
 
     /// Checks what a configuration wants checked. What it says as before goes on as before.
-    pub(in crate::control) fn configure(&mut self, config: &Config, directory: &Directory) {
+    pub(in crate::control) fn configure(
+        &mut self,
+        config: &Config,
+        directory: &Directory,
+        clients: &Clients,
+    ) {
         let mut before = std::mem::take(&mut self.running);
         for group in directory.groups() {
             let of = config.upstreams.iter().find(|upstream| upstream.name == group.name());
-            let Some(health) = of.and_then(|upstream| upstream.health.clone()) else {
-                continue;
-            };
+            let health = of.and_then(|upstream| upstream.health.clone());
+            let Some((of, health)) = of.zip(health) else { continue };
+            let client = of.tls.as_ref().and_then(|tls| clients.get(tls).cloned());
             let held = before.remove(group.name());
-            let same = |held: &(Health, Arc<Group>, AbortHandle)| {
-                held.0 == health && Arc::ptr_eq(&held.1, group)
-            };
+            let same = |held: &Running| held.health == health && Arc::ptr_eq(&held.group, group);
             let entry = match held {
-                Some(held) if same(&held) => held,
+                Some(held) if same(&held) => {
+                    held.tls.replace(client);
+                    held
+                }
                 held => {
-                    held.into_iter().for_each(|(.., task)| task.abort());
-                    let run = run(Arc::clone(group), health.clone(), Rc::clone(&self.slots));
-                    (health, Arc::clone(group), spawn_local(run).abort_handle())
+                    held.into_iter().for_each(|held| held.task.abort());
+                    let tls = Rc::new(RefCell::new(client));
+                    let group = Arc::clone(group);
+                    let how = (health.clone(), Rc::clone(&tls));
+                    let run = run(Arc::clone(&group), how, Rc::clone(&self.slots));
+                    Running { health, group, tls, task: spawn_local(run).abort_handle() }
                 }
             };
             self.running.insert(group.name().to_owned(), entry);
         }
-        for (_, group, task) in before.into_values() {
+        for Running { group, task, .. } in before.into_values() {
             task.abort();
             // Nobody will ask again, so what was found out says nothing any more.
             for endpoint in group.set().endpoints() {
@@ -89,7 +111,7 @@ impl Tally {
     }
 }
 
-async fn run(group: Arc<Group>, health: Health, slots: Rc<Semaphore>) {
+async fn run(group: Arc<Group>, (health, tls): (Health, Tls), slots: Rc<Semaphore>) {
     let mut tallies: HashMap<u64, Tally> = HashMap::new();
     let mut asking = JoinSet::new();
     loop {
@@ -102,10 +124,11 @@ async fn run(group: Arc<Group>, health: Health, slots: Rc<Semaphore>) {
             if tally.due <= now && !tally.asked {
                 tally.asked = true;
                 let (endpoint, health) = (endpoint.clone(), health.clone());
-                let slots = Rc::clone(&slots);
+                let (slots, tls) = (Rc::clone(&slots), Rc::clone(&tls));
                 asking.spawn_local(async move {
                     let slot = slots.acquire().await;
-                    let result = probe(&health, endpoint.address).await;
+                    let client = tls.borrow().clone();
+                    let result = probe(&health, endpoint.address, client.as_deref()).await;
                     drop(slot);
                     (endpoint, result)
                 });
@@ -162,7 +185,7 @@ fn spread(time: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Probe;
+    use crate::config::{Probe, Protocol};
 
     #[test]
     fn one_check_says_little_except_the_first() {
@@ -173,6 +196,9 @@ mod tests {
             healthy_after: 2,
             unhealthy_after: 3,
             port: None,
+            tls: false,
+            proxy_protocol: false,
+            protocol: Protocol::Http1,
         };
         let said = |checks: &[bool]| {
             let due = Instant::from_std(crate::base::time::instant());

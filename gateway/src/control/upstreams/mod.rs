@@ -26,6 +26,11 @@ impl Control {
         let snapshot = snapshot(&self.config, &mut self.directory, clients, self.echo, counters);
         self.shared.snapshot.store(snapshot);
     }
+
+    /// Asks endpoints what the configuration in force wants asked.
+    pub(super) fn configure_checks(&mut self) {
+        self.checks.configure(&self.config, &self.directory, self.certificates.clients());
+    }
 }
 
 /// Compiles a configuration, with its endpoints put in force.

@@ -1,5 +1,5 @@
-//! One look at whether an endpoint is well: over TCP, HTTP/1.1 or gRPC, each time by a connection of its own. The two
-//! messages of `grpc.health.v1` have one field each, so they are written and read here by hand.
+//! One look at whether an endpoint is well: over TCP, HTTP or gRPC, each time by a connection of its own, made as those
+//! of requests are. The two messages of `grpc.health.v1` have one field each, so they are written and read here by hand.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -7,37 +7,52 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue, TE, USER_AGENT as USER_AGENT_NAME};
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, Request, Uri, Version};
+use http_body::Body;
 use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use hyper::client::conn::http2::SendRequest;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{HEAD_BYTES_MAX, USER_AGENT};
 use crate::config::{Health, Probe};
+use crate::http::socket::Socket;
+use crate::outbound::{HEAD_BYTES_MAX, USER_AGENT};
+use crate::tls::client::Client;
+use crate::upstream::dial::{Dial, Told};
 
 /// What an answer of a gRPC server may take (unit: bytes).
 const GRPC_BYTES_MAX: usize = 4096;
 const SERVING: u64 = 1;
 
-/// Asks the endpoint at `address` how it is. The error is in words.
-pub async fn probe(health: &Health, address: SocketAddr) -> Result<(), String> {
+/// Asks the endpoint at `address` how it is, by `tls` where the check wants that. The error is in words.
+pub async fn probe(
+    health: &Health,
+    address: SocketAddr,
+    tls: Option<&Client>,
+) -> Result<(), String> {
     let address = SocketAddr::new(address.ip(), health.port.unwrap_or(address.port()));
+    let dial = Dial {
+        endpoint: address,
+        tls: tls.filter(|_| health.tls),
+        protocol: health.protocol,
+        told: health.proxy_protocol.then_some(Told::Local),
+    };
     let asking = async {
-        let connected = TcpStream::connect(address).await;
-        let stream = connected.map_err(|error| format!("cannot be connected to: {error}"))?;
         match &health.probe {
-            Probe::Tcp => Ok(()),
+            Probe::Tcp => {
+                let connected = dial.tcp().await.map(drop);
+                connected.map_err(|error| format!("cannot be connected to: {error}"))
+            }
             Probe::Http { path, host, status } => {
                 let good = |answer: u16| status.iter().any(|range| range.contains(&answer));
-                match http(stream, address, (path.as_str(), host.as_ref())).await? {
+                match http(dial, (path, host.as_ref())).await? {
                     answer if good(answer) => Ok(()),
                     answer => Err(format!("answered {answer}")),
                 }
             }
-            Probe::Grpc { host, service } => grpc(stream, address, (host.as_ref(), service)).await,
+            Probe::Grpc { host, service } => grpc(dial, (host.as_ref(), service)).await,
         }
     };
     let time = humantime::format_duration(health.timeout);
@@ -46,17 +61,31 @@ pub async fn probe(health: &Health, address: SocketAddr) -> Result<(), String> {
 }
 
 async fn http(
-    stream: TcpStream,
-    address: SocketAddr,
-    (path, host): (&str, Option<&Authority>),
+    dial: Dial<'_>,
+    (path, host): (&PathAndQuery, Option<&Authority>),
 ) -> Result<u16, String> {
-    let host = host.map_or_else(|| address.to_string(), ToString::to_string);
-    let request = Request::get(path).header(HOST, host).header(USER_AGENT_NAME, USER_AGENT);
+    let socket = dial.reach().await?;
+    let host = host.map_or_else(|| dial.endpoint.to_string(), ToString::to_string);
+    let request = Request::get(path.as_str()).header(USER_AGENT_NAME, USER_AGENT);
+    let request = if dial.is_http2(&socket) {
+        request.version(Version::HTTP_2).uri(uri(&dial, &host, path.as_str())?)
+    } else {
+        request.header(HOST, host)
+    };
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    if dial.is_http2(&socket) {
+        let (mut sender, connection) = handshake(socket).await?;
+        return tokio::select! {
+            answer = sender.send_request(request) => {
+                Ok(answer.map_err(|error| broken(&error))?.status().as_u16())
+            }
+            never = ended(connection) => match never {},
+        };
+    }
     let mut builder = http1::Builder::new();
     builder.max_buf_size(HEAD_BYTES_MAX).max_header_size(HEAD_BYTES_MAX);
     let (mut sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        builder.handshake(TokioIo::new(socket)).await.map_err(|error| broken(&error))?;
     tokio::select! {
         answer = sender.send_request(request) => {
             Ok(answer.map_err(|error| broken(&error))?.status().as_u16())
@@ -65,21 +94,30 @@ async fn http(
     }
 }
 
+async fn handshake<B>(socket: Socket) -> Result<(SendRequest<B>, impl Future), String>
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.max_header_list_size(16 << 10);
+    builder.handshake(TokioIo::new(socket)).await.map_err(|error| broken(&error))
+}
+
+fn uri(dial: &Dial<'_>, host: &str, path: &str) -> Result<Uri, String> {
+    let scheme = if dial.tls.is_some() { "https" } else { "http" };
+    let uri = Uri::builder().scheme(scheme).authority(host).path_and_query(path).build();
+    uri.map_err(|error| error.to_string())
+}
+
 /// Drives a connection. What was read by its end is still the answer, so its end is none.
 async fn ended(connection: impl Future) -> Infallible {
     connection.await;
     pending().await
 }
 
-async fn grpc(
-    stream: TcpStream,
-    address: SocketAddr,
-    (host, service): (Option<&Authority>, &str),
-) -> Result<(), String> {
-    let host = host.map_or_else(|| address.to_string(), ToString::to_string);
-    let uri = Uri::builder().scheme("http").authority(host);
-    let uri = uri.path_and_query("/grpc.health.v1.Health/Check").build();
-    let mut request = Request::post(uri.map_err(|error| error.to_string())?)
+async fn grpc(dial: Dial<'_>, (host, service): (Option<&Authority>, &str)) -> Result<(), String> {
+    let host = host.map_or_else(|| dial.endpoint.to_string(), ToString::to_string);
+    let mut request = Request::post(uri(&dial, &host, "/grpc.health.v1.Health/Check")?)
         .version(Version::HTTP_2)
         .body(Full::new(question(service)))
         .map_err(|error| error.to_string())?;
@@ -87,10 +125,7 @@ async fn grpc(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));
     headers.insert(USER_AGENT_NAME, HeaderValue::from_static(USER_AGENT));
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder.max_header_list_size(16 << 10);
-    let (mut sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    let (mut sender, connection) = handshake(dial.reach().await?).await?;
     let answering = async {
         let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
         if answer.status() != http::StatusCode::OK {
