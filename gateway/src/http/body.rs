@@ -195,7 +195,7 @@ impl Body for RequestBody {
                 None => return Poll::Ready(Some(Err(self.fail(Kind::BodyTooLarge)))),
             }
         }
-        self.deadline.piece();
+        self.deadline.client_piece(frame.data_ref().map_or(0, Bytes::len));
         // A body of known length is not polled again after its last piece.
         if self.source.is_end_stream() {
             self.deadline.uploaded();

@@ -106,7 +106,8 @@ mod tests {
     }
 
     fn choose(sticky: Option<Sticky>, headers: &[(&str, &str)], random: u64) -> Destination {
-        let forward = Forward { upstreams: upstreams(&[10, 90]), sticky, rewrite: None };
+        let forward =
+            Forward { upstreams: upstreams(&[10, 90]), sticky, rewrite: None, body_bytes: None };
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());

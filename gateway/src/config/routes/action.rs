@@ -12,6 +12,7 @@ use super::template;
 use super::{Action, Forward, Redirect, Respond, Sticky, WeightedUpstream};
 use crate::config::Upstream;
 use crate::config::at::At;
+use crate::config::bounds::body_bytes;
 use crate::config::diagnostic::suggestion;
 use crate::config::raw::{
     RawRedirect, RawRespond, RawRoute, RawSticky, RawTargets, TextOr, weight as default_weight,
@@ -78,7 +79,7 @@ pub(super) fn action(
         );
     }
     if raw.upstream.is_none() {
-        for key in ["sticky", "rewrite", "request_headers"] {
+        for key in ["sticky", "rewrite", "body_bytes", "request_headers"] {
             only_with_upstream(raw, key, at.key(key));
         }
     }
@@ -95,6 +96,7 @@ fn only_with_upstream(raw: &RawRoute, key: &str, at: At<'_>) {
     let given = match key {
         "sticky" => raw.sticky.is_some(),
         "rewrite" => raw.rewrite.is_some(),
+        "body_bytes" => raw.body_bytes.is_some(),
         _ => !(headers.set.0.is_empty() && headers.add.0.is_empty() && headers.remove.is_empty()),
     };
     if given {
@@ -120,10 +122,12 @@ fn forward(
     }
     let rewrite = raw.rewrite.as_ref().zip(captures);
     let rewrite = rewrite.map(|(text, names)| template::rewrite(text, names, at.key("rewrite")));
+    let body_bytes = raw.body_bytes.as_ref().map(|text| body_bytes(text, at.key("body_bytes")));
     Some(Forward {
         upstreams: targets?,
         sticky: sticky.unwrap_or(Some(Sticky::ClientAddress)).filter(|_| raw.sticky.is_some()),
         rewrite: rewrite.flatten(),
+        body_bytes: body_bytes.flatten(),
     })
 }
 

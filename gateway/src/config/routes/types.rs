@@ -36,7 +36,8 @@ impl Route {
     /// A route of every request for `path`, to the upstream of this index.
     pub fn new(name: &str, path: PathPattern, upstream: usize) -> Self {
         let upstream = WeightedUpstream { upstream, name: String::new(), weight: 1 };
-        let forward = Forward { upstreams: vec![upstream], sticky: None, rewrite: None };
+        let forward =
+            Forward { upstreams: vec![upstream], sticky: None, rewrite: None, body_bytes: None };
         Self {
             name: name.to_owned(),
             host: HostPattern::Any,
@@ -198,6 +199,8 @@ pub struct Forward {
     pub sticky: Option<Sticky>,
     /// Path and query that the service gets; `None` for those of the request.
     pub rewrite: Option<Template>,
+    /// Bytes of a request's body; `None` for `bounds.body_bytes`.
+    pub body_bytes: Option<u64>,
 }
 
 /// One of the services of a route.

@@ -18,3 +18,5 @@ mod output;
 mod pump;
 pub mod server;
 pub mod upgrade;
+
+pub use self::encode::date_value;

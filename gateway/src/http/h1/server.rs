@@ -123,6 +123,11 @@ impl Server {
         self.draining.set(true);
     }
 
+    /// The client has had its time: what is left of its answer is dropped with the connection.
+    pub fn abort(&self) {
+        self.state.borrow().socket.abort();
+    }
+
     /// Answers requests until either side has had enough.
     pub async fn serve(self: &Rc<Self>, service: &impl Service) {
         let after = loop {
@@ -247,6 +252,10 @@ impl Server {
         let mut pump = Pump::new(framing, asked.takes_trailers);
         let sent = poll_fn(|context| self.poll_send(&mut pump, &mut body, &mut output, context));
         if !sent.await {
+            if framing == Framing::UntilClose {
+                // An orderly end would say that this was all.
+                self.abort();
+            }
             return After::Broken;
         }
         if is_tunnel {
@@ -317,6 +326,7 @@ impl Server {
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
                 Poll::Pending => {
                     body.poll_upload(context);
+                    self.deadline.client_blocks();
                     return Poll::Pending;
                 }
             }
@@ -388,7 +398,7 @@ impl Server {
 
     fn wrote(&self, bytes: usize) {
         self.counters.bytes_sent.add(bytes as u64);
-        self.deadline.client_took();
+        self.deadline.client_took(bytes);
     }
 
     /// The next piece of the request's body.
