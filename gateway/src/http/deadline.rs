@@ -68,6 +68,8 @@ pub struct Deadline {
     whole: Cell<Option<Instant>>,
     head_timeout: Duration,
     idle_timeout: Duration,
+    /// The same for the request that is served.
+    stream_idle: Cell<Duration>,
     keep_alive_timeout: Duration,
     tunnel_idle_timeout: Duration,
     pace: Pace,
@@ -88,6 +90,7 @@ impl Deadline {
             whole: Cell::new(None),
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
+            stream_idle: Cell::new(bounds.idle_timeout),
             keep_alive_timeout: bounds.keep_alive_timeout,
             tunnel_idle_timeout: bounds.tunnel_idle_timeout,
             pace: Pace::new(bounds),
@@ -182,6 +185,12 @@ impl Deadline {
         self.whole.set(whole.map(|whole| self.now() + whole));
     }
 
+    /// From now on the bodies of the request and its answer may rest for so long between two pieces, until the answer
+    /// is at its end.
+    pub fn stream_idle(&self, timeout: Duration) {
+        self.stream_idle.set(timeout);
+    }
+
     /// Whether a wait of so long ends before the request as a whole must.
     pub fn leaves(&self, wait: Duration) -> bool {
         self.whole.get().is_none_or(|whole| self.now() + wait < whole)
@@ -205,6 +214,7 @@ impl Deadline {
     /// The request has failed: what follows is the gateway's own answer, which has all the time that a client may take.
     pub fn refused(&self) {
         self.whole.set(None);
+        self.stream_idle.set(self.idle_timeout);
         self.answered();
     }
 
@@ -218,10 +228,10 @@ impl Deadline {
     pub fn send(&self, has_body: bool, response_timeout: Duration) {
         self.client_is_asked.set(false);
         self.trail.sending(self.now());
-        self.pace.reset();
+        self.pace.reset(self.stream_idle.get());
         if has_body {
             self.response_timeout.set(response_timeout);
-            self.enter(Phase::Upload, self.idle_timeout);
+            self.enter(Phase::Upload, self.stream_idle.get());
         } else {
             self.enter(Phase::Answer, response_timeout);
         }
@@ -247,7 +257,7 @@ impl Deadline {
     pub fn piece(&self) {
         self.client_is_asked.set(false);
         match self.phase.get() {
-            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.idle_timeout),
+            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.stream_idle.get()),
             Phase::Tunnel => self.tunnel(),
             Phase::Idle | Phase::Head | Phase::Answer | Phase::Linger => {}
         }
@@ -263,8 +273,8 @@ impl Deadline {
     /// The head of the answer is there.
     pub fn answered(&self) {
         self.trail.answered(self.now());
-        self.pace.reset();
-        self.enter(Phase::Download, self.idle_timeout);
+        self.pace.reset(self.stream_idle.get());
+        self.enter(Phase::Download, self.stream_idle.get());
     }
 
     /// Both sides agreed on a tunnel.
@@ -281,6 +291,7 @@ impl Deadline {
     /// The answer is at its end. Answers how long everything took.
     pub fn ended(&self) -> Times {
         self.whole.set(None);
+        self.stream_idle.set(self.idle_timeout);
         self.enter(Phase::Idle, self.keep_alive_timeout);
         self.trail.times(self.now())
     }

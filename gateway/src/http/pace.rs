@@ -13,7 +13,7 @@ use crate::config::Bounds;
 #[derive(Debug)]
 pub(super) struct Pace {
     bytes_per_second: u64,
-    most: Duration,
+    most: Cell<Duration>,
     left: Cell<Duration>,
     /// Since when the client is waited for.
     since: Cell<Option<Instant>>,
@@ -22,11 +22,10 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(bounds: &Bounds) -> Self {
-        let most = bounds.idle_timeout;
         Self {
             bytes_per_second: bounds.body_bytes_per_second,
-            most,
-            left: Cell::new(most),
+            most: Cell::new(bounds.idle_timeout),
+            left: Cell::new(bounds.idle_timeout),
             since: Cell::new(None),
             suspended: Cell::new(false),
         }
@@ -35,7 +34,6 @@ impl Pace {
     /// A request begins.
     pub(super) fn begin(&self) {
         self.suspended.set(false);
-        self.reset();
     }
 
     /// Until the next request nobody is hurried who sends.
@@ -48,9 +46,10 @@ impl Pace {
         self.bytes_per_second > 0 && !self.suspended.get()
     }
 
-    /// Another body begins.
-    pub(super) fn reset(&self) {
-        self.left.set(self.most);
+    /// Another body begins, of which two pieces may be `most` apart.
+    pub(super) fn reset(&self, most: Duration) {
+        self.most.set(most);
+        self.left.set(most);
         self.since.set(None);
     }
 
@@ -68,14 +67,15 @@ impl Pace {
 
     /// The client moved so much.
     pub(super) fn moved(&self, bytes: usize, now: Instant) {
-        if self.since.get().is_none() && self.left.get() == self.most {
+        let most = self.most.get();
+        if self.since.get().is_none() && self.left.get() == most {
             return;
         }
         let waited = self.since.take().map(|since| now.saturating_duration_since(since));
         let ns = (bytes as u64).saturating_mul(1_000_000_000).checked_div(self.bytes_per_second);
-        let earned = ns.map_or(self.most, Duration::from_nanos);
+        let earned = ns.map_or(most, Duration::from_nanos);
         let left = self.left.get().saturating_sub(waited.unwrap_or_default());
-        self.left.set(left.saturating_add(earned).min(self.most));
+        self.left.set(left.saturating_add(earned).min(most));
     }
 }
 
