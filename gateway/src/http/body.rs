@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
-use crate::http::h1::server::RequestStream;
+use crate::http::h1::request_stream::RequestStream;
 use crate::http::headers::remove_forbidden_trailers;
 use crate::http::replay::{Record, Source};
 

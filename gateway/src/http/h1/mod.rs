@@ -16,6 +16,7 @@ pub mod head;
 mod input;
 mod output;
 mod pump;
+pub mod request_stream;
 pub mod server;
 pub mod upgrade;
 

@@ -1,5 +1,6 @@
 //! The one protocol that a connection may be upgraded to: WebSocket (RFC 6455). After the answer 101 the gateway reads
-//! no more of it, but holds the answer to the request. Any other `Upgrade` is removed on the way, as for a hop that does not know it.
+//! no more of it, but it holds that answer to the request. Any other `Upgrade` is removed on the way, as for a hop that
+//! does not know it.
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine as _;
