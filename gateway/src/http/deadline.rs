@@ -218,6 +218,7 @@ impl Deadline {
             response_timeout: self.response_timeout.clone(),
             whole: self.whole.clone(),
             stream_idle: self.stream_idle.clone(),
+            pace: self.pace.clone(),
             ..*self
         })
     }

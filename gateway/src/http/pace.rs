@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::config::Bounds;
 
 /// What a client has left.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pace {
     bytes_per_second: u64,
     most: Cell<Duration>,
