@@ -39,7 +39,8 @@ fn gateway<'s>(
 }
 
 fn config(listen: SocketAddr, endpoints: &[SocketAddr], mut settings: Value) -> Value {
-    settings["endpoints"] = endpoints.iter().map(ToString::to_string).collect();
+    let addresses: Value = endpoints.iter().map(ToString::to_string).collect();
+    settings.as_object_mut().map(|settings| settings.insert("endpoints".to_owned(), addresses));
     json!({
         "listen": [{"address": listen.to_string()}],
         "workers": 1,
@@ -712,8 +713,8 @@ fn condition(gateway: &Gateway<'_>, endpoint: SocketAddr, wanted: &str) -> Resul
 
 fn health(more: &Value) -> Value {
     let mut health = json!({"interval": "100ms", "timeout": "10s", "unhealthy_after": 1});
-    for (key, value) in more.as_object().into_iter().flatten() {
-        health[key] = value.clone();
+    if let Some((health, more)) = health.as_object_mut().zip(more.as_object()) {
+        health.extend(more.clone());
     }
     health
 }
