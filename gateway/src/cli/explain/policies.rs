@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::base::prefix;
 use crate::config::{
     Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet, Forward,
-    HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target, Upstream,
-    UpstreamTls,
+    HashKey, HeaderChanges, Health, Limit, Name, Priority, Probe, Retry, Route, Sticky, Target,
+    Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -212,9 +212,17 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         let target = match &endpoint.target {
             Target::Address(address) => address.to_string(),
             Target::Echo => "echo".to_owned(),
+            Target::Name(name) => name.to_string(),
+        };
+        let weight = match &endpoint.target {
+            Target::Address(_) | Target::Echo => format!("weight {}", endpoint.weight),
+            Target::Name(Name::Host { .. }) => {
+                format!("weight {} for each address that is found", endpoint.weight)
+            }
+            Target::Name(Name::Service(_)) => "weights as its records say".to_owned(),
         };
         let zone = endpoint.zone.as_ref().map(|zone| format!(", zone {zone}"));
-        (target, format!("weight {}{}", endpoint.weight, zone.unwrap_or_default()))
+        (target, format!("{weight}{}", zone.unwrap_or_default()))
     });
     let shown: Vec<(String, String)> = shown.collect();
     let mut found: Vec<Policy> = shown
