@@ -43,6 +43,8 @@ pub enum Reply {
     Raw(&'static [u8]),
     /// Sends these bytes, made for the occasion, and closes.
     Bytes(Vec<u8>),
+    /// Sends these bytes and then nothing for as long as the gateway waits.
+    Stall(&'static [u8]),
     /// Says nothing for as long as the gateway waits.
     Hang,
     /// Closes the connection without a word.
@@ -170,7 +172,10 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result {
             }
             Reply::Raw(bytes) => return Ok(writer.write_all(bytes)?),
             Reply::Bytes(bytes) => return Ok(writer.write_all(&bytes)?),
-            Reply::Hang => {
+            Reply::Hang | Reply::Stall(_) => {
+                if let Reply::Stall(bytes) = reply {
+                    writer.write_all(bytes)?;
+                }
                 let mut rest = [0; 64];
                 while reader.read(&mut rest)? > 0 {}
                 return Ok(());

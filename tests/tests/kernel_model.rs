@@ -224,6 +224,7 @@ fn rules(rules: impl IntoIterator<Item = (IpNet, Action)>) -> RuleSet {
             action,
             origin: Origin::Operator,
             profile: 0,
+            profile_name: String::new(),
             reason: String::new(),
             created: UtcMillis(0),
             until: Until::NEVER,

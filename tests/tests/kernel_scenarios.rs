@@ -178,6 +178,62 @@ fn a_source_over_its_bucket_loses_packets_and_its_neighbour_none() -> Result {
     Ok(())
 }
 
+#[test]
+fn a_profile_set_by_command_holds_at_once_without_a_fresh_burst_and_is_kept() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    let (wide, tight) = (json!({"packets": "1/h burst 60"}), json!({"packets": "1/h burst 20"}));
+    config["kernel"]["profiles"] = json!({"wide": wide, "tight": tight});
+    config["kernel"]["protected_ports"] = json!([UDP_PORT]);
+    let mut gateway = Gateway::new(&hosts.gateway, config.clone())?;
+    gateway.start()?;
+    let socket = listener(&hosts, UDP_PORT)?;
+    let sender = Sender::new(&hosts.attacker)?;
+    let admitted = |source: &str, packets: usize| -> Result<usize> {
+        let frame = Path::new(&hosts.attacker, source.parse()?).udp(UDP_PORT, b"x")?;
+        (0..packets).try_for_each(|_| sender.send(&frame))?;
+        Ok(arrived(&socket).len())
+    };
+    let (loud, neighbour) = ("198.18.0.1", "198.18.0.2");
+    assert_eq!(admitted(loud, 100)?, 100, "no profile holds for it");
+    gateway.cli(&["limit", "set", "198.18.0.0/30", "wide", "--reason", "a partner"])?.ok()?;
+    assert_eq!(admitted(loud, 30)?, 30);
+    let set = gateway.cli(&["limit", "set", loud, "198.18.0.3", "tight", "--for", "1h"])?.ok()?;
+    assert!(set.stdout.contains("limit 198.18.0.1 to tight until"), "{set}");
+    assert_eq!(admitted(loud, 30)?, 0, "it had more than the new profile allows");
+    assert_eq!(admitted(neighbour, 100)?, 60);
+
+    let why = gateway.cli(&["why", neighbour, "--json"])?.ok()?.json()?;
+    assert_eq!(why.pointer("/rule/profile"), Some(&json!("wide")), "{why}");
+    assert_eq!(why.pointer("/rule/reason"), Some(&json!("a partner")), "{why}");
+    assert_eq!(why.pointer("/rule/enforced"), Some(&json!("kernel")), "{why}");
+    let listed = gateway.cli(&["limit", "list", "--inside", loud])?.ok()?.json()?;
+    assert_eq!((&listed["profile"], &listed["packets"]), (&json!("tight"), &json!(30)), "{listed}");
+    gateway.cli(&["limit", "set", loud, "none"])?.refused(1, "has tight, wide")?;
+    gateway.cli(&["limit", "set", "10.0.3.2", "tight"])?.refused(1, "upstream")?;
+    gateway.cli(&["limit", "remove", "198.18.0.9"])?.refused(1, "limit list")?;
+
+    // Another place in the table of profiles, and the name is what counts.
+    gateway.kill9()?;
+    config["kernel"]["profiles"] = json!({"any": {"packets": "9000/s"}, "tight": tight});
+    gateway.write_config(config)?;
+    gateway.start()?;
+    assert_eq!(admitted(loud, 30)?, 0);
+    let told = gateway.status()?.pointer("/kernel/note").cloned().unwrap_or_default();
+    assert!(told.as_str().is_some_and(|told| told.contains("(wide)")), "{told}");
+    assert_eq!(admitted(neighbour, 100)?, 100, "its profile is gone and there is no default one");
+
+    gateway.kill9()?;
+    gateway.cli(&["limit", "remove", loud])?.ok()?;
+    assert_eq!(admitted(loud, 30)?, 30, "as around it");
+    gateway.start()?;
+    let left = gateway.cli(&["limit", "list"])?.ok()?.json_lines()?;
+    assert_eq!(left.len(), 2, "{left:?}");
+    Ok(())
+}
+
 /// Sends SYNs to the gateway from so many sources of both families, no two alike.
 fn flood(hosts: &Topology, sources: u32) -> Result {
     let sender = Sender::new(&hosts.attacker)?;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use gateway_common::rule::Action;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -11,12 +12,12 @@ use super::certificates::CertificateView;
 use super::guards::GuardView;
 use super::monitor::{Events, Top};
 use super::query;
+use super::rules::{ListView, RuleCounts, RuleView, Why};
 use super::upstreams::UpstreamView;
-use crate::base::time::UtcMillis;
 use crate::kernel::netlink::Mode;
 use crate::rules::Place;
 use crate::rules::entries::Entries;
-use crate::rules::list_file::Header;
+use crate::rules::list_file::{ActionName, Header};
 
 /// One command on its way to `control`.
 #[derive(Debug)]
@@ -76,6 +77,27 @@ pub enum ListAction {
     Allow,
     /// Dropped.
     Deny,
+    /// Held to a profile of their own.
+    Limit,
+}
+
+impl From<ActionName> for ListAction {
+    fn from(action: ActionName) -> Self {
+        match action {
+            ActionName::Allow => Self::Allow,
+            ActionName::Deny => Self::Deny,
+        }
+    }
+}
+
+impl From<ListAction> for Action {
+    fn from(action: ListAction) -> Self {
+        match action {
+            ListAction::Allow => Self::Allow,
+            ListAction::Deny => Self::Deny,
+            ListAction::Limit => Self::Limit,
+        }
+    }
 }
 
 /// Which rules are asked for: a page of them.
@@ -119,7 +141,7 @@ pub struct PutList {
 #[serde(deny_unknown_fields)]
 pub struct RemoveList {
     /// What its entries do.
-    pub action: ListAction,
+    pub action: ActionName,
     /// Its name.
     pub name: String,
 }
@@ -140,6 +162,9 @@ pub struct Add {
     pub action: ListAction,
     /// Prefixes as people write them.
     pub prefixes: Vec<String>,
+    /// Name of the profile that [`ListAction::Limit`] holds them to.
+    #[serde(default)]
+    pub profile: Option<String>,
     /// How long they hold, in milliseconds; for ever without it.
     pub for_ms: Option<u64>,
     /// Why, for whoever asks later.
@@ -247,10 +272,7 @@ impl Request {
 
 impl fmt::Display for Request {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |action: ListAction| match action {
-            ListAction::Allow => "allow",
-            ListAction::Deny => "deny",
-        };
+        let name = |action: ListAction| Action::from(action).name();
         match self {
             Self::Status => formatter.write_str("status"),
             Self::List(query) => write!(formatter, "{} list", query.action.map_or("rules", name)),
@@ -262,12 +284,16 @@ impl fmt::Display for Request {
                 write!(formatter, " ({entries} entries)")
             }
             Self::RemoveList(remove) => {
-                write!(formatter, "{} remove --list {:?}", name(remove.action), remove.name)
+                write!(formatter, "{} remove --list {:?}", remove.action.name(), remove.name)
             }
             Self::RefreshList(list) => write!(formatter, "lists refresh {:?}", list.name),
             Self::AcceptList(list) => write!(formatter, "lists accept {:?}", list.name),
             Self::Add(add) => {
-                write!(formatter, "{} add {}", name(add.action), first_of(&add.prefixes))?;
+                let (verb, prefixes) = (name(add.action), first_of(&add.prefixes));
+                match &add.profile {
+                    Some(profile) => write!(formatter, "{verb} set {prefixes} {profile:?}")?,
+                    None => write!(formatter, "{verb} add {prefixes}")?,
+                }
                 if let Some(milliseconds) = add.for_ms {
                     write!(formatter, " --for {milliseconds}ms")?;
                 }
@@ -404,92 +430,6 @@ pub struct CounterView {
     pub bytes: u64,
     /// Packets that would have been dropped were it not a dry run.
     pub dry_run_packets: u64,
-}
-
-/// Rules by action.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuleCounts {
-    /// Made by somebody to let in.
-    pub allow: usize,
-    /// Made by somebody to drop.
-    pub deny: usize,
-    /// With a profile of their own.
-    pub limit: usize,
-    /// Addresses that must never be blocked.
-    pub protected: usize,
-    /// Not enforced, because they lie inside protected addresses.
-    pub held_back: usize,
-}
-
-/// A rule as people see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuleView {
-    /// Whose packets.
-    pub prefix: String,
-    /// What is done with them.
-    pub action: String,
-    /// Who made it.
-    pub origin: String,
-    /// The list that it is an entry of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub list: Option<String>,
-    /// Why.
-    pub reason: String,
-    /// When it was made.
-    pub created_utc_ms: UtcMillis,
-    /// When it ends.
-    pub until_utc_ms: Option<UtcMillis>,
-    /// Where it is enforced at this moment: `kernel`, `user space`, `both` or `nowhere`.
-    pub enforced: String,
-    /// Why it is enforced nowhere, or only after another one ends.
-    pub note: Option<String>,
-    /// Packets that it decided about in the kernel.
-    pub packets: u64,
-    /// When it met the last of them.
-    #[serde(default)]
-    pub last_packet_utc_ms: Option<UtcMillis>,
-}
-
-/// A list as people see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListView {
-    /// Its name.
-    pub name: String,
-    /// What is done with the packets of its prefixes.
-    pub action: String,
-    /// Who keeps it: `import`, `file` or `feed`.
-    pub kind: String,
-    /// Where it comes from.
-    pub source: String,
-    /// Whether it only counts what it would do.
-    pub dry_run: bool,
-    /// Its entries.
-    pub entries: usize,
-    /// When this version of it was read; 0 where none was.
-    pub created_utc_ms: UtcMillis,
-    /// What they take in this process.
-    pub memory_bytes: usize,
-    /// When its source was last read with success, be it that nothing was new; 0 for never.
-    pub checked_utc_ms: UtcMillis,
-    /// Attempts since then that failed.
-    pub failures: u32,
-    /// Whether a newer version waits for somebody to accept it.
-    pub held_back: bool,
-    /// Why this version is not the newest, if it is not.
-    pub note: Option<String>,
-}
-
-/// What happens to an address, and why.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Why {
-    /// The address.
-    pub address: IpAddr,
-    /// In one sentence.
-    pub verdict: String,
-    /// The rule that decides.
-    pub rule: Option<RuleView>,
-    /// Other rules that cover the address, most specific first.
-    pub others: Vec<RuleView>,
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::list::pages;
 use super::place::Place;
 use super::{Failure, progress};
-use crate::admin::api::{ListAction, ListQuery, RuleView};
+use crate::admin::api::{ListAction, ListQuery};
+use crate::admin::rules::RuleView;
 use crate::base::time::UtcMillis;
 
 /// What a rule is made of again.

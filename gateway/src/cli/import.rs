@@ -10,7 +10,7 @@ use super::output::Output;
 use super::place::Place;
 use super::progress::{self, Counted};
 use super::{Failure, ImportArgs, ask, unexpected};
-use crate::admin::api::{Answer, ListAction, PutList, Request};
+use crate::admin::api::{Answer, PutList, Request};
 use crate::rules::entries::{Builder, Entries};
 use crate::rules::list::Kind;
 use crate::rules::list_file::{ActionName, Header};
@@ -23,7 +23,7 @@ const STDIN: &str = "-";
 
 pub(super) fn run(
     place: &Place,
-    action: ListAction,
+    action: ActionName,
     arguments: ImportArgs,
     output: &Output,
 ) -> Result<(), Failure> {
@@ -38,10 +38,6 @@ pub(super) fn run(
         false => std::path::absolute(&file).unwrap_or_else(|_| file.clone()).display().to_string(),
     };
     let entries = read(&file, skip_invalid, output)?;
-    let action = match action {
-        ListAction::Allow => ActionName::Allow,
-        ListAction::Deny => ActionName::Deny,
-    };
     let mut header = Header::new(&name, action, Kind::Import, &source);
     header.reason = reason;
     header.dry_run = dry_run;

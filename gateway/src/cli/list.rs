@@ -1,36 +1,65 @@
-//! `gateway deny` and `gateway allow`: the rules that people keep by hand and by list.
+//! `gateway deny` and `gateway allow`, the rules that people keep by hand and by list, and `gateway limit`, the
+//! profiles that they hold sources to.
 
 use std::time::Duration;
 
 use super::output::Output;
 use super::place::Place;
-use super::{AddArgs, Failure, ListArgs, ListVerb, SortBy, ask, export, import, unexpected};
-use crate::admin::api::{
-    Add, Answer, ListAction, ListQuery, PAGE_MAX_RULES, Remove, RemoveList, Request, RuleView,
+use super::{
+    AddArgs, Failure, LimitVerb, ListArgs, ListVerb, RuleArgs, RulesArgs, SortBy, ask, export,
+    import, unexpected,
 };
+use crate::admin::api::{
+    Add, Answer, ListAction, ListQuery, PAGE_MAX_RULES, Remove, RemoveList, Request,
+};
+use crate::admin::rules::RuleView;
 use crate::base::prefix;
+use crate::rules::list_file::ActionName;
 
 /// Rules in one table for people, unless they ask for more.
 const TABLE_RULES: usize = 1000;
 
 pub(super) fn run(
     place: &Place,
-    action: ListAction,
+    action: ActionName,
     verb: ListVerb,
     output: &Output,
 ) -> Result<(), Failure> {
     let request = match verb {
-        ListVerb::Add(arguments) => Request::Add(add(action, arguments)),
+        ListVerb::Add(AddArgs { prefixes, rule }) => {
+            Request::Add(add(action.into(), prefixes, None, rule))
+        }
         ListVerb::Remove { list: Some(name), .. } => {
             Request::RemoveList(RemoveList { action, name })
         }
         ListVerb::Remove { prefixes, list: None, confirm_within } => {
             let confirm_within_ms = confirm_within.map(milliseconds);
+            Request::Remove(Remove { action: action.into(), prefixes, confirm_within_ms })
+        }
+        ListVerb::List(ListArgs { list, rules }) => {
+            let query = ListQuery { list, ..ListQuery::default() };
+            return show(place, action.into(), query, rules, output);
+        }
+        ListVerb::Import(arguments) => return import::run(place, action, arguments, output),
+        ListVerb::Export { file, list } => return export::run(place, action.into(), &file, list),
+    };
+    done(place, &request, output)
+}
+
+/// `gateway limit`.
+pub(super) fn limit(place: &Place, verb: LimitVerb, output: &Output) -> Result<(), Failure> {
+    let action = ListAction::Limit;
+    let request = match verb {
+        LimitVerb::Set { prefixes, profile, rule } => {
+            Request::Add(add(action, prefixes, Some(profile), rule))
+        }
+        LimitVerb::Remove { prefixes, confirm_within } => {
+            let confirm_within_ms = confirm_within.map(milliseconds);
             Request::Remove(Remove { action, prefixes, confirm_within_ms })
         }
-        ListVerb::List(arguments) => return list(place, action, arguments, output),
-        ListVerb::Import(arguments) => return import::run(place, action, arguments, output),
-        ListVerb::Export { file, list } => return export::run(place, action, &file, list),
+        LimitVerb::List(rules) => {
+            return show(place, action, ListQuery::default(), rules, output);
+        }
     };
     done(place, &request, output)
 }
@@ -52,29 +81,29 @@ pub(super) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn add(action: ListAction, arguments: AddArgs) -> Add {
-    let AddArgs { prefixes, duration, reason, force, yes, confirm_within } = arguments;
+fn add(action: ListAction, prefixes: Vec<String>, profile: Option<String>, rule: RuleArgs) -> Add {
+    let RuleArgs { duration, reason, force, yes, confirm_within } = rule;
     let (for_ms, confirm_within_ms) =
         (duration.map(milliseconds), confirm_within.map(milliseconds));
-    Add { action, prefixes, for_ms, reason, force, yes, confirm_within_ms }
+    Add { action, prefixes, profile, for_ms, reason, force, yes, confirm_within_ms }
 }
 
-fn list(
+fn show(
     place: &Place,
     action: ListAction,
-    arguments: ListArgs,
+    query: ListQuery,
+    arguments: RulesArgs,
     output: &Output,
 ) -> Result<(), Failure> {
-    let ListArgs { list, origin, inside, sort, limit } = arguments;
+    let RulesArgs { origin, inside, sort, limit } = arguments;
     let inside = inside.map(|text| prefix::parse(&text)).transpose();
     let by_packets = sort == SortBy::Packets;
     let query = ListQuery {
         action: Some(action),
-        list,
         origin,
         inside: inside.map_err(|error| Failure::Usage(error.to_string()))?,
         by_packets,
-        ..ListQuery::default()
+        ..query
     };
     let most = if by_packets { PAGE_MAX_RULES } else { usize::MAX };
     let usual = if output.is_json() { usize::MAX } else { TABLE_RULES };
@@ -141,7 +170,10 @@ pub(super) fn row(rule: &RuleView) -> Vec<String> {
     };
     vec![
         rule.prefix.clone(),
-        rule.action.clone(),
+        match &rule.profile {
+            Some(profile) => format!("{} {profile}", rule.action),
+            None => rule.action.clone(),
+        },
         origin,
         rule.until_utc_ms.map_or_else(|| "for ever".to_owned(), |until| until.display()),
         rule.enforced.clone(),

@@ -4,7 +4,8 @@
 use super::output::Output;
 use super::place::Place;
 use super::{Failure, ListsVerb, ask, unexpected};
-use crate::admin::api::{Answer, ListName, ListView, Request};
+use crate::admin::api::{Answer, ListName, Request};
+use crate::admin::rules::ListView;
 use crate::base::time::UtcMillis;
 
 pub(super) fn run(place: &Place, verb: Option<ListsVerb>, output: &Output) -> Result<(), Failure> {

@@ -10,9 +10,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::admin::api::{Answer, ListAction, Request};
+use crate::admin::api::{Answer, Request};
 use crate::admin::client::{self, ClientError};
 use crate::control::offline;
+use crate::rules::list_file::ActionName;
 
 mod check;
 mod drain;
@@ -85,6 +86,9 @@ enum Verb {
     /// Sources that are always let in
     #[command(subcommand)]
     Allow(ListVerb),
+    /// Sources that are held to a profile of `kernel.profiles`
+    #[command(subcommand)]
+    Limit(LimitVerb),
     /// Keep the changes that wait to be confirmed, see --confirm-within
     Confirm,
     /// The lists that are in force and those of the configuration, with what is wrong with them
@@ -142,6 +146,31 @@ enum ListVerb {
 }
 
 #[derive(Debug, Subcommand)]
+enum LimitVerb {
+    /// Hold the sources of prefixes to a profile, each to buckets of its own: all of them or none
+    Set {
+        /// Addresses or prefixes: 192.0.2.1, 192.0.2.0/24, 2001:db8::/32
+        #[arg(required = true)]
+        prefixes: Vec<String>,
+        /// Name of the profile
+        profile: String,
+        #[command(flatten)]
+        rule: RuleArgs,
+    },
+    /// Take back what was set, for all of the prefixes or for none
+    Remove {
+        /// Addresses or prefixes
+        #[arg(required = true)]
+        prefixes: Vec<String>,
+        /// Put them back unless `gateway confirm` comes in time, as 60s
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        confirm_within: Option<std::time::Duration>,
+    },
+    /// Show the rules, those of the configuration too
+    List(RulesArgs),
+}
+
+#[derive(Debug, Subcommand)]
 enum ListsVerb {
     /// Read a file or fetch a feed of the configuration now
     Refresh {
@@ -185,6 +214,13 @@ struct ListArgs {
     /// Of this list
     #[arg(long, value_name = "NAME")]
     list: Option<String>,
+    #[command(flatten)]
+    rules: RulesArgs,
+}
+
+/// Which rules are shown.
+#[derive(Debug, Args)]
+struct RulesArgs {
     /// Made by this origin: operator, configuration, list, feed, ban, forced
     #[arg(long)]
     origin: Option<String>,
@@ -212,13 +248,20 @@ struct AddArgs {
     /// Addresses or prefixes: 192.0.2.1, 192.0.2.0/24, 2001:db8::/32
     #[arg(required = true)]
     prefixes: Vec<String>,
+    #[command(flatten)]
+    rule: RuleArgs,
+}
+
+/// What is said about a rule besides what it does.
+#[derive(Debug, Args)]
+struct RuleArgs {
     /// How long it holds, as 30s, 10m, 1h, 7d [default: for ever]
     #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Option<std::time::Duration>,
     /// Why, for whoever asks later
     #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
     reason: String,
-    /// Deny addresses that must never be blocked, too
+    /// For addresses that must never be blocked, too
     #[arg(long)]
     force: bool,
     /// Yes, that many addresses are meant
@@ -292,8 +335,9 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Status => status::run(&place, output),
         Verb::Reload => reload::run(&place, output),
         Verb::Drain => drain::run(&place, output),
-        Verb::Deny(verb) => list::run(&place, ListAction::Deny, verb, output),
-        Verb::Allow(verb) => list::run(&place, ListAction::Allow, verb, output),
+        Verb::Deny(verb) => list::run(&place, ActionName::Deny, verb, output),
+        Verb::Allow(verb) => list::run(&place, ActionName::Allow, verb, output),
+        Verb::Limit(verb) => list::limit(&place, verb, output),
         Verb::Confirm => list::confirm(&place, output),
         Verb::Lists { verb } => lists::run(&place, verb, output),
         Verb::Why { address } => why::run(&place, address, output),

@@ -18,8 +18,10 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
         let until =
             rule.until_utc_ms.map_or_else(|| "for ever".to_owned(), |until| until.display());
         let reason = if rule.reason.is_empty() { "none given" } else { &rule.reason };
+        let profile = rule.profile.as_ref().map(|profile| format!(" to {profile}"));
+        let profile = profile.unwrap_or_default();
         let facts = [
-            ("rule", format!("{} {}", rule.action, rule.prefix)),
+            ("rule", format!("{} {}{profile}", rule.action, rule.prefix)),
             ("made by", rule.origin.clone()),
             ("reason", reason.to_owned()),
             ("since", rule.created_utc_ms.display()),

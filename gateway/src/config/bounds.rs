@@ -5,12 +5,16 @@ use std::time::Duration;
 use super::Bounds;
 use super::at::At;
 use super::raw::RawBounds;
-use super::value::{count, duration, size};
+use super::value::{count, duration, size, within_u32};
 
 /// What any client may take for granted.
 const HEAD_BYTES_MIN: u64 = 8 << 10;
 
 const TARGET_BYTES_MIN: u64 = 256;
+/// One source alone can never take all connections, and no address that many share is near this.
+const SOURCE_DIVISOR: u64 = 4;
+const CONNECTIONS_MAX: u64 = 1 << 20;
+
 /// The longest that the crate http can hold is 65,534 bytes.
 const TARGET_BYTES_MAX: u64 = 63 << 10;
 
@@ -22,9 +26,19 @@ pub(super) fn bounds(raw: &RawBounds, at: At<'_>) -> Bounds {
     let target_bytes =
         size(&raw.target_bytes, TARGET_BYTES_MIN..=TARGET_BYTES_MAX, at.key("target_bytes"));
     let body_bytes = size(&raw.body_bytes, 0..=1 << 40, at.key("body_bytes"));
+    let small = |number, max, key| within_u32(number, 1..=max, at.key(key)).unwrap_or_default();
+    let quarter = raw.connections.div_ceil(SOURCE_DIVISOR).clamp(1, CONNECTIONS_MAX);
+    let per_source = raw.connections_per_source.unwrap_or(quarter);
     Bounds {
-        connections: number(raw.connections, 1 << 20, "connections"),
-        streams: u32::try_from(number(raw.streams, 65_536, "streams")).unwrap_or_default(),
+        connections: number(raw.connections, CONNECTIONS_MAX, "connections"),
+        connections_per_source: number(per_source, CONNECTIONS_MAX, "connections_per_source"),
+        connection_lifetime: time(&raw.connection_lifetime, "connection_lifetime"),
+        connection_requests: small(
+            raw.connection_requests,
+            u64::from(u32::MAX),
+            "connection_requests",
+        ),
+        streams: small(raw.streams, 65_536, "streams"),
         header_count: number(raw.header_count, 1024, "header_count"),
         head_bytes: head_bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_default(),
         target_bytes: target_bytes

@@ -44,7 +44,7 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
-pub use self::breaker::{Breaker, Fallback};
+pub use self::breaker::{Breaker, FailureShare, Fallback};
 pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::discovery::{Discovery, Family, Name};
@@ -54,7 +54,7 @@ pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, FailureSet, Retry};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
-    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Timeouts, Wanted, WeightedUpstream,
 };
 pub use self::tls::{
     AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,
@@ -480,6 +480,12 @@ pub struct SourceLimit {
 pub struct Bounds {
     /// Client connections in all workers together.
     pub connections: usize,
+    /// Client connections of one source.
+    pub connections_per_source: usize,
+    /// Age from which a connection ends with its next answer, or up to a tenth sooner.
+    pub connection_lifetime: Duration,
+    /// Requests of one connection.
+    pub connection_requests: u32,
     /// Requests at once over one connection of HTTP/2.
     pub streams: u32,
     /// Header fields of a request.

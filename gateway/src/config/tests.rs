@@ -69,6 +69,16 @@ fn every_example_is_valid() {
 }
 
 #[test]
+fn bounds_are_within_bounds_of_their_own() {
+    let config = with("bounds: {connections: 2, connections_per_source: 3}").unwrap();
+    assert_eq!((config.bounds.connections, config.bounds.connections_per_source), (2, 3));
+    assert_eq!(with("bounds: {connections: 1}").unwrap().bounds.connections_per_source, 1);
+    only("bounds: {connections_per_source: 0}", "0 is out of bounds", "0");
+    only("bounds: {connection_requests: 0}", "0 is out of bounds", "0");
+    only("bounds: {connection_lifetime: 25h}", "`25h` is longer than a day", "25h");
+}
+
+#[test]
 fn everything_has_its_documented_default() {
     let config = with("upstreams: {users: {endpoints: [10.0.0.1:80]}}").unwrap();
     let seconds = Duration::from_secs;
@@ -76,6 +86,9 @@ fn everything_has_its_documented_default() {
         config.bounds,
         Bounds {
             connections: 65_536,
+            connections_per_source: 16_384,
+            connection_lifetime: seconds(3600),
+            connection_requests: 1_000_000,
             streams: 128,
             header_count: 100,
             head_bytes: 65_536,
@@ -204,6 +217,12 @@ fn when_a_service_is_left_alone() {
     let service = |keys: &str| with(&upstream(keys)).unwrap().upstreams.remove(0);
     assert_eq!(service("breaker: {}").breaker, Some(Breaker::default()));
     assert_eq!(service("idle_connections: 1").breaker, None);
+    let by_share = service("breaker: {failure_share: 25%}").breaker.unwrap();
+    let share = Share::per_million(250_000);
+    let expected = FailureShare { share, window: Duration::from_secs(10), min_requests: 20 };
+    assert_eq!((by_share.failures, by_share.share), (None, Some(expected)));
+    let both = service("breaker: {failure_share: 25%, failures: 7}").breaker.unwrap();
+    assert_eq!((both.failures, both.share), (Some(7), Some(expected)));
     let own = service("breaker: {on: [500], per: both, fallback: {body: b, headers: {a: c}}}");
     let Breaker { on, of_upstream, of_endpoints, fallback, .. } = own.breaker.unwrap();
     assert!(of_upstream && of_endpoints && on.statuses == [500] && !on.reset);
@@ -212,6 +231,10 @@ fn when_a_service_is_left_alone() {
     assert_eq!(headers["a"], "c");
     let breaker = |keys: &str| upstream(&format!("breaker: {{{keys}}}"));
     only(&breaker("failures: 0"), "0 is out of bounds", "0");
+    only(&breaker("window: 10s"), "`window` means nothing without `failure_share`", "window");
+    only(&breaker("failure_share: 0%"), "0% is out of bounds", "0%");
+    only(&breaker("failure_share: 5%, window: 1ms"), "`1ms` is out of bounds", "1ms");
+    only(&breaker("failure_share: 5%, min_requests: 0"), "0 is out of bounds", "0");
     only(&breaker("open_for: 0s"), "`0s` leaves no time at all", "0s");
     only(
         &breaker("per: route"),

@@ -8,7 +8,8 @@ use gateway_common::verdict::Verdict;
 
 use super::guards;
 use super::upstreams::views;
-use crate::admin::api::{ListView, Status};
+use crate::admin::api::Status;
+use crate::admin::rules::ListView;
 use crate::base::error::Kind as ErrorKind;
 use crate::base::time::UtcMillis;
 use crate::config::Config;

@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::api::{
-    Answer, Command, Done, ListQuery, ListView, PAGE_MAX_RULES, Refusal, Request, Status,
+    Answer, Command, Done, ListQuery, PAGE_MAX_RULES, Refusal, Request, Status,
 };
 use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
+use crate::admin::rules::ListView;
 use crate::admin::server;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, OnExit};
@@ -406,7 +407,9 @@ impl Control {
         let proxy = serde_json::to_value(self.counted()).map_err(Refusal::failed)?;
         let path = self.path.as_ref().map(|path| path.display().to_string());
         let lag = self.policy.lag().map(|lag| format!("not up to date: {lag}"));
-        let kernel = views::kernel(&self.policy, self.kernel_note.clone().into_iter().chain(lag));
+        let notes = self.kernel_note.clone().into_iter().chain(lag);
+        let notes = notes.chain(self.policy.lacking_profiles());
+        let kernel = views::kernel(&self.policy, notes);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

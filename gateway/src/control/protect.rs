@@ -111,6 +111,7 @@ pub fn rules(protected: &Protected, now: UtcMillis) -> impl Iterator<Item = Rule
         action: Action::Allow,
         origin: Origin::Protected,
         profile: if protected.is_own(prefix) { OWN_ADDRESS } else { 0 },
+        profile_name: String::new(),
         reason: reason.to_owned(),
         created: now,
         until: Until::NEVER,
@@ -119,21 +120,23 @@ pub fn rules(protected: &Protected, now: UtcMillis) -> impl Iterator<Item = Rule
 
 /// The rules that the configuration makes.
 pub fn configured(config: &Config, now: UtcMillis) -> Vec<Rule> {
-    let rule = |prefix, action, profile, key: &str| Rule {
+    let rule = |prefix, action, profile_name, key: &str| Rule {
         prefix,
         action,
         origin: Origin::Configuration,
-        profile,
+        profile: 0,
+        profile_name,
         reason: format!("kernel.{key}"),
         created: now,
         until: Until::NEVER,
     };
     let kernel = &config.kernel;
-    let allow = kernel.allow.iter().map(|prefix| rule(*prefix, Action::Allow, 0, "allow"));
-    let deny = kernel.deny.iter().map(|prefix| rule(*prefix, Action::Deny, 0, "deny"));
+    let allow =
+        kernel.allow.iter().map(|prefix| rule(*prefix, Action::Allow, String::new(), "allow"));
+    let deny = kernel.deny.iter().map(|prefix| rule(*prefix, Action::Deny, String::new(), "deny"));
     let limits = kernel.limits.iter().map(|limit| {
-        let profile = crate::kernel::profile_index(limit.profile);
-        rule(limit.source, Action::Limit, profile, "limits")
+        let profile = kernel.profiles.get(limit.profile).map(|profile| profile.name.clone());
+        rule(limit.source, Action::Limit, profile.unwrap_or_default(), "limits")
     });
     allow.chain(deny).chain(limits).collect()
 }

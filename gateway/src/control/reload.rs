@@ -147,7 +147,7 @@ impl Control {
             Some(format!("{name} is not attached: {}", note?))
         });
         let notes = held_back.chain(self.kernel_note.clone()).chain(bare).chain(about_lists);
-        let notes = notes.chain(self.certificates.notes());
+        let notes = notes.chain(self.certificates.notes()).chain(self.policy.lacking_profiles());
         let notes = notes.collect();
         Ok(Done { done: vec!["configuration reloaded".to_owned()], notes })
     }

@@ -7,11 +7,9 @@ use std::net::IpAddr;
 use gateway_common::layout::Hits;
 use gateway_common::rule::{Action, Origin};
 
-use crate::admin::api::{
-    Answer, CounterView, InterfaceStatus, KernelStatus, ListAction, ListQuery, Refusal, RuleCounts,
-    RuleView, Why,
-};
+use crate::admin::api::{Answer, CounterView, InterfaceStatus, KernelStatus, ListQuery, Refusal};
 use crate::admin::monitor::{EventView, RuleMetView, SourceView};
+use crate::admin::rules::{RuleCounts, RuleView, Why};
 use crate::base::prefix::display;
 use crate::base::time::{BootTime, Now};
 use crate::kernel::Door;
@@ -37,12 +35,8 @@ pub fn list(policy: &Policy, query: &ListQuery, now: Now) -> Result<Answer, Refu
         return Err(Refusal::failed(format!("there is no list {name:?}: see `gateway lists`")));
     }
     let wanted = |rule: &RuleRef<'_>| {
-        query.action.is_none_or(|action| {
-            matches!(
-                (action, rule.action),
-                (ListAction::Allow, Action::Allow) | (ListAction::Deny, Action::Deny)
-            )
-        }) && query.list.as_deref().is_none_or(|name| rule.list == Some(name))
+        query.action.is_none_or(|action| Action::from(action) == rule.action)
+            && query.list.as_deref().is_none_or(|name| rule.list == Some(name))
             && origin.is_none_or(|origin| rule.origin == origin)
             && query.inside.is_none_or(|prefix| prefix.contains(&rule.prefix))
     };
@@ -255,6 +249,10 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
             let list = winner.list.map(|list| format!(" {list}")).unwrap_or_default();
             Some(format!("{} by {}{list} wins", winner.action.name(), winner.origin.name()))
         }
+        _ if policy.lacks_profile(rule) => {
+            let name = rule.profile_name;
+            Some(format!("there is no profile {name} any more: the default one holds"))
+        }
         _ if policy.waits(rule) => Some("waits for `gateway confirm`".to_owned()),
         _ if policy.is_dry_run() => Some("dry run: counted, not enforced".to_owned()),
         _ => None,
@@ -274,6 +272,7 @@ fn shown(rule: &RuleRef<'_>, enforced: &str) -> RuleView {
     RuleView {
         prefix: display(&rule.prefix),
         action: rule.action.name().to_owned(),
+        profile: (rule.action == Action::Limit).then(|| rule.profile_name.to_owned()),
         origin: rule.origin.name().to_owned(),
         list: rule.list.map(str::to_owned),
         reason: rule.reason.to_owned(),
@@ -313,7 +312,7 @@ fn verdict(policy: &Policy, action: Option<Action>, running: bool) -> String {
         }
         (Some(Action::Allow), _) => "allowed: no list and no packet bucket stops it",
         (Some(Action::Limit), true) => {
-            "limited: its packets pass within a bucket of its own profile"
+            "limited: its packets pass within the buckets of the profile that its rule names"
         }
         (Some(Action::Limit), false) => "would be limited, but the kernel door is not open",
         (None, _) => "no rule: it passes within the default profile",

@@ -67,6 +67,8 @@ pub struct Deadline {
     whole: Cell<Option<Instant>>,
     head_timeout: Duration,
     idle_timeout: Duration,
+    /// The same for the request that is served.
+    stream_idle: Cell<Duration>,
     keep_alive_timeout: Duration,
     tunnel_idle_timeout: Duration,
 }
@@ -86,6 +88,7 @@ impl Deadline {
             whole: Cell::new(None),
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
+            stream_idle: Cell::new(bounds.idle_timeout),
             keep_alive_timeout: bounds.keep_alive_timeout,
             tunnel_idle_timeout: bounds.tunnel_idle_timeout,
         }
@@ -158,6 +161,12 @@ impl Deadline {
         self.whole.set(whole.map(|whole| self.now() + whole));
     }
 
+    /// From now on the bodies of the request and its answer may rest for so long between two pieces, until the answer
+    /// is at its end.
+    pub fn stream_idle(&self, timeout: Duration) {
+        self.stream_idle.set(timeout);
+    }
+
     /// Whether a wait of so long ends before the request as a whole must.
     pub fn leaves(&self, wait: Duration) -> bool {
         self.whole.get().is_none_or(|whole| self.now() + wait < whole)
@@ -181,6 +190,7 @@ impl Deadline {
     /// The request has failed: what follows is the gateway's own answer, which has all the time that a client may take.
     pub fn refused(&self) {
         self.whole.set(None);
+        self.stream_idle.set(self.idle_timeout);
         self.answered();
     }
 
@@ -196,7 +206,7 @@ impl Deadline {
         self.trail.sending(self.now());
         if has_body {
             self.response_timeout.set(response_timeout);
-            self.enter(Phase::Upload, self.idle_timeout);
+            self.enter(Phase::Upload, self.stream_idle.get());
         } else {
             self.enter(Phase::Answer, response_timeout);
         }
@@ -211,7 +221,7 @@ impl Deadline {
     pub fn piece(&self) {
         self.client_is_asked.set(false);
         match self.phase.get() {
-            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.idle_timeout),
+            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.stream_idle.get()),
             Phase::Tunnel => self.tunnel(),
             Phase::Idle | Phase::Head | Phase::Answer | Phase::Linger => {}
         }
@@ -227,7 +237,7 @@ impl Deadline {
     /// The head of the answer is there.
     pub fn answered(&self) {
         self.trail.answered(self.now());
-        self.enter(Phase::Download, self.idle_timeout);
+        self.enter(Phase::Download, self.stream_idle.get());
     }
 
     /// Both sides agreed on a tunnel.
@@ -244,6 +254,7 @@ impl Deadline {
     /// The answer is at its end. Answers how long everything took.
     pub fn ended(&self) -> Times {
         self.whole.set(None);
+        self.stream_idle.set(self.idle_timeout);
         self.enter(Phase::Idle, self.keep_alive_timeout);
         self.trail.times(self.now())
     }
@@ -289,6 +300,9 @@ pub(crate) mod tests {
     pub(crate) fn bounds() -> Bounds {
         Bounds {
             connections: 1,
+            connections_per_source: 1,
+            connection_lifetime: Duration::from_secs(1000),
+            connection_requests: 2,
             streams: 1,
             header_count: 1,
             head_bytes: 8192,

@@ -7,6 +7,7 @@ pub mod forwarded;
 pub mod grpc;
 pub mod h1;
 pub mod headers;
+pub mod lifetime;
 pub mod problem;
 pub mod proxy_protocol;
 pub mod replay;

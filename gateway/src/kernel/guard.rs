@@ -221,6 +221,7 @@ mod tests {
             action,
             origin,
             profile: 0,
+            profile_name: String::new(),
             reason: String::new(),
             created: UtcMillis(0),
             until: Until::NEVER,

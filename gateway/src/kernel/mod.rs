@@ -309,7 +309,8 @@ fn switch(
 
 /// What of the program is executed at all.
 fn switches(kernel: &config::Kernel) -> Switches {
-    let buckets = kernel.default_profile.is_some() || !kernel.limits.is_empty();
+    // A command may assign any of them at any time.
+    let buckets = !kernel.profiles.is_empty();
     // The protected addresses are rules, so there always are some.
     Switches {
         rules: true,
@@ -334,11 +335,6 @@ fn profiles(kernel: &config::Kernel) -> Vec<Profile> {
     let default = kernel.default_profile.and_then(|index| kernel.profiles.get(index));
     let default = default.map_or(Profile::UNLIMITED, of);
     std::iter::once(default).chain(kernel.profiles.iter().map(of)).collect()
-}
-
-/// The place of a profile of the configuration in the kernel's table.
-pub fn profile_index(profile: usize) -> u8 {
-    u8::try_from(profile + 1).unwrap_or(0)
 }
 
 fn protected_ports(config: &config::Config) -> BTreeSet<u16> {

@@ -11,10 +11,12 @@ use http::{Request, Response};
 use tokio::time::{Sleep, sleep_until};
 
 use crate::base::error::Error;
+use crate::base::random::random;
 use crate::http::body::Incoming;
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1::head::Limits;
 use crate::http::h1::server::{self, Server};
+use crate::http::lifetime::Lifetime;
 use crate::http::socket::{Protocol, Socket};
 use crate::listen::h2;
 use crate::listen::worker::Slot;
@@ -57,7 +59,9 @@ pub(super) async fn serve(
         // Apart, so that it costs connections of HTTP/1 no memory.
         return Box::pin(h2::serve(slot, connection, (socket, begun))).await;
     }
-    let http = Server::new(socket, begun, limits, (Rc::clone(&deadline), counters));
+    let lifetime = Lifetime::new(&slot.config().bounds, random());
+    let owned = (Rc::clone(&deadline), counters);
+    let http = Server::new(socket, begun, (limits, lifetime), owned);
     let service = Service { connection, deadline: Rc::clone(&deadline) };
     let mut work = pin!(http.serve(&service));
     let mut timer = pin!(sleep_until(deadline.at()));

@@ -8,13 +8,13 @@ mod h2;
 mod preface;
 mod proxy_protocol;
 pub mod sockets;
+mod sources;
 mod tls;
 mod worker;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::thread;
 
 use arc_swap::ArcSwap;
@@ -25,6 +25,7 @@ use crate::observe::access_log::AccessLog;
 use crate::request::listener::Listeners;
 use crate::request::{Rules, Snapshot};
 use sockets::Sockets;
+use sources::Sources;
 use worker::{Order, Worker};
 
 /// What the workers share.
@@ -65,16 +66,16 @@ impl Door {
     pub fn open(sockets: Sockets, shared: &Shared) -> io::Result<Self> {
         let addresses = sockets.addresses();
         let handles = sockets.handles()?;
-        let connections = Arc::new(AtomicUsize::new(0));
+        let sources = Arc::new(Sources::new(shared.snapshot.load().config.bounds.connections));
         let mut workers = Vec::new();
         let blocks = shared.counters.blocks();
         for (number, (counters, sockets)) in blocks.iter().zip(sockets.by_worker()).enumerate() {
             let (orders, inbox) = mpsc::channel(MAX_ORDERS);
             let (shared, counters) = (shared.clone(), Arc::clone(counters));
-            let connections = Arc::clone(&connections);
+            let sources = Arc::clone(&sources);
             let thread = thread::Builder::new().name(format!("worker-{number}"));
             let thread = thread.spawn(move || {
-                Worker::new(number, &shared, counters, connections).run(sockets, inbox)
+                Worker::new(number, &shared, counters, sources).run(sockets, inbox)
             })?;
             workers.push(Handle { orders, thread });
         }

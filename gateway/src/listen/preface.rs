@@ -71,6 +71,9 @@ async fn agree(
             return Err(Failure::Refused(Refusal::Denied));
         }
         slot.believe(client);
+        if !slot.admits_source(client.ip()) {
+            return Err(Failure::Refused(Refusal::PerSource));
+        }
     }
     let Some(server) = &listener.tls else { return Ok((Socket::Plain(stream), None, addresses)) };
     let shaken = timeout_at(until, tls::handshake(server, stream, slot.handshakes())).await;

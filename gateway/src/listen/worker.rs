@@ -7,7 +7,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
 use crate::http::socket;
 use crate::listen::preface::{self, Handshakes};
+use crate::listen::sources::Sources;
 use crate::listen::{Shared, connection};
 use crate::observe::{Counters, Refusal, access_log};
 use crate::request::listener::{Listener, Listeners};
@@ -55,8 +55,8 @@ pub(super) struct Worker {
     requests: Rc<request::Worker>,
     listeners: RefCell<Cache<Arc<ArcSwap<Listeners>>, Arc<Listeners>>>,
     handshakes: Handshakes,
-    /// Open in all workers.
-    connections: Arc<AtomicUsize>,
+    /// What is open in all workers.
+    sources: Arc<Sources>,
     open: RefCell<Open>,
     draining: Cell<bool>,
     none_left: Notify,
@@ -95,7 +95,7 @@ impl Worker {
         number: usize,
         shared: &Shared,
         counters: Arc<Counters>,
-        connections: Arc<AtomicUsize>,
+        sources: Arc<Sources>,
     ) -> Rc<Self> {
         let log = shared.access_log.buffer(Arc::clone(&counters));
         Rc::new(Self {
@@ -108,7 +108,7 @@ impl Worker {
             )),
             listeners: RefCell::new(Cache::new(Arc::clone(&shared.listeners))),
             handshakes: Handshakes::new(),
-            connections,
+            sources,
             open: RefCell::default(),
             draining: Cell::new(false),
             none_left: Notify::new(),
@@ -207,6 +207,10 @@ impl Worker {
         if slot.taken_before >= config.bounds.connections {
             return counters.refused(Refusal::TooMany);
         }
+        // Who sends headers of the PROXY protocol speaks for many.
+        if !listener.speaks_proxy_protocol() && !slot.admits_source(peer.ip()) {
+            return counters.refused(Refusal::PerSource);
+        }
         let to = listener.asks_for_destination.then(|| stream.local_addr().ok()).flatten();
         let addresses = Addresses { source: from, destination: to.unwrap_or(inlet.address) };
         if listener.has_preface() {
@@ -273,6 +277,8 @@ pub(super) struct Slot {
     worker: Rc<Worker>,
     number: u64,
     taken_before: usize,
+    /// Where its source is counted.
+    source: Cell<Option<usize>>,
     peer: IpAddr,
     client: Cell<Option<IpAddr>>,
     denied: Rc<Cell<bool>>,
@@ -281,12 +287,31 @@ pub(super) struct Slot {
 impl Slot {
     fn take(worker: &Rc<Worker>, peer: IpAddr) -> Self {
         worker.requests.counters.connections_open.add(1);
-        let taken_before = worker.connections.fetch_add(1, Ordering::Relaxed);
+        let taken_before = worker.sources.open();
         let mut open = worker.open.borrow_mut();
         open.next += 1;
         let (worker, denied) = (Rc::clone(worker), Rc::default());
-        let client = Cell::new(None);
-        Self { worker, number: open.next, taken_before, peer, client, denied }
+        let (client, source) = (Cell::new(None), Cell::new(None));
+        Self { worker, number: open.next, taken_before, source, peer, client, denied }
+    }
+
+    /// Counts the connection as one of `source`: whether it may have so many.
+    pub(super) fn admits_source(&self, source: IpAddr) -> bool {
+        let config = self.config();
+        let max = config.bounds.connections_per_source;
+        if max >= config.bounds.connections {
+            return true;
+        }
+        let sources = &self.worker.sources;
+        let Some((cell, count)) = sources.enter(source, config.kernel.ipv6_source_length) else {
+            return true;
+        };
+        self.source.set(Some(cell));
+        let admitted = count <= max || self.worker.requests.spares(source);
+        if !admitted {
+            sources.complain(source, max);
+        }
+        admitted
     }
 
     /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
@@ -329,7 +354,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.worker.connections.fetch_sub(1, Ordering::Relaxed);
+        self.worker.sources.close(self.source.get());
         self.worker.requests.counters.connections_open.subtract_one();
         self.worker.open.borrow_mut().connections.remove(&self.number);
         self.worker.none_left.notify_one();

@@ -26,6 +26,8 @@ pub enum Refusal {
     Denied,
     /// `bounds.connections` was reached.
     TooMany,
+    /// `bounds.connections_per_source` was reached.
+    PerSource,
     /// The peer is none of the senders that the listener's PROXY protocol is for.
     ProxySender,
     /// No valid header of the PROXY protocol arrived in time.
@@ -33,12 +35,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 4] = [Self::Denied, Self::TooMany, Self::ProxySender, Self::ProxyHeader];
+    const ALL: [Self; 5] =
+        [Self::Denied, Self::TooMany, Self::PerSource, Self::ProxySender, Self::ProxyHeader];
 
     fn name(self) -> &'static str {
         match self {
             Self::Denied => "denied",
             Self::TooMany => "too_many",
+            Self::PerSource => "connections_per_source",
             Self::ProxySender => "proxy_sender",
             Self::ProxyHeader => "proxy_header",
         }

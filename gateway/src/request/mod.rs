@@ -19,8 +19,8 @@ use http::HeaderValue;
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::base::time::Now;
 use crate::config::{self, Config};
-use crate::http::headers;
 use crate::http::proxy_protocol::Addresses;
+use crate::http::{forwarded, headers};
 use crate::observe::access_log::Buffer;
 use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
@@ -34,7 +34,7 @@ use crate::upstream::directory::Directory;
 use crate::upstream::send::Client;
 use crate::upstream::{Local, Upstream};
 use access_log::Log;
-use gateway_common::rule::Action;
+use gateway_common::rule::{Action, Origin};
 
 /// A configuration, compiled. It never changes; a new one takes its place.
 #[derive(Debug)]
@@ -184,6 +184,16 @@ impl Worker {
         let rules = &self.rules().held;
         !rules.is_empty()
             && matches!(rules.action(address, Now::read().boot), Some(Action::Deny | Action::Reset))
+    }
+
+    /// Whether `address` is one that must never be blocked, or that many clients share.
+    pub fn spares(&self, address: IpAddr) -> bool {
+        let trusted = &self.current().snapshot.config.trusted_proxies;
+        let is_protected = || {
+            let found = self.rules().held.find(address, Now::read().boot);
+            found.is_some_and(|(_, entry)| entry.origin == Origin::Protected)
+        };
+        forwarded::is_trusted(trusted, address) || is_protected()
     }
 
     fn rules(&self) -> Ref<'_, Followed> {

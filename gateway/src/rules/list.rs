@@ -167,6 +167,7 @@ impl List {
             action: self.action,
             origin: self.origin(),
             profile: 0,
+            profile_name: "",
             reason: if entry.reason.is_empty() { &self.reason } else { entry.reason },
             created: self.created,
             from: BootTime(0),

@@ -45,6 +45,8 @@ pub struct Rule {
     /// Index of the profile of a `limit` rule in the kernel's table of profiles; of an `allow` rule for an address of
     /// the host itself [`gateway_common::rule::OWN_ADDRESS`]; otherwise 0.
     pub profile: u8,
+    /// Name of the profile of a `limit` rule, by which it finds its place among others; otherwise empty.
+    pub profile_name: String,
     /// Why, in the words of whoever made it.
     pub reason: String,
     /// When it was made.
@@ -64,6 +66,8 @@ pub struct RuleRef<'a> {
     pub origin: Origin,
     /// See [`Rule::profile`].
     pub profile: u8,
+    /// See [`Rule::profile_name`].
+    pub profile_name: &'a str,
     /// Why.
     pub reason: &'a str,
     /// When it was made, or its list was read.
@@ -111,12 +115,13 @@ impl Rule {
 
     /// As one of the set.
     pub fn as_ref(&self) -> RuleRef<'_> {
-        let Self { prefix, action, origin, profile, reason, created, until } = self;
+        let Self { prefix, action, origin, profile, profile_name, reason, created, until } = self;
         RuleRef {
             prefix: *prefix,
             action: *action,
             origin: *origin,
             profile: *profile,
+            profile_name,
             reason,
             created: *created,
             from: BootTime(0),
@@ -169,6 +174,15 @@ impl RuleSet {
     /// Every rule that was made by itself, by prefix and then by origin.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.rules.values()
+    }
+
+    /// Gives every rule that limits the place that its profile has now, by the profile's name.
+    pub fn place_profiles(&mut self, place: impl Fn(&str) -> u8) {
+        let pending = self.pending.values_mut().filter_map(|pending| pending.then.as_mut());
+        let rules = self.rules.values_mut().chain(pending);
+        for rule in rules.filter(|rule| rule.action == Action::Limit) {
+            rule.profile = place(&rule.profile_name);
+        }
     }
 
     /// The lists by name.
@@ -303,7 +317,7 @@ impl RuleSet {
             self.rules.extract_if(.., |(_, other), _| *other == origin).collect();
         for mut rule in rules {
             if let Some(held) = before.get(&(rule.prefix, rule.origin))
-                && (held.action, held.profile) == (rule.action, rule.profile)
+                && (held.action, &held.profile_name) == (rule.action, &rule.profile_name)
             {
                 rule.created = held.created;
             }

@@ -13,6 +13,7 @@ fn rule(prefix: &str, action: Action, origin: Origin, seconds: Option<u64>) -> R
         action,
         origin,
         profile: 0,
+        profile_name: String::new(),
         reason: String::new(),
         created: NOW.utc,
         until: Until::after(NOW, seconds.map(Duration::from_secs)),

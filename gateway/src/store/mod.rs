@@ -92,6 +92,9 @@ pub struct Store {
 #[derive(Debug, Serialize, Deserialize)]
 struct Stored {
     action: String,
+    /// Name of the profile of a `limit` rule.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    profile: String,
     reason: String,
     created: UtcMillis,
     until: Option<UtcMillis>,
@@ -265,6 +268,7 @@ impl Store {
     fn stored(&self, rule: &Rule) -> Stored {
         Stored {
             action: rule.action.name().to_owned(),
+            profile: rule.profile_name.clone(),
             reason: rule.reason.clone(),
             created: rule.created,
             until: rule.until.utc,
@@ -287,8 +291,11 @@ impl Store {
             action.ok_or_else(|| self.bad_entry(key, "its action is unknown".to_owned()))?;
         let is_of_this_boot = stored.until.is_none() || stored.boot == self.boot;
         let until = self.until(stored.until, &stored.boot, stored.until_boot, now);
-        let Stored { reason, created, .. } = stored;
-        Ok((Rule { prefix, action, origin, profile: 0, reason, created, until }, is_of_this_boot))
+        let Stored { profile: profile_name, reason, created, .. } = stored;
+        // Which place a profile has, only the configuration knows.
+        let profile = 0;
+        let rule = Rule { prefix, action, origin, profile, profile_name, reason, created, until };
+        Ok((rule, is_of_this_boot))
     }
 
     /// An end as it is kept: within one boot the kernel's clock is believed.
@@ -360,6 +367,7 @@ mod tests {
             action: Action::Deny,
             origin: Origin::Operator,
             profile: 0,
+            profile_name: String::new(),
             reason: "scans".to_owned(),
             created: NOW.utc,
             until: Until::after(NOW, seconds.map(Duration::from_secs)),

@@ -192,7 +192,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_beyond_are_refused_the_least_important_first() {
-        let local = Local::new(Guard::new());
+        let local = Local::new(Guard::new(1));
         let terms = terms(10, 0);
         let mut held = Vec::new();
         for (own, room) in [(Priority::Low, 7), (Priority::Normal, 1), (Priority::Critical, 2)] {
@@ -210,7 +210,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_are_served_in_order_and_leave_in_time() {
-        let local = Local::new(Guard::new());
+        let local = Local::new(Guard::new(1));
         let terms = terms(1, 2);
         let held = take(&local, &terms, Priority::Critical).await.unwrap();
         let order = RefCell::new(Vec::new());

@@ -14,6 +14,7 @@ pub mod dial;
 pub mod directory;
 pub mod echo;
 pub mod endpoint;
+mod failure_share;
 pub mod guard;
 pub mod h2;
 pub mod pool;

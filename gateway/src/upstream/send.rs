@@ -6,11 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
-use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol};
+use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol, Timeouts};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
@@ -51,6 +52,18 @@ pub struct Way<'a> {
     pub deadline: &'a Rc<Deadline>,
     /// How important it is.
     pub priority: Priority,
+    /// How long it may take, where its route says that.
+    pub timeouts: &'a Timeouts,
+}
+
+impl Way<'_> {
+    fn connect_timeout(&self) -> Duration {
+        self.timeouts.connect.unwrap_or(self.choice.upstream.connect_timeout)
+    }
+
+    fn response_timeout(&self) -> Duration {
+        self.timeouts.response.unwrap_or(self.choice.upstream.response_timeout)
+    }
 }
 
 impl Client {
@@ -81,10 +94,13 @@ impl Client {
     ) -> Result<(Response<AnswerBody>, Option<Permit>), Error> {
         let Way { choice, local, deadline, priority, .. } = way;
         let upstream = choice.upstream;
-        deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
+        let whole = way.timeouts.whole.or(upstream.whole_timeout);
+        deadline.bound(whole_timeout(whole, request.headers()));
+        way.timeouts.stream_idle.iter().for_each(|idle| deadline.stream_idle(*idle));
         let guard = &local.guard;
         let terms = upstream.breaker.as_ref().filter(|terms| terms.of_upstream);
-        let pass = terms.map(|terms| guard.breaker.admit(terms, deadline.now())).transpose();
+        let pass =
+            terms.map(|terms| guard.breaker.admit(terms, self.worker, deadline.now())).transpose();
         let pass = pass.map_err(Error::breaker_open)?;
         let permit = match &upstream.concurrency {
             Some(terms) => {
@@ -118,18 +134,20 @@ impl Client {
         let Way { choice, local, deadline, .. } = way;
         let retry = &choice.upstream.retry;
         let counted = (&local.budget, &self.counters.resilience);
-        let (mut effort, mut request) = Effort::new(retry, counted, deadline, request);
+        // The head stays here, for whoever sends it: nothing of it is copied for a retry that is never made.
+        let (head, body) = request.into_parts();
+        let (mut effort, mut body) = Effort::new(retry, counted, deadline, &head, body);
         let mut tried = Tried::default();
         loop {
             let pause;
-            (request, pause) = match self.attempt(way, &mut tried, request).await {
+            (body, pause) = match self.attempt(way, &mut tried, &head, body).await {
                 Ok(answer) => match effort.after_answer(&answer) {
                     Some(again) => again,
                     None => return Ok(answer),
                 },
                 Err(failure) => {
                     let (error, unsent) = match failure {
-                        Failure::Unsent(request, error) => (error, Some(*request)),
+                        Failure::Unsent(body, error) => (error, Some(body)),
                         Failure::Final(error) => (error, None),
                     };
                     effort.after(&error, unsent, choice.has_more(&tried)).ok_or(error)?
@@ -142,20 +160,24 @@ impl Client {
         }
     }
 
-    /// Sends `request` once: to the first endpoint that takes it. One that cannot be connected to is passed over for
+    /// Sends a request once: to the first endpoint that takes it. One that cannot be connected to is passed over for
     /// the next, because nothing was sent yet; so is one that closed before it took anything.
     async fn attempt(
         &self,
         way: Way<'_>,
         tried: &mut Tried,
-        mut request: Request<RequestBody>,
+        head: &Parts,
+        mut body: RequestBody,
     ) -> Result<Response<AnswerBody>, Failure> {
         let Way { choice, deadline, .. } = way;
         let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
         let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
             let breaker = &picked.endpoint().state.breaker;
-            let pass = match terms.map(|terms| breaker.admit(terms, deadline.now())).transpose() {
+            let pass = match terms
+                .map(|terms| breaker.admit(terms, self.worker, deadline.now()))
+                .transpose()
+            {
                 Ok(pass) => pass,
                 Err(left) => {
                     picked.unsent();
@@ -167,7 +189,7 @@ impl Client {
                 }
             };
             deadline.trail.attempt(picked.address());
-            let came = self.try_endpoint(way, &picked, request).await;
+            let came = self.try_endpoint(way, &picked, head, body).await;
             let outcome = match &came {
                 Ok((response, _)) => Ok(response.status().as_u16()),
                 Err(Failure::Unsent(_, error) | Failure::Final(error)) => Err(error.kind()),
@@ -177,7 +199,7 @@ impl Client {
             match came {
                 Ok(answer) => return Ok(self.answer(answer, way, picked)),
                 Err(Failure::Unsent(unsent, refused)) => {
-                    (request, error) = (*unsent, failed(refused, &picked));
+                    (body, error) = (unsent, failed(refused, &picked));
                 }
                 Err(Failure::Final(error)) => return Err(Failure::Final(failed(error, &picked))),
             }
@@ -185,37 +207,38 @@ impl Client {
         Err(match error.kind() {
             // Nobody was asked, and asking again makes nobody appear.
             Kind::UpstreamUnavailable => Failure::Final(error),
-            _ => Failure::Unsent(Box::new(request), error),
+            _ => Failure::Unsent(body, error),
         })
     }
 
-    /// Sends `request` to an endpoint: over a connection that is there, or over a new one.
+    /// Sends a request to an endpoint: over a connection that is there, or over a new one.
     async fn try_endpoint(
         &self,
         way: Way<'_>,
         picked: &Picked,
-        mut request: Request<RequestBody>,
+        head: &Parts,
+        mut body: RequestBody,
     ) -> Result<(Response<()>, Carrier), Failure> {
         let Way { choice: Choice { upstream, .. }, deadline, .. } = way;
         let dial = upstream.dial(picked.address(), way.addresses);
         if upstream.protocol == Protocol::Http2 {
-            return self.multiplexed(way, dial, request).await;
+            return self.multiplexed(way, dial, head, body).await;
         }
         if let Some(connection) = self.pool.take(dial.line()) {
             self.counters.upstream_connections_reused.add(1);
-            match exchange(connection, way, request).await {
-                Err(Failure::Unsent(unsent, _)) => request = *unsent,
+            match exchange(connection, way, head, body).await {
+                Err(Failure::Unsent(unsent, _)) => body = unsent,
                 done => return done,
             }
         }
-        deadline.connect(upstream.connect_timeout);
+        deadline.connect(way.connect_timeout());
         let opened = Connection::open(dial, upstream.limits, deadline).await;
         match opened {
             Ok(connection) => {
                 self.counters.upstream_connections_opened.add(1);
-                exchange(connection, way, request).await
+                exchange(connection, way, head, body).await
             }
-            Err(error) => Err(Failure::Unsent(Box::new(request), error)),
+            Err(error) => Err(Failure::Unsent(body, error)),
         }
     }
 
@@ -223,17 +246,18 @@ impl Client {
         &self,
         way: Way<'_>,
         dial: Dial<'_>,
-        request: Request<RequestBody>,
+        head: &Parts,
+        body: RequestBody,
     ) -> Result<(Response<()>, Carrier), Failure> {
         let upstream = way.choice.upstream;
         let target = Target {
             dial,
             limits: upstream.limits,
             keep: upstream.keep,
-            connect_timeout: upstream.connect_timeout,
-            response_timeout: upstream.response_timeout,
+            connect_timeout: way.connect_timeout(),
+            response_timeout: way.response_timeout(),
         };
-        let (result, opened) = self.trunks.send(&target, request, way.deadline).await;
+        let (result, opened) = self.trunks.send(&target, head, body, way.deadline).await;
         if opened {
             self.counters.upstream_connections_opened.add(1);
         } else {
@@ -259,10 +283,10 @@ impl Client {
 async fn exchange(
     mut connection: Box<Connection>,
     way: Way<'_>,
-    request: Request<RequestBody>,
+    head: &Parts,
+    body: RequestBody,
 ) -> Result<(Response<()>, Carrier), Failure> {
-    let response_timeout = way.choice.upstream.response_timeout;
-    let response = connection.send(request, response_timeout, way.deadline).await?;
+    let response = connection.send(head, body, way.response_timeout(), way.deadline).await?;
     Ok((response, Carrier::Http1(connection)))
 }
 

@@ -84,6 +84,12 @@ impl Default for RawMetrics {
 pub(in crate::config) struct RawBounds {
     /// Client connections in all workers together.
     pub(in crate::config) connections: u64,
+    /// Client connections of one source. Default: a quarter of all.
+    pub(in crate::config) connections_per_source: Option<u64>,
+    /// Age from which a connection ends with its next answer.
+    pub(in crate::config) connection_lifetime: String,
+    /// Requests of one connection.
+    pub(in crate::config) connection_requests: u64,
     /// Requests at once over one connection of HTTP/2.
     pub(in crate::config) streams: u64,
     /// Header fields of a request.
@@ -114,6 +120,9 @@ impl Default for RawBounds {
     fn default() -> Self {
         Self {
             connections: 65_536,
+            connections_per_source: None,
+            connection_lifetime: "1h".to_owned(),
+            connection_requests: 1_000_000,
             streams: 128,
             header_count: 100,
             head_bytes: "64KiB".to_owned(),

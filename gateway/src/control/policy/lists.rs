@@ -8,7 +8,8 @@ use ipnet::IpNet;
 
 use super::Policy;
 use super::manual::{is_large, share_of_all};
-use crate::admin::api::{Done, ListAction, ListView, PutList, Refusal, RemoveList};
+use crate::admin::api::{Done, PutList, Refusal, RemoveList};
+use crate::admin::rules::ListView;
 use crate::base::time::{BootTime, Now};
 use crate::kernel::tables::TablesError;
 use crate::rules::entries::Entries;
@@ -68,10 +69,7 @@ impl Policy {
 
     /// Takes an imported list back.
     pub fn remove_list(&mut self, remove: &RemoveList, now: Now) -> Result<Done, Refusal> {
-        let action = match remove.action {
-            ListAction::Allow => Action::Allow,
-            ListAction::Deny => Action::Deny,
-        };
+        let action = Action::from(remove.action);
         let held = self.rules.list(&remove.name).filter(|list| list.action == action);
         let Some(list) = held else {
             return Err(Refusal::failed(format!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gateway_common::rule::{Action, Origin};
 use ipnet::IpNet;
 
-use super::Policy;
+use super::{Policy, profile_place};
 use crate::admin::api::{Add, Done, ListAction, Refusal, Remove};
 use crate::base::prefix::{self, display};
 use crate::base::text::is_hidden;
@@ -52,7 +52,7 @@ impl Policy {
 
     /// Takes rules back: all of them or none.
     pub fn remove(&mut self, remove: &Remove, now: Now) -> Result<Done, Refusal> {
-        let action = action_of(remove.action);
+        let action = Action::from(remove.action);
         let mut done = Done::default();
         let mut gone = Vec::new();
         for text in &remove.prefixes {
@@ -79,7 +79,8 @@ impl Policy {
 
     /// The rule that a command makes for one prefix.
     fn rule(&self, prefix: IpNet, add: &Add, now: Now) -> Result<Rule, Refusal> {
-        let action = action_of(add.action);
+        let action = Action::from(add.action);
+        let (profile, profile_name) = self.profile(add)?;
         if is_large(&prefix) && !add.yes {
             let share = share_of_all(&prefix);
             return Err(Refusal::failed(format!(
@@ -101,11 +102,25 @@ impl Policy {
             prefix,
             action,
             origin,
-            profile: 0,
+            profile,
+            profile_name,
             reason: add.reason.clone(),
             created: now.utc,
             until: Until::after(now, add.for_ms.map(Duration::from_millis)),
         })
+    }
+
+    /// The place and the name of the profile that a command names.
+    fn profile(&self, add: &Add) -> Result<(u8, String), Refusal> {
+        match (&add.profile, add.action) {
+            (Some(name), ListAction::Limit) => match profile_place(&self.profiles, name) {
+                Some(place) => Ok((place, name.clone())),
+                None => Err(Refusal::failed(no_profile(&self.profiles, name))),
+            },
+            (None, ListAction::Allow | ListAction::Deny) => Ok((0, String::new())),
+            (None, ListAction::Limit) => Err(Refusal::usage("which profile? name one")),
+            (Some(_), _) => Err(Refusal::usage("a profile is for `gateway limit set` alone")),
+        }
     }
 
     /// Says what will be done, and what else the rule meets.
@@ -113,7 +128,12 @@ impl Policy {
         let prefix = display(&rule.prefix);
         let until = rule.until.utc.map(|end| format!(" until {}", end.display()));
         let action = rule.action.name();
-        done.done.push(format!("{action} {prefix}{}", until.unwrap_or_default()));
+        let limited = rule.action == Action::Limit;
+        let profile = if limited { format!(" to {}", rule.profile_name) } else { String::new() };
+        done.done.push(format!("{action} {prefix}{profile}{}", until.unwrap_or_default()));
+        if limited && self.door.is_none() {
+            done.notes.push(format!("{prefix}: limited by nobody while the kernel door is shut"));
+        }
         if let Some(held) = self.rules.find(rule.prefix, rule.origin) {
             let (action, origin) = (held.action.name(), held.origin.name());
             done.notes.push(format!("{prefix}: replaces `{action}` by {origin}"));
@@ -175,6 +195,18 @@ pub(super) fn share_of_all(prefix: &IpNet) -> String {
     }
 }
 
+fn no_profile(profiles: &[String], name: &str) -> String {
+    let name = name.escape_debug().take(REASON_MAX_CHARS).collect::<String>();
+    let known = profiles.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = if profiles.len() > NAMED_MAX { ", ..." } else { "" };
+    match profiles {
+        [] => format!(
+            "there is no profile `{name}`: add it to kernel.profiles and run `gateway reload`"
+        ),
+        _ => format!("there is no profile `{name}`: kernel.profiles has {known}{more}"),
+    }
+}
+
 /// Refuses what the rule of a command cannot say.
 fn check(add: &Add) -> Result<(), Refusal> {
     let length = add.reason.chars().count();
@@ -197,12 +229,5 @@ fn check(add: &Add) -> Result<(), Refusal> {
             "--for has an end at 100 years: leave it out for a rule without one",
         )),
         _ => Ok(()),
-    }
-}
-
-fn action_of(action: ListAction) -> Action {
-    match action {
-        ListAction::Allow => Action::Allow,
-        ListAction::Deny => Action::Deny,
     }
 }

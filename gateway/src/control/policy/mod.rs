@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use gateway_common::rule::Origin;
+use gateway_common::rule::{Action, Origin};
 use ipnet::IpNet;
 
 use crate::base::prefix::display;
@@ -19,7 +19,7 @@ use crate::kernel::tables::TablesError;
 use crate::rules::classify::Classifier;
 use crate::rules::protected::Protected;
 use crate::rules::tables::{Memory, Reader, RuleTables};
-use crate::rules::{Change, RuleRef, RuleSet};
+use crate::rules::{Change, Rule, RuleRef, RuleSet};
 use crate::store::Store;
 
 use super::protect;
@@ -27,6 +27,9 @@ use super::protect;
 mod confirm;
 pub(super) mod lists;
 mod manual;
+
+/// Profiles that one message names.
+const PROFILES_TOLD_MAX: usize = 10;
 
 /// The rules and what enforces them.
 pub struct Policy {
@@ -43,6 +46,8 @@ pub struct Policy {
     held_back: BTreeMap<IpNet, usize>,
     dry_run: bool,
     max_rules: u32,
+    /// Names of the profiles in the order of the configuration.
+    profiles: Vec<String>,
     /// Whether the proxy runs, which enforces too.
     serving: bool,
     /// Why what is enforced is not what ought to be, since the last attempt to change it.
@@ -69,6 +74,7 @@ impl Policy {
             held_back: BTreeMap::new(),
             dry_run: false,
             max_rules: 0,
+            profiles: Vec::new(),
             serving: true,
             lag: None,
             changed: false,
@@ -91,6 +97,8 @@ impl Policy {
     pub fn configure(&mut self, config: &Config, protected: Protected, now: Now) {
         self.rules.replace(Origin::Configuration, protect::configured(config, now.utc));
         self.rules.replace(Origin::Protected, protect::rules(&protected, now.utc));
+        self.profiles = config.kernel.profiles.iter().map(|one| one.name.clone()).collect();
+        self.rules.place_profiles(|name| profile_place(&self.profiles, name).unwrap_or(0));
         self.dry_run = config.kernel.dry_run;
         self.max_rules = config.kernel.max_rules;
         self.guard = Guard::new(protected, &self.rules);
@@ -146,6 +154,26 @@ impl Policy {
             notes.push(format!("and {more} more rules are held back"));
         }
         notes
+    }
+
+    /// Whether a rule limits by a profile that the configuration has not.
+    pub fn lacks_profile(&self, rule: &RuleRef<'_>) -> bool {
+        rule.action == Action::Limit && profile_place(&self.profiles, rule.profile_name).is_none()
+    }
+
+    /// What there is to know about rules that limit by profiles that the configuration has not.
+    pub fn lacking_profiles(&self) -> Option<String> {
+        let lacking: Vec<&Rule> =
+            self.rules.iter().filter(|rule| self.lacks_profile(&rule.as_ref())).collect();
+        let names: BTreeSet<&str> = lacking.iter().map(|rule| rule.profile_name.as_str()).collect();
+        let names = names.into_iter().take(PROFILES_TOLD_MAX).collect::<Vec<_>>().join(", ");
+        (!lacking.is_empty()).then(|| {
+            format!(
+                "limits of {} prefixes name profiles that kernel.profiles has not ({names}): the \
+                 default profile holds for them, see `gateway limit list`",
+                lacking.len()
+            )
+        })
     }
 
     /// The store, to be handed to another user.
@@ -359,6 +387,12 @@ impl Policy {
     }
 }
 
+/// The place of a profile in the kernel's table, where the default one has the first.
+fn profile_place(profiles: &[String], name: &str) -> Option<u8> {
+    let index = profiles.iter().position(|profile| profile == name)?;
+    u8::try_from(index + 1).ok()
+}
+
 /// Tables of this process, for where the kernel door is shut.
 fn own_tables(max_rules: u32) -> Result<RuleTables, TablesError> {
     let memory = Memory::own(max_rules);
@@ -374,7 +408,6 @@ mod tests {
     use crate::rules::entries::Builder;
     use crate::rules::list::Kind;
     use crate::rules::list_file::{ActionName, Header};
-    use gateway_common::rule::Action;
 
     const NOW: Now = Now { boot: BootTime(1_000_000_000), utc: UtcMillis(1_800_000_000_000) };
 
@@ -388,6 +421,7 @@ mod tests {
         let add = Add {
             action: ListAction::Allow,
             prefixes: vec!["192.0.2.0/24".to_owned()],
+            profile: None,
             for_ms: Some(60_000),
             reason: String::new(),
             force: false,

@@ -24,6 +24,7 @@ use crate::http::h1::head::{self, Limits, RequestHead, Scan, Section};
 use crate::http::h1::input::Input;
 use crate::http::h1::output::Output;
 use crate::http::h1::pump::{Moved, Pump};
+use crate::http::lifetime::Lifetime;
 use crate::http::socket::Socket;
 use crate::observe::Counters;
 
@@ -54,6 +55,7 @@ pub trait Answer: Body<Data = Bytes, Error = Error> + Unpin {
 pub struct Server {
     state: RefCell<State>,
     limits: Limits,
+    lifetime: Lifetime,
     deadline: Rc<Deadline>,
     counters: Arc<Counters>,
     draining: Cell<bool>,
@@ -100,7 +102,7 @@ impl Server {
     pub fn new(
         socket: Socket,
         input: Bytes,
-        limits: Limits,
+        (limits, lifetime): (Limits, Lifetime),
         (deadline, counters): (Rc<Deadline>, Arc<Counters>),
     ) -> Rc<Self> {
         let input = Input::new(input);
@@ -112,7 +114,8 @@ impl Server {
             body_is_held: false,
             is_tunnel: false,
         });
-        Rc::new(Self { state, limits, deadline, counters, draining: Cell::new(false) })
+        let draining = Cell::new(false);
+        Rc::new(Self { state, limits, lifetime, deadline, counters, draining })
     }
 
     /// Ends after the request that is under way, or before the next.
@@ -184,6 +187,7 @@ impl Server {
             takes_trailers,
             is_refused: false,
         };
+        self.lifetime.request();
         let body = self.begin_body(length, expects_continue);
         let request = Request::from_parts(parts, Incoming::Http1(body));
         let mut answer = pin!(service.answer(request));
@@ -285,6 +289,7 @@ impl Server {
         let framing = framing(head.status, body, asked);
         let closes = !asked.persistent
             || self.draining.get()
+            || self.lifetime.is_over(self.deadline.now())
             || framing == Framing::UntilClose
             || !state.body_is_held && !state.decoder.is_done();
         let future = match (is_tunnel, closes) {

@@ -147,7 +147,7 @@ pub(super) async fn serve(
     let wire = Wire::new(socket, begun, Rc::clone(&life), Arc::clone(&counters));
     let state = State::Handshake(builder(&bounds).handshake(wire));
     let served = Rc::new(Served { life, connection, bounds, counters });
-    let end = Driver { slot: &slot, served: &served, state, told: false }.run().await;
+    let end = Driver { slot: &slot, served: &served, state }.run().await;
     account(&served.counters, &end);
 }
 
@@ -161,7 +161,6 @@ struct Driver<'a> {
     slot: &'a Slot,
     served: &'a Rc<Served>,
     state: State,
-    told: bool,
 }
 
 impl Driver<'_> {
@@ -177,21 +176,24 @@ impl Driver<'_> {
             if self.slot.is_denied() {
                 return Poll::Ready(End::Denied);
             }
-            let end = self.advance(context);
-            if served.life.is_flooded() {
-                self.go_away(Reason::ENHANCE_YOUR_CALM, context);
-                return Poll::Ready(End::Flood);
-            }
-            if end.is_ready() {
-                return end;
-            }
-            match late(&served.life, timer.as_mut(), context) {
-                None => Poll::Pending,
-                Some(Late::Idle) => {
-                    self.go_away(Reason::NO_ERROR, context);
-                    Poll::Ready(End::Late(Late::Idle))
+            loop {
+                let end = self.advance(context);
+                if served.life.is_flooded() {
+                    self.go_away(Reason::ENHANCE_YOUR_CALM, context);
+                    return Poll::Ready(End::Flood);
                 }
-                Some(late) => Poll::Ready(End::Late(late)),
+                if end.is_ready() {
+                    return end;
+                }
+                match late(&served.life, timer.as_mut(), context) {
+                    None => return Poll::Pending,
+                    Some(Late::Age) => served.life.grow_old(),
+                    Some(Late::Idle) => {
+                        self.go_away(Reason::NO_ERROR, context);
+                        return Poll::Ready(End::Late(Late::Idle));
+                    }
+                    Some(late) => return Poll::Ready(End::Late(late)),
+                }
             }
         })
         .await
@@ -210,14 +212,15 @@ impl Driver<'_> {
                 },
                 State::Open(connection) => connection,
             };
-            if self.slot.is_draining() && !self.told {
-                self.told = true;
-                self.served.life.drain(DRAIN_GRACE);
+            let life = &self.served.life;
+            if life.is_over() || self.slot.is_draining() && !life.is_leaving() {
+                life.leave(DRAIN_GRACE);
                 connection.graceful_shutdown();
             }
             match ready!(connection.poll_accept(context)) {
                 Some(Ok((request, respond))) => {
                     let served = Rc::clone(self.served);
+                    served.life.request();
                     spawn_local(stream::serve(served, request, respond));
                 }
                 Some(Err(error)) => return Poll::Ready(End::Broken(error)),
@@ -262,7 +265,7 @@ fn ready_or_none(poll: Poll<()>) -> Option<()> {
 
 fn account(counters: &Counters, end: &End) {
     match end {
-        End::Done | End::Late(Late::Idle) => {}
+        End::Done | End::Late(Late::Idle | Late::Age) => {}
         End::Denied => counters.refused(Refusal::Denied),
         End::Late(Late::Head) => counters.heads_timed_out.add(1),
         End::Late(Late::Reader) => counters.readers_timed_out.add(1),

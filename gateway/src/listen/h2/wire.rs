@@ -13,7 +13,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use crate::base::random::random;
 use crate::config::Bounds;
+use crate::http::lifetime::Lifetime;
 use crate::http::socket::Socket;
 use crate::listen::h2::frames::Frames;
 use crate::observe::Counters;
@@ -27,6 +29,8 @@ pub(super) enum Late {
     Reader,
     /// A stream.
     Idle,
+    /// The end of its time.
+    Age,
 }
 
 /// The state of a connection that its socket, its task and its streams share.
@@ -44,6 +48,9 @@ pub(super) struct Life {
     head_timeout: Duration,
     idle_timeout: Duration,
     keep_alive_timeout: Cell<Duration>,
+    lifetime: Lifetime,
+    is_over: Cell<bool>,
+    is_leaving: Cell<bool>,
 }
 
 impl Life {
@@ -59,6 +66,9 @@ impl Life {
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
             keep_alive_timeout: Cell::new(bounds.keep_alive_timeout),
+            lifetime: Lifetime::new(bounds, random()),
+            is_over: Cell::new(false),
+            is_leaving: Cell::new(false),
         }
     }
 
@@ -67,8 +77,32 @@ impl Life {
         self.is_flooded.get()
     }
 
-    /// The connection is to end: without a stream it has `grace` left.
-    pub(super) fn drain(&self, grace: Duration) {
+    /// A request was read.
+    pub(super) fn request(&self) {
+        self.lifetime.request();
+        if self.lifetime.is_used_up() {
+            self.is_over.set(true);
+        }
+    }
+
+    /// The connection has had its time.
+    pub(super) fn grow_old(&self) {
+        self.is_over.set(true);
+    }
+
+    /// Whether the connection has had its time, or its requests, and has not been told.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.get() && !self.is_leaving.get()
+    }
+
+    /// Whether it was told to end.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.is_leaving.get()
+    }
+
+    /// It was told to end: without a stream it has `grace` left.
+    pub(super) fn leave(&self, grace: Duration) {
+        self.is_leaving.set(true);
         self.keep_alive_timeout.set(grace);
         self.idle_since.set(Instant::now());
     }
@@ -99,7 +133,9 @@ impl Life {
             self.blocked_since.get().map(|since| (since + self.idle_timeout, Late::Reader));
         let idle = (self.idle_since.get() + self.keep_alive_timeout.get(), Late::Idle);
         let idle = (self.streams.get() == 0).then_some(idle);
-        [head, reader, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let age = (!self.is_over.get() && !self.is_leaving.get())
+            .then(|| (self.lifetime.until(), Late::Age));
+        [head, reader, idle, age].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// When to look again at the latest.

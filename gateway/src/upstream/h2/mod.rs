@@ -18,8 +18,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, PingPong};
+use http::Response;
+use http::request::Parts;
 use http::uri::Scheme;
-use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -120,12 +121,13 @@ impl Trunks {
         });
     }
 
-    /// Sends `request` and waits for the head of the answer. Says also whether a connection was opened for it. A
+    /// Sends a request and waits for the head of the answer. Says also whether a connection was opened for it. A
     /// connection that was open before and turns out to take no more is passed over for another one.
     pub async fn send(
         &self,
         target: &Target<'_>,
-        mut request: Request<RequestBody>,
+        head: &Parts,
+        mut body: RequestBody,
         deadline: &Deadline,
     ) -> (Result<Response<Exchange>, Failure>, bool) {
         let trunk = Rc::clone(self.by_line.borrow_mut().entry(target.dial.line()).or_default());
@@ -133,10 +135,10 @@ impl Trunks {
             deadline.connect(target.connect_timeout);
             let (stream, is_new) = match trunk.take(target, deadline).await {
                 Ok(taken) => taken,
-                Err(error) => return (Err(Failure::Unsent(Box::new(request), error)), false),
+                Err(error) => return (Err(Failure::Unsent(body, error)), false),
             };
-            match stream.send(request, target.response_timeout, deadline).await {
-                Err(Failure::Unsent(unsent, _)) if !is_new => request = *unsent,
+            match stream.send(head, body, target.response_timeout, deadline).await {
+                Err(Failure::Unsent(unsent, _)) if !is_new => body = unsent,
                 result => return (result, is_new),
             }
         }

@@ -57,20 +57,20 @@ impl Stream {
         Self { sender: connection.sender.clone(), place }
     }
 
-    /// Sends `request` and waits for the head of the answer.
+    /// Sends a request and waits for the head of the answer.
     pub(super) async fn send(
         mut self,
-        request: Request<RequestBody>,
+        head: &Parts,
+        body: RequestBody,
         response_timeout: Duration,
         deadline: &Deadline,
     ) -> Result<Response<Exchange>, Failure> {
-        let (head, body) = request.into_parts();
         if head.extensions.get::<WebSocket>().is_some() {
             let detail = "this service takes no WebSockets: it is asked over HTTP/2";
             return Err(Failure::Final(Error::new(Kind::NotImplemented, detail)));
         }
         let is_whole = body.is_end_stream();
-        let wire = on_the_wire(&head, &self.place.state.scheme);
+        let wire = on_the_wire(head, &self.place.state.scheme);
         let opened = match self.ready(deadline).await {
             Ok(()) => self.sender.send_request(wire, is_whole).map_err(|error| {
                 self.place.state.is_usable.set(!error.is_go_away() && !error.is_io());
@@ -81,7 +81,7 @@ impl Stream {
         let (mut answer, stream) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                return Err(Failure::Unsent(Box::new(Request::from_parts(head, body)), error));
+                return Err(Failure::Unsent(body, error));
             }
         };
         deadline.send(!is_whole, response_timeout);
@@ -109,10 +109,7 @@ impl Stream {
                 let exchange = Exchange { body, upload, _place: self.place };
                 Ok(Response::from_parts(head, exchange))
             }
-            Err((error, true)) if !upload.moved => {
-                let request = Request::from_parts(head, upload.body);
-                Err(Failure::Unsent(Box::new(request), error))
-            }
+            Err((error, true)) if !upload.moved => Err(Failure::Unsent(upload.body, error)),
             Err((error, _)) => Err(Failure::Final(error)),
         }
     }
@@ -232,7 +229,7 @@ impl Upload {
     }
 }
 
-/// The head as HTTP/2 has it. Its own is kept, for the endpoint may hand the request back.
+/// The head as HTTP/2 has it. Its own stays, for the endpoint may hand the request back.
 fn on_the_wire(head: &Parts, scheme: &Scheme) -> Request<()> {
     let mut request = Request::new(());
     let mut headers = head.headers.clone();

@@ -1,0 +1,161 @@
+//! The bounds of clients' connections through the real binary: how many of one source, how old, how slow. Each test
+//! sends what goes beyond a bound, and what stays just within it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context;
+use harness::client::Client;
+use harness::gateway::Gateway;
+use harness::http2::{Frame, Http2, kind, reason};
+use harness::site::{PATIENCE, Site};
+use harness::{Result, wait_for};
+use serde_json::{Value, json};
+
+/// A gateway with two workers that answers by itself.
+fn gateway<'s>(site: &'s Site, settings: &Value) -> Result<(Gateway<'s>, SocketAddr)> {
+    let listen = site.free_address()?;
+    let mut config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "workers": 2,
+        "kernel": {"attach": "off"},
+        "routes": [{"match": {"path": "/{rest*}"}, "respond": {"body": "ok"}}],
+    });
+    let (config_keys, settings) = (config.as_object_mut(), settings.as_object());
+    let (config_keys, settings) = config_keys.zip(settings).context("no objects")?;
+    for (key, value) in settings {
+        config_keys.insert(key.clone(), value.clone());
+    }
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    Ok((gateway, listen))
+}
+
+fn count(gateway: &Gateway<'_>, pointer: &str) -> Result<u64> {
+    let status = gateway.status()?;
+    let count = status.pointer(&format!("/proxy/{pointer}")).and_then(Value::as_u64);
+    count.with_context(|| format!("no {pointer} in {status}"))
+}
+
+fn refused(gateway: &Gateway<'_>) -> Result<u64> {
+    count(gateway, "connections/refused/connections_per_source")
+}
+
+/// Whether a connection is served, after sending `begin`.
+fn is_served(client: &mut Client, begin: &[u8]) -> bool {
+    client.send(begin).is_ok() && client.get("/").is_ok_and(|answer| answer.status == 200)
+}
+
+#[test]
+fn a_source_has_no_more_than_its_connections_in_all_workers() -> Result {
+    const MAX: usize = 5;
+    let site = Site::new()?;
+    let bounds =
+        json!({"bounds": {"connections_per_source": MAX}, "trusted_proxies": ["127.0.0.9"]});
+    let (gateway, listen) = gateway(&site, &bounds)?;
+    let source = |last: u8| Some(IpAddr::from([127, 0, 0, last]));
+    let mut served: Vec<Client> = Vec::new();
+    for turn in 0..20u64 {
+        let mut client = site.connect(source(2), listen)?;
+        let is_served = is_served(&mut client, b"");
+        assert_eq!(is_served, served.len() < MAX, "connection {turn}");
+        if is_served {
+            served.push(client);
+        }
+    }
+    assert_eq!(refused(&gateway)?, 15);
+    // Another source, and whoever must not be blocked: a trusted proxy, an address of the host.
+    for (last, wanted) in [(3, MAX), (9, 20), (1, 20)] {
+        let clients = (0..20).map(|_| site.connect(source(last), listen));
+        let mut clients = clients.collect::<Result<Vec<_>>>()?;
+        let served = clients.iter_mut().filter_map(|client| is_served(client, b"").then_some(()));
+        assert_eq!(served.count(), wanted, "127.0.0.{last}");
+    }
+    // Who leaves makes room.
+    served.pop();
+    wait_for("room for one more", PATIENCE, || {
+        Ok(is_served(&mut site.connect(source(2), listen)?, b"").then_some(()))
+    })
+}
+
+#[test]
+fn behind_the_proxy_protocol_the_source_is_the_client() -> Result {
+    let site = Site::new()?;
+    let listen = site.free_address()?;
+    let (gateway, listen) = gateway(&site, &json!({
+        "listen": [{"address": listen.to_string(), "proxy_protocol": {"from": ["127.0.0.4/32"]}}],
+        "bounds": {"connections_per_source": 2},
+    }))
+    .map(|(gateway, _)| (gateway, listen))?;
+    let mut held = Vec::new();
+    for (client, wanted) in [
+        ("TCP4 192.0.2.7 198.51.100.1", 2),
+        ("TCP4 192.0.2.8 198.51.100.1", 2),
+        ("TCP6 2001:db8::7 2001:db8::1", 2),
+        // The same network.
+        ("TCP6 2001:db8::8 2001:db8::1", 0),
+    ] {
+        let header = format!("PROXY {client} 1 443\r\n");
+        let mut served = 0;
+        for _ in 0..4 {
+            let mut client = site.connect(Some(IpAddr::from([127, 0, 0, 4])), listen)?;
+            served += u32::from(is_served(&mut client, header.as_bytes()));
+            held.push(client);
+        }
+        assert_eq!(served, wanted, "{client}");
+    }
+    assert_eq!(refused(&gateway)?, 10);
+    Ok(())
+}
+
+#[test]
+fn a_connection_ends_with_the_last_of_its_requests() -> Result {
+    let site = Site::new()?;
+    let (_gateway, listen) = gateway(&site, &json!({"bounds": {"connection_requests": 3}}))?;
+    let mut client = site.connect(None, listen)?;
+    client.send(&b"GET / HTTP/1.1\r\nhost: h\r\n\r\n".repeat(4))?;
+    for (request, future) in [(1, None), (2, None), (3, Some("close"))] {
+        let answer = client.receive()?;
+        assert_eq!((answer.status, answer.header("connection")), (200, future), "{request}");
+    }
+    assert_eq!(client.read_to_end()?, b"", "the fourth is for another connection");
+
+    let mut client = site.enter(|| Http2::connect(listen, &[], PATIENCE))??;
+    client.frames(&[1, 3, 5].map(|stream| Frame::get(stream, "/")))?;
+    assert_last_words(&mut client, 3)
+}
+
+/// That the client is told to go without blame, that so many answers come, and then the end.
+fn assert_last_words(client: &mut Http2, answers: usize) -> Result {
+    let (mut goodbyes, mut heads) = (Vec::new(), 0);
+    while let Some(frame) = client.receive()? {
+        match frame.kind {
+            kind::GOAWAY => goodbyes.push(frame.reason()),
+            kind::HEADERS => heads += 1,
+            kind::PING => client.frames(&[Frame::new(kind::PING, 1, 0, frame.payload)])?,
+            _ => {}
+        }
+    }
+    assert!(goodbyes.contains(&Some(reason::NO_ERROR)), "{goodbyes:?}");
+    assert!(goodbyes.iter().all(|why| *why == Some(reason::NO_ERROR)), "{goodbyes:?}");
+    assert_eq!(heads, answers);
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_is_old_ends_without_losing_a_request() -> Result {
+    let site = Site::new()?;
+    let bounds = json!({"bounds": {"connection_lifetime": "500ms"}});
+    let (_gateway, listen) = gateway(&site, &bounds)?;
+    let mut client = site.connect(None, listen)?;
+    let mut other = site.enter(|| Http2::connect(listen, &[], PATIENCE))??;
+    other.frames(&[Frame::get(1, "/")])?;
+    wait_for("the last answer", PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(20));
+        let answer = client.get("/")?;
+        assert_eq!(answer.status, 200);
+        Ok(answer.header("connection").map(|future| assert_eq!(future, "close")))
+    })?;
+    assert_eq!(client.read_to_end()?, b"");
+    assert_last_words(&mut other, 1)
+}
