@@ -34,7 +34,8 @@ impl Place {
 
     /// Services on the same port of several addresses of loopback, each of which answers with its own address.
     fn services(&self, addresses: &[IpAddr]) -> Result<(u16, Vec<Origin>)> {
-        let first = self.site.enter(|| TcpListener::bind((addresses[0], 0)))??;
+        let first = *addresses.first().context("a service without an address")?;
+        let first = self.site.enter(|| TcpListener::bind((first, 0)))??;
         let port = first.local_addr()?.port();
         drop(first);
         let start = |ip: &IpAddr| {
@@ -113,7 +114,8 @@ fn name_view(gateway: &Gateway<'_>) -> Result<Value> {
 }
 
 fn note(gateway: &Gateway<'_>) -> Result<String> {
-    Ok(name_view(gateway)?["note"].as_str().unwrap_or_default().to_owned())
+    let view = name_view(gateway)?;
+    Ok(view.get("note").and_then(Value::as_str).unwrap_or_default().to_owned())
 }
 
 fn wait_for_note(gateway: &Gateway<'_>, wanted: &str) -> Result {
