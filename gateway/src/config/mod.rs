@@ -15,6 +15,7 @@ mod diagnostic;
 mod discovery;
 mod forms;
 mod health;
+mod hedge;
 mod kernel;
 mod listen;
 mod lists;
@@ -49,6 +50,7 @@ pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::discovery::{Discovery, Family, Name};
 pub use self::health::{Health, Probe};
+pub use self::hedge::Hedge;
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, FailureSet, Retry};
@@ -555,6 +557,8 @@ pub struct Upstream {
     pub whole_timeout: Option<Duration>,
     /// When a request is sent once more.
     pub retry: Retry,
+    /// When a request is sent to another endpoint as well; `None` for never.
+    pub hedge: Option<Hedge>,
     /// When it is left alone because it fails; `None` for never.
     pub breaker: Option<Breaker>,
     /// How many requests it has at once; `None` for any number.

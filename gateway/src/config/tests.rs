@@ -217,6 +217,9 @@ fn when_a_service_is_left_alone() {
     let service = |keys: &str| with(&upstream(keys)).unwrap().upstreams.remove(0);
     assert_eq!(service("breaker: {}").breaker, Some(Breaker::default()));
     assert_eq!(service("idle_connections: 1").breaker, None);
+    let hedge = service("hedge: {after: 50ms}").hedge;
+    assert_eq!(hedge, Some(Hedge { after: Duration::from_millis(50) }));
+    only(&upstream("hedge: {after: 2m}"), "`2m` is out of bounds", "2m");
     let by_share = service("breaker: {failure_share: 25%}").breaker.unwrap();
     let share = Share::per_million(250_000);
     let expected = FailureShare { share, window: Duration::from_secs(10), min_requests: 20 };

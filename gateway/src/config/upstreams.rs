@@ -10,6 +10,7 @@ use super::breaker::breaker;
 use super::concurrency::concurrency;
 use super::discovery::{host_and_port, is_name, service};
 use super::health::health;
+use super::hedge::hedge;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawEndpointSection, RawUpstream, TextOr};
 use super::retry::retry;
@@ -66,6 +67,7 @@ fn upstream(own_name: &str, raw: &RawUpstream, around: Around<'_>, at: At<'_>) -
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
         retry: retry(&raw.retry, at.key("retry")),
+        hedge: raw.hedge.as_ref().and_then(|raw| hedge(raw, at.key("hedge"))),
         breaker: raw.breaker.as_ref().map(|raw| breaker(raw, at.key("breaker"))),
         concurrency: raw.concurrency.as_ref().map(|raw| concurrency(raw, at.key("concurrency"))),
         idle_connections: idle_connections.unwrap_or_default(),

@@ -17,6 +17,7 @@ pub mod endpoint;
 mod failure_share;
 pub mod guard;
 pub mod h2;
+mod hedge;
 pub mod pool;
 mod retry;
 pub mod send;
@@ -55,6 +56,7 @@ pub struct Upstream {
     response_timeout: Duration,
     whole_timeout: Option<Duration>,
     retry: config::Retry,
+    hedge: Option<config::Hedge>,
     breaker: Option<config::Breaker>,
     concurrency: Option<config::Concurrency>,
     /// The highest of the routes that lead here.
@@ -97,6 +99,7 @@ impl Upstream {
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
             retry: config.retry.clone(),
+            hedge: config.hedge,
             breaker: config.breaker.clone(),
             concurrency: config.concurrency,
             top_priority: config::Priority::Low,

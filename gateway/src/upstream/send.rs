@@ -1,5 +1,6 @@
 //! How a request is sent: over which connection, and once more or not when that fails.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -27,7 +28,7 @@ use crate::upstream::endpoint::Outcome;
 use crate::upstream::h2::{Target, Trunks};
 use crate::upstream::pool::{Home, Pool};
 use crate::upstream::retry::Effort;
-use crate::upstream::{Local, Upstream};
+use crate::upstream::{Local, Upstream, hedge};
 
 /// What a worker sends requests with.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub struct Client {
     worker: usize,
     pool: Rc<Pool>,
     trunks: Trunks,
-    counters: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
 }
 
 /// Where a request goes, and who looks after it on the way.
@@ -54,6 +55,13 @@ pub struct Way<'a> {
     pub priority: Priority,
     /// How long it may take, where its route says that.
     pub timeouts: &'a Timeouts,
+}
+
+/// The head of an answer, and whom the rest is to come from.
+pub(super) struct Answered {
+    pub(super) response: Response<()>,
+    carrier: Carrier,
+    picked: Picked,
 }
 
 impl Way<'_> {
@@ -136,15 +144,24 @@ impl Client {
         let counted = (&local.budget, &self.counters.resilience);
         // The head stays here, for whoever sends it: nothing of it is copied for a retry that is never made.
         let (head, body) = request.into_parts();
+        let mut hedge = hedge::delay(choice.upstream, &head, &body);
         let (mut effort, mut body) = Effort::new(retry, counted, deadline, &head, body);
-        let mut tried = Tried::default();
+        let tried = RefCell::default();
         loop {
+            let came = match hedge.take() {
+                None => self.attempt(way, &tried, &head, body).await,
+                // On the heap, for most requests need no room for two.
+                Some(after) => Box::pin(self.race(way, &tried, &head, (after, &effort))).await,
+            };
             let pause;
-            (body, pause) = match self.attempt(way, &mut tried, &head, body).await {
-                Ok(answer) => match effort.after_answer(&answer) {
-                    Some(again) => again,
-                    None => return Ok(answer),
-                },
+            (body, pause) = match came {
+                Ok(answered) => {
+                    let answer = self.answer(answered, way);
+                    match effort.after_answer(&answer) {
+                        Some(again) => again,
+                        None => return Ok(answer),
+                    }
+                }
                 Err(failure) => {
                     let (error, unsent) = match failure {
                         Failure::Unsent(body, error) => (error, Some(body)),
@@ -155,20 +172,20 @@ impl Client {
             };
             deadline.pause(pause).await;
             if !choice.has_more(&tried) {
-                tried = Tried::default();
+                tried.take();
             }
         }
     }
 
     /// Sends a request once: to the first endpoint that takes it. One that cannot be connected to is passed over for
     /// the next, because nothing was sent yet; so is one that closed before it took anything.
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         way: Way<'_>,
-        tried: &mut Tried,
+        tried: &RefCell<Tried>,
         head: &Parts,
         mut body: RequestBody,
-    ) -> Result<Response<AnswerBody>, Failure> {
+    ) -> Result<Answered, Failure> {
         let Way { choice, deadline, .. } = way;
         let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
         let mut error = Error::from(Kind::UpstreamUnavailable);
@@ -197,7 +214,10 @@ impl Client {
             let whose = (&*choice.upstream.group, Some(picked.address()), deadline.now());
             report(pass, terms, outcome, whose);
             match came {
-                Ok(answer) => return Ok(self.answer(answer, way, picked)),
+                Ok((response, carrier)) => {
+                    picked.observe(Outcome::Answered(response.status()));
+                    return Ok(Answered { response, carrier, picked });
+                }
                 Err(Failure::Unsent(unsent, refused)) => {
                     (body, error) = (unsent, failed(refused, &picked));
                 }
@@ -267,16 +287,11 @@ impl Client {
         Ok((Response::from_parts(head, ()), Carrier::Http2(Box::new(exchange))))
     }
 
-    fn answer(
-        &self,
-        (response, connection): (Response<()>, Carrier),
-        way: Way<'_>,
-        picked: Picked,
-    ) -> Response<AnswerBody> {
-        picked.observe(Outcome::Answered(response.status()));
+    fn answer(&self, answered: Answered, way: Way<'_>) -> Response<AnswerBody> {
+        let Answered { response, carrier, picked } = answered;
         let keep = way.choice.upstream.keep;
         let home = Home { pool: Rc::clone(&self.pool), keep, picked };
-        response.map(|()| AnswerBody::new(connection, home, way.deadline))
+        response.map(|()| AnswerBody::new(carrier, home, way.deadline))
     }
 }
 

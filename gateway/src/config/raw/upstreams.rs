@@ -7,6 +7,7 @@ use crate::config::Protocol;
 use crate::config::breaker::RawBreaker;
 use crate::config::concurrency::RawConcurrency;
 use crate::config::health::RawHealth;
+use crate::config::hedge::RawHedge;
 use crate::config::retry::RawRetry;
 
 /// A service.
@@ -35,6 +36,9 @@ pub(in crate::config) struct RawUpstream {
     pub(in crate::config) timeout: RawTimeout,
     #[serde(default)]
     pub(in crate::config) retry: RawRetry,
+    /// Default: never.
+    #[serde(default)]
+    pub(in crate::config) hedge: Option<RawHedge>,
     /// Default: none.
     #[serde(default)]
     pub(in crate::config) breaker: Option<RawBreaker>,
