@@ -178,9 +178,7 @@ pub(super) fn host_and_port(text: &str, at: At<'_>) -> Option<Name> {
     };
     let host = host_name(host, at)?;
     match port.parse() {
-        Ok(port @ 1..) if text.ends_with(|last: char| last.is_ascii_digit()) => {
-            Some(Name::Host { host, port })
-        }
+        Ok(number @ 1..) if !port.starts_with('+') => Some(Name::Host { host, port: number }),
         _ => {
             at.error_with_help(
                 format!("`{}` is no port", shorten(port)),
@@ -288,8 +286,8 @@ mod tests {
             "2",
         );
         let both = "{srv: _h._tcp.a, address: 'a:1'}";
-        wrong(both, "an endpoint has either `address` or `srv`", both);
-        wrong("{zone: eu}", "an endpoint has either `address` or `srv`", "{zone: eu}");
+        wrong(both, "an endpoint has either `address` or `srv`", "{");
+        wrong("{zone: eu}", "an endpoint has either `address` or `srv`", "{");
         wrong("'a:1', 'A:1'", "`A:1` is given twice in upstream `a`", "'A:1'");
     }
 
