@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use gateway::http::h1::upgrade::accept;
 use harness::authority::Authority;
 use harness::client::{Client, Response};
 use harness::gateway::Gateway;
@@ -678,10 +679,14 @@ fn a_websocket_where_the_service_chooses_takes_what_takes_it() -> Result {
         let tunnels = Tunnels::start(&site, offered)?;
         let upgraded = site.origin(|request| {
             assert_eq!(request.header("upgrade"), Some("websocket"));
-            let head = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
-                         upgrade: websocket\r\nsec-websocket-protocol: chat\r\n\
-                         sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nhello bye";
-            Reply::Raw(head)
+            let key = request.header("sec-websocket-key").unwrap_or_default();
+            let head = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                 upgrade: websocket\r\nsec-websocket-protocol: chat\r\n\
+                 sec-websocket-accept: {}\r\n\r\nhello bye",
+                accept(key.as_bytes())
+            );
+            Reply::Bytes(head.into_bytes())
         })?;
         let behind = Behind { http1: upgraded.address, http2: tunnels.address };
         let end = TlsEnd::start(&site, &pair, &["h2", "http/1.1"], behind)?;

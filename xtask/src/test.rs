@@ -13,13 +13,14 @@ use crate::process;
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("h2load", "nghttp2-client"),
     ("nghttpd", "nghttp2-server"),
     ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
     ("systemd-analyze", "systemd"),
+    ("chromium", "chromium"),
 ];
 
 /// Arguments of `cargo xtask test`.
@@ -91,7 +92,9 @@ pub(crate) fn provide(program: &str, package: &str, is_root: bool) -> anyhow::Re
         bail!("the tests need {program}; install it: apt-get install {package}");
     }
     eprintln!("installing {package} for {program}");
-    for arguments in [&["update", "-q"][..], &["install", "-q", "-y", package]] {
+    for arguments in
+        [&["update", "-q"][..], &["install", "-q", "-y", "--no-install-recommends", package]]
+    {
         let mut apt = Command::new("apt-get");
         process::run(apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
             .with_context(|| format!("install {package} for {program}"))?;

@@ -1,5 +1,5 @@
 //! One look at whether an endpoint is well: over TCP, HTTP or gRPC, each time by a connection of its own, made as those
-//! of requests are. The two messages of `grpc.health.v1` have one field each, so they are written and read here by hand.
+//! of requests are. The two messages of `grpc.health.v1` have one field each, so they are written and read by hand.
 
 use std::convert::Infallible;
 use std::future::pending;
