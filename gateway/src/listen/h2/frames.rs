@@ -13,11 +13,11 @@ pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD_BYTES: usize = 9;
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
+pub(super) const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// Streams that a client may reset at once, and how many more a second. Beyond that it may reset half of those that it
@@ -107,28 +107,34 @@ impl Frames {
 
 /// The head of a frame.
 #[derive(Debug)]
-struct Head {
+pub(super) struct Head {
     length: usize,
-    kind: u8,
-    flags: u8,
+    pub(super) kind: u8,
+    pub(super) flags: u8,
 }
 
 /// Finds the heads of frames in a stream of bytes.
 #[derive(Debug, Default)]
-struct Scan {
+pub(super) struct Scan {
     head: [u8; HEAD_BYTES],
     head_bytes: usize,
     /// What is to be passed over before the next head.
-    left: usize,
+    pub(super) left: usize,
     /// Of the frame that is passed over.
-    kind: u8,
+    pub(super) kind: u8,
     /// Whether fields were begun that no frame has ended.
     in_block: bool,
 }
 
 impl Scan {
+    /// The stream of the frame that is passed over.
+    pub(super) fn stream(&self) -> u32 {
+        let [.., a, b, c, d] = self.head;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// The next head that is whole.
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<Head> {
+    pub(super) fn next(&mut self, bytes: &mut &[u8]) -> Option<Head> {
         let (_, rest) = bytes.split_at_checked(self.left).unwrap_or((bytes, &[]));
         self.left -= bytes.len() - rest.len();
         *bytes = rest;

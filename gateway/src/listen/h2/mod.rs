@@ -8,6 +8,7 @@
 //! ([`SEND_BYTES`]), and by the window of the connection.
 
 pub mod frames;
+mod refusals;
 mod stream;
 mod wire;
 
