@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use socket2::{Domain, Socket, Type};
 
 use crate::Result;
@@ -201,6 +201,20 @@ impl Http2 {
         client.send(PREFACE)?;
         client.frames(&[Frame::settings(values)])?;
         Ok(client)
+    }
+
+    /// The other side: reads the preface, and sends SETTINGS of its own.
+    pub fn accept(mut stream: TcpStream, patience: Duration) -> Result<Self> {
+        stream.set_nonblocking(false)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let mut preface = [0; PREFACE.len()];
+        stream.read_exact(&mut preface)?;
+        ensure!(preface == PREFACE, "not HTTP/2");
+        let mut service = Self { stream };
+        service.frames(&[Frame::settings(&[])])?;
+        Ok(service)
     }
 
     /// Sends bytes as they are.

@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod client;
 pub mod frames;
 pub mod gateway;
+pub mod h2_origin;
 pub mod http2;
 pub mod metrics;
 pub mod namespace;

@@ -217,6 +217,9 @@ fn when_a_service_is_left_alone() {
     let service = |keys: &str| with(&upstream(keys)).unwrap().upstreams.remove(0);
     assert_eq!(service("breaker: {}").breaker, Some(Breaker::default()));
     assert_eq!(service("idle_connections: 1").breaker, None);
+    let bounded = service("balance: {hash: client, bound: 125%}").balance;
+    assert_eq!(bounded.bound, Some(Share::per_million(1_250_000)));
+    only(&upstream("balance: {hash: client, bound: 100%}"), "100% is out of bounds", "100%");
     let hedge = service("hedge: {after: 50ms}").hedge;
     assert_eq!(hedge, Some(Hedge { after: Duration::from_millis(50) }));
     only(&upstream("hedge: {after: 2m}"), "`2m` is out of bounds", "2m");
