@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
 use harness::gateway::Gateway;
-use harness::h2_origin::{Http2Origin, Reply as Reply2};
-use harness::http2::reason;
+use harness::h2_service::{H2Service, answer};
+use harness::http2::{Frame, Http2, kind, reason};
 use harness::origin::{Origin, Reply};
 use harness::site::{PATIENCE, Site};
 use harness::{Result, wait_for};
@@ -102,6 +103,84 @@ fn no_idempotent_request_fails_while_others_hang_and_lie() -> Result {
     Ok(())
 }
 
+/// What a service does with a request over HTTP/2.
+#[derive(Clone, Copy, Debug)]
+enum Reply2 {
+    Answer(&'static str),
+    Sick,
+    Hang,
+    Reset(u32),
+    Close,
+    Lie,
+}
+
+/// A service that does with its requests what it is told by their numbers, from 0.
+struct Origin2 {
+    service: H2Service,
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    requests: AtomicUsize,
+    /// The reasons of the streams that the gateway has ended.
+    resets: Mutex<Vec<u32>>,
+}
+
+impl Origin2 {
+    fn start(
+        site: &Site,
+        script: impl Fn(usize) -> Reply2 + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let seen = Arc::<Seen>::default();
+        let service = H2Service::start(site, {
+            let seen = Arc::clone(&seen);
+            move |connection, _| seen.serve(connection, &script)
+        })?;
+        Ok(Self { service, seen })
+    }
+
+    fn requests(&self) -> usize {
+        self.seen.requests.load(Ordering::Relaxed)
+    }
+
+    fn resets(&self) -> Vec<u32> {
+        self.seen.resets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Seen {
+    fn serve(&self, connection: &mut Http2, script: &dyn Fn(usize) -> Reply2) -> Result {
+        connection.frames(&[Frame::settings(&[])])?;
+        while let Some(frame) = connection.receive_polite()? {
+            if frame.kind == kind::RST_STREAM {
+                let mut resets = self.resets.lock().unwrap_or_else(PoisonError::into_inner);
+                resets.extend(frame.reason());
+            }
+            if !frame.ends_stream() {
+                continue;
+            }
+            match script(self.requests.fetch_add(1, Ordering::Relaxed)) {
+                Reply2::Answer(body) => connection.frames(&answer(frame.stream, body))?,
+                Reply2::Sick => {
+                    connection.frames(&[Frame::headers(
+                        frame.stream,
+                        true,
+                        &[(":status", "503")],
+                    )])?;
+                }
+                Reply2::Hang => {}
+                Reply2::Reset(reason) => {
+                    connection.frames(&[Frame::reset(frame.stream, reason)])?
+                }
+                Reply2::Close => return Ok(()),
+                Reply2::Lie => return connection.send(b"HTTP/1.1 200 OK\r\n\r\n"),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The settings of a service that is asked over HTTP/2.
 fn h2(mut settings: Value) -> Value {
     settings.as_object_mut().map(|all| all.insert("protocol".to_owned(), json!("h2")));
@@ -117,14 +196,14 @@ fn what_an_http2_service_fails_goes_on_to_another_and_it_is_ejected() -> Result 
         (Reply2::Lie, "upstream_protocol"),
         (Reply2::Hang, "upstream_timeout"),
     ] {
-        let sick = Http2Origin::start(&site, move |_| reply)?;
-        let honest = Http2Origin::start(&site, |_| Reply2::Answer("ok"))?;
+        let sick = Origin2::start(&site, move |_| reply)?;
+        let honest = Origin2::start(&site, |_| Reply2::Answer("ok"))?;
         let settings = json!({
             "timeout": {"response": "250ms"},
             "retry": {"on": ["reset", "timeout"], "budget": "100%", "backoff": "1ms..2ms"},
             "ejection": {"failures": 2},
         });
-        let addresses = [sick.address, honest.address];
+        let addresses = [sick.service.address, honest.service.address];
         let (gateway, address) = gateway(&site, &addresses, h2(settings))?;
         for _ in 0..8 {
             assert_eq!(ask(&site, address, "GET")?, (200, "ok".to_owned()), "{reply:?}");
@@ -143,17 +222,18 @@ fn what_an_http2_service_fails_goes_on_to_another_and_it_is_ejected() -> Result 
 #[test]
 fn an_http2_service_hands_back_what_it_did_not_do_whatever_the_method() -> Result {
     let site = Site::new()?;
-    let busy = Http2Origin::start(&site, |_| Reply2::Reset(reason::REFUSED_STREAM))?;
-    let honest = Http2Origin::start(&site, |_| Reply2::Answer("ok"))?;
-    let sick = Http2Origin::start(&site, |_| Reply2::Close)?;
+    let busy = Origin2::start(&site, |_| Reply2::Reset(reason::REFUSED_STREAM))?;
+    let honest = Origin2::start(&site, |_| Reply2::Answer("ok"))?;
+    let sick = Origin2::start(&site, |_| Reply2::Close)?;
     let settings = || h2(json!({"ejection": "off"}));
-    let refused = gateway(&site, &[busy.address, honest.address], settings())?;
+    let refused = gateway(&site, &[busy.service.address, honest.service.address], settings())?;
     for _ in 0..4 {
         assert_eq!(ask(&site, refused.1, "POST")?.0, 200);
     }
     assert!(busy.requests() > 0);
     drop(refused);
-    let (_gateway, address) = gateway(&site, &[sick.address, honest.address], settings())?;
+    let (_gateway, address) =
+        gateway(&site, &[sick.service.address, honest.service.address], settings())?;
     let mut statuses = [ask(&site, address, "POST")?.0, ask(&site, address, "POST")?.0];
     statuses.sort_unstable();
     assert_eq!((statuses, sick.requests()), ([200, 502], 1), "it may have been done");
@@ -163,7 +243,7 @@ fn an_http2_service_hands_back_what_it_did_not_do_whatever_the_method() -> Resul
 #[test]
 fn breakers_see_http2_services_fail_and_come_back() -> Result {
     let site = Site::new()?;
-    let service = Http2Origin::start(&site, |number| match number {
+    let service = Origin2::start(&site, |number| match number {
         0 => Reply2::Sick,
         1 => Reply2::Close,
         2 => Reply2::Hang,
@@ -175,7 +255,7 @@ fn breakers_see_http2_services_fail_and_come_back() -> Result {
         "breaker": {"failures": 3, "open_for": "300ms", "per": "both"},
         "ejection": "off",
     });
-    let (gateway, address) = gateway(&site, &[service.address], h2(settings))?;
+    let (gateway, address) = gateway(&site, &[service.service.address], h2(settings))?;
     for status in [503, 502, 504, 503] {
         assert_eq!(ask(&site, address, "GET")?.0, status);
     }
@@ -193,15 +273,16 @@ fn breakers_see_http2_services_fail_and_come_back() -> Result {
 #[test]
 fn the_stream_of_a_hedged_request_is_reset_and_its_connection_stays() -> Result {
     let site = Site::new()?;
-    let slow = Http2Origin::start(&site, |_| Reply2::Hang)?;
-    let fast = Http2Origin::start(&site, |_| Reply2::Answer("fast"))?;
+    let slow = Origin2::start(&site, |_| Reply2::Hang)?;
+    let fast = Origin2::start(&site, |_| Reply2::Answer("fast"))?;
     let settings = json!({
         "hedge": {"after": "5ms"},
         "retry": {"budget": "100%"},
         "timeout": {"response": "60s"},
         "ejection": {"failures": 1},
     });
-    let (gateway, address) = gateway(&site, &[slow.address, fast.address], h2(settings))?;
+    let (gateway, address) =
+        gateway(&site, &[slow.service.address, fast.service.address], h2(settings))?;
     for _ in 0..6 {
         assert_eq!(ask(&site, address, "GET")?, (200, "fast".to_owned()));
     }

@@ -497,10 +497,12 @@ pub struct Bounds {
 }
 
 /// What a service is asked over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Protocol {
+    /// HTTP/2 or HTTP/1.1, as each endpoint chooses when TLS is agreed on (ALPN, RFC 7301).
+    #[serde(rename = "auto")]
+    Auto,
     /// HTTP/1.1, one request a connection at a time.
-    #[default]
     #[serde(rename = "http1")]
     Http1,
     /// HTTP/2 by prior knowledge, many requests a connection.
@@ -512,6 +514,7 @@ impl Protocol {
     /// As it is written in the file.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Http1 => "http1",
             Self::Http2 => "h2",
         }

@@ -737,3 +737,25 @@ fn checks_in_plain_http_of_what_speaks_tls_are_refused() {
     );
     assert!(with(&upstream("type: tcp")).is_ok());
 }
+
+#[test]
+fn who_chooses_the_protocol_needs_tls_and_has_it_by_default() {
+    let upstream = |more: &str| format!("upstreams: {{a: {{endpoints: ['10.0.0.1:1'], {more}}}}}");
+    let protocol = |more: &str| with(&upstream(more)).unwrap().upstreams[0].protocol;
+    assert_eq!(protocol(""), Protocol::Http1);
+    assert_eq!(protocol("tls: {}"), Protocol::Auto);
+    assert_eq!(protocol("tls: {}, protocol: auto"), Protocol::Auto);
+    assert_eq!(protocol("tls: {}, proxy_protocol: v2"), Protocol::Http1);
+    only(
+        &upstream("protocol: auto"),
+        "endpoints choose the protocol while TLS is agreed on, and this upstream has no TLS",
+        "auto",
+    );
+    for protocol in ["auto", "h2"] {
+        only(
+            &upstream(&format!("tls: {{}}, proxy_protocol: v2, protocol: {protocol}")),
+            "connections of HTTP/2 are shared by clients, and the PROXY protocol names one",
+            "proxy_protocol",
+        );
+    }
+}

@@ -18,6 +18,7 @@ mod failure_share;
 pub mod guard;
 pub mod h2;
 mod hedge;
+pub mod lines;
 pub mod pool;
 mod retry;
 pub mod send;
@@ -43,7 +44,7 @@ use balance::Group;
 use breaker::Breaker;
 use budget::Budget;
 use concurrency::{Limiter, Queue};
-use dial::Dial;
+use dial::{Dial, Target};
 use directory::Directory;
 use guard::Guard;
 
@@ -110,10 +111,17 @@ impl Upstream {
         }
     }
 
-    /// How an endpoint of it is connected to for a client with these `addresses`.
-    pub fn dial(&self, endpoint: SocketAddr, addresses: Addresses) -> Dial<'_> {
+    /// How an endpoint of it is asked for a client with these `addresses`.
+    pub fn target(&self, endpoint: SocketAddr, addresses: Addresses) -> Target<'_> {
         let addresses = self.proxy_protocol.then_some(addresses);
-        Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, addresses }
+        Target {
+            dial: Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, addresses },
+            limits: self.limits,
+            keep: self.keep,
+            connect_timeout: self.connect_timeout,
+            response_timeout: self.response_timeout,
+            replay_bytes: self.retry.buffer_bytes,
+        }
     }
 
     /// A route of this priority leads here.

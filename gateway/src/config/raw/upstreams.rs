@@ -16,8 +16,9 @@ use crate::config::retry::RawRetry;
 pub(in crate::config) struct RawUpstream {
     /// At least one.
     pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    /// Default: `auto` where there is TLS and no PROXY protocol, `http1` elsewhere.
     #[serde(default)]
-    pub(in crate::config) protocol: Protocol,
+    pub(in crate::config) protocol: Option<Protocol>,
     /// How one of them is chosen.
     #[serde(default = "balance")]
     pub(in crate::config) balance: RawBalance,
