@@ -99,7 +99,8 @@ fn no_idempotent_request_fails_while_others_hang_and_lie() -> Result {
         // Those that were under way when it was ejected, and no more.
         assert!(origin.requests().len() < 3 + CLIENTS, "{number}: {}", origin.requests().len());
     }
-    assert!(endpoint(&gateway, 3, "failures")? == json!(0));
+    assert_eq!(endpoint(&gateway, 3, "failures")?, json!(0));
+    assert_eq!(endpoint(&gateway, 3, "failures_in_a_row")?, json!(0));
     Ok(())
 }
 
