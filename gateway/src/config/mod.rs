@@ -480,6 +480,8 @@ pub struct Bounds {
     pub target_bytes: usize,
     /// Bytes of a request's body.
     pub body_bytes: u64,
+    /// Bytes of a body that a client must send or take in a second, but for pauses of `idle_timeout`; 0 for none.
+    pub body_bytes_per_second: u64,
     /// Time for what comes before HTTP: a TLS handshake.
     pub handshake_timeout: Duration,
     /// Handshakes at the same time, in all workers together.

@@ -105,9 +105,22 @@ pub(super) fn bounds(bounds: &Bounds) -> Vec<Policy> {
         policy("bounds.header_count", bounds.header_count),
         policy("bounds.head_bytes", bounds.head_bytes),
         policy("bounds.body_bytes", bounds.body_bytes),
+        policy("bounds.body_bytes_per_second", bounds.body_bytes_per_second),
         policy("bounds.head_timeout", format_duration(bounds.head_timeout)),
         policy("bounds.idle_timeout", format_duration(bounds.idle_timeout)),
     ]
+}
+
+/// Whether the route says nothing else.
+pub(super) fn holds(policy: &Policy, route: &Route) -> bool {
+    policy.name != "bounds.body_bytes" || own_body_bytes(route).is_none()
+}
+
+fn own_body_bytes(route: &Route) -> Option<u64> {
+    match &route.action {
+        Action::Forward(forward) => forward.body_bytes,
+        Action::Redirect(_) | Action::Respond(_) => None,
+    }
 }
 
 /// What the route says besides where the request goes.
@@ -128,6 +141,7 @@ pub(super) fn of_route(route: &Route) -> Vec<Policy> {
         policy("encoded_slash", ambiguity(route.encoded_slash)),
         policy("path_parameters", ambiguity(route.path_parameters)),
     ];
+    found.extend(own_body_bytes(route).map(|bytes| policy("body_bytes", bytes)));
     if let Action::Forward(Forward { timeouts, .. }) = &route.action {
         let Timeouts { connect, response, whole, stream_idle } = *timeouts;
         let times = [
