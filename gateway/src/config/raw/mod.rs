@@ -16,6 +16,7 @@ pub(super) use self::listen::*;
 pub(super) use self::observe::*;
 pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
+use super::discovery::RawDiscovery;
 pub(super) use super::forms::{Named, Section, TextOr};
 use super::tracing::RawTracing;
 
@@ -40,6 +41,7 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) bounds: RawBounds,
     /// Where the gateway is. Default: nowhere in particular.
     pub(in crate::config) zone: Option<String>,
+    pub(in crate::config) discovery: RawDiscovery,
     pub(in crate::config) upstreams: Named<RawUpstream>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
