@@ -101,7 +101,7 @@ fn ejection() -> RawEjection {
 }
 
 fn idle_connections() -> u64 {
-    64
+    1024
 }
 
 /// `ip:port` or `echo`, alone or as `{address: ...}`.
