@@ -217,6 +217,9 @@ fn when_a_service_is_left_alone() {
     let service = |keys: &str| with(&upstream(keys)).unwrap().upstreams.remove(0);
     assert_eq!(service("breaker: {}").breaker, Some(Breaker::default()));
     assert_eq!(service("idle_connections: 1").breaker, None);
+    let hedge = service("hedge: {after: 50ms}").hedge;
+    assert_eq!(hedge, Some(Hedge { after: Duration::from_millis(50) }));
+    only(&upstream("hedge: {after: 2m}"), "`2m` is out of bounds", "2m");
     let by_share = service("breaker: {failure_share: 25%}").breaker.unwrap();
     let share = Share::per_million(250_000);
     let expected = FailureShare { share, window: Duration::from_secs(10), min_requests: 20 };
@@ -730,4 +733,26 @@ fn checks_in_plain_http_of_what_speaks_tls_are_refused() {
         "health",
     );
     assert!(with(&upstream("type: tcp")).is_ok());
+}
+
+#[test]
+fn who_chooses_the_protocol_needs_tls_and_has_it_by_default() {
+    let upstream = |more: &str| format!("upstreams: {{a: {{endpoints: ['10.0.0.1:1'], {more}}}}}");
+    let protocol = |more: &str| with(&upstream(more)).unwrap().upstreams[0].protocol;
+    assert_eq!(protocol(""), Protocol::Http1);
+    assert_eq!(protocol("tls: {}"), Protocol::Auto);
+    assert_eq!(protocol("tls: {}, protocol: auto"), Protocol::Auto);
+    assert_eq!(protocol("tls: {}, proxy_protocol: v2"), Protocol::Http1);
+    only(
+        &upstream("protocol: auto"),
+        "endpoints choose the protocol while TLS is agreed on, and this upstream has no TLS",
+        "auto",
+    );
+    for protocol in ["auto", "h2"] {
+        only(
+            &upstream(&format!("tls: {{}}, proxy_protocol: v2, protocol: {protocol}")),
+            "connections of HTTP/2 are shared by clients, and the PROXY protocol names one",
+            "proxy_protocol",
+        );
+    }
 }

@@ -16,10 +16,12 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::task::Poll;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
@@ -46,6 +48,9 @@ pub enum Phase {
 
 /// Time for a client that is still sending to notice its answer. To close on what it sends would destroy the answer.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// Longer than anything may take.
+const LENT: Duration = Duration::from_secs(7 * 86_400);
 
 /// The deadline of one client connection.
 #[derive(Debug)]
@@ -170,6 +175,53 @@ impl Deadline {
     /// Whether a wait of so long ends before the request as a whole must.
     pub fn leaves(&self, wait: Duration) -> bool {
         self.whole.get().is_none_or(|whole| self.now() + wait < whole)
+    }
+
+    /// A deadline of its own for one of several attempts at the request, none of whose waits goes beyond the request as
+    /// a whole. From now on this one waits for nothing: each attempt is to be driven by its own.
+    pub fn fork(&self) -> Rc<Self> {
+        self.phase.set(Phase::Answer);
+        self.passed.set(false);
+        self.at.set(self.now() + LENT);
+        Rc::new(Self {
+            trail: Trail::default(),
+            at: self.at.clone(),
+            now: Cell::new(None),
+            phase: self.phase.clone(),
+            passed: Cell::new(false),
+            client_is_asked: Cell::new(false),
+            fault: Cell::new(None),
+            response_timeout: self.response_timeout.clone(),
+            whole: self.whole.clone(),
+            stream_idle: self.stream_idle.clone(),
+            ..*self
+        })
+    }
+
+    /// Does `work` and wakes it when this deadline has passed, which nobody else looks at.
+    pub async fn drive<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        let mut timer = pin!(sleep_until(self.at()));
+        poll_fn(|context| {
+            self.woken();
+            loop {
+                if let Poll::Ready(done) = work.as_mut().poll(context) {
+                    return Poll::Ready(done);
+                }
+                // Whoever waits was asked what to do and did nothing.
+                if self.has_passed() {
+                    return Poll::Pending;
+                }
+                loop {
+                    timer.as_mut().reset(self.at());
+                    ready!(timer.as_mut().poll(context));
+                    if self.check() {
+                        break;
+                    }
+                }
+            }
+        })
+        .await
     }
 
     /// The request waits here, for its turn.
@@ -381,6 +433,28 @@ pub(crate) mod tests {
         assert!(!deadline.awaits_head(Duration::ZERO));
         deadline.ended();
         assert!(!deadline.awaits_head(Duration::ZERO), "idle between two requests");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_attempt_has_its_own_time_and_none_more_than_the_request() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        deadline.bound(Some(seconds(5)));
+        let [one, other] = [deadline.fork(), deadline.fork()];
+        let wait = async |deadline: &Deadline, times: &[u64]| {
+            for time in times {
+                deadline.pause(seconds(*time)).await;
+            }
+            deadline.now() - start
+        };
+        let both =
+            async { tokio::join!(one.drive(wait(&one, &[1, 2])), other.drive(wait(&other, &[9]))) };
+        assert_eq!(both.await, (seconds(3), seconds(5)));
+        assert!(deadline.at() > Instant::now() && !deadline.has_passed());
+        deadline.woken();
+        deadline.answered();
+        assert_eq!(deadline.at(), start + seconds(5));
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,8 @@ use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::h1::client::Client;
 use crate::http::h1::head::{Limits, Scan, Section};
-use crate::upstream::dial::{Dial, Line};
+use crate::http::socket::Socket;
+use crate::upstream::dial::Line;
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
@@ -33,14 +34,9 @@ pub enum Failure {
 }
 
 impl Connection {
-    /// Connects to an endpoint before the deadline.
-    pub async fn open(
-        dial: Dial<'_>,
-        limits: Limits,
-        deadline: &Deadline,
-    ) -> Result<Box<Self>, Error> {
-        let socket = dial.socket(deadline).await?;
-        Ok(Box::new(Self { line: dial.line(), http: Client::new(socket, limits) }))
+    /// The connection over a socket, along `line`.
+    pub fn new(line: Line, socket: Socket, limits: Limits) -> Box<Self> {
+        Box::new(Self { line, http: Client::new(socket, limits) })
     }
 
     /// Where it leads.

@@ -107,6 +107,11 @@ impl<'a> Effort<'a> {
         Some((body, pause.max(asked)))
     }
 
+    /// Whether the budget has something to spare for a hedge, which then is taken.
+    pub(super) fn has_spare(&self) -> bool {
+        self.budget.spare(self.policy.budget, self.deadline.now())
+    }
+
     fn again(
         &mut self,
         reason: Again,

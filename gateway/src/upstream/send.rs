@@ -1,5 +1,6 @@
 //! How a request is sent: over which connection, and once more or not when that fails.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -11,7 +12,7 @@ use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
-use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol, Timeouts};
+use crate::config::{Breaker, Concurrency, Limit, Priority, Timeouts};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
@@ -21,22 +22,21 @@ use crate::upstream::balance::{Choice, Group, Picked, Tried, View};
 use crate::upstream::body::{AnswerBody, Carrier};
 use crate::upstream::breaker::{Pass, has_failed};
 use crate::upstream::concurrency::{self, Permit};
-use crate::upstream::connection::{Connection, Failure};
-use crate::upstream::dial::Dial;
+use crate::upstream::connection::Failure;
+use crate::upstream::dial::Target;
 use crate::upstream::endpoint::Outcome;
-use crate::upstream::h2::{Target, Trunks};
-use crate::upstream::pool::{Home, Pool};
+use crate::upstream::lines::{self, Lines};
+use crate::upstream::pool::Home;
 use crate::upstream::retry::Effort;
-use crate::upstream::{Local, Upstream};
+use crate::upstream::{Local, Upstream, hedge};
 
 /// What a worker sends requests with.
 #[derive(Debug)]
 pub struct Client {
     /// The number of the worker.
     worker: usize,
-    pool: Rc<Pool>,
-    trunks: Trunks,
-    counters: Arc<Counters>,
+    lines: Lines,
+    pub(super) counters: Arc<Counters>,
 }
 
 /// Where a request goes, and who looks after it on the way.
@@ -56,6 +56,13 @@ pub struct Way<'a> {
     pub timeouts: &'a Timeouts,
 }
 
+/// The head of an answer, and whom the rest is to come from.
+pub(super) struct Answered {
+    pub(super) response: Response<()>,
+    carrier: Carrier,
+    picked: Picked,
+}
+
 impl Way<'_> {
     fn connect_timeout(&self) -> Duration {
         self.timeouts.connect.unwrap_or(self.choice.upstream.connect_timeout)
@@ -69,7 +76,7 @@ impl Way<'_> {
 impl Client {
     /// A client without connections, for the worker of this number.
     pub fn new(worker: usize, counters: Arc<Counters>) -> Self {
-        Self { worker, pool: Rc::default(), trunks: Trunks::default(), counters }
+        Self { worker, lines: Lines::new(Arc::clone(&counters)), counters }
     }
 
     /// The endpoints of `upstream` as this worker sees them.
@@ -81,8 +88,7 @@ impl Client {
     /// requests go to no more.
     pub fn sweep<'v>(&self, views: impl IntoIterator<Item = &'v View>) {
         let used: HashSet<SocketAddr> = views.into_iter().flat_map(View::addresses).collect();
-        self.pool.sweep(|address| used.contains(&address));
-        self.trunks.sweep(|address| used.contains(&address));
+        self.lines.sweep(|address| used.contains(&address));
     }
 
     /// Sends `request`, if the service takes it now, until there is an answer for the client or no more to be done. The
@@ -136,15 +142,24 @@ impl Client {
         let counted = (&local.budget, &self.counters.resilience);
         // The head stays here, for whoever sends it: nothing of it is copied for a retry that is never made.
         let (head, body) = request.into_parts();
+        let mut hedge = hedge::delay(choice.upstream, &head, &body);
         let (mut effort, mut body) = Effort::new(retry, counted, deadline, &head, body);
-        let mut tried = Tried::default();
+        let tried = RefCell::default();
         loop {
+            let came = match hedge.take() {
+                None => self.attempt(way, &tried, &head, body).await,
+                // On the heap, for most requests need no room for two.
+                Some(after) => Box::pin(self.race(way, &tried, &head, (after, &effort))).await,
+            };
             let pause;
-            (body, pause) = match self.attempt(way, &mut tried, &head, body).await {
-                Ok(answer) => match effort.after_answer(&answer) {
-                    Some(again) => again,
-                    None => return Ok(answer),
-                },
+            (body, pause) = match came {
+                Ok(answered) => {
+                    let answer = self.answer(answered, way);
+                    match effort.after_answer(&answer) {
+                        Some(again) => again,
+                        None => return Ok(answer),
+                    }
+                }
                 Err(failure) => {
                     let (error, unsent) = match failure {
                         Failure::Unsent(body, error) => (error, Some(body)),
@@ -155,20 +170,20 @@ impl Client {
             };
             deadline.pause(pause).await;
             if !choice.has_more(&tried) {
-                tried = Tried::default();
+                tried.take();
             }
         }
     }
 
     /// Sends a request once: to the first endpoint that takes it. One that cannot be connected to is passed over for
     /// the next, because nothing was sent yet; so is one that closed before it took anything.
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         way: Way<'_>,
-        tried: &mut Tried,
+        tried: &RefCell<Tried>,
         head: &Parts,
         mut body: RequestBody,
-    ) -> Result<Response<AnswerBody>, Failure> {
+    ) -> Result<Answered, Failure> {
         let Way { choice, deadline, .. } = way;
         let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
         let mut error = Error::from(Kind::UpstreamUnavailable);
@@ -197,7 +212,10 @@ impl Client {
             let whose = (&*choice.upstream.group, Some(picked.address()), deadline.now());
             report(pass, terms, outcome, whose);
             match came {
-                Ok(answer) => return Ok(self.answer(answer, way, picked)),
+                Ok((response, carrier)) => {
+                    picked.observe(Outcome::Answered(response.status()));
+                    return Ok(Answered { response, carrier, picked });
+                }
                 Err(Failure::Unsent(unsent, refused)) => {
                     (body, error) = (unsent, failed(refused, &picked));
                 }
@@ -211,83 +229,28 @@ impl Client {
         })
     }
 
-    /// Sends a request to an endpoint: over a connection that is there, or over a new one.
+    /// Sends a request to an endpoint.
     async fn try_endpoint(
         &self,
         way: Way<'_>,
         picked: &Picked,
         head: &Parts,
-        mut body: RequestBody,
-    ) -> Result<(Response<()>, Carrier), Failure> {
-        let Way { choice: Choice { upstream, .. }, deadline, .. } = way;
-        let dial = upstream.dial(picked.address(), way.addresses);
-        if upstream.protocol == Protocol::Http2 {
-            return self.multiplexed(way, dial, head, body).await;
-        }
-        if let Some(connection) = self.pool.take(dial.line()) {
-            self.counters.upstream_connections_reused.add(1);
-            match exchange(connection, way, head, body).await {
-                Err(Failure::Unsent(unsent, _)) => body = unsent,
-                done => return done,
-            }
-        }
-        deadline.connect(way.connect_timeout());
-        let opened = Connection::open(dial, upstream.limits, deadline).await;
-        match opened {
-            Ok(connection) => {
-                self.counters.upstream_connections_opened.add(1);
-                exchange(connection, way, head, body).await
-            }
-            Err(error) => Err(Failure::Unsent(body, error)),
-        }
-    }
-
-    async fn multiplexed(
-        &self,
-        way: Way<'_>,
-        dial: Dial<'_>,
-        head: &Parts,
         body: RequestBody,
-    ) -> Result<(Response<()>, Carrier), Failure> {
-        let upstream = way.choice.upstream;
+    ) -> Result<lines::Answer, Failure> {
         let target = Target {
-            dial,
-            limits: upstream.limits,
-            keep: upstream.keep,
             connect_timeout: way.connect_timeout(),
             response_timeout: way.response_timeout(),
+            ..way.choice.upstream.target(picked.address(), way.addresses)
         };
-        let (result, opened) = self.trunks.send(&target, head, body, way.deadline).await;
-        if opened {
-            self.counters.upstream_connections_opened.add(1);
-        } else {
-            self.counters.upstream_connections_reused.add(1);
-        }
-        let (head, exchange) = result?.into_parts();
-        Ok((Response::from_parts(head, ()), Carrier::Http2(Box::new(exchange))))
+        self.lines.ask(&target, head, body, way.deadline).await
     }
 
-    fn answer(
-        &self,
-        (response, connection): (Response<()>, Carrier),
-        way: Way<'_>,
-        picked: Picked,
-    ) -> Response<AnswerBody> {
-        picked.observe(Outcome::Answered(response.status()));
+    fn answer(&self, answered: Answered, way: Way<'_>) -> Response<AnswerBody> {
+        let Answered { response, carrier, picked } = answered;
         let keep = way.choice.upstream.keep;
-        let home = Home { pool: Rc::clone(&self.pool), keep, picked };
-        response.map(|()| AnswerBody::new(connection, home, way.deadline))
+        let home = Home { pool: Rc::clone(&self.lines.pool), keep, picked };
+        response.map(|()| AnswerBody::new(carrier, home, way.deadline))
     }
-}
-
-async fn exchange(
-    mut connection: Box<Connection>,
-    way: Way<'_>,
-    head: &Parts,
-    body: RequestBody,
-) -> Result<(Response<()>, Carrier), Failure> {
-    let response = connection.send(head, body, way.response_timeout(), way.deadline).await?;
-    Ok((response, Carrier::Http1(connection)))
 }
 
 /// The bound of the configuration, or the client's own if that is less.

@@ -215,6 +215,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         response_timeout,
         whole_timeout,
         retry,
+        hedge,
         breaker,
         concurrency,
         idle_connections,
@@ -260,6 +261,8 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     });
     found.extend(health.as_ref().map_or_else(|| vec![policy("health", "none")], checks));
     found.extend(retries(retry));
+    let hedge = hedge.map(|hedge| policy("hedge.after", format_duration(hedge.after)));
+    found.push(hedge.unwrap_or_else(|| policy("hedge", "none")));
     found.extend(breaking(breaker.as_ref()));
     found.extend(limiting(concurrency.as_ref()));
     (shown.into_iter().map(|(target, _)| target).collect(), found)
