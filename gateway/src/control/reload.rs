@@ -13,7 +13,7 @@ use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
 use super::upstreams::uses_echo;
-use super::{Control, access_log, addresses, protect, read};
+use super::{Control, access_log, addresses, background, protect, read};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
@@ -21,6 +21,7 @@ use crate::kernel::Door;
 use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::{Inherited, Sockets};
 use crate::observe::access_log::sink::Sink;
+use crate::route::Table;
 use crate::tls::store::Store;
 use crate::upstream::echo::Echo;
 
@@ -34,6 +35,7 @@ const HELD_BACK_NOTES_MAX: usize = 20;
 /// A configuration with its files as they were read.
 pub(super) struct Prepared {
     config: Config,
+    routes: Table,
     files: Vec<Reading>,
     log: Option<Sink>,
     certificates: Store,
@@ -59,16 +61,23 @@ impl Control {
         let (path, user) = (self.path.clone(), self.target.name.clone());
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
         tokio::task::spawn_local(async move {
-            let reading = tokio::task::spawn_blocking(move || {
+            let reading = background::begin("reload", move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
                 let files = files::read_all(&config, &user);
                 let log = access_log::open(&config, &user).map_err(|error| unchanged(&error))?;
                 let certificates = certificates::read_again(&config, &before, &user);
                 let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
-                Ok(Prepared { config, files, log, certificates })
+                let routes = Table::new(&config.routes);
+                Ok(Prepared { config, routes, files, log, certificates })
             });
+            let reading = async {
+                reading
+                    .map_err(|error| unchanged(&error))?
+                    .await
+                    .map_err(|_| unchanged(&"reading the configuration has failed, see the log"))?
+            };
             let prepared = match timeout(READ_MAX, reading).await {
-                Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
+                Ok(prepared) => prepared,
                 Err(_) => Err(unchanged(&format!(
                     "the configuration and its files could not be read within {} s",
                     READ_MAX.as_secs()
@@ -95,7 +104,7 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, files, log, certificates } = prepared;
+        let Prepared { config, routes, files, log, certificates } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -120,7 +129,7 @@ impl Control {
         self.certificates.configure(&config, compiled);
         self.shared.access_log.switch(log);
         self.config = config;
-        self.publish_snapshot();
+        self.publish_snapshot(Arc::new(routes));
         self.checks.configure(&self.config, &self.directory);
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());

@@ -73,7 +73,7 @@ struct State {
 }
 
 /// What one connection may move before the others have their turn.
-const TURN_BYTES: usize = 512 * 1024;
+const TURN_BYTES: usize = 128 * 1024;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
