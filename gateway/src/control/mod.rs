@@ -37,6 +37,7 @@ mod handover;
 mod later;
 mod metrics;
 mod monitor;
+mod names;
 pub mod offline;
 pub mod policy;
 pub mod privileges;
@@ -52,6 +53,7 @@ use certificates::Certificates;
 use handover::Inlets;
 use later::{Later, audit};
 use monitor::Monitor;
+use names::Names;
 use policy::Policy;
 use privileges::Target;
 use signals::{Order, Signals};
@@ -93,7 +95,7 @@ pub fn run(
     let runtime = runtime.map_err(RunError::failed)?;
     let local = tokio::task::LocalSet::new();
     let ended = local.block_on(&runtime, async {
-        let (control, inlets, predecessor) = started.open()?;
+        let (control, inlets, predecessor) = started.open().await?;
         if let Some(predecessor) = predecessor {
             predecessor.serving().map_err(RunError::failed)?;
         }
@@ -125,6 +127,7 @@ struct Control {
     config: Arc<Config>,
     policy: Policy,
     sources: Sources,
+    names: Names,
     certificates: Certificates,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
@@ -272,6 +275,7 @@ impl Control {
         let now = Now::read();
         match event {
             Event::Reload(prepared) => self.end_reload(*prepared),
+            Event::Name(found) => self.take_name(*found),
             Event::File(event) => self.sources.take_file(&mut self.policy, *event, now),
             Event::Feed(event) => {
                 if self.sources.ended(&event) {
@@ -345,6 +349,7 @@ impl Control {
     fn tick(&mut self, protect: bool) {
         let now = Now::read();
         self.sources.tick(instant());
+        self.names.tick(&self.config, instant());
         self.certificates.tick(instant());
         match self.policy.expire(now) {
             Ok(0) => {}
@@ -366,16 +371,9 @@ impl Control {
     }
 
     fn protect(&mut self, now: Now) {
-        let protected = protect::collect(&self.config, self.echo, self.sources.peers());
-        let refreshed = self.policy.refresh(protected, now).and_then(|changed| {
-            self.policy.door.as_mut().map_or(Ok(()), |door| door.vouch(now.boot))?;
-            Ok(changed)
-        });
-        match refreshed {
-            Ok(true) => tracing::info!("protected addresses changed"),
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "protected addresses could not be updated"),
-        }
+        let config = (&*self.config, self.echo);
+        let protected = protect::gather(config, &self.sources, &self.names, &self.directory);
+        protect::refresh(&mut self.policy, protected, now);
     }
 
     fn detach(&mut self) -> Result<Done, Refusal> {
@@ -430,7 +428,7 @@ impl Control {
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             lists: self.sources.notes(),
-            upstreams: upstreams::views::all(&self.directory),
+            upstreams: upstreams::views::all(&self.directory, &self.names),
             certificates: self.certificates.views(),
             certificate_notes: self.certificates.notes(),
             guards: guards::views(&self.shared.snapshot.load()),

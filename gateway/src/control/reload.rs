@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::certificates;
 use super::later::Later;
+use super::names::{Lookup, look_up_new};
 use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
@@ -39,6 +40,8 @@ pub(super) struct Prepared {
     files: Vec<Reading>,
     log: Option<Sink>,
     certificates: Store,
+    /// Names of endpoints that nothing was known about.
+    found: Vec<Lookup>,
 }
 
 impl Control {
@@ -60,6 +63,7 @@ impl Control {
     fn begin_reload(&self) {
         let (path, user) = (self.path.clone(), self.target.name.clone());
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
+        let known = self.names.resolved();
         tokio::task::spawn_local(async move {
             let reading = background::begin("reload", move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
@@ -68,7 +72,7 @@ impl Control {
                 let certificates = certificates::read_again(&config, &before, &user);
                 let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
                 let routes = Table::new(&config.routes);
-                Ok(Prepared { config, routes, files, log, certificates })
+                Ok(Prepared { config, routes, files, log, certificates, found: Vec::new() })
             });
             let reading = async {
                 reading
@@ -76,20 +80,30 @@ impl Control {
                     .await
                     .map_err(|_| unchanged(&"reading the configuration has failed, see the log"))?
             };
-            let prepared = match timeout(READ_MAX, reading).await {
+            let mut prepared = match timeout(READ_MAX, reading).await {
                 Ok(prepared) => prepared,
                 Err(_) => Err(unchanged(&format!(
                     "the configuration and its files could not be read within {} s",
                     READ_MAX.as_secs()
                 ))),
             };
+            if let Ok(Prepared { config, found, .. }) = &mut prepared {
+                *found = look_up_new(config, |name| known.contains(name)).await;
+            }
             drop(events.send(Event::Reload(Box::new(prepared))).await);
         });
     }
 
     /// Puts in force what was read, and begins the next reload.
     pub(super) fn end_reload(&mut self, prepared: Result<Prepared, Refusal>) {
-        let answer = prepared.and_then(|prepared| self.reload(prepared));
+        let answer = prepared.and_then(|prepared| {
+            let reloaded = self.reload(prepared);
+            if reloaded.is_err() {
+                // Those of the configuration that was not put in force are nobody's.
+                self.names.configure(&self.config, &mut self.directory);
+            }
+            reloaded
+        });
         match (self.reloads.pop_front().flatten(), answer) {
             (Some(later), answer) => later.answer(answer.map(Answer::Done)),
             (None, Ok(_)) => tracing::info!("configuration reloaded"),
@@ -104,7 +118,7 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, routes, files, log, certificates } = prepared;
+        let Prepared { config, routes, files, log, certificates, found } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -122,6 +136,7 @@ impl Control {
             echo.spawn().map_err(|error| unchanged(&error))?;
             self.echo = Some(address);
         }
+        self.names.learn(&config, found);
         let reloaded = self.reload_kernel(&config);
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
@@ -129,6 +144,7 @@ impl Control {
         self.certificates.configure(&config, compiled);
         self.shared.access_log.switch(log);
         self.config = config;
+        self.names.configure(&self.config, &mut self.directory);
         self.publish_snapshot(Arc::new(routes));
         self.checks.configure(&self.config, &self.directory);
         let about_lists =
@@ -168,11 +184,10 @@ impl Control {
     pub(super) fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
-        self.policy.configure(
-            config,
-            protect::collect(config, self.echo, self.sources.peers()),
-            now,
-        );
+        let protected = |config: &Config| {
+            protect::gather((config, self.echo), &self.sources, &self.names, &self.directory)
+        };
+        self.policy.configure(config, protected(config), now);
         if self.detached {
             return Ok(());
         }
@@ -188,7 +203,7 @@ impl Control {
             Err(error) => error.to_string(),
         };
         let old = Arc::clone(&self.config);
-        self.policy.configure(&old, protect::collect(&old, self.echo, self.sources.peers()), now);
+        self.policy.configure(&old, protected(&old), now);
         if open_door(&mut self.policy, &mut self.pins, &old, &self.target).is_err() {
             self.policy.door = before;
         }
