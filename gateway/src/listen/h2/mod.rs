@@ -7,7 +7,7 @@
 //! Memory of one connection is bounded by `bounds.streams` times the larger of a head and what waits to be sent
 //! ([`SEND_BYTES`]), and by the window of the connection.
 
-mod frames;
+pub mod frames;
 mod stream;
 mod wire;
 
