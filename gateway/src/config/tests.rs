@@ -114,7 +114,7 @@ fn everything_has_its_documented_default() {
     assert!(kernel.interfaces.is_empty() && !kernel.dry_run && kernel.default_profile.is_none());
     let users = &config.upstreams[0];
     assert_eq!((users.connect_timeout, users.response_timeout), (seconds(1), seconds(10)));
-    assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 64));
+    assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 1024));
     assert_eq!((&users.balance, &config.zone), (&Balance::default(), &None));
     assert_eq!((users.endpoints[0].weight, &users.endpoints[0].zone), (1, &None));
     assert_eq!(users.whole_timeout, None);
