@@ -1,10 +1,10 @@
 //! HTTP/2 frame by frame: a client that sends what it is told, right or wrong, and reads what comes back.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use socket2::{Domain, Socket, Type};
 
 use crate::Result;
@@ -113,6 +113,16 @@ impl Frame {
         bytes
     }
 
+    /// The end of a connection: streams up to `last` are answered, the others were not looked at.
+    pub fn goaway(last: u32, reason: u32) -> Self {
+        Self::new(kind::GOAWAY, 0, 0, [last.to_be_bytes(), reason.to_be_bytes()].concat())
+    }
+
+    /// Whether a message ends with it.
+    pub fn ends_stream(&self) -> bool {
+        matches!(self.kind, kind::DATA | kind::HEADERS) && self.flags & flag::END_STREAM != 0
+    }
+
     /// The code of a RST_STREAM or GOAWAY.
     pub fn reason(&self) -> Option<u32> {
         let at = match self.kind {
@@ -203,6 +213,23 @@ impl Http2 {
         Ok(client)
     }
 
+    /// The side of a service: takes the preface of a client. SETTINGS are for the caller to send.
+    pub fn accept(stream: TcpStream, patience: Duration) -> Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let mut this = Self { stream };
+        let mut preface = [0; PREFACE.len()];
+        this.stream.read_exact(&mut preface)?;
+        ensure!(preface == PREFACE, "this is no HTTP/2: {preface:?}");
+        Ok(this)
+    }
+
+    /// Ends the connection in both directions.
+    pub fn close(&self) -> Result {
+        Ok(self.stream.shutdown(Shutdown::Both)?)
+    }
+
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) -> Result {
         self.stream.write_all(bytes).context("cannot send")
@@ -230,7 +257,22 @@ impl Http2 {
         Ok(Some(Frame { kind, flags, stream: u32::from_be_bytes(rest) & 0x7fff_ffff, payload }))
     }
 
-    /// The next frame that `wanted` accepts. SETTINGS are acknowledged on the way, as politeness demands.
+    /// The next frame; SETTINGS are acknowledged and pings answered, as politeness demands.
+    pub fn receive_polite(&mut self) -> Result<Option<Frame>> {
+        let frame = self.receive()?;
+        match &frame {
+            Some(Frame { kind: kind::SETTINGS, flags: 0, .. }) => {
+                self.frames(&[Frame::new(kind::SETTINGS, flag::ACK, 0, [])])?;
+            }
+            Some(Frame { kind: kind::PING, flags: 0, payload, .. }) => {
+                self.frames(&[Frame::new(kind::PING, flag::ACK, 0, payload.clone())])?;
+            }
+            _ => {}
+        }
+        Ok(frame)
+    }
+
+    /// The next frame that `wanted` accepts. SETTINGS are acknowledged on the way.
     pub fn wait(&mut self, wanted: impl Fn(&Frame) -> bool) -> Result<Frame> {
         while let Some(frame) = self.receive()? {
             if frame.kind == kind::SETTINGS && frame.flags & flag::ACK == 0 {

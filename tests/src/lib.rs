@@ -10,12 +10,14 @@ pub mod bpf;
 pub mod client;
 pub mod frames;
 pub mod gateway;
+pub mod h2_service;
 pub mod http2;
 pub mod metrics;
 pub mod namespace;
 pub mod origin;
 pub mod programs;
 pub mod site;
+pub mod tls_end;
 pub mod topology;
 
 use std::time::{Duration, Instant};

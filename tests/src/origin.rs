@@ -2,7 +2,7 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -43,6 +43,8 @@ pub enum Reply {
     Raw(&'static [u8]),
     /// Sends these bytes, made for the occasion, and closes.
     Bytes(Vec<u8>),
+    /// Sends these bytes and then nothing for as long as the gateway waits.
+    Stall(&'static [u8]),
     /// Says nothing for as long as the gateway waits.
     Hang,
     /// Closes the connection without a word.
@@ -55,6 +57,7 @@ struct Shared {
     script: Box<Script>,
     requests: Mutex<Vec<Request>>,
     ending: AtomicBool,
+    open: AtomicUsize,
     keeps: bool,
 }
 
@@ -91,6 +94,11 @@ impl Origin {
         self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Connections that it serves.
+    pub fn open_connections(&self) -> usize {
+        self.shared.open.load(Ordering::Relaxed)
+    }
+
     fn with(
         namespace: Option<&Namespace>,
         address: SocketAddr,
@@ -104,8 +112,8 @@ impl Origin {
         let listener = bound.with_context(|| format!("the origin cannot listen at {address}"))?;
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        let ending = AtomicBool::new(false);
-        let shared = Arc::new(Shared { script, requests: Mutex::default(), ending, keeps });
+        let (ending, open) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let shared = Arc::new(Shared { script, requests: Mutex::default(), ending, open, keeps });
         let acceptor = std::thread::spawn({
             let shared = Arc::clone(&shared);
             move || accept(&listener, &shared)
@@ -134,7 +142,11 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
                 let thread = std::thread::spawn({
                     let stream = Arc::clone(&stream);
                     // The gateway may go away at any time; a test looks at what arrived, not at this.
-                    move || drop(serve(&stream, &shared))
+                    move || {
+                        shared.open.fetch_add(1, Ordering::Relaxed);
+                        drop(serve(&stream, &shared));
+                        shared.open.fetch_sub(1, Ordering::Relaxed);
+                    }
                 });
                 served.push((thread, stream));
             }
@@ -170,7 +182,10 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result {
             }
             Reply::Raw(bytes) => return Ok(writer.write_all(bytes)?),
             Reply::Bytes(bytes) => return Ok(writer.write_all(&bytes)?),
-            Reply::Hang => {
+            Reply::Hang | Reply::Stall(_) => {
+                if let Reply::Stall(bytes) = reply {
+                    writer.write_all(bytes)?;
+                }
                 let mut rest = [0; 64];
                 while reader.read(&mut rest)? > 0 {}
                 return Ok(());

@@ -295,6 +295,8 @@ fn explain_says_what_becomes_of_a_request_of_the_example() -> Result {
     let policies = found["upstreams"][0]["policies"].as_array().context("no policies")?;
     let has = |name: &str, value: &str| policies.contains(&json!({"name": name, "value": value}));
     assert!(has("timeout.response", "10s") && has("balance", "round_robin"), "{policies:?}");
+    let own = json!({"name": "timeout.response", "value": "30s, instead of the upstream's"});
+    assert!(found["policies"].as_array().is_some_and(|all| all.contains(&own)), "{found}");
 
     let found = ask(&["GET", "http://api.example.com/users/1", "-H", "X-Version: 2"])?;
     let verdicts = |found: &Value| -> Vec<(bool, String)> {

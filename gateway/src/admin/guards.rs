@@ -22,6 +22,17 @@ pub struct BreakerView {
     pub state: String,
     /// How often it opened.
     pub opened: u64,
+    /// Where it goes by the share of failures: what it has seen of late.
+    pub recent: Option<RecentView>,
+}
+
+/// What a breaker has seen while it was closed, within its window.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecentView {
+    /// Requests that ended.
+    pub requests: u64,
+    /// How many of them failed.
+    pub failures: u64,
 }
 
 /// A limit and what is below it.
@@ -38,10 +49,16 @@ pub struct ConcurrencyView {
 /// One line a guard, for people.
 pub fn lines(guards: &[GuardView]) -> impl Iterator<Item = String> {
     guards.iter().flat_map(|GuardView { upstream, breakers, concurrency }| {
-        let breakers = breakers.iter().map(move |BreakerView { endpoint, state, opened }| {
-            let of = endpoint.as_ref().map(|address| format!(" of {address}")).unwrap_or_default();
-            format!("{upstream}: breaker{of} {state}, opened {opened} times")
-        });
+        let breakers =
+            breakers.iter().map(move |BreakerView { endpoint, state, opened, recent }| {
+                let of =
+                    endpoint.as_ref().map(|address| format!(" of {address}")).unwrap_or_default();
+                let recent = recent.as_ref().map(|RecentView { requests, failures }| {
+                    format!(", {failures} of {requests} requests failed lately")
+                });
+                let recent = recent.unwrap_or_default();
+                format!("{upstream}: breaker{of} {state}, opened {opened} times{recent}")
+            });
         let concurrency = concurrency.iter().map(move |view| {
             let ConcurrencyView { limit, active, waiting } = view;
             format!("{upstream}: {active} of {limit} requests at once, {waiting} wait")

@@ -1,26 +1,32 @@
 //! `breaker`: when a service that fails is left alone, and what is answered meanwhile.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 
+use super::Share;
 use super::at::At;
 use super::raw::Named;
 use super::retry::{FailureSet, failures};
 use super::tree::shorten;
-use super::value::{count, duration, within_u32};
+use super::value::{count, duration, interval, share, within_u32};
 
 /// Failures in a row, and probes at once.
 const COUNT_MAX: u64 = 10_000;
 const BODY_BYTES_MAX: usize = 64 << 10;
+const WINDOWS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const MIN_REQUESTS_MAX: u64 = 1_000_000;
 
 /// When a service that fails is left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Breaker {
-    /// Failures in a row that open it.
-    pub failures: u32,
+    /// Failures in a row that open it; `None` for however many.
+    pub failures: Option<u32>,
+    /// What share of failures opens it; `None` for whatever share.
+    pub share: Option<FailureShare>,
     /// How long it stays open.
     pub open_for: Duration,
     /// Requests that it lets through after that, all of which have to pass for it to close.
@@ -33,6 +39,17 @@ pub struct Breaker {
     pub of_endpoints: bool,
     /// What is answered while that of the service is open; `None` for 503.
     pub fallback: Option<Fallback>,
+}
+
+/// Failures among the requests of a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureShare {
+    /// That is too much.
+    pub share: Share,
+    /// Of the requests that ended within this time.
+    pub window: Duration,
+    /// Fewer say nothing.
+    pub min_requests: u32,
 }
 
 /// An answer that is ready.
@@ -55,7 +72,8 @@ impl Default for Breaker {
             statuses: vec![502, 503, 504],
         };
         Self {
-            failures: 5,
+            failures: Some(5),
+            share: None,
             open_for: Duration::from_secs(30),
             half_open: 1,
             on,
@@ -70,8 +88,14 @@ impl Default for Breaker {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawBreaker {
-    /// Default: 5.
+    /// Default: 5, or any number where `failure_share` is given.
     failures: Option<u64>,
+    /// Default: any.
+    failure_share: Option<String>,
+    /// Default: 10s.
+    window: Option<String>,
+    /// Default: 20.
+    min_requests: Option<u64>,
     /// Default: 30s.
     open_for: Option<String>,
     /// Default: 1.
@@ -114,8 +138,11 @@ pub(super) fn breaker(raw: &RawBreaker, at: At<'_>) -> Breaker {
         raw.map_or(Some(default), |raw| within_u32(raw, 1..=COUNT_MAX, at.key(key)))
     };
     let open_for = raw.open_for.as_ref().map(|text| duration(text, at.key("open_for")));
+    let in_a_row = number(raw.failures, 5, "failures").unwrap_or_default();
+    let any_number = raw.failures.is_none() && raw.failure_share.is_some();
     Breaker {
-        failures: number(raw.failures, default.failures, "failures").unwrap_or_default(),
+        failures: (!any_number).then_some(in_a_row),
+        share: failure_share(raw, at),
         open_for: open_for.unwrap_or(Some(default.open_for)).unwrap_or_default(),
         half_open: number(raw.half_open, default.half_open, "half_open").unwrap_or_default(),
         on: raw.on.as_ref().map_or(default.on, |on| failures(on, at.key("on"))),
@@ -123,6 +150,24 @@ pub(super) fn breaker(raw: &RawBreaker, at: At<'_>) -> Breaker {
         of_endpoints: raw.per != RawPer::Upstream,
         fallback: raw.fallback.as_ref().map(|raw| fallback(raw, at.key("fallback"))),
     }
+}
+
+fn failure_share(raw: &RawBreaker, at: At<'_>) -> Option<FailureShare> {
+    let Some(text) = &raw.failure_share else {
+        let given =
+            [("window", raw.window.is_some()), ("min_requests", raw.min_requests.is_some())];
+        for (key, _) in given.into_iter().filter(|(_, given)| *given) {
+            let message = format!("`{key}` means nothing without `failure_share`");
+            at.key(key).on_key().error_with_help(message, "add `failure_share: 50%`, or remove it");
+        }
+        return None;
+    };
+    let share = share(text, Share::per_million(1)..=Share::WHOLE, at.key("failure_share"));
+    let window = raw.window.as_deref().unwrap_or("10s");
+    let window = interval(window, WINDOWS, at.key("window"));
+    let min_requests =
+        within_u32(raw.min_requests.unwrap_or(20), 1..=MIN_REQUESTS_MAX, at.key("min_requests"));
+    Some(FailureShare { share: share?, window: window?, min_requests: min_requests? })
 }
 
 fn fallback(raw: &RawFallback, at: At<'_>) -> Fallback {

@@ -14,6 +14,7 @@ mod de;
 mod diagnostic;
 mod forms;
 mod health;
+mod hedge;
 mod kernel;
 mod listen;
 mod lists;
@@ -43,16 +44,17 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
-pub use self::breaker::{Breaker, Fallback};
+pub use self::breaker::{Breaker, FailureShare, Fallback};
 pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::health::{Health, Probe};
+pub use self::hedge::Hedge;
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::retry::{Backoff, FailureSet, Retry};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
-    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Timeouts, Wanted, WeightedUpstream,
 };
 pub use self::tls::{
     AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,
@@ -495,10 +497,12 @@ pub struct Bounds {
 }
 
 /// What a service is asked over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Protocol {
+    /// HTTP/2 or HTTP/1.1, as each endpoint chooses when TLS is agreed on (ALPN, RFC 7301).
+    #[serde(rename = "auto")]
+    Auto,
     /// HTTP/1.1, one request a connection at a time.
-    #[default]
     #[serde(rename = "http1")]
     Http1,
     /// HTTP/2 by prior knowledge, many requests a connection.
@@ -510,6 +514,7 @@ impl Protocol {
     /// As it is written in the file.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Http1 => "http1",
             Self::Http2 => "h2",
         }
@@ -537,6 +542,8 @@ pub struct Upstream {
     pub whole_timeout: Option<Duration>,
     /// When a request is sent once more.
     pub retry: Retry,
+    /// When a request is sent to another endpoint as well; `None` for never.
+    pub hedge: Option<Hedge>,
     /// When it is left alone because it fails; `None` for never.
     pub breaker: Option<Breaker>,
     /// How many requests it has at once; `None` for any number.

@@ -217,6 +217,15 @@ fn when_a_service_is_left_alone() {
     let service = |keys: &str| with(&upstream(keys)).unwrap().upstreams.remove(0);
     assert_eq!(service("breaker: {}").breaker, Some(Breaker::default()));
     assert_eq!(service("idle_connections: 1").breaker, None);
+    let hedge = service("hedge: {after: 50ms}").hedge;
+    assert_eq!(hedge, Some(Hedge { after: Duration::from_millis(50) }));
+    only(&upstream("hedge: {after: 2m}"), "`2m` is out of bounds", "2m");
+    let by_share = service("breaker: {failure_share: 25%}").breaker.unwrap();
+    let share = Share::per_million(250_000);
+    let expected = FailureShare { share, window: Duration::from_secs(10), min_requests: 20 };
+    assert_eq!((by_share.failures, by_share.share), (None, Some(expected)));
+    let both = service("breaker: {failure_share: 25%, failures: 7}").breaker.unwrap();
+    assert_eq!((both.failures, both.share), (Some(7), Some(expected)));
     let own = service("breaker: {on: [500], per: both, fallback: {body: b, headers: {a: c}}}");
     let Breaker { on, of_upstream, of_endpoints, fallback, .. } = own.breaker.unwrap();
     assert!(of_upstream && of_endpoints && on.statuses == [500] && !on.reset);
@@ -225,6 +234,10 @@ fn when_a_service_is_left_alone() {
     assert_eq!(headers["a"], "c");
     let breaker = |keys: &str| upstream(&format!("breaker: {{{keys}}}"));
     only(&breaker("failures: 0"), "0 is out of bounds", "0");
+    only(&breaker("window: 10s"), "`window` means nothing without `failure_share`", "window");
+    only(&breaker("failure_share: 0%"), "0% is out of bounds", "0%");
+    only(&breaker("failure_share: 5%, window: 1ms"), "`1ms` is out of bounds", "1ms");
+    only(&breaker("failure_share: 5%, min_requests: 0"), "0 is out of bounds", "0");
     only(&breaker("open_for: 0s"), "`0s` leaves no time at all", "0s");
     only(
         &breaker("per: route"),
@@ -720,4 +733,26 @@ fn checks_in_plain_http_of_what_speaks_tls_are_refused() {
         "health",
     );
     assert!(with(&upstream("type: tcp")).is_ok());
+}
+
+#[test]
+fn who_chooses_the_protocol_needs_tls_and_has_it_by_default() {
+    let upstream = |more: &str| format!("upstreams: {{a: {{endpoints: ['10.0.0.1:1'], {more}}}}}");
+    let protocol = |more: &str| with(&upstream(more)).unwrap().upstreams[0].protocol;
+    assert_eq!(protocol(""), Protocol::Http1);
+    assert_eq!(protocol("tls: {}"), Protocol::Auto);
+    assert_eq!(protocol("tls: {}, protocol: auto"), Protocol::Auto);
+    assert_eq!(protocol("tls: {}, proxy_protocol: v2"), Protocol::Http1);
+    only(
+        &upstream("protocol: auto"),
+        "endpoints choose the protocol while TLS is agreed on, and this upstream has no TLS",
+        "auto",
+    );
+    for protocol in ["auto", "h2"] {
+        only(
+            &upstream(&format!("tls: {{}}, proxy_protocol: v2, protocol: {protocol}")),
+            "connections of HTTP/2 are shared by clients, and the PROXY protocol names one",
+            "proxy_protocol",
+        );
+    }
 }

@@ -9,6 +9,7 @@ use super::balance::balance;
 use super::breaker::breaker;
 use super::concurrency::concurrency;
 use super::health::health;
+use super::hedge::hedge;
 use super::listen::is_own;
 use super::raw::{Named, RawEndpoint, RawUpstream};
 use super::retry::retry;
@@ -41,14 +42,13 @@ fn upstream(
     at: At<'_>,
 ) -> Upstream {
     name(own_name, "an upstream", at.on_key());
-    refuse_shared(raw, at.key("proxy_protocol"));
     let timeout = at.key("timeout");
     let time = |text: &str, key| duration(text, timeout.key(key)).unwrap_or(Duration::ZERO);
     let idle_connections = count(raw.idle_connections, 0..=65_536, at.key("idle_connections"));
     Upstream {
         name: own_name.to_owned(),
         endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
-        protocol: raw.protocol,
+        protocol: protocol(raw, at),
         balance: balance(raw, at),
         health: raw.health.as_ref().and_then(|section| {
             let health = health(section, at.key("health"))?;
@@ -59,6 +59,7 @@ fn upstream(
         response_timeout: time(&raw.timeout.response, "response"),
         whole_timeout: raw.timeout.whole.as_ref().map(|text| time(text, "whole")),
         retry: retry(&raw.retry, at.key("retry")),
+        hedge: raw.hedge.as_ref().and_then(|raw| hedge(raw, at.key("hedge"))),
         breaker: raw.breaker.as_ref().map(|raw| breaker(raw, at.key("breaker"))),
         concurrency: raw.concurrency.as_ref().map(|raw| concurrency(raw, at.key("concurrency"))),
         idle_connections: idle_connections.unwrap_or_default(),
@@ -68,14 +69,25 @@ fn upstream(
     }
 }
 
-/// Refuses to share connections between clients where each is said to be of one.
-fn refuse_shared(raw: &RawUpstream, at: At<'_>) {
-    if raw.protocol == Protocol::Http2 && raw.proxy_protocol.is_some() {
-        at.on_key().error_with_help(
+/// What endpoints are asked over. Refuses to share connections between clients where each is said to be of one.
+fn protocol(raw: &RawUpstream, at: At<'_>) -> Protocol {
+    let Some(protocol) = raw.protocol else {
+        let may_choose = raw.tls.is_some() && raw.proxy_protocol.is_none();
+        return if may_choose { Protocol::Auto } else { Protocol::Http1 };
+    };
+    if protocol != Protocol::Http1 && raw.proxy_protocol.is_some() {
+        at.key("proxy_protocol").on_key().error_with_help(
             "connections of HTTP/2 are shared by clients, and the PROXY protocol names one",
-            "take out either `protocol: h2` or `proxy_protocol`",
+            format!("take out either `protocol: {}` or `proxy_protocol`", protocol.name()),
         );
     }
+    if protocol == Protocol::Auto && raw.tls.is_none() {
+        at.key("protocol").error_with_help(
+            "endpoints choose the protocol while TLS is agreed on, and this upstream has no TLS",
+            "write `http1`, or `h2` if the service speaks it from the first byte, or add `tls`",
+        );
+    }
+    protocol
 }
 
 /// Refuses checks that speak plain HTTP to a service that expects something else first: all of them would fail.

@@ -1,6 +1,10 @@
 //! How the guards of services stand, for status and metrics.
 
-use crate::admin::guards::{BreakerView, ConcurrencyView, GuardView};
+use tokio::time::Instant;
+
+use crate::admin::guards::{BreakerView, ConcurrencyView, GuardView, RecentView};
+use crate::base::time::instant;
+use crate::config;
 use crate::observe::prometheus::Page;
 use crate::request::Snapshot;
 use crate::upstream::Upstream;
@@ -16,13 +20,13 @@ fn view(upstream: &Upstream) -> GuardView {
     let mut breakers = Vec::new();
     if let Some((terms, own)) = upstream.breaker() {
         if terms.of_upstream {
-            breakers.push(breaker(None, own));
+            breakers.push(breaker(None, own, terms));
         }
         if terms.of_endpoints {
             let set = upstream.group().set();
             let endpoints = set.endpoints().iter();
             breakers.extend(endpoints.map(|endpoint| {
-                breaker(Some(endpoint.address.to_string()), &endpoint.state.breaker)
+                breaker(Some(endpoint.address.to_string()), &endpoint.state.breaker, terms)
             }));
         }
     }
@@ -34,9 +38,11 @@ fn view(upstream: &Upstream) -> GuardView {
     GuardView { upstream: upstream.group().name().to_owned(), breakers, concurrency }
 }
 
-fn breaker(endpoint: Option<String>, breaker: &Breaker) -> BreakerView {
+fn breaker(endpoint: Option<String>, breaker: &Breaker, terms: &config::Breaker) -> BreakerView {
     let state = breaker.state().name().to_owned();
-    BreakerView { endpoint, state, opened: breaker.opened() }
+    let recent = breaker.recent(terms, Instant::from_std(instant()));
+    let recent = recent.map(|(requests, failures)| RecentView { requests, failures });
+    BreakerView { endpoint, state, opened: breaker.opened(), recent }
 }
 
 /// The same as metrics. `endpoint` is empty for a service as a whole.

@@ -134,6 +134,10 @@ impl RequestBody {
     /// Keeps what goes through up to `max_bytes`, so that the request can be sent once more.
     pub fn keep(self, max_bytes: usize) -> (Self, Replay) {
         let Self { source, allowed_bytes, deadline } = self;
+        if let Source::Kept(record, 0) = &source {
+            let replay = Replay { record: Rc::clone(record), allowed_bytes };
+            return (Self { source, allowed_bytes, deadline }, replay);
+        }
         let record = Rc::new(Record::new(source, max_bytes));
         let body = Self { source: record.replay(), allowed_bytes, deadline };
         (body, Replay { record, allowed_bytes })

@@ -16,10 +16,12 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::task::Poll;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
@@ -47,6 +49,9 @@ pub enum Phase {
 /// Time for a client that is still sending to notice its answer. To close on what it sends would destroy the answer.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// Longer than anything may take.
+const LENT: Duration = Duration::from_secs(7 * 86_400);
+
 /// The deadline of one client connection.
 #[derive(Debug)]
 pub struct Deadline {
@@ -67,6 +72,8 @@ pub struct Deadline {
     whole: Cell<Option<Instant>>,
     head_timeout: Duration,
     idle_timeout: Duration,
+    /// The same for the request that is served.
+    stream_idle: Cell<Duration>,
     keep_alive_timeout: Duration,
     tunnel_idle_timeout: Duration,
 }
@@ -86,6 +93,7 @@ impl Deadline {
             whole: Cell::new(None),
             head_timeout: bounds.head_timeout,
             idle_timeout: bounds.idle_timeout,
+            stream_idle: Cell::new(bounds.idle_timeout),
             keep_alive_timeout: bounds.keep_alive_timeout,
             tunnel_idle_timeout: bounds.tunnel_idle_timeout,
         }
@@ -158,9 +166,62 @@ impl Deadline {
         self.whole.set(whole.map(|whole| self.now() + whole));
     }
 
+    /// From now on the bodies of the request and its answer may rest for so long between two pieces, until the answer
+    /// is at its end.
+    pub fn stream_idle(&self, timeout: Duration) {
+        self.stream_idle.set(timeout);
+    }
+
     /// Whether a wait of so long ends before the request as a whole must.
     pub fn leaves(&self, wait: Duration) -> bool {
         self.whole.get().is_none_or(|whole| self.now() + wait < whole)
+    }
+
+    /// A deadline of its own for one of several attempts at the request, none of whose waits goes beyond the request as
+    /// a whole. From now on this one waits for nothing: each attempt is to be driven by its own.
+    pub fn fork(&self) -> Rc<Self> {
+        self.phase.set(Phase::Answer);
+        self.passed.set(false);
+        self.at.set(self.now() + LENT);
+        Rc::new(Self {
+            trail: Trail::default(),
+            at: self.at.clone(),
+            now: Cell::new(None),
+            phase: self.phase.clone(),
+            passed: Cell::new(false),
+            client_is_asked: Cell::new(false),
+            fault: Cell::new(None),
+            response_timeout: self.response_timeout.clone(),
+            whole: self.whole.clone(),
+            stream_idle: self.stream_idle.clone(),
+            ..*self
+        })
+    }
+
+    /// Does `work` and wakes it when this deadline has passed, which nobody else looks at.
+    pub async fn drive<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        let mut timer = pin!(sleep_until(self.at()));
+        poll_fn(|context| {
+            self.woken();
+            loop {
+                if let Poll::Ready(done) = work.as_mut().poll(context) {
+                    return Poll::Ready(done);
+                }
+                // Whoever waits was asked what to do and did nothing.
+                if self.has_passed() {
+                    return Poll::Pending;
+                }
+                loop {
+                    timer.as_mut().reset(self.at());
+                    ready!(timer.as_mut().poll(context));
+                    if self.check() {
+                        break;
+                    }
+                }
+            }
+        })
+        .await
     }
 
     /// The request waits here, for its turn.
@@ -181,6 +242,7 @@ impl Deadline {
     /// The request has failed: what follows is the gateway's own answer, which has all the time that a client may take.
     pub fn refused(&self) {
         self.whole.set(None);
+        self.stream_idle.set(self.idle_timeout);
         self.answered();
     }
 
@@ -196,7 +258,7 @@ impl Deadline {
         self.trail.sending(self.now());
         if has_body {
             self.response_timeout.set(response_timeout);
-            self.enter(Phase::Upload, self.idle_timeout);
+            self.enter(Phase::Upload, self.stream_idle.get());
         } else {
             self.enter(Phase::Answer, response_timeout);
         }
@@ -211,7 +273,7 @@ impl Deadline {
     pub fn piece(&self) {
         self.client_is_asked.set(false);
         match self.phase.get() {
-            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.idle_timeout),
+            phase @ (Phase::Upload | Phase::Download) => self.enter(phase, self.stream_idle.get()),
             Phase::Tunnel => self.tunnel(),
             Phase::Idle | Phase::Head | Phase::Answer | Phase::Linger => {}
         }
@@ -227,7 +289,7 @@ impl Deadline {
     /// The head of the answer is there.
     pub fn answered(&self) {
         self.trail.answered(self.now());
-        self.enter(Phase::Download, self.idle_timeout);
+        self.enter(Phase::Download, self.stream_idle.get());
     }
 
     /// Both sides agreed on a tunnel.
@@ -244,6 +306,7 @@ impl Deadline {
     /// The answer is at its end. Answers how long everything took.
     pub fn ended(&self) -> Times {
         self.whole.set(None);
+        self.stream_idle.set(self.idle_timeout);
         self.enter(Phase::Idle, self.keep_alive_timeout);
         self.trail.times(self.now())
     }
@@ -370,6 +433,28 @@ pub(crate) mod tests {
         assert!(!deadline.awaits_head(Duration::ZERO));
         deadline.ended();
         assert!(!deadline.awaits_head(Duration::ZERO), "idle between two requests");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_attempt_has_its_own_time_and_none_more_than_the_request() {
+        let deadline = Deadline::new(&bounds());
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        deadline.bound(Some(seconds(5)));
+        let [one, other] = [deadline.fork(), deadline.fork()];
+        let wait = async |deadline: &Deadline, times: &[u64]| {
+            for time in times {
+                deadline.pause(seconds(*time)).await;
+            }
+            deadline.now() - start
+        };
+        let both =
+            async { tokio::join!(one.drive(wait(&one, &[1, 2])), other.drive(wait(&other, &[9]))) };
+        assert_eq!(both.await, (seconds(3), seconds(5)));
+        assert!(deadline.at() > Instant::now() && !deadline.has_passed());
+        deadline.woken();
+        deadline.answered();
+        assert_eq!(deadline.at(), start + seconds(5));
     }
 
     #[tokio::test(start_paused = true)]

@@ -82,10 +82,15 @@ impl Record {
                 pieces.push(piece);
             }
             _ => {
-                self.whole.set(false);
-                *pieces = Vec::new();
+                drop(pieces);
+                self.forget();
             }
         }
+    }
+
+    fn forget(&self) {
+        self.whole.set(false);
+        self.pieces.take();
     }
 
     fn piece(&self, number: usize) -> Option<Frame<Bytes>> {
@@ -133,6 +138,10 @@ impl Body for Source {
                 if let Some(frame) = record.piece(*next) {
                     *next += 1;
                     return Poll::Ready(Some(Ok(frame)));
+                }
+                if Rc::strong_count(record) == 1 {
+                    // Nobody will begin again.
+                    record.forget();
                 }
                 let frame = ready!(record.poll_client(context));
                 // It is in the record now, unless the record is given up.

@@ -31,6 +31,32 @@ pub enum NotAgain {
     Body,
 }
 
+/// What came of a second attempt beside the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hedge {
+    /// It answered first.
+    Won,
+    /// The first attempt did.
+    Lost,
+    /// Neither did.
+    Failed,
+    /// The client left before either did.
+    Abandoned,
+}
+
+/// Why there was no second attempt though it was time for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoHedge {
+    /// The budget of retries had nothing to spare.
+    Budget,
+    /// The service is at its limit of concurrency.
+    Concurrency,
+    /// There is no other endpoint.
+    Endpoint,
+}
+
+const HEDGES: [&str; 4] = ["won", "lost", "failed", "abandoned"];
+const NO_HEDGES: [&str; 3] = ["budget", "concurrency", "endpoint"];
 const AGAIN: [&str; 4] = ["connect_failure", "reset", "timeout", "status"];
 const NOT_AGAIN: [&str; 3] = ["budget", "deadline", "body"];
 
@@ -39,12 +65,28 @@ const NOT_AGAIN: [&str; 3] = ["budget", "deadline", "body"];
 pub struct Resilience {
     retries: [Counter; AGAIN.len()],
     retries_refused: [Counter; NOT_AGAIN.len()],
+    hedges: [Counter; HEDGES.len()],
+    hedges_refused: [Counter; NO_HEDGES.len()],
 }
 
 impl Resilience {
     /// A request is sent once more.
     pub fn again(&self, reason: Again) {
         if let Some(counter) = self.retries.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A request was sent to a second endpoint beside the first.
+    pub fn hedge(&self, result: Hedge) {
+        if let Some(counter) = self.hedges.get(result as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A request was not.
+    pub fn no_hedge(&self, reason: NoHedge) {
+        if let Some(counter) = self.hedges_refused.get(reason as usize) {
             counter.add(1);
         }
     }
@@ -64,20 +106,32 @@ pub struct Snapshot {
     pub retries: BTreeMap<&'static str, u64>,
     /// Those that were not, by reason.
     pub retries_refused: BTreeMap<&'static str, u64>,
+    /// Requests that were sent to a second endpoint beside the first, by what came of that.
+    pub hedges: BTreeMap<&'static str, u64>,
+    /// Those that were not though it was time for it, by reason.
+    pub hedges_refused: BTreeMap<&'static str, u64>,
 }
 
 impl Snapshot {
     pub(super) fn add(&mut self, block: &Resilience) {
         add(&mut self.retries, AGAIN, &block.retries);
         add(&mut self.retries_refused, NOT_AGAIN, &block.retries_refused);
+        add(&mut self.hedges, HEDGES, &block.hedges);
+        add(&mut self.hedges_refused, NO_HEDGES, &block.hedges_refused);
     }
 
     /// The same as metrics.
     pub fn page(&self, page: &mut Page) {
         let help = "Requests that were sent once more, by reason.";
-        samples(page, "gateway_upstream_retries_total", help, &self.retries);
+        samples(page, ("gateway_upstream_retries_total", help), "reason", &self.retries);
         let help = "Requests that were not sent once more though they might have been, by reason.";
-        samples(page, "gateway_upstream_retries_refused_total", help, &self.retries_refused);
+        let name = "gateway_upstream_retries_refused_total";
+        samples(page, (name, help), "reason", &self.retries_refused);
+        let help = "Requests that were sent to a second endpoint beside the first, by result.";
+        samples(page, ("gateway_upstream_hedges_total", help), "result", &self.hedges);
+        let help = "Requests that were not though it was time for it, by reason.";
+        let name = "gateway_upstream_hedges_refused_total";
+        samples(page, (name, help), "reason", &self.hedges_refused);
     }
 }
 
@@ -93,12 +147,12 @@ fn add<const N: usize>(
 
 fn samples(
     page: &mut Page,
-    name: &'static str,
-    help: &'static str,
+    (name, help): (&'static str, &'static str),
+    label: &'static str,
     counts: &BTreeMap<&'static str, u64>,
 ) {
     let mut family = page.counter(name, help);
-    for (reason, count) in counts {
-        family.with(&[("reason", reason)], *count);
+    for (value, count) in counts {
+        family.with(&[(label, value)], *count);
     }
 }

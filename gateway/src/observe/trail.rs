@@ -83,6 +83,21 @@ impl Trail {
         }
     }
 
+    /// Adds what an attempt at the request has left that had notes of its own. Where both say something, `other`
+    /// stands.
+    pub fn join(&self, other: &Self) {
+        if self.left.get().is_none() {
+            self.left.set(other.left.get());
+        }
+        self.attempts.set(self.attempts.get().saturating_add(other.attempts.get()));
+        self.connect.set(self.connect.get() + other.connect.get());
+        if other.attempts.get() > 0 {
+            self.endpoint.set(other.endpoint.get());
+            self.sending.set(other.sending.get());
+            self.answered.set(other.answered.get());
+        }
+    }
+
     /// So many bytes of its body came in.
     pub fn received(&self, bytes: u64) {
         self.received_bytes.set(self.received_bytes.get() + bytes);
@@ -164,6 +179,12 @@ mod tests {
         assert_eq!(trail.times(at(12)), times);
         assert_eq!((trail.attempts(), trail.received_bytes()), (2, 7));
         assert_eq!(trail.endpoint(), Some("127.0.0.1:2".parse().unwrap()));
+        let whole = Trail::default();
+        whole.begin(at(0));
+        whole.join(&trail);
+        whole.join(&Trail::default());
+        assert_eq!(whole.times(at(12)), times);
+        assert_eq!((whole.attempts(), whole.endpoint()), (2, trail.endpoint()));
         trail.begin(at(20));
         trail.answered(at(21));
         let refused = Times { wait: STEP, first_byte: Some(STEP), total: STEP, ..Times::default() };

@@ -132,6 +132,7 @@ impl Exchange<'_> {
             addresses: *addresses,
             deadline: self.deadline,
             priority: route.priority,
+            timeouts: &forward.timeouts,
         };
         let response = match worker.client.send(way, request).await {
             Ok((response, permit)) => {

@@ -94,6 +94,7 @@ fn by_value<'t>(upstreams: &'t [WeightedUpstream], value: &[u8]) -> Option<&'t W
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Timeouts;
     use proptest::prelude::*;
 
     fn upstreams(weights: &[u32]) -> Vec<WeightedUpstream> {
@@ -106,7 +107,12 @@ mod tests {
     }
 
     fn choose(sticky: Option<Sticky>, headers: &[(&str, &str)], random: u64) -> Destination {
-        let forward = Forward { upstreams: upstreams(&[10, 90]), sticky, rewrite: None };
+        let forward = Forward {
+            upstreams: upstreams(&[10, 90]),
+            sticky,
+            rewrite: None,
+            timeouts: Timeouts::default(),
+        };
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());

@@ -27,6 +27,8 @@ const TELL_EVERY_S: u64 = 10;
 /// TLS to the endpoints of a service.
 pub struct Client {
     id: u64,
+    /// The endpoint chooses.
+    auto: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
     name: Option<ServerName<'static>>,
@@ -95,13 +97,15 @@ impl Client {
             }
             None => builder.with_no_client_auth(),
         };
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let auto = Arc::new(config.clone());
         // One name a protocol: the configuration says which is spoken (RFC 7301).
         config.alpn_protocols = vec![b"h2".to_vec()];
         let http2 = Arc::new(config.clone());
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = tls.server_name.clone().and_then(|name| ServerName::try_from(name).ok());
         let (http1, id) = (Arc::new(config), NEXT.fetch_add(1, Ordering::Relaxed));
-        Ok(Self { id, http1, http2, name, authorities, pair, told_s: AtomicU64::new(0) })
+        Ok(Self { id, auto, http1, http2, name, authorities, pair, told_s: AtomicU64::new(0) })
     }
 
     fn is_made_of(&self, tls: &UpstreamTls, store: &Store) -> bool {
@@ -119,6 +123,7 @@ impl Client {
     /// What shakes hands with an endpoint.
     pub fn connector(&self, protocol: Protocol) -> TlsConnector {
         TlsConnector::from(Arc::clone(match protocol {
+            Protocol::Auto => &self.auto,
             Protocol::Http1 => &self.http1,
             Protocol::Http2 => &self.http2,
         }))

@@ -55,7 +55,7 @@ impl Carrier {
     fn is_done(&self) -> bool {
         match self {
             Self::Http1(connection) => connection.exact() == Some(0) && !connection.is_tunnel(),
-            Self::Http2(exchange) => exchange.is_end_stream(),
+            Self::Http2(exchange) => exchange.is_done(),
         }
     }
 }

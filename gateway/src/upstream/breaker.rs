@@ -1,7 +1,8 @@
-//! The circuit breaker: who fails too often in a row is left alone for a while, and then tried with few requests.
+//! The circuit breaker: who fails too often, in a row or among the requests of the last while, is left alone, and after
+//! a time tried with few requests.
 //!
 //! ```text
-//!             failures in a row                   its time is over
+//!             too many failures                   its time is over
 //!   closed ─────────────────────▶ open ─────────────────────────────▶ half-open
 //!     ▲                            ▲                                   │    │
 //!     │                            └────────── a probe fails ──────────┘    │
@@ -11,6 +12,7 @@
 //! All workers share one, as a word that is exchanged when the state changes and by probes. While it is closed and all
 //! is well, a request only reads.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::base::error::Kind;
 use crate::config::{Breaker as Terms, FailureSet};
+use crate::upstream::failure_share::Seen;
 
 /// How a breaker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,9 @@ pub struct Breaker {
     failures: AtomicU32,
     /// How often it opened. Its low bits tell one half-open state from the next.
     opened: AtomicU64,
+    workers: usize,
+    /// Of the closed state; nothing unless somebody wants to know.
+    seen: OnceLock<Seen>,
 }
 
 /// What the word says.
@@ -73,6 +79,7 @@ const GENERATION_BITS: u32 = 24;
 pub struct Pass<'b> {
     breaker: &'b Breaker,
     terms: &'b Terms,
+    worker: usize,
     /// The half-open state that it probes.
     probe: Option<u32>,
     is_first: bool,
@@ -80,16 +87,27 @@ pub struct Pass<'b> {
 }
 
 impl Breaker {
-    /// A closed breaker.
-    pub fn new(now: Instant) -> Self {
-        let (word, failures, opened) = Default::default();
-        Self { epoch: now, word, failures, opened }
+    /// A closed breaker, for so many workers.
+    pub fn new(workers: usize, now: Instant) -> Self {
+        let (word, failures, opened, seen) = Default::default();
+        Self { epoch: now, word, failures, opened, workers, seen }
     }
 
-    /// Lets a request through, or says when to come again.
-    pub fn admit<'b>(&'b self, terms: &'b Terms, now: Instant) -> Result<Pass<'b>, Duration> {
-        let pass =
-            |probe, is_first| Pass { breaker: self, terms, probe, is_first, is_reported: false };
+    /// Lets a request of this worker through, or says when to come again.
+    pub fn admit<'b>(
+        &'b self,
+        terms: &'b Terms,
+        worker: usize,
+        now: Instant,
+    ) -> Result<Pass<'b>, Duration> {
+        let pass = |probe, is_first| Pass {
+            breaker: self,
+            terms,
+            worker,
+            probe,
+            is_first,
+            is_reported: false,
+        };
         loop {
             let found = self.word.load(Ordering::Acquire);
             let word = match Word::of(found) {
@@ -136,8 +154,20 @@ impl Breaker {
         self.opened.load(Ordering::Relaxed)
     }
 
+    /// Requests of the window of these terms, and how many of them have failed; `None` if nobody counts them.
+    pub fn recent(&self, terms: &Terms, now: Instant) -> Option<(u64, u64)> {
+        let share = terms.share.as_ref()?;
+        Some(self.seen.get().map_or((0, 0), |seen| seen.recent(share, self.ms(now))))
+    }
+
     /// Takes note of a request of the closed state. Answers the state that begins by it.
-    fn note(&self, terms: &Terms, has_failed: bool, now: Instant) -> Option<State> {
+    fn note(&self, pass: &Pass<'_>, has_failed: bool, now: Instant) -> Option<State> {
+        let (terms, now_ms) = (pass.terms, self.ms(now));
+        let seen = terms.share.as_ref().map(|share| {
+            let seen = self.seen.get_or_init(|| Seen::new(self.workers));
+            seen.add(share, pass.worker, has_failed, now_ms);
+            (seen, share)
+        });
         if !has_failed {
             // Read before it is written, so that the line stays shared while all is well.
             if self.failures.load(Ordering::Relaxed) != 0 {
@@ -146,8 +176,9 @@ impl Breaker {
             return None;
         }
         let in_a_row = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        (in_a_row >= terms.failures && self.open(Word::Closed.packed(), terms, now))
-            .then_some(State::Open)
+        let is_too_much = terms.failures.is_some_and(|failures| in_a_row >= failures)
+            || seen.is_some_and(|(seen, share)| seen.is_too_much(share, now_ms));
+        (is_too_much && self.open(Word::Closed.packed(), terms, now)).then_some(State::Open)
     }
 
     /// Takes note of a probe; `has_failed` is `None` if it says nothing. Answers the state that begins by it.
@@ -170,7 +201,7 @@ impl Breaker {
             let (done, begins) = if has_failed == Some(true) {
                 (self.open(found, terms, now), Some(State::Open))
             } else if has_failed == Some(false) && u32::from(passed) >= terms.half_open {
-                self.failures.store(0, Ordering::Relaxed);
+                self.forget();
                 (self.exchange(found, Word::Closed), Some(State::Closed))
             } else {
                 let probes = probes.saturating_sub(1);
@@ -188,9 +219,16 @@ impl Breaker {
         let done = self.exchange(found, Word::Open { until_ms });
         if done {
             self.opened.fetch_add(1, Ordering::Relaxed);
-            self.failures.store(0, Ordering::Relaxed);
+            self.forget();
         }
         done
+    }
+
+    fn forget(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+        if let Some(seen) = self.seen.get() {
+            seen.clear();
+        }
     }
 
     fn exchange(&self, found: u64, word: Word) -> bool {
@@ -216,7 +254,7 @@ impl Pass<'_> {
         self.is_reported = true;
         match (self.probe, has_failed) {
             (Some(probe), _) => self.breaker.note_probe(self.terms, probe, has_failed, now),
-            (None, Some(has_failed)) => self.breaker.note(self.terms, has_failed, now),
+            (None, Some(has_failed)) => self.breaker.note(&self, has_failed, now),
             (None, None) => None,
         }
     }
@@ -274,10 +312,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::{FailureShare, Share};
 
     fn terms(failures: u32, half_open: u32) -> Terms {
         let open_for = Duration::from_millis(100);
-        Terms { failures, half_open, open_for, ..Terms::default() }
+        Terms { failures: Some(failures), half_open, open_for, ..Terms::default() }
     }
 
     #[derive(Clone, Debug)]
@@ -310,6 +349,8 @@ mod tests {
         round: u32,
         probes: u32,
         passed: u32,
+        /// When requests of the closed state have ended, and whether they failed.
+        ended: Vec<(u64, bool)>,
     }
 
     impl Model {
@@ -337,21 +378,41 @@ mod tests {
                     (self.probes, self.passed) = (self.probes - 1, self.passed + 1);
                     if self.passed == terms.half_open {
                         (self.state, self.failures) = (State::Closed, 0);
+                        self.ended.clear();
                     }
                 }
                 None if probe.is_some() => self.probes -= 1,
                 Some(true) => {
                     self.failures += 1;
-                    if self.state == State::Closed && self.failures >= terms.failures {
+                    self.ended.push((now_ms, true));
+                    let in_a_row = terms.failures.is_some_and(|failures| self.failures >= failures);
+                    if self.state == State::Closed && (in_a_row || self.is_too_much(terms, now_ms))
+                    {
                         self.open(now_ms);
                     }
                 }
-                Some(false) => self.failures = 0,
+                Some(false) => {
+                    self.failures = 0;
+                    self.ended.push((now_ms, false));
+                }
                 None => {}
             }
         }
 
+        fn is_too_much(&self, terms: &Terms, now_ms: u64) -> bool {
+            let Some(FailureShare { share, window, min_requests }) = terms.share else {
+                return false;
+            };
+            let part = |ms: u64| ms / (window.as_millis() as u64 / 10);
+            let recent = || self.ended.iter().filter(|(at, _)| part(*at) + 10 > part(now_ms));
+            let (requests, failed) =
+                (recent().count(), recent().filter(|(_, failed)| *failed).count());
+            requests >= min_requests as usize
+                && failed * 1_000_000 >= requests * share.parts_per_million() as usize
+        }
+
         fn open(&mut self, now_ms: u64) {
+            self.ended.clear();
             (self.state, self.failures, self.until_ms) = (State::Open, 0, now_ms + 100);
         }
     }
@@ -360,14 +421,21 @@ mod tests {
         #[test]
         fn it_does_what_its_model_does(
             steps in steps(),
-            failures in 1u32..4,
+            failures in prop::option::of(1u32..4),
             half_open in 1u32..4,
+            share in prop::option::of((1u32..=100, 1u32..8)),
         ) {
-            let terms = terms(failures, half_open);
+            let share = share.map(|(percent, min_requests)| FailureShare {
+                share: Share::per_million(percent * 10_000),
+                window: Duration::from_millis(500),
+                min_requests,
+            });
+            let terms = Terms { failures, share, ..terms(1, half_open) };
             let start = Instant::from_std(crate::base::time::instant());
-            let breaker = Breaker::new(start);
+            let breaker = Breaker::new(1, start);
             let mut model = Model {
                 state: State::Closed, failures: 0, until_ms: 0, round: 0, probes: 0, passed: 0,
+                ended: Vec::new(),
             };
             let mut now_ms = 0;
             let mut under_way: Vec<(Pass<'_>, Option<u32>)> = Vec::new();
@@ -377,7 +445,7 @@ mod tests {
                     Step::Wait(ms) => now_ms += ms,
                     Step::Send => {
                         let expected = model.send(&terms, now_ms);
-                        let passed = breaker.admit(&terms, now);
+                        let passed = breaker.admit(&terms, 0, now);
                         prop_assert_eq!(passed.is_ok(), expected.is_some());
                         under_way.extend(passed.ok().zip(expected));
                     }
@@ -418,12 +486,12 @@ mod tests {
     fn many_threads_probe_no_more_than_is_asked_for() {
         let terms = terms(1, 3);
         let start = Instant::from_std(crate::base::time::instant());
-        let breaker = Breaker::new(start);
-        let opens = breaker.admit(&terms, start).unwrap().report(Some(true), start);
+        let breaker = Breaker::new(1, start);
+        let opens = breaker.admit(&terms, 0, start).unwrap().report(Some(true), start);
         assert_eq!(opens, Some(State::Open));
         let later = start + terms.open_for;
         let probes: usize = std::thread::scope(|scope| {
-            let admit = || (0..1000).filter_map(|_| breaker.admit(&terms, later).ok()).collect();
+            let admit = || (0..1000).filter_map(|_| breaker.admit(&terms, 0, later).ok()).collect();
             let threads: Vec<_> = (0..4)
                 .map(|_| {
                     scope.spawn(move || {

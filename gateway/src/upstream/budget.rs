@@ -44,6 +44,15 @@ impl Budget {
 
     /// Takes one retry out, if there is one.
     pub(super) fn withdraw(&self, share: Share, now: Instant) -> bool {
+        self.take(share, RESERVE_PER_SECOND * WINDOW_SECONDS, now)
+    }
+
+    /// Takes one out if the share alone leaves one: for what a request can do without.
+    pub(super) fn spare(&self, share: Share, now: Instant) -> bool {
+        self.take(share, 0, now)
+    }
+
+    fn take(&self, share: Share, reserve: u64, now: Instant) -> bool {
         let present = self.number(now);
         let (mut requests, mut retries) = (0, 0);
         for second in &self.seconds {
@@ -52,7 +61,7 @@ impl Budget {
                 retries += second.retries.get();
             }
         }
-        let beyond_reserve = (retries + 1).saturating_sub(RESERVE_PER_SECOND * WINDOW_SECONDS);
+        let beyond_reserve = (retries + 1).saturating_sub(reserve);
         let is_left = share.compare(beyond_reserve, requests).is_le();
         if is_left {
             self.charge(now);
@@ -96,6 +105,7 @@ mod tests {
         Wait(u64),
         Request,
         Withdraw,
+        Spare,
         Charge,
     }
 
@@ -104,6 +114,7 @@ mod tests {
             1 => (0u64..5000).prop_map(Step::Wait),
             6 => Just(Step::Request),
             6 => Just(Step::Withdraw),
+            3 => Just(Step::Spare),
             1 => Just(Step::Charge),
         ];
         proptest::collection::vec(step, 0..400)
@@ -133,11 +144,17 @@ mod tests {
                         retries.push(second);
                         budget.charge(now);
                     }
-                    Step::Withdraw => {
-                        let most = within(&requests) * u64::from(percent) / 100
-                            + RESERVE_PER_SECOND * WINDOW_SECONDS;
+                    Step::Withdraw | Step::Spare => {
+                        let may_use_reserve = matches!(step, Step::Withdraw);
+                        let reserve =
+                            u64::from(may_use_reserve) * RESERVE_PER_SECOND * WINDOW_SECONDS;
+                        let most = within(&requests) * u64::from(percent) / 100 + reserve;
                         let is_left = within(&retries) < most;
-                        prop_assert_eq!(budget.withdraw(share, now), is_left);
+                        let taken = match may_use_reserve {
+                            true => budget.withdraw(share, now),
+                            false => budget.spare(share, now),
+                        };
+                        prop_assert_eq!(taken, is_left);
                         if is_left {
                             retries.push(second);
                         }

@@ -73,11 +73,10 @@ pub(super) async fn enter(
     (own, top): (Priority, Priority),
     deadline: &Deadline,
 ) -> Result<Permit, Error> {
-    let limiter = &local.guard.limiter;
-    let nobody_waits = local.queue.waiting.borrow().is_empty();
-    if nobody_waits && limiter.enter(part(limiter.limit(terms), own, top)) {
-        return Ok(Permit(Rc::clone(local)));
+    if let Some(permit) = enter_now(local, terms, (own, top)) {
+        return Ok(permit);
     }
+    let limiter = &local.guard.limiter;
     if own < top {
         return Err(Kind::Shed.into());
     }
@@ -89,6 +88,18 @@ pub(super) async fn enter(
     local.queue.waiting.borrow_mut().push_back((number, Waker::noop().clone()));
     let waiting = Waiting { local, number };
     waiting.until_first(terms, deadline).await
+}
+
+/// The same, if there is one and nobody waits for it.
+pub(super) fn enter_now(
+    local: &Rc<Local>,
+    terms: &Concurrency,
+    (own, top): (Priority, Priority),
+) -> Option<Permit> {
+    let limiter = &local.guard.limiter;
+    let nobody_waits = local.queue.waiting.borrow().is_empty();
+    let is_free = nobody_waits && limiter.enter(part(limiter.limit(terms), own, top));
+    is_free.then(|| Permit(Rc::clone(local)))
 }
 
 /// Adds one to what is below `limit`.
@@ -192,7 +203,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_beyond_are_refused_the_least_important_first() {
-        let local = Local::new(Guard::new());
+        let local = Local::new(Guard::new(1));
         let terms = terms(10, 0);
         let mut held = Vec::new();
         for (own, room) in [(Priority::Low, 7), (Priority::Normal, 1), (Priority::Critical, 2)] {
@@ -210,7 +221,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_are_served_in_order_and_leave_in_time() {
-        let local = Local::new(Guard::new());
+        let local = Local::new(Guard::new(1));
         let terms = terms(1, 2);
         let held = take(&local, &terms, Priority::Critical).await.unwrap();
         let order = RefCell::new(Vec::new());

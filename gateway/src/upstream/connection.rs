@@ -5,7 +5,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Response, StatusCode};
 use http_body::{Body as _, Frame};
 
 use crate::base::error::Error;
@@ -13,7 +14,8 @@ use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::h1::client::Client;
 use crate::http::h1::head::{Limits, Scan, Section};
-use crate::upstream::dial::{Dial, Line};
+use crate::http::socket::Socket;
+use crate::upstream::dial::Line;
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
@@ -25,21 +27,16 @@ pub struct Connection {
 /// Why a connection did not answer.
 #[derive(Debug)]
 pub enum Failure {
-    /// It was closed before it took the request, which is handed back; the error if nobody else takes it either.
-    Unsent(Box<Request<RequestBody>>, Error),
+    /// It was closed before it took the request, whose body is handed back; the error if nobody else takes it either.
+    Unsent(RequestBody, Error),
     /// Something was sent, or nobody would do better.
     Final(Error),
 }
 
 impl Connection {
-    /// Connects to an endpoint before the deadline.
-    pub async fn open(
-        dial: Dial<'_>,
-        limits: Limits,
-        deadline: &Deadline,
-    ) -> Result<Box<Self>, Error> {
-        let socket = dial.socket(deadline).await?;
-        Ok(Box::new(Self { line: dial.line(), http: Client::new(socket, limits) }))
+    /// The connection over a socket, along `line`.
+    pub fn new(line: Line, socket: Socket, limits: Limits) -> Box<Self> {
+        Box::new(Self { line, http: Client::new(socket, limits) })
     }
 
     /// Where it leads.
@@ -52,16 +49,16 @@ impl Connection {
         self.http.is_stale()
     }
 
-    /// Sends `request` and waits for the head of the answer. After a failure the connection is of no use.
+    /// Sends a request and waits for the head of the answer. After a failure the connection is of no use.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
+        head: &Parts,
+        body: RequestBody,
         response_timeout: Duration,
         deadline: &Deadline,
     ) -> Result<Response<()>, Failure> {
-        deadline.send(!request.body().is_end_stream(), response_timeout);
-        let (head, body) = request.into_parts();
-        self.http.begin(&head, body);
+        deadline.send(!body.is_end_stream(), response_timeout);
+        self.http.begin(head, body);
         let mut scan = Scan::new(Section::Answer);
         let answer = poll_fn(|context| match self.http.poll_answer(&mut scan, context) {
             Poll::Ready(answer) => Poll::Ready(answer),
@@ -77,7 +74,7 @@ impl Connection {
                 Ok(Response::from_parts(answer, ()))
             }
             Err(error) => Err(match self.http.take_unsent() {
-                Some(body) => Failure::Unsent(Box::new(Request::from_parts(head, body)), error),
+                Some(body) => Failure::Unsent(body, error),
                 None => Failure::Final(error),
             }),
         }

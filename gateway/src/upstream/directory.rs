@@ -67,7 +67,7 @@ impl Directory {
 
     /// What stands before the service called `name`.
     pub fn guard(&mut self, name: &str) -> Arc<Guard> {
-        let guard = self.guards.entry(name.to_owned()).or_insert_with(Guard::new);
+        let guard = self.guards.entry(name.to_owned()).or_insert_with(|| Guard::new(self.workers));
         Arc::clone(guard)
     }
 

@@ -128,7 +128,7 @@ impl EndpointState {
         Self {
             id,
             failures_in_a_row: AtomicU32::new(0),
-            breaker: Breaker::new(Instant::from_std(instant())),
+            breaker: Breaker::new(workers, Instant::from_std(instant())),
             unhealthy: AtomicBool::new(false),
             ejected_until: AtomicU64::new(0),
             ready_since: AtomicU64::new(0),

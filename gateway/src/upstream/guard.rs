@@ -19,9 +19,9 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Of a service that nothing is known about.
-    pub fn new() -> Arc<Self> {
-        let breaker = Breaker::new(Instant::from_std(instant()));
+    /// Of a service that nothing is known about, for so many workers.
+    pub fn new(workers: usize) -> Arc<Self> {
+        let breaker = Breaker::new(workers, Instant::from_std(instant()));
         Arc::new(Self { breaker, limiter: Limiter::default() })
     }
 }

@@ -14,8 +14,11 @@ pub mod dial;
 pub mod directory;
 pub mod echo;
 pub mod endpoint;
+mod failure_share;
 pub mod guard;
 pub mod h2;
+mod hedge;
+pub mod lines;
 pub mod pool;
 mod retry;
 pub mod send;
@@ -41,7 +44,7 @@ use balance::Group;
 use breaker::Breaker;
 use budget::Budget;
 use concurrency::{Limiter, Queue};
-use dial::Dial;
+use dial::{Dial, Target};
 use directory::Directory;
 use guard::Guard;
 
@@ -54,6 +57,7 @@ pub struct Upstream {
     response_timeout: Duration,
     whole_timeout: Option<Duration>,
     retry: config::Retry,
+    hedge: Option<config::Hedge>,
     breaker: Option<config::Breaker>,
     concurrency: Option<config::Concurrency>,
     /// The highest of the routes that lead here.
@@ -96,6 +100,7 @@ impl Upstream {
             response_timeout: config.response_timeout,
             whole_timeout: config.whole_timeout,
             retry: config.retry.clone(),
+            hedge: config.hedge,
             breaker: config.breaker.clone(),
             concurrency: config.concurrency,
             top_priority: config::Priority::Low,
@@ -106,10 +111,17 @@ impl Upstream {
         }
     }
 
-    /// How an endpoint of it is connected to for a client with these `addresses`.
-    pub fn dial(&self, endpoint: SocketAddr, addresses: Addresses) -> Dial<'_> {
+    /// How an endpoint of it is asked for a client with these `addresses`.
+    pub fn target(&self, endpoint: SocketAddr, addresses: Addresses) -> Target<'_> {
         let addresses = self.proxy_protocol.then_some(addresses);
-        Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, addresses }
+        Target {
+            dial: Dial { endpoint, tls: self.tls.as_deref(), protocol: self.protocol, addresses },
+            limits: self.limits,
+            keep: self.keep,
+            connect_timeout: self.connect_timeout,
+            response_timeout: self.response_timeout,
+            replay_bytes: self.retry.buffer_bytes,
+        }
     }
 
     /// A route of this priority leads here.

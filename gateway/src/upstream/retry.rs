@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::header::RETRY_AFTER;
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Response};
 use http_body::Body as _;
 
 use crate::base::error::{Error, Kind};
@@ -36,47 +36,45 @@ pub(super) struct Effort<'a> {
     has_failed_over: bool,
 }
 
-/// What is sent again.
-struct Copy {
-    head: Parts,
-    /// `None` for a request without a body.
-    body: Option<Replay>,
+/// The body that is sent again.
+enum Copy {
+    /// There is none.
+    Empty,
+    /// What went through of it, and the rest.
+    Kept(Replay),
 }
 
 impl<'a> Effort<'a> {
-    /// Counts `request`, and keeps of it what sending it again takes.
+    /// Counts a request, and keeps of it what sending it again takes.
     pub(super) fn new(
         policy: &'a Retry,
         (budget, counters): (&'a Budget, &'a Resilience),
         deadline: &'a Rc<Deadline>,
-        request: Request<RequestBody>,
-    ) -> (Self, Request<RequestBody>) {
+        head: &Parts,
+        body: RequestBody,
+    ) -> (Self, RequestBody) {
         budget.request(deadline.now());
-        let (copy, request) = if may_be_sent_again(policy, &request) {
-            let (head, body) = request.into_parts();
-            let kept = head.clone();
-            if body.is_end_stream() {
-                (Some(Copy { head: kept, body: None }), Request::from_parts(head, body))
-            } else {
-                let (body, replay) = body.keep(policy.buffer_bytes);
-                (Some(Copy { head: kept, body: Some(replay) }), Request::from_parts(head, body))
-            }
+        let (copy, body) = if !may_be_sent_again(policy, head, &body) {
+            (None, body)
+        } else if body.is_end_stream() {
+            (Some(Copy::Empty), body)
         } else {
-            (None, request)
+            let (body, replay) = body.keep(policy.buffer_bytes);
+            (Some(Copy::Kept(replay)), body)
         };
         let this =
             Self { policy, budget, counters, deadline, copy, retries: 0, has_failed_over: false };
-        (this, request)
+        (this, body)
     }
 
-    /// The request, to be sent once more after `error`, and the pause before it. It is `unsent` if no endpoint took
-    /// it; `other` is whether an endpoint is left that was not tried yet.
+    /// The body of the request, which is to be sent once more after `error`, and the pause before it. It is `unsent` if
+    /// no endpoint took it; `other` is whether an endpoint is left that was not tried yet.
     pub(super) fn after(
         &mut self,
         error: &Error,
-        unsent: Option<Request<RequestBody>>,
+        unsent: Option<RequestBody>,
         other: bool,
-    ) -> Option<(Request<RequestBody>, Duration)> {
+    ) -> Option<(RequestBody, Duration)> {
         let on = &self.policy.on;
         let (reason, wanted) = match error.kind() {
             // It would be no other the next moment.
@@ -97,7 +95,7 @@ impl<'a> Effort<'a> {
     pub(super) fn after_answer<B>(
         &mut self,
         answer: &Response<B>,
-    ) -> Option<(Request<RequestBody>, Duration)> {
+    ) -> Option<(RequestBody, Duration)> {
         if !self.policy.on.statuses.contains(&answer.status().as_u16()) {
             return None;
         }
@@ -105,16 +103,21 @@ impl<'a> Effort<'a> {
         if asked > self.policy.backoff.max {
             return None;
         }
-        let (request, pause) = self.again(Again::Status, None, false)?;
-        Some((request, pause.max(asked)))
+        let (body, pause) = self.again(Again::Status, None, false)?;
+        Some((body, pause.max(asked)))
+    }
+
+    /// Whether the budget has something to spare for a hedge, which then is taken.
+    pub(super) fn has_spare(&self) -> bool {
+        self.budget.spare(self.policy.budget, self.deadline.now())
     }
 
     fn again(
         &mut self,
         reason: Again,
-        unsent: Option<Request<RequestBody>>,
+        unsent: Option<RequestBody>,
         other: bool,
-    ) -> Option<(Request<RequestBody>, Duration)> {
+    ) -> Option<(RequestBody, Duration)> {
         let sent = self.retries as usize + 1;
         if sent >= self.policy.attempts || unsent.is_none() && self.copy.is_none() {
             return None;
@@ -124,18 +127,18 @@ impl<'a> Effort<'a> {
             true => Duration::ZERO,
             false => pause(self.policy.backoff, self.retries, random()),
         };
-        let request = match unsent {
-            Some(request) => Some(request),
+        let body = match unsent {
+            Some(body) => Some(body),
             None => self.copy.as_ref().and_then(|copy| copy.again(self.deadline)),
         };
-        let Some(request) = request else { return self.not_again(NotAgain::Body) };
+        let Some(body) = body else { return self.not_again(NotAgain::Body) };
         if let Some(refused) = self.refused(fails_over, pause) {
             return self.not_again(refused);
         }
         self.counters.again(reason);
         self.retries += 1;
         self.has_failed_over |= fails_over;
-        Some((request, pause))
+        Some((body, pause))
     }
 
     fn refused(&self, fails_over: bool, pause: Duration) -> Option<NotAgain> {
@@ -157,24 +160,23 @@ impl<'a> Effort<'a> {
 }
 
 impl Copy {
-    fn again(&self, deadline: &Rc<Deadline>) -> Option<Request<RequestBody>> {
-        let body = match &self.body {
-            Some(replay) => replay.again(deadline)?,
-            None => RequestBody::empty(deadline),
-        };
-        Some(Request::from_parts(self.head.clone(), body))
+    fn again(&self, deadline: &Rc<Deadline>) -> Option<RequestBody> {
+        match self {
+            Self::Empty => Some(RequestBody::empty(deadline)),
+            Self::Kept(replay) => replay.again(deadline),
+        }
     }
 }
 
-/// Whether `request` may reach a service twice, and is worth being kept for that.
-fn may_be_sent_again(policy: &Retry, request: &Request<RequestBody>) -> bool {
+/// Whether a request may reach a service twice, and its body is worth being kept for that.
+fn may_be_sent_again(policy: &Retry, head: &Parts, body: &RequestBody) -> bool {
     let on = &policy.on;
-    let body_bytes = request.body().size_hint().lower();
+    let body_bytes = body.size_hint().lower();
     policy.attempts > 1
         // What goes through a tunnel is not kept.
-        && request.extensions().get::<WebSocket>().is_none()
+        && head.extensions.get::<WebSocket>().is_none()
         && (on.reset || on.timeout || !on.statuses.is_empty())
-        && policy.methods.contains(request.method())
+        && policy.methods.contains(&head.method)
         && body_bytes <= policy.buffer_bytes as u64
 }
 

@@ -1,16 +1,18 @@
 //! How a request is sent: over which connection, and once more or not when that fails.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
-use crate::config::{Breaker, Concurrency, Limit, Priority, Protocol};
+use crate::config::{Breaker, Concurrency, Limit, Priority, Timeouts};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
@@ -20,22 +22,21 @@ use crate::upstream::balance::{Choice, Group, Picked, Tried, View};
 use crate::upstream::body::{AnswerBody, Carrier};
 use crate::upstream::breaker::{Pass, has_failed};
 use crate::upstream::concurrency::{self, Permit};
-use crate::upstream::connection::{Connection, Failure};
-use crate::upstream::dial::Dial;
+use crate::upstream::connection::Failure;
+use crate::upstream::dial::Target;
 use crate::upstream::endpoint::Outcome;
-use crate::upstream::h2::{Target, Trunks};
-use crate::upstream::pool::{Home, Pool};
+use crate::upstream::lines::{self, Lines};
+use crate::upstream::pool::Home;
 use crate::upstream::retry::Effort;
-use crate::upstream::{Local, Upstream};
+use crate::upstream::{Local, Upstream, hedge};
 
 /// What a worker sends requests with.
 #[derive(Debug)]
 pub struct Client {
     /// The number of the worker.
     worker: usize,
-    pool: Rc<Pool>,
-    trunks: Trunks,
-    counters: Arc<Counters>,
+    lines: Lines,
+    pub(super) counters: Arc<Counters>,
 }
 
 /// Where a request goes, and who looks after it on the way.
@@ -51,12 +52,31 @@ pub struct Way<'a> {
     pub deadline: &'a Rc<Deadline>,
     /// How important it is.
     pub priority: Priority,
+    /// How long it may take, where its route says that.
+    pub timeouts: &'a Timeouts,
+}
+
+/// The head of an answer, and whom the rest is to come from.
+pub(super) struct Answered {
+    pub(super) response: Response<()>,
+    carrier: Carrier,
+    picked: Picked,
+}
+
+impl Way<'_> {
+    fn connect_timeout(&self) -> Duration {
+        self.timeouts.connect.unwrap_or(self.choice.upstream.connect_timeout)
+    }
+
+    fn response_timeout(&self) -> Duration {
+        self.timeouts.response.unwrap_or(self.choice.upstream.response_timeout)
+    }
 }
 
 impl Client {
     /// A client without connections, for the worker of this number.
     pub fn new(worker: usize, counters: Arc<Counters>) -> Self {
-        Self { worker, pool: Rc::default(), trunks: Trunks::default(), counters }
+        Self { worker, lines: Lines::new(Arc::clone(&counters)), counters }
     }
 
     /// The endpoints of `upstream` as this worker sees them.
@@ -68,8 +88,7 @@ impl Client {
     /// requests go to no more.
     pub fn sweep<'v>(&self, views: impl IntoIterator<Item = &'v View>) {
         let used: HashSet<SocketAddr> = views.into_iter().flat_map(View::addresses).collect();
-        self.pool.sweep(|address| used.contains(&address));
-        self.trunks.sweep(|address| used.contains(&address));
+        self.lines.sweep(|address| used.contains(&address));
     }
 
     /// Sends `request`, if the service takes it now, until there is an answer for the client or no more to be done. The
@@ -81,10 +100,13 @@ impl Client {
     ) -> Result<(Response<AnswerBody>, Option<Permit>), Error> {
         let Way { choice, local, deadline, priority, .. } = way;
         let upstream = choice.upstream;
-        deadline.bound(whole_timeout(upstream.whole_timeout, request.headers()));
+        let whole = way.timeouts.whole.or(upstream.whole_timeout);
+        deadline.bound(whole_timeout(whole, request.headers()));
+        way.timeouts.stream_idle.iter().for_each(|idle| deadline.stream_idle(*idle));
         let guard = &local.guard;
         let terms = upstream.breaker.as_ref().filter(|terms| terms.of_upstream);
-        let pass = terms.map(|terms| guard.breaker.admit(terms, deadline.now())).transpose();
+        let pass =
+            terms.map(|terms| guard.breaker.admit(terms, self.worker, deadline.now())).transpose();
         let pass = pass.map_err(Error::breaker_open)?;
         let permit = match &upstream.concurrency {
             Some(terms) => {
@@ -118,18 +140,29 @@ impl Client {
         let Way { choice, local, deadline, .. } = way;
         let retry = &choice.upstream.retry;
         let counted = (&local.budget, &self.counters.resilience);
-        let (mut effort, mut request) = Effort::new(retry, counted, deadline, request);
-        let mut tried = Tried::default();
+        // The head stays here, for whoever sends it: nothing of it is copied for a retry that is never made.
+        let (head, body) = request.into_parts();
+        let mut hedge = hedge::delay(choice.upstream, &head, &body);
+        let (mut effort, mut body) = Effort::new(retry, counted, deadline, &head, body);
+        let tried = RefCell::default();
         loop {
+            let came = match hedge.take() {
+                None => self.attempt(way, &tried, &head, body).await,
+                // On the heap, for most requests need no room for two.
+                Some(after) => Box::pin(self.race(way, &tried, &head, (after, &effort))).await,
+            };
             let pause;
-            (request, pause) = match self.attempt(way, &mut tried, request).await {
-                Ok(answer) => match effort.after_answer(&answer) {
-                    Some(again) => again,
-                    None => return Ok(answer),
-                },
+            (body, pause) = match came {
+                Ok(answered) => {
+                    let answer = self.answer(answered, way);
+                    match effort.after_answer(&answer) {
+                        Some(again) => again,
+                        None => return Ok(answer),
+                    }
+                }
                 Err(failure) => {
                     let (error, unsent) = match failure {
-                        Failure::Unsent(request, error) => (error, Some(*request)),
+                        Failure::Unsent(body, error) => (error, Some(body)),
                         Failure::Final(error) => (error, None),
                     };
                     effort.after(&error, unsent, choice.has_more(&tried)).ok_or(error)?
@@ -137,25 +170,29 @@ impl Client {
             };
             deadline.pause(pause).await;
             if !choice.has_more(&tried) {
-                tried = Tried::default();
+                tried.take();
             }
         }
     }
 
-    /// Sends `request` once: to the first endpoint that takes it. One that cannot be connected to is passed over for
+    /// Sends a request once: to the first endpoint that takes it. One that cannot be connected to is passed over for
     /// the next, because nothing was sent yet; so is one that closed before it took anything.
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         way: Way<'_>,
-        tried: &mut Tried,
-        mut request: Request<RequestBody>,
-    ) -> Result<Response<AnswerBody>, Failure> {
+        tried: &RefCell<Tried>,
+        head: &Parts,
+        mut body: RequestBody,
+    ) -> Result<Answered, Failure> {
         let Way { choice, deadline, .. } = way;
         let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
         let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
             let breaker = &picked.endpoint().state.breaker;
-            let pass = match terms.map(|terms| breaker.admit(terms, deadline.now())).transpose() {
+            let pass = match terms
+                .map(|terms| breaker.admit(terms, self.worker, deadline.now()))
+                .transpose()
+            {
                 Ok(pass) => pass,
                 Err(left) => {
                     picked.unsent();
@@ -167,7 +204,7 @@ impl Client {
                 }
             };
             deadline.trail.attempt(picked.address());
-            let came = self.try_endpoint(way, &picked, request).await;
+            let came = self.try_endpoint(way, &picked, head, body).await;
             let outcome = match &came {
                 Ok((response, _)) => Ok(response.status().as_u16()),
                 Err(Failure::Unsent(_, error) | Failure::Final(error)) => Err(error.kind()),
@@ -175,9 +212,12 @@ impl Client {
             let whose = (&*choice.upstream.group, Some(picked.address()), deadline.now());
             report(pass, terms, outcome, whose);
             match came {
-                Ok(answer) => return Ok(self.answer(answer, way, picked)),
+                Ok((response, carrier)) => {
+                    picked.observe(Outcome::Answered(response.status()));
+                    return Ok(Answered { response, carrier, picked });
+                }
                 Err(Failure::Unsent(unsent, refused)) => {
-                    (request, error) = (*unsent, failed(refused, &picked));
+                    (body, error) = (unsent, failed(refused, &picked));
                 }
                 Err(Failure::Final(error)) => return Err(Failure::Final(failed(error, &picked))),
             }
@@ -185,85 +225,32 @@ impl Client {
         Err(match error.kind() {
             // Nobody was asked, and asking again makes nobody appear.
             Kind::UpstreamUnavailable => Failure::Final(error),
-            _ => Failure::Unsent(Box::new(request), error),
+            _ => Failure::Unsent(body, error),
         })
     }
 
-    /// Sends `request` to an endpoint: over a connection that is there, or over a new one.
+    /// Sends a request to an endpoint.
     async fn try_endpoint(
         &self,
         way: Way<'_>,
         picked: &Picked,
-        mut request: Request<RequestBody>,
-    ) -> Result<(Response<()>, Carrier), Failure> {
-        let Way { choice: Choice { upstream, .. }, deadline, .. } = way;
-        let dial = upstream.dial(picked.address(), way.addresses);
-        if upstream.protocol == Protocol::Http2 {
-            return self.multiplexed(way, dial, request).await;
-        }
-        if let Some(connection) = self.pool.take(dial.line()) {
-            self.counters.upstream_connections_reused.add(1);
-            match exchange(connection, way, request).await {
-                Err(Failure::Unsent(unsent, _)) => request = *unsent,
-                done => return done,
-            }
-        }
-        deadline.connect(upstream.connect_timeout);
-        let opened = Connection::open(dial, upstream.limits, deadline).await;
-        match opened {
-            Ok(connection) => {
-                self.counters.upstream_connections_opened.add(1);
-                exchange(connection, way, request).await
-            }
-            Err(error) => Err(Failure::Unsent(Box::new(request), error)),
-        }
-    }
-
-    async fn multiplexed(
-        &self,
-        way: Way<'_>,
-        dial: Dial<'_>,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<()>, Carrier), Failure> {
-        let upstream = way.choice.upstream;
+        head: &Parts,
+        body: RequestBody,
+    ) -> Result<lines::Answer, Failure> {
         let target = Target {
-            dial,
-            limits: upstream.limits,
-            keep: upstream.keep,
-            connect_timeout: upstream.connect_timeout,
-            response_timeout: upstream.response_timeout,
+            connect_timeout: way.connect_timeout(),
+            response_timeout: way.response_timeout(),
+            ..way.choice.upstream.target(picked.address(), way.addresses)
         };
-        let (result, opened) = self.trunks.send(&target, request, way.deadline).await;
-        if opened {
-            self.counters.upstream_connections_opened.add(1);
-        } else {
-            self.counters.upstream_connections_reused.add(1);
-        }
-        let (head, exchange) = result?.into_parts();
-        Ok((Response::from_parts(head, ()), Carrier::Http2(Box::new(exchange))))
+        self.lines.ask(&target, head, body, way.deadline).await
     }
 
-    fn answer(
-        &self,
-        (response, connection): (Response<()>, Carrier),
-        way: Way<'_>,
-        picked: Picked,
-    ) -> Response<AnswerBody> {
-        picked.observe(Outcome::Answered(response.status()));
+    fn answer(&self, answered: Answered, way: Way<'_>) -> Response<AnswerBody> {
+        let Answered { response, carrier, picked } = answered;
         let keep = way.choice.upstream.keep;
-        let home = Home { pool: Rc::clone(&self.pool), keep, picked };
-        response.map(|()| AnswerBody::new(connection, home, way.deadline))
+        let home = Home { pool: Rc::clone(&self.lines.pool), keep, picked };
+        response.map(|()| AnswerBody::new(carrier, home, way.deadline))
     }
-}
-
-async fn exchange(
-    mut connection: Box<Connection>,
-    way: Way<'_>,
-    request: Request<RequestBody>,
-) -> Result<(Response<()>, Carrier), Failure> {
-    let response_timeout = way.choice.upstream.response_timeout;
-    let response = connection.send(request, response_timeout, way.deadline).await?;
-    Ok((response, Carrier::Http1(connection)))
 }
 
 /// The bound of the configuration, or the client's own if that is less.

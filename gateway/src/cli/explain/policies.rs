@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet, Forward,
-    HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route, Sticky, Target, Upstream,
-    UpstreamTls,
+    Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet,
+    FailureShare, Forward, HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route,
+    Sticky, Target, Timeouts, Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -128,6 +128,20 @@ pub(super) fn of_route(route: &Route) -> Vec<Policy> {
         policy("encoded_slash", ambiguity(route.encoded_slash)),
         policy("path_parameters", ambiguity(route.path_parameters)),
     ];
+    if let Action::Forward(Forward { timeouts, .. }) = &route.action {
+        let Timeouts { connect, response, whole, stream_idle } = *timeouts;
+        let times = [
+            ("timeout.connect", connect),
+            ("timeout.response", response),
+            ("timeout.whole", whole),
+            ("timeout.stream_idle", stream_idle),
+        ];
+        found.extend(times.into_iter().filter_map(|(key, time)| {
+            let of =
+                if key == "timeout.stream_idle" { "bounds.idle_timeout" } else { "the upstream's" };
+            Some(policy(key, format!("{}, instead of {of}", format_duration(time?))))
+        }));
+    }
     let changes = [
         ("request_headers", &route.request_headers),
         ("response_headers", &route.response_headers),
@@ -201,6 +215,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         response_timeout,
         whole_timeout,
         retry,
+        hedge,
         breaker,
         concurrency,
         idle_connections,
@@ -246,6 +261,8 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     });
     found.extend(health.as_ref().map_or_else(|| vec![policy("health", "none")], checks));
     found.extend(retries(retry));
+    let hedge = hedge.map(|hedge| policy("hedge.after", format_duration(hedge.after)));
+    found.push(hedge.unwrap_or_else(|| policy("hedge", "none")));
     found.extend(breaking(breaker.as_ref()));
     found.extend(limiting(concurrency.as_ref()));
     (shown.into_iter().map(|(target, _)| target).collect(), found)
@@ -312,14 +329,22 @@ fn breaking(breaker: Option<&Breaker>) -> Vec<Policy> {
         (false, _) => "endpoint",
     };
     let fallback = breaker.fallback.as_ref().map(|fallback| fallback.status.as_u16());
-    vec![
-        policy("breaker.failures", breaker.failures),
+    let mut found = vec![
         policy("breaker.open_for", format_duration(breaker.open_for)),
         policy("breaker.half_open", breaker.half_open),
         policy("breaker.on", failures(&breaker.on)),
         policy("breaker.per", per),
         policy("breaker.fallback.status", fallback.unwrap_or(503)),
-    ]
+    ];
+    found.extend(breaker.failures.map(|failures| policy("breaker.failures", failures)));
+    if let Some(FailureShare { share, window, min_requests }) = breaker.share {
+        found.extend([
+            policy("breaker.failure_share", share),
+            policy("breaker.window", format_duration(window)),
+            policy("breaker.min_requests", min_requests),
+        ]);
+    }
+    found
 }
 
 fn limiting(concurrency: Option<&Concurrency>) -> Vec<Policy> {

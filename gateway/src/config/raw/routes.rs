@@ -37,6 +37,24 @@ pub(in crate::config) struct RawRoute {
     pub(in crate::config) path_parameters: RawAmbiguity,
     #[serde(default)]
     pub(in crate::config) priority: Priority,
+    /// Default: what the upstream says.
+    #[serde(default)]
+    pub(in crate::config) timeout: Option<RawRouteTimeout>,
+}
+
+/// How long requests of the route may take. Default: what the upstream says.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct RawRouteTimeout {
+    #[serde(default)]
+    pub(in crate::config) connect: Option<String>,
+    #[serde(default)]
+    pub(in crate::config) response: Option<String>,
+    #[serde(default)]
+    pub(in crate::config) whole: Option<String>,
+    /// Default: `bounds.idle_timeout`.
+    #[serde(default)]
+    pub(in crate::config) stream_idle: Option<String>,
 }
 
 /// Which requests.

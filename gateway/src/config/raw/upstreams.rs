@@ -7,6 +7,7 @@ use crate::config::Protocol;
 use crate::config::breaker::RawBreaker;
 use crate::config::concurrency::RawConcurrency;
 use crate::config::health::RawHealth;
+use crate::config::hedge::RawHedge;
 use crate::config::retry::RawRetry;
 
 /// A service.
@@ -15,8 +16,9 @@ use crate::config::retry::RawRetry;
 pub(in crate::config) struct RawUpstream {
     /// At least one.
     pub(in crate::config) endpoints: Vec<RawEndpoint>,
+    /// Default: `auto` where there is TLS and no PROXY protocol, `http1` elsewhere.
     #[serde(default)]
-    pub(in crate::config) protocol: Protocol,
+    pub(in crate::config) protocol: Option<Protocol>,
     /// How one of them is chosen.
     #[serde(default = "balance")]
     pub(in crate::config) balance: RawBalance,
@@ -35,6 +37,9 @@ pub(in crate::config) struct RawUpstream {
     pub(in crate::config) timeout: RawTimeout,
     #[serde(default)]
     pub(in crate::config) retry: RawRetry,
+    /// Default: never.
+    #[serde(default)]
+    pub(in crate::config) hedge: Option<RawHedge>,
     /// Default: none.
     #[serde(default)]
     pub(in crate::config) breaker: Option<RawBreaker>,

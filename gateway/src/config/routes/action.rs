@@ -9,15 +9,16 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use super::fields::{answer_fields, header_name};
 use super::predicates::cookie_name;
 use super::template;
-use super::{Action, Forward, Redirect, Respond, Sticky, WeightedUpstream};
+use super::{Action, Forward, Redirect, Respond, Sticky, Timeouts, WeightedUpstream};
 use crate::config::Upstream;
 use crate::config::at::At;
 use crate::config::diagnostic::suggestion;
 use crate::config::raw::{
-    RawRedirect, RawRespond, RawRoute, RawSticky, RawTargets, TextOr, weight as default_weight,
+    RawRedirect, RawRespond, RawRoute, RawRouteTimeout, RawSticky, RawTargets, TextOr,
+    weight as default_weight,
 };
 use crate::config::tree::shorten;
-use crate::config::value::count;
+use crate::config::value::{count, duration};
 
 /// Upstreams of one route.
 const TARGETS_MAX: usize = 32;
@@ -78,7 +79,7 @@ pub(super) fn action(
         );
     }
     if raw.upstream.is_none() {
-        for key in ["sticky", "rewrite", "request_headers"] {
+        for key in ["sticky", "rewrite", "timeout", "request_headers"] {
             only_with_upstream(raw, key, at.key(key));
         }
     }
@@ -95,6 +96,7 @@ fn only_with_upstream(raw: &RawRoute, key: &str, at: At<'_>) {
     let given = match key {
         "sticky" => raw.sticky.is_some(),
         "rewrite" => raw.rewrite.is_some(),
+        "timeout" => raw.timeout.is_some(),
         _ => !(headers.set.0.is_empty() && headers.add.0.is_empty() && headers.remove.is_empty()),
     };
     if given {
@@ -124,7 +126,22 @@ fn forward(
         upstreams: targets?,
         sticky: sticky.unwrap_or(Some(Sticky::ClientAddress)).filter(|_| raw.sticky.is_some()),
         rewrite: rewrite.flatten(),
+        timeouts: raw
+            .timeout
+            .as_ref()
+            .map(|raw| timeouts(raw, at.key("timeout")))
+            .unwrap_or_default(),
     })
+}
+
+fn timeouts(raw: &RawRouteTimeout, at: At<'_>) -> Timeouts {
+    let time = |raw: &Option<String>, key| duration(raw.as_ref()?, at.key(key));
+    Timeouts {
+        connect: time(&raw.connect, "connect"),
+        response: time(&raw.response, "response"),
+        whole: time(&raw.whole, "whole"),
+        stream_idle: time(&raw.stream_idle, "stream_idle"),
+    }
 }
 
 fn targets(

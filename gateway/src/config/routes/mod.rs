@@ -15,7 +15,7 @@ mod tests;
 
 pub use self::types::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
-    Regex, Respond, Route, Segment, Sticky, Subject, Template, Wanted, WeightedUpstream,
+    Regex, Respond, Route, Segment, Sticky, Subject, Template, Timeouts, Wanted, WeightedUpstream,
 };
 
 pub(super) use self::methods::methods;

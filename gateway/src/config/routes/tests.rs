@@ -98,6 +98,8 @@ fn mistakes_in_what_a_route_does() {
         ("name: a", "the route says nothing about what to do", "{"),
         ("upstream: u, respond: {}", "`respond` cannot stand beside `upstream`", "respond"),
         ("respond: {}, rewrite: /", "`rewrite` means nothing without `upstream`", "rewrite"),
+        ("respond: {}, timeout: {}", "`timeout` means nothing without `upstream`", "timeout"),
+        ("upstream: u, timeout: {response: 0s}", "`0s` leaves no time at all", "0s"),
         (
             "respond: {}, sticky: client_address",
             "`sticky` means nothing without `upstream`",

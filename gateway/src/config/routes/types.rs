@@ -1,5 +1,7 @@
 //! Routes as meant: what a request must be, and what is done with it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
@@ -36,7 +38,12 @@ impl Route {
     /// A route of every request for `path`, to the upstream of this index.
     pub fn new(name: &str, path: PathPattern, upstream: usize) -> Self {
         let upstream = WeightedUpstream { upstream, name: String::new(), weight: 1 };
-        let forward = Forward { upstreams: vec![upstream], sticky: None, rewrite: None };
+        let forward = Forward {
+            upstreams: vec![upstream],
+            sticky: None,
+            rewrite: None,
+            timeouts: Timeouts::default(),
+        };
         Self {
             name: name.to_owned(),
             host: HostPattern::Any,
@@ -198,6 +205,21 @@ pub struct Forward {
     pub sticky: Option<Sticky>,
     /// Path and query that the service gets; `None` for those of the request.
     pub rewrite: Option<Template>,
+    /// How long its requests may take.
+    pub timeouts: Timeouts,
+}
+
+/// How long requests of one route may take; `None` where the upstream says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To connect to an endpoint.
+    pub connect: Option<Duration>,
+    /// From the last byte of the request to the head of the answer.
+    pub response: Option<Duration>,
+    /// From the choice of an endpoint to the last byte of the answer.
+    pub whole: Option<Duration>,
+    /// Between two pieces of a body, in the place of [`crate::config::Bounds::idle_timeout`].
+    pub stream_idle: Option<Duration>,
 }
 
 /// One of the services of a route.

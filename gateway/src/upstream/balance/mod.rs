@@ -11,6 +11,7 @@ mod view;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,15 +41,16 @@ pub struct Choice<'a> {
 
 impl Choice<'_> {
     /// An endpoint that is not among those `tried`, and from now on is. `None` when there is none left.
-    pub fn pick(&self, tried: &mut Tried) -> Option<Picked> {
-        let member = self.view.pick(self.key, tried, || Now::read().boot)?;
+    pub fn pick(&self, tried: &RefCell<Tried>) -> Option<Picked> {
+        let mut tried = tried.borrow_mut();
+        let member = self.view.pick(self.key, &tried, || Now::read().boot)?;
         tried.add(&member);
         Some(Picked::new(member))
     }
 
     /// Whether there is one.
-    pub fn has_more(&self, tried: &Tried) -> bool {
-        self.view.has_more(tried, || Now::read().boot)
+    pub fn has_more(&self, tried: &RefCell<Tried>) -> bool {
+        self.view.has_more(&tried.borrow(), || Now::read().boot)
     }
 }
 

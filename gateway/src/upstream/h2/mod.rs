@@ -5,10 +5,12 @@
 //! nothing is heard from it although something is due.
 
 mod stream;
+mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::mem;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -16,10 +18,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::Ping;
 use h2::client::{Builder, Connection, SendRequest};
-use h2::{Ping, PingPong};
+use http::request::Parts;
 use http::uri::Scheme;
-use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -27,21 +29,25 @@ use tokio::time::{Instant, sleep};
 
 pub use self::stream::Exchange;
 
-use self::stream::Stream;
+pub(super) use self::stream::Stream;
 use crate::base::error::{Error, Kind};
-use crate::http::body::RequestBody;
+use crate::config::Protocol;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
+use crate::http::h1::upgrade::WebSocket;
 use crate::http::socket::Socket;
-use crate::upstream::Keep;
-use crate::upstream::connection::Failure;
-use crate::upstream::dial::{Dial, Line};
+use crate::upstream::connection as link;
+use crate::upstream::dial::{Line, Target, before};
+use crate::upstream::pool::Pool;
 
 /// Connections of one worker to one endpoint. More are not opened before those are full.
-const MAX_CONNECTIONS: usize = 4;
+pub(super) const MAX_CONNECTIONS: usize = 4;
 
 /// Requests at once over one connection, unless the endpoint allows fewer.
 const MAX_STREAMS: usize = 256;
+
+/// What h2 is told that an endpoint allows before that has said so: no endpoint can (RFC 9113, section 6.5.1).
+const UNTOLD: usize = usize::MAX - 1;
 
 /// What an endpoint may send of one answer before it is taken from it. All answers of a connection have room at once: a
 /// client that reads slowly holds up nobody else.
@@ -63,11 +69,24 @@ pub struct Trunks {
 
 /// The connections to one endpoint.
 #[derive(Debug, Default)]
-struct Trunk {
+pub(super) struct Trunk {
     connections: RefCell<Vec<Rc<Shared>>>,
     connecting: Cell<bool>,
-    /// A connection was opened or has broken, or a stream is over.
+    /// What the endpoint chose when it was last asked.
+    spoken: Cell<Option<Protocol>>,
+    /// For how long that is remembered if nobody asks for it.
+    spoken_until: Cell<Option<Instant>>,
+    /// A connection was opened or has broken, a stream is over, or the endpoint allows more or fewer.
     changed: Notify,
+}
+
+/// What takes a request.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// A place on a connection that requests share.
+    Shared(Box<Stream>),
+    /// A connection of its own: the endpoint speaks HTTP/1.1.
+    Alone(Box<link::Connection>),
 }
 
 /// One connection as its requests see it.
@@ -78,30 +97,17 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     /// What requests say that they came over.
     scheme: Scheme,
     streams: Cell<usize>,
     is_usable: Cell<bool>,
-    /// Whether anything came since somebody last looked.
-    was_heard: Cell<bool>,
+    /// How often something came.
+    heard: Cell<u64>,
+    /// The endpoint has said what it is ready for, or the connection is over.
+    greeted: Notify,
     idle_until: Cell<Instant>,
     keep: Duration,
-}
-
-/// Where a request goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
-    /// The endpoint, and how it is connected to.
-    pub dial: Dial<'a>,
-    /// What it may answer.
-    pub limits: Limits,
-    /// For how long an idle connection is kept.
-    pub keep: Keep,
-    /// Time to connect.
-    pub connect_timeout: Duration,
-    /// Time from the last byte of the request to the head of the answer.
-    pub response_timeout: Duration,
 }
 
 impl Trunks {
@@ -116,56 +122,91 @@ impl Trunks {
                 let State { streams, is_usable, idle_until, .. } = &*connection.state;
                 is_usable.get() && (is_used && idle_until.get() > now || streams.get() > 0)
             });
-            is_used || !connections.is_empty()
+            // Whoever holds on to it waits for a connection, or has one.
+            let is_held = Rc::strong_count(trunk) > 1;
+            is_held || !connections.is_empty() || is_used && trunk.spoken_until.get() > Some(now)
         });
     }
 
-    /// Sends `request` and waits for the head of the answer. Says also whether a connection was opened for it. A
-    /// connection that was open before and turns out to take no more is passed over for another one.
-    pub async fn send(
-        &self,
-        target: &Target<'_>,
-        mut request: Request<RequestBody>,
-        deadline: &Deadline,
-    ) -> (Result<Response<Exchange>, Failure>, bool) {
-        let trunk = Rc::clone(self.by_line.borrow_mut().entry(target.dial.line()).or_default());
-        loop {
-            deadline.connect(target.connect_timeout);
-            let (stream, is_new) = match trunk.take(target, deadline).await {
-                Ok(taken) => taken,
-                Err(error) => return (Err(Failure::Unsent(Box::new(request), error)), false),
-            };
-            match stream.send(request, target.response_timeout, deadline).await {
-                Err(Failure::Unsent(unsent, _)) if !is_new => request = *unsent,
-                result => return (result, is_new),
-            }
-        }
+    /// The connections along `line`.
+    pub(super) fn to(&self, line: Line) -> Rc<Trunk> {
+        Rc::clone(self.by_line.borrow_mut().entry(line).or_default())
+    }
+}
+
+impl State {
+    /// Whether the connection takes more requests.
+    pub(super) fn is_usable(&self) -> bool {
+        self.is_usable.get()
     }
 }
 
 impl Trunk {
-    /// A place on a connection, a new one if need be.
-    async fn take(
+    /// Something that takes a request with this `head`, and whether it was opened just now. While nobody knows what an
+    /// endpoint chooses, one connection finds out; where it last chose HTTP/1.1 each request connects for itself.
+    pub(super) async fn take(
         self: &Rc<Self>,
         target: &Target<'_>,
+        pool: &Pool,
+        head: &Parts,
         deadline: &Deadline,
-    ) -> Result<(Stream, bool), Error> {
+    ) -> Result<(Taken, bool), Error> {
+        let wants_tunnel = head.extensions.get::<WebSocket>().is_some();
+        self.spoken_until.set(Some(deadline.now() + target.keep.time));
+        let mut is_new = false;
         loop {
-            if let Some(connection) = self.least_busy() {
-                return Ok((Stream::new(self, &connection), false));
+            let mut dial = target.dial;
+            if let Some(shared) = self.least_busy() {
+                if !wants_tunnel || shared.sender.is_extended_connect_protocol_enabled() {
+                    return Ok((Taken::Shared(Box::new(Stream::new(self, &shared))), is_new));
+                }
+                if dial.protocol == Protocol::Http2 {
+                    let detail = "this service takes no WebSockets over HTTP/2";
+                    return Err(Error::new(Kind::NotImplemented, detail));
+                }
+                dial.protocol = Protocol::Http1;
             }
-            if !self.connecting.get() && self.connections.borrow().len() < MAX_CONNECTIONS {
-                let connection = self.open(target, deadline).await?;
-                return Ok((Stream::new(self, &connection), true));
+            let is_alone = dial.protocol == Protocol::Http1
+                || dial.protocol == Protocol::Auto && self.spoken.get() == Some(Protocol::Http1);
+            if is_alone && let Some(idle) = pool.take(dial.line()) {
+                return Ok((Taken::Alone(idle), false));
             }
-            let mut changed = pin!(self.changed.notified());
-            poll_fn(|context| match changed.as_mut().poll(context) {
-                Poll::Ready(()) => Poll::Ready(Ok(())),
-                Poll::Pending if deadline.has_passed() => Poll::Ready(Err(deadline.error())),
-                Poll::Pending => Poll::Pending,
-            })
-            .await?;
+            if !is_alone && !self.may_open() {
+                self.change(deadline).await?;
+                continue;
+            }
+            let connecting = (!is_alone).then(|| Connecting::new(self));
+            let socket = dial.socket(deadline).await?;
+            if !dial.is_http2(&socket) {
+                if dial.protocol == Protocol::Auto {
+                    self.spoken.set(Some(Protocol::Http1));
+                }
+                let connection = link::Connection::new(dial.line(), socket, target.limits);
+                return Ok((Taken::Alone(connection), true));
+            }
+            self.spoken.set(Some(Protocol::Http2));
+            // Of many that were under way when the endpoint changed its mind, no more stay than are allowed.
+            let connecting = connecting.or_else(|| self.may_open().then(|| Connecting::new(self)));
+            if connecting.is_some() {
+                self.open(socket, target, deadline).await?;
+                is_new = true;
+            }
         }
+    }
+
+    /// Whether one more connection may be opened now. An endpoint that allows no request at all has a reason that holds
+    /// for another connection too.
+    fn may_open(&self) -> bool {
+        let connections = self.connections.borrow();
+        !self.connecting.get()
+            && connections.len() < MAX_CONNECTIONS
+            && connections.iter().all(|shared| shared.sender.current_max_send_streams() > 0)
+    }
+
+    /// Waits until there is reason to look again.
+    async fn change(&self, deadline: &Deadline) -> Result<(), Error> {
+        let mut changed = pin!(self.changed.notified());
+        before(deadline, changed.as_mut()).await
     }
 
     fn least_busy(&self) -> Option<Rc<Shared>> {
@@ -178,30 +219,35 @@ impl Trunk {
         free.min_by_key(|connection| connection.state.streams.get()).map(Rc::clone)
     }
 
+    /// Makes a connection of a socket. It takes requests once the endpoint has said what it is ready for: until then it
+    /// may be none that speaks HTTP/2, or that is alive at all, and nothing was sent that must not be sent twice.
     async fn open(
         self: &Rc<Self>,
+        socket: Socket,
         target: &Target<'_>,
         deadline: &Deadline,
-    ) -> Result<Rc<Shared>, Error> {
-        let _connecting = Connecting::new(self);
-        let socket = target.dial.socket(deadline).await?;
+    ) -> Result<(), Error> {
         let scheme = if target.dial.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let state = Rc::new(State {
             scheme,
             streams: Cell::new(0),
             is_usable: Cell::new(true),
-            was_heard: Cell::new(true),
+            heard: Cell::new(0),
+            greeted: Notify::new(),
             idle_until: Cell::new(Instant::now() + target.keep.time),
             keep: target.keep.time,
         });
         let wire = Wire { socket, state: Rc::clone(&state) };
         let handshake = builder(&target.limits).handshake(wire).await;
-        let (sender, mut connection) = handshake.map_err(|_| Error::from(Kind::UpstreamConnect))?;
-        let pings = connection.ping_pong();
-        let shared = Rc::new(Shared { sender, state: Rc::clone(&state) });
-        self.connections.borrow_mut().push(Rc::clone(&shared));
-        spawn_local(drive(Rc::clone(self), connection, pings, state));
-        Ok(shared)
+        let (sender, connection) = handshake.map_err(|_| Error::from(Kind::UpstreamConnect))?;
+        spawn_local(drive(Rc::clone(self), connection, Rc::clone(&state)));
+        let mut greeted = pin!(state.greeted.notified());
+        before(deadline, greeted.as_mut()).await?;
+        if !state.is_usable.get() {
+            return Err(Kind::UpstreamProtocol.into());
+        }
+        self.connections.borrow_mut().push(Rc::new(Shared { sender, state: Rc::clone(&state) }));
+        Ok(())
     }
 }
 
@@ -226,6 +272,7 @@ fn builder(limits: &Limits) -> Builder {
     let mut builder = Builder::new();
     builder
         .enable_push(false)
+        .initial_max_send_streams(UNTOLD)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -234,32 +281,39 @@ fn builder(limits: &Limits) -> Builder {
 }
 
 /// Moves a connection until it is closed.
-async fn drive(
-    trunk: Rc<Trunk>,
-    mut connection: Connection<Wire, Bytes>,
-    mut pings: Option<PingPong>,
-    state: Rc<State>,
-) {
+async fn drive(trunk: Rc<Trunk>, mut connection: Connection<Wire, Bytes>, state: Rc<State>) {
+    let mut pings = connection.ping_pong();
     let mut silence = pin!(sleep(SILENCE));
+    let mut heard = 0;
     let mut is_asked = false;
+    let mut allowed = UNTOLD;
     poll_fn(|context| {
         loop {
             if Pin::new(&mut connection).poll(context).is_ready() {
                 return Poll::Ready(());
             }
+            let before = mem::replace(&mut allowed, connection.max_concurrent_send_streams());
+            if before != allowed {
+                state.greeted.notify_one();
+                trunk.changed.notify_waiters();
+            }
             ready!(silence.as_mut().poll(context));
             silence.as_mut().reset(Instant::now() + SILENCE);
-            if state.was_heard.take() || state.streams.get() == 0 {
+            let before = mem::replace(&mut heard, state.heard.get());
+            if before != heard || state.streams.get() == 0 {
                 is_asked = false;
             } else if is_asked {
                 return Poll::Ready(());
             } else if let Some(pings) = &mut pings {
+                // The answer to the last one has to be taken before the next is sent.
+                drop(pings.poll_pong(context));
                 is_asked = pings.send_ping(Ping::opaque()).is_ok();
             }
         }
     })
     .await;
     state.is_usable.set(false);
+    state.greeted.notify_one();
     trunk.changed.notify_waiters();
 }
 
@@ -277,7 +331,9 @@ impl AsyncRead for Wire {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let read = Pin::new(&mut self.socket).poll_read(context, buffer);
-        self.state.was_heard.set(self.state.was_heard.get() || read.is_ready());
+        if read.is_ready() {
+            self.state.heard.set(self.state.heard.get().wrapping_add(1));
+        }
         read
     }
 }

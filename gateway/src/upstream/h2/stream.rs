@@ -4,11 +4,10 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
-use h2::{Reason, SendStream};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
 use http::request::Parts;
 use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
@@ -16,17 +15,18 @@ use http::{Request, Response, Version};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 
-use super::{Shared, State, Trunk};
+use super::{Shared, State, Trunk, tunnel};
 use crate::base::error::{Error, Kind};
 use crate::http::body::{RequestBody, StreamBody};
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
 use crate::http::h1::upgrade::WebSocket;
 use crate::upstream::connection::Failure;
+use crate::upstream::dial::Target;
 
 /// A place on a connection.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(in crate::upstream) struct Stream {
     sender: SendRequest<Bytes>,
     place: Place,
 }
@@ -57,64 +57,106 @@ impl Stream {
         Self { sender: connection.sender.clone(), place }
     }
 
-    /// Sends `request` and waits for the head of the answer.
-    pub(super) async fn send(
+    /// The connection that it is on.
+    pub(in crate::upstream) fn connection(&self) -> Rc<State> {
+        Rc::clone(&self.place.state)
+    }
+
+    /// Sends a request and waits for the head of the answer.
+    pub(in crate::upstream) async fn send(
         mut self,
-        request: Request<RequestBody>,
-        response_timeout: Duration,
-        deadline: &Deadline,
+        head: &Parts,
+        mut body: RequestBody,
+        target: &Target<'_>,
+        deadline: &Rc<Deadline>,
     ) -> Result<Response<Exchange>, Failure> {
-        let (head, body) = request.into_parts();
-        if head.extensions.get::<WebSocket>().is_some() {
-            let detail = "this service takes no WebSockets: it is asked over HTTP/2";
-            return Err(Failure::Final(Error::new(Kind::NotImplemented, detail)));
+        let is_tunnel = head.extensions.get::<WebSocket>().is_some();
+        let is_whole = body.is_end_stream() && !is_tunnel;
+        let mut wire = on_the_wire(head, &self.place.state.scheme);
+        if is_tunnel {
+            tunnel::ask(&mut wire);
         }
-        let is_whole = body.is_end_stream();
-        let wire = on_the_wire(&head, &self.place.state.scheme);
         let opened = match self.ready(deadline).await {
-            Ok(()) => self.sender.send_request(wire, is_whole).map_err(|error| {
-                self.place.state.is_usable.set(!error.is_go_away() && !error.is_io());
-                error_of(&error)
-            }),
+            Ok(()) => self.sender.send_request(wire, is_whole).map_err(|error| self.broke(&error)),
             Err(error) => Err(error),
         };
-        let (mut answer, stream) = match opened {
+        let (answer, stream) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                return Err(Failure::Unsent(Box::new(Request::from_parts(head, body)), error));
+                return Err(Failure::Unsent(body, error));
             }
         };
-        deadline.send(!is_whole, response_timeout);
-        let mut upload = Upload { body, stream, piece: Bytes::new(), moved: false, done: is_whole };
-        let answer = poll_fn(|context| {
+        let mut replay = None;
+        if !is_whole && !is_tunnel {
+            let (kept, again) = body.keep(target.replay_bytes);
+            (body, replay) = (kept, Some(again));
+        }
+        deadline.send(!is_whole && !is_tunnel, target.response_timeout);
+        // What goes through a tunnel goes when it is there.
+        let mut upload = Upload { body, stream, piece: Bytes::new(), done: is_whole || is_tunnel };
+        match self.answer(answer, &mut upload, deadline).await {
+            Ok(answer) => {
+                let (mut answer, stream) = answer.into_parts();
+                let is_tunnel = is_tunnel && tunnel::is_granted(&mut answer, &head.headers);
+                deadline.answered();
+                if is_tunnel {
+                    deadline.tunnel();
+                    upload.done = false;
+                }
+                let body = StreamBody::new(stream, &answer.headers);
+                let exchange = Exchange { body, upload, is_tunnel, _place: self.place };
+                Ok(Response::from_parts(answer, exchange))
+            }
+            Err((error, Unseen::Yes)) => {
+                let body = match replay {
+                    Some(replay) => replay.again(deadline),
+                    None => Some(upload.body),
+                };
+                Err(match body {
+                    Some(body) => Failure::Unsent(body, error),
+                    None => Failure::Final(error),
+                })
+            }
+            Err((error, Unseen::Perhaps)) => Err(Failure::Final(error)),
+        }
+    }
+
+    /// The head of the answer, while the request's body is sent.
+    async fn answer(
+        &self,
+        mut answer: ResponseFuture,
+        upload: &mut Upload,
+        deadline: &Deadline,
+    ) -> Result<Response<RecvStream>, (Error, Unseen)> {
+        let heard = self.place.state.heard.get();
+        poll_fn(|context| {
             if let Poll::Ready(Err(error)) = upload.poll(context) {
-                return Poll::Ready(Err((error, false)));
+                return Poll::Ready(Err((error, Unseen::Perhaps)));
             }
             match Pin::new(&mut answer).poll(context) {
                 Poll::Ready(Ok(answer)) => Poll::Ready(Ok(answer)),
                 Poll::Ready(Err(error)) => {
-                    Poll::Ready(Err((error_of(&error), was_not_processed(&error))))
+                    Poll::Ready(Err((self.broke(&error), Unseen::of(&error))))
                 }
                 Poll::Pending if deadline.has_passed() => {
-                    Poll::Ready(Err((deadline.error(), false)))
+                    if self.place.state.heard.get() == heard {
+                        // Not one sign of life: others had better take another connection.
+                        self.place.state.is_usable.set(false);
+                    }
+                    Poll::Ready(Err((deadline.error(), Unseen::Perhaps)))
                 }
                 Poll::Pending => Poll::Pending,
             }
-        });
-        match answer.await {
-            Ok(answer) => {
-                deadline.answered();
-                let (head, stream) = answer.into_parts();
-                let body = StreamBody::new(stream, &head.headers);
-                let exchange = Exchange { body, upload, _place: self.place };
-                Ok(Response::from_parts(head, exchange))
-            }
-            Err((error, true)) if !upload.moved => {
-                let request = Request::from_parts(head, upload.body);
-                Err(Failure::Unsent(Box::new(request), error))
-            }
-            Err((error, _)) => Err(Failure::Final(error)),
+        })
+        .await
+    }
+
+    /// Takes note of what has become of the connection.
+    fn broke(&self, error: &h2::Error) -> Error {
+        if error.is_go_away() || error.is_io() {
+            self.place.state.is_usable.set(false);
         }
+        error_of(error)
     }
 
     async fn ready(&mut self, deadline: &Deadline) -> Result<(), Error> {
@@ -132,11 +174,30 @@ impl Stream {
     }
 }
 
+/// Whether the endpoint promises that it did nothing with a request (RFC 9113, section 8.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unseen {
+    Yes,
+    Perhaps,
+}
+
+impl Unseen {
+    fn of(error: &h2::Error) -> Self {
+        let is_refused = error.reason() == Some(Reason::REFUSED_STREAM);
+        // What is behind the last stream of a GOAWAY: h2 tells of the others that the connection broke.
+        match error.is_remote() && (error.is_go_away() || is_refused) {
+            true => Self::Yes,
+            false => Self::Perhaps,
+        }
+    }
+}
+
 /// A request and its answer, once the head of that is there. Dropping it before its end resets the stream.
 #[derive(Debug)]
 pub struct Exchange {
     body: StreamBody,
     upload: Upload,
+    is_tunnel: bool,
     _place: Place,
 }
 
@@ -161,9 +222,9 @@ impl Exchange {
         self.body.size_hint().exact()
     }
 
-    /// Whether the answer is at its end, trailers included.
-    pub fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+    /// Whether the answer is at its end, trailers included. The client's half of a tunnel may go on.
+    pub fn is_done(&self) -> bool {
+        self.body.is_end_stream() && !self.is_tunnel
     }
 }
 
@@ -173,8 +234,6 @@ struct Upload {
     body: RequestBody,
     stream: SendStream<Bytes>,
     piece: Bytes,
-    /// Whether anything of the body was taken.
-    moved: bool,
     done: bool,
 }
 
@@ -188,17 +247,14 @@ impl Upload {
                 continue;
             }
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
-                Some(Ok(frame)) => {
-                    self.moved = true;
-                    match frame.into_data() {
-                        Ok(data) => self.piece = data,
-                        Err(frame) => {
-                            let trailers = frame.into_trailers().unwrap_or_default();
-                            self.done = true;
-                            self.stream.send_trailers(trailers).ok();
-                        }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.piece = data,
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        self.done = true;
+                        self.stream.send_trailers(trailers).ok();
                     }
-                }
+                },
                 Some(Err(error)) => {
                     self.done = true;
                     self.stream.send_reset(Reason::CANCEL);
@@ -232,7 +288,7 @@ impl Upload {
     }
 }
 
-/// The head as HTTP/2 has it. Its own is kept, for the endpoint may hand the request back.
+/// The head as HTTP/2 has it. Its own stays, for the endpoint may hand the request back.
 fn on_the_wire(head: &Parts, scheme: &Scheme) -> Request<()> {
     let mut request = Request::new(());
     let mut headers = head.headers.clone();
@@ -259,11 +315,6 @@ fn on_the_wire(head: &Parts, scheme: &Scheme) -> Request<()> {
     *request.method_mut() = head.method.clone();
     *request.headers_mut() = headers;
     request
-}
-
-/// Whether the endpoint promises that it did nothing with the request (RFC 9113, section 8.7).
-fn was_not_processed(error: &h2::Error) -> bool {
-    error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM))
 }
 
 fn error_of(error: &h2::Error) -> Error {
