@@ -179,9 +179,9 @@ extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
 /// The lengths of IPv6 in eights, without 0.
 const CHUNKS_V6: u32 = 16;
 
-/// Which of eight lengths take more than a look at their buckets to say that they have no rule: bit 0 is the `longest`. A call for each
-/// length would cost more than all of them here, and in place they are more than the verifier follows, which is also
-/// why nothing here branches that need not.
+/// Which of eight lengths take more than a look at their buckets to say that they have no rule: bit 0 is the `longest`.
+/// A call for each length would cost more than all of them here, and in place they are more than the verifier follows,
+/// which is also why nothing here branches that need not.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn candidates_v6(high: u64, low: u64, longest: u32, lengths: u32) -> u32 {
