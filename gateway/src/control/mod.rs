@@ -1,7 +1,7 @@
 //! The only place where objects are wired: start, commands, reload, signals, shutdown.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +40,7 @@ pub mod policy;
 pub mod privileges;
 pub mod protect;
 mod reload;
+pub mod sessions;
 mod signals;
 pub mod sources;
 mod start;
@@ -52,6 +53,7 @@ use later::{Later, audit};
 use monitor::Monitor;
 use policy::Policy;
 use privileges::Target;
+use sessions::Sessions;
 use signals::{Order, Signals};
 use sources::{Event, Sources};
 use upstreams::health::Checks;
@@ -122,6 +124,7 @@ struct Control {
     path: Option<PathBuf>,
     config: Arc<Config>,
     policy: Policy,
+    sessions: Sessions,
     sources: Sources,
     certificates: Certificates,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
@@ -272,7 +275,7 @@ impl Control {
             Event::Feed(event) => {
                 if self.sources.ended(&event) {
                     // The version may deny those that it came from.
-                    self.protect(now);
+                    self.protect_lasting(now);
                     self.sources.take_feed(&mut self.policy, *event, now);
                 }
                 self.sources.tick(instant());
@@ -289,6 +292,10 @@ impl Control {
 
     fn answer(&mut self, request: Request) -> Result<Answer, Refusal> {
         let now = Now::read();
+        if request.changes() {
+            // Whoever connected to a management port a moment ago must not lock themselves out.
+            self.protect_everybody(now);
+        }
         match request {
             Request::Status => Ok(Answer::Status(Box::new(self.status()?))),
             Request::List(query) => {
@@ -306,21 +313,14 @@ impl Control {
             Request::Events(query) => self.events(&query),
             Request::Metrics => self.metrics(),
             Request::Top(_) => self.top(),
-            Request::Add(add) => {
-                // Whoever connected to a management port a moment ago must not lock themselves out.
-                self.protect(now);
-                self.policy.add(&add, now).map(Answer::Done)
-            }
+            Request::Add(add) => self.policy.add(&add, now).map(Answer::Done),
             Request::PutList(put) if self.sources.has(&put.header.name) => {
                 let name = &put.header.name;
                 Err(Refusal::failed(format!(
                     "the configuration has a list {name}: choose another name with --list"
                 )))
             }
-            Request::PutList(put) => {
-                self.protect(now);
-                self.policy.put_list(*put, now).map(Answer::Done)
-            }
+            Request::PutList(put) => self.policy.put_list(*put, now).map(Answer::Done),
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
             Request::Reload | Request::RefreshList(_) => {
@@ -347,10 +347,11 @@ impl Control {
             Ok(count) => tracing::info!(count, "rules ended"),
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
+        self.sources.make_use_of_room(&mut self.policy, now);
         self.look_after_interfaces();
         self.directory.groups().for_each(|group| group.release(now));
         if protect {
-            self.protect(now);
+            self.protect_lasting(now);
         }
     }
 
@@ -360,8 +361,19 @@ impl Control {
         }
     }
 
-    fn protect(&mut self, now: Now) {
-        let protected = protect::collect(&self.config, self.echo, self.sources.peers());
+    /// Looks for protected addresses anew, before somebody's change.
+    fn protect_everybody(&mut self, now: Now) {
+        let sessions = self.sessions.all(&self.config.kernel.management_ports);
+        self.protect(sessions, now);
+    }
+
+    fn protect_lasting(&mut self, now: Now) {
+        let sessions = self.sessions.lasting(&self.config.kernel.management_ports, now.boot);
+        self.protect(sessions, now);
+    }
+
+    fn protect(&mut self, sessions: Vec<IpAddr>, now: Now) {
+        let protected = protect::collect(&self.config, self.echo, self.sources.peers(), sessions);
         let refreshed = self.policy.refresh(protected, now).and_then(|changed| {
             self.policy.door.as_mut().map_or(Ok(()), |door| door.vouch(now.boot))?;
             Ok(changed)

@@ -1,22 +1,21 @@
 //! Collects the addresses that must never be blocked, from the configuration and from the host as it is now.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Once;
 
 use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 
 use crate::base::time::UtcMillis;
 use crate::config::{Config, Target};
 use crate::rules::protected::{Protected, own_addresses, resolvers};
-use crate::rules::sockets::established_peers;
 use crate::rules::{Rule, Until};
 
 /// Every protected prefix with its reasons. `echo` is where the built-in service listens, `feeds` is what feeds were
-/// fetched from.
+/// fetched from, `sessions` who is connected to a management port.
 pub fn collect<'a>(
     config: &Config,
     echo: Option<SocketAddr>,
     feeds: impl IntoIterator<Item = (&'a str, IpAddr)>,
+    sessions: Vec<IpAddr>,
 ) -> Protected {
     let mut protected = Protected::default();
     for (interface, address) in own_addresses() {
@@ -53,16 +52,8 @@ pub fn collect<'a>(
     for (feed, address) in feeds {
         protected.add_address(address, &format!("feed {feed}"));
     }
-    match established_peers(&config.kernel.management_ports) {
-        Ok(peers) => peers.into_iter().for_each(|address| {
-            protected.add_address(address, "connected to a management port");
-        }),
-        Err(error) => {
-            static TOLD: Once = Once::new();
-            TOLD.call_once(|| {
-                tracing::warn!(%error, "who is connected to management ports cannot be found out");
-            });
-        }
+    for address in sessions {
+        protected.add_address(address, "connected to a management port");
     }
     protected
 }

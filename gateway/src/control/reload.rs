@@ -127,7 +127,8 @@ impl Control {
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
         let held_back = self.policy.held_back_notes(HELD_BACK_NOTES_MAX).into_iter();
         let interfaces = self.policy.door.as_ref().map(Door::interfaces).unwrap_or_default();
-        let bare = interfaces.into_iter().filter_map(|Seen { name, note, .. }| {
+        let bare = interfaces.into_iter().filter(|seen| seen.mode.is_none());
+        let bare = bare.filter_map(|Seen { name, note, .. }| {
             Some(format!("{name} is not attached: {}", note?))
         });
         let notes = held_back.chain(self.kernel_note.clone()).chain(bare).chain(about_lists);
@@ -159,11 +160,9 @@ impl Control {
     pub(super) fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
-        self.policy.configure(
-            config,
-            protect::collect(config, self.echo, self.sources.peers()),
-            now,
-        );
+        let sessions = self.sessions.all(&config.kernel.management_ports);
+        let protected = protect::collect(config, self.echo, self.sources.peers(), sessions);
+        self.policy.configure(config, protected, now);
         if self.detached {
             return Ok(());
         }
@@ -179,7 +178,9 @@ impl Control {
             Err(error) => error.to_string(),
         };
         let old = Arc::clone(&self.config);
-        self.policy.configure(&old, protect::collect(&old, self.echo, self.sources.peers()), now);
+        let sessions = self.sessions.all(&old.kernel.management_ports);
+        let protected = protect::collect(&old, self.echo, self.sources.peers(), sessions);
+        self.policy.configure(&old, protected, now);
         if open_door(&mut self.policy, &mut self.pins, &old, &self.target).is_err() {
             self.policy.door = before;
         }

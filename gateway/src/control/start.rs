@@ -16,6 +16,7 @@ use super::handover::Inlets;
 use super::monitor::Monitor;
 use super::policy::Policy;
 use super::privileges::{self, Target};
+use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
@@ -43,6 +44,7 @@ pub(super) struct Started {
     config: Arc<Config>,
     certificates: tls::Store,
     policy: Policy,
+    sessions: Sessions,
     pins: Pins,
     sockets: Sockets,
     inlets: Inlets,
@@ -77,7 +79,9 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor.release().map_err(RunError::failed)?;
     }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
-    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), []);
+    let mut sessions = Sessions::default();
+    let peers = sessions.all(&config.kernel.management_ports);
+    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], peers);
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
     let mut pins = Pins::at(&config.kernel.pins);
@@ -98,6 +102,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         config,
         certificates,
         policy,
+        sessions,
         pins,
         sockets,
         inlets,
@@ -146,6 +151,7 @@ impl Started {
             path: self.path,
             config: self.config,
             policy: self.policy,
+            sessions: self.sessions,
             sources,
             certificates,
             reloads: VecDeque::new(),
