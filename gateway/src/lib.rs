@@ -8,6 +8,7 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod discovery;
 pub mod http;
 pub mod kernel;
 pub mod listen;

@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod bpf;
 pub mod client;
+pub mod dns;
 pub mod frames;
 pub mod gateway;
 pub mod h2_service;

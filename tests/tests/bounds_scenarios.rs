@@ -1,13 +1,16 @@
 //! The bounds of clients' connections through the real binary: how many of one source, how old, how slow. Each test
 //! sends what goes beyond a bound, and what stays just within it.
 
+use std::fs::Permissions;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use anyhow::Context;
 use harness::client::Client;
 use harness::gateway::Gateway;
-use harness::http2::{Frame, Http2, kind, reason};
+use harness::http2::{Frame, Http2, flag, kind, reason, request};
+use harness::origin::Reply;
 use harness::site::{PATIENCE, Site};
 use harness::{Result, wait_for};
 use serde_json::{Value, json};
@@ -158,4 +161,143 @@ fn a_connection_that_is_old_ends_without_losing_a_request() -> Result {
     })?;
     assert_eq!(client.read_to_end()?, b"");
     assert_last_words(&mut other, 1)
+}
+
+/// A service that reads whole requests, and what stands before it with two seconds for pauses.
+fn in_front_of_a_service(endpoint: SocketAddr) -> Value {
+    json!({
+        "bounds": {"idle_timeout": "2s", "body_bytes": "1KiB", "body_bytes_per_second": 100},
+        "upstreams": {"service": {"endpoints": [endpoint.to_string()]}},
+        "routes": [
+            {"match": {"path": "/{rest*}"}, "upstream": "service"},
+            {"match": {"path": "/large"}, "upstream": "service", "body_bytes": "4KiB"},
+        ],
+    })
+}
+
+#[test]
+fn a_body_that_drips_is_408_and_one_that_keeps_the_rate_is_not() -> Result {
+    const EVERY: Duration = Duration::from_millis(100);
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, "ok"))?;
+    let (gateway, listen) = gateway(&site, &in_front_of_a_service(origin.address))?;
+    let post = |fields: &str| format!("POST / HTTP/1.1\r\nhost: h\r\n{fields}\r\n\r\n");
+    let chunks = post("transfer-encoding: chunked");
+    for (head, piece) in [(post("content-length: 1000"), "x"), (chunks.clone(), "1\r\nx\r\n")] {
+        let mut client = site.connect(None, listen)?;
+        client.send(head.as_bytes())?;
+        let before = count(&gateway, "requests/errors/request_timeout")?;
+        let mut sent = 0;
+        while sent < 500 && client.send(piece.as_bytes()).is_ok() {
+            sent += 1;
+            std::thread::sleep(EVERY);
+            if count(&gateway, "requests/errors/request_timeout")? > before {
+                break;
+            }
+        }
+        assert!((5..500).contains(&sent), "{sent} pieces of {piece:?}");
+        assert_eq!(client.receive()?.status, 408, "{piece:?}");
+    }
+    assert_eq!(count(&gateway, "requests/errors/request_timeout")?, 2);
+
+    // Five times as many bytes as must be, for longer than the pauses that there may be.
+    let mut client = site.connect(None, listen)?;
+    client.send(chunks.as_bytes())?;
+    for _ in 0..20 {
+        client.send(format!("32\r\n{}\r\n", "x".repeat(50)).as_bytes())?;
+        std::thread::sleep(EVERY);
+    }
+    client.send(b"0\r\n\r\n")?;
+    assert_eq!(client.receive()?.status, 200);
+
+    let mut client = site.enter(|| Http2::connect(listen, &[], PATIENCE))??;
+    client.frames(&[Frame::headers(1, false, &request("POST", "/"))])?;
+    let before = count(&gateway, "requests/errors/request_timeout")?;
+    wait_for("408", PATIENCE * 4, || {
+        client.frames(&[Frame::new(kind::DATA, 0, 1, *b"x")])?;
+        std::thread::sleep(EVERY);
+        let after = count(&gateway, "requests/errors/request_timeout")?;
+        Ok((after > before).then_some(()))
+    })?;
+    assert!(!client.is_fine(1)?);
+
+    // Messages come when there are any.
+    let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
+    let fields = [&request("POST", "/")[..], &grpc].concat();
+    client.frames(&[Frame::headers(3, false, &fields)])?;
+    for _ in 0..30 {
+        client.frames(&[Frame::new(kind::DATA, 0, 3, *b"x")])?;
+        std::thread::sleep(EVERY);
+    }
+    client.frames(&[Frame::new(kind::DATA, flag::END_STREAM, 3, [])])?;
+    assert!(client.is_fine(3)?);
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_makes_room_byte_by_byte_is_cut_off() -> Result {
+    /// SETTINGS_INITIAL_WINDOW_SIZE.
+    const WINDOW: u16 = 4;
+    let site = Site::new()?;
+    let origin =
+        site.origin(|_| Reply::Bytes([b"HTTP/1.1 200 OK\r\n\r\n", &[b'x'; 9000][..]].concat()))?;
+    let (gateway, listen) = gateway(&site, &in_front_of_a_service(origin.address))?;
+    let mut client = site.enter(|| Http2::connect(listen, &[(WINDOW, 1)], PATIENCE))??;
+    client.frames(&[Frame::get(1, "/")])?;
+    wait_for("the end of its patience", PATIENCE * 4, || {
+        client.frames(&[Frame::window_update(1, 1)])?;
+        std::thread::sleep(Duration::from_millis(100));
+        Ok((count(&gateway, "connections/readers_timed_out")? > 0).then_some(()))
+    })?;
+    let end = client.wait(|frame| frame.kind == kind::RST_STREAM)?;
+    assert_eq!(end.stream, 1);
+    // The connection lives, and so does a reader that is quick.
+    client.frames(&[Frame::get(3, "/"), Frame::window_update(3, 100_000)])?;
+    assert!(client.is_fine(3)?);
+    client.wait(|frame| frame.stream == 3 && frame.flags & flag::END_STREAM != 0)?;
+    Ok(())
+}
+
+#[test]
+fn a_route_has_a_bound_of_its_own_for_bodies() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, "ok"))?;
+    let (gateway, listen) = gateway(&site, &in_front_of_a_service(origin.address))?;
+    for (path, length, status) in
+        [("/", 1024, 200), ("/", 1025, 413), ("/large", 4096, 200), ("/large", 4097, 413)]
+    {
+        for framing in ["content-length", "transfer-encoding"] {
+            let body = "x".repeat(length);
+            let (value, body) = match framing {
+                "content-length" => (length.to_string(), body),
+                _ => ("chunked".to_owned(), format!("{length:x}\r\n{body}\r\n0\r\n\r\n")),
+            };
+            let mut client = site.connect(None, listen)?;
+            let head = format!("POST {path} HTTP/1.1\r\nhost: h\r\n{framing}: {value}\r\n\r\n");
+            client.send([head, body].concat().as_bytes())?;
+            assert_eq!(client.receive()?.status, status, "{path}: {length} by {framing}");
+        }
+    }
+    assert_eq!(count(&gateway, "requests/errors/body_too_large")?, 4);
+
+    let mut config = in_front_of_a_service(origin.address);
+    config["listen"] = json!([{"address": listen.to_string()}]);
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("gateway.yaml");
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+    std::fs::write(&file, config.to_string())?;
+    let file = file.to_str().context("no text")?;
+    for (path, name, bytes) in
+        [("/", "bounds.body_bytes", "1024"), ("/large", "body_bytes", "4096")]
+    {
+        let url = format!("http://test{path}");
+        let found = gateway.cli(&["explain", file, "POST", &url, "--json"])?.ok()?.json()?;
+        let policies = found["policies"].as_array().context("no policies")?;
+        let about_bodies = |policy: &&Value| {
+            policy["name"].as_str().is_some_and(|name| name.ends_with("body_bytes"))
+        };
+        let shown: Vec<_> = policies.iter().filter(about_bodies).collect();
+        assert_eq!(shown, [&json!({"name": name, "value": bytes})], "{path}");
+    }
+    Ok(())
 }

@@ -708,7 +708,11 @@ fn a_websocket_through_which_nothing_goes_is_closed() -> Result {
     wait_for("the end of the request", PATIENCE, || {
         let active = &setting.gateway.status()?["proxy"]["requests"]["active"];
         Ok((*active == json!(0)).then_some(()))
-    })
+    })?;
+    let proxy = &setting.gateway.status()?["proxy"];
+    assert_eq!(proxy["connections"]["tunnels_timed_out"], json!(1));
+    assert_eq!(proxy["requests"]["broken"], json!(0), "nothing broke");
+    Ok(())
 }
 
 #[test]
@@ -728,5 +732,28 @@ fn a_slow_reader_is_cut_off() -> Result {
         let slow = &status["proxy"]["connections"]["readers_timed_out"];
         Ok((*slow == json!(1)).then_some(()))
     })?;
+    assert!(client.read_to_end().is_err(), "nothing more is kept for it");
+    Ok(())
+}
+
+#[test]
+fn who_is_told_the_end_by_closing_is_told_of_a_broken_answer_by_a_reset() -> Result {
+    let site = Site::new()?;
+    let service = Service::start(&site, |connection| {
+        loop {
+            let is_broken = connection.request()?.contains("/broken");
+            connection.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")?;
+            if is_broken {
+                return Ok(());
+            }
+            connection.send(b"0\r\n\r\n")?;
+        }
+    })?;
+    let setting = Setting::new(&site, &service, json!({}))?;
+    for (path, is_whole) in [("/", true), ("/broken", false), ("/", true)] {
+        let mut client = setting.connect()?;
+        client.send(format!("GET {path} HTTP/1.0\r\nHost: h\r\n\r\n").as_bytes())?;
+        assert_eq!(client.read_to_end().is_ok(), is_whole, "{path}");
+    }
     Ok(())
 }

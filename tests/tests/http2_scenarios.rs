@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use gateway::http::h1::upgrade::accept;
 use harness::gateway::Gateway;
 use harness::http2::{Frame, Http2, block, flag, kind, reason, remembered, request};
 use harness::origin::{Reply, Request};
@@ -85,6 +86,7 @@ fn curl_and_h2load_without_one_failure() -> Result {
 
     let head = curl(&site, &["--head", &format!("http://{listen}/")])?;
     assert!(head.starts_with("HTTP/2 200"), "{head}");
+    assert_eq!(head.matches("\ndate: ").count(), 1, "{head}");
 
     let url = format!("http://{listen}/");
     let output = site.run("h2load", &["-n", "2000", "-c", "8", "-m", "32", &url])?;
@@ -529,22 +531,34 @@ fn both_protocols_reach_a_service_that_speaks_http2() -> Result {
 #[test]
 fn a_websocket_over_http2_is_one_over_http1_for_the_service() -> Result {
     let site = Site::new()?;
-    let origin = site.origin(|_| {
-        Reply::Raw(
-            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-              sec-websocket-accept: x\r\n\r\nhello",
-        )
+    let origin = site.origin(|request| {
+        let key = request.header("sec-websocket-key").unwrap_or_default();
+        let accept = match request.line.as_str() {
+            "GET /none HTTP/1.1" => String::new(),
+            "GET /other HTTP/1.1" => format!("sec-websocket-accept: {}\r\n", accept(b"other")),
+            _ => format!("sec-websocket-accept: {}\r\n", accept(key.as_bytes())),
+        };
+        let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket";
+        Reply::Bytes(format!("{head}\r\n{accept}\r\nhello").into_bytes())
     })?;
-    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
     let mut client = connect(&site, listen, &[])?;
     let fields = [(":protocol", "websocket"), ("sec-websocket-version", "13")];
-    let fields = [&request("CONNECT", "/chat")[..], &fields].concat();
-    client.frames(&[Frame::headers(1, false, &fields)])?;
+    let chat = |path| [&request("CONNECT", path)[..], &fields].concat();
+    // A service that does not know the key of the request has not agreed to it.
+    for (stream, path) in [(3, "/none"), (5, "/other")] {
+        let mut client = connect(&site, listen, &[])?;
+        client.frames(&[Frame::headers(stream, false, &chat(path))])?;
+        assert!(!client.is_fine(stream)?, "{path}");
+    }
+    let errors = &gateway.status()?["proxy"]["requests"]["errors"];
+    assert_eq!(errors["upstream_protocol"], json!(2), "{errors}");
+    client.frames(&[Frame::headers(1, false, &chat("/chat"))])?;
     assert!(client.is_fine(1)?);
     let data = client.wait(|frame| frame.kind == kind::DATA && !frame.payload.is_empty())?;
     assert_eq!(data.payload, b"hello");
     let seen = origin.requests();
-    let [seen] = seen.as_slice() else { panic!("{seen:?}") };
+    let seen = seen.last().context("nothing was asked")?;
     assert_eq!(seen.line, "GET /chat HTTP/1.1");
     assert_eq!(seen.header("upgrade"), Some("websocket"));
     assert_eq!(seen.header("sec-websocket-key").map(str::len), Some(24));

@@ -17,6 +17,25 @@ pub struct UpstreamView {
     pub ejections_refused: u64,
     /// Its endpoints, and those that it has no more and that have requests to finish.
     pub endpoints: Vec<EndpointView>,
+    /// The names that endpoints are looked up by.
+    pub names: Vec<NameView>,
+}
+
+/// A name that endpoints are looked up by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameView {
+    /// `host:port`, or the name of a service.
+    pub name: String,
+    /// What it stands for.
+    pub addresses: Vec<String>,
+    /// When addresses were last found; `None` for never.
+    pub resolved_utc_ms: Option<UtcMillis>,
+    /// When it is looked up again.
+    pub next_utc_ms: UtcMillis,
+    /// Lookups since one found addresses.
+    pub failures: u32,
+    /// What is wrong with it.
+    pub note: Option<String>,
 }
 
 /// An endpoint.

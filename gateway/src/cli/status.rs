@@ -7,7 +7,7 @@ use super::place::Place;
 use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, InterfaceStatus, KernelStatus, Request, Status};
 use crate::admin::guards;
-use crate::admin::upstreams::{EndpointView, UpstreamView};
+use crate::admin::upstreams::{EndpointView, NameView, UpstreamView};
 use crate::base::time::utc;
 
 pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
@@ -54,6 +54,7 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
         output.table(&header, status.kernel.counters.iter().map(row).collect())?;
     }
     endpoints(&status.upstreams, output)?;
+    names(&status.upstreams, output)?;
     output.line("")?;
     proxy(&status.proxy, "", output)
 }
@@ -94,6 +95,34 @@ fn endpoints(upstreams: &[UpstreamView], output: &Output) -> Result<(), Failure>
         output.line(&format!("{}: too few endpoints are usable: all are used", upstream.name))?;
     }
     Ok(())
+}
+
+/// The names of endpoints, with what they stand for and how old that is.
+fn names(upstreams: &[UpstreamView], output: &Output) -> Result<(), Failure> {
+    let now = utc();
+    let seconds = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
+    let row = |upstream: &UpstreamView, name: &NameView| {
+        let age = name.resolved_utc_ms.map(|resolved| seconds(now.since(resolved)).to_string());
+        vec![
+            upstream.name.clone(),
+            name.name.clone(),
+            name.addresses.len().to_string(),
+            age.unwrap_or_else(|| "never".to_owned()),
+            seconds(name.next_utc_ms.since(now)).to_string(),
+            name.failures.to_string(),
+            name.note.clone().unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = upstreams
+        .iter()
+        .flat_map(|upstream| upstream.names.iter().map(move |name| row(upstream, name)))
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    output.line("")?;
+    let header = ["upstream", "name", "addresses", "found before", "next in", "failures", "why"];
+    Ok(output.table(&header, rows)?)
 }
 
 fn door(kernel: &KernelStatus) -> String {

@@ -12,6 +12,7 @@ mod breaker;
 mod concurrency;
 mod de;
 mod diagnostic;
+mod discovery;
 mod forms;
 mod health;
 mod hedge;
@@ -47,6 +48,7 @@ pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};
 pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
+pub use self::discovery::{Discovery, Family, Name};
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
@@ -162,8 +164,10 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let metrics = listen::metrics(&raw.metrics, &listen, at.key("metrics"));
     let own = metrics.listen.map(Listener::plain);
     let own: Vec<Listener> = listen.iter().cloned().chain(own).collect();
-    let upstreams = upstreams::upstreams(&raw.upstreams, folder, &own, at.key("upstreams"));
-    let protected = protected(&listen, &trusted_proxies, &upstreams);
+    let discovery = discovery::discovery(&raw.discovery, at.key("discovery"));
+    let around = upstreams::Around { folder, listeners: &own, discovery: &discovery };
+    let upstreams = upstreams::upstreams(&raw.upstreams, around, at.key("upstreams"));
+    let protected = protected(&listen, &trusted_proxies, (&upstreams, &discovery));
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
         routes: routes::routes(&raw.routes, &upstreams, at.key("routes")),
@@ -185,6 +189,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
+        discovery,
         upstreams,
     }
 }
@@ -193,7 +198,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
 fn protected(
     listen: &[Listener],
     trusted_proxies: &[IpNet],
-    upstreams: &[Upstream],
+    (upstreams, discovery): (&[Upstream], &Discovery),
 ) -> Vec<(IpNet, String)> {
     let proxies = trusted_proxies.iter().map(|net| (*net, "in `trusted_proxies`".to_owned()));
     let senders = listen.iter().flat_map(|listener| &listener.proxy_protocol_from);
@@ -208,10 +213,12 @@ fn protected(
                 let what = format!("an endpoint of the upstream `{}`", upstream.name);
                 Some((address.ip().into(), what))
             }
-            Target::Echo => None,
+            Target::Echo | Target::Name(_) => None,
         })
     });
-    proxies.chain(senders).chain(own).chain(endpoints).collect()
+    let resolvers = discovery.resolvers.iter();
+    let resolvers = resolvers.map(|resolver| (resolver.ip().into(), "a resolver".to_owned()));
+    proxies.chain(senders).chain(own).chain(endpoints).chain(resolvers).collect()
 }
 
 fn user_name(text: &str, at: At<'_>) -> bool {
@@ -267,10 +274,21 @@ pub struct Config {
     pub bounds: Bounds,
     /// The zone that the gateway is in, whose endpoints it prefers.
     pub zone: Option<String>,
+    /// How endpoints that have names are looked up.
+    pub discovery: Discovery,
     /// Services behind the gateway, in the order of the file. Routes refer to them by index.
     pub upstreams: Vec<Upstream>,
     /// Routes in the order of the file.
     pub routes: Vec<Route>,
+}
+
+impl Config {
+    /// Whether a connection to `address` from this host ends at the gateway, as far as the file tells.
+    pub fn is_own(&self, address: SocketAddr) -> bool {
+        let metrics = self.metrics.listen.map(Listener::plain);
+        listen::is_own(&self.listen, address)
+            || metrics.is_some_and(|metrics| listen::is_own(&[metrics], address))
+    }
 }
 
 /// One listening address.
@@ -480,6 +498,8 @@ pub struct Bounds {
     pub target_bytes: usize,
     /// Bytes of a request's body.
     pub body_bytes: u64,
+    /// Bytes of a body that a client must send or take in a second, but for pauses of `idle_timeout`; 0 for none.
+    pub body_bytes_per_second: u64,
     /// Time for what comes before HTTP: a TLS handshake.
     pub handshake_timeout: Duration,
     /// Handshakes at the same time, in all workers together.
@@ -582,4 +602,6 @@ pub enum Target {
     Address(SocketAddr),
     /// The gateway's own echo service, for trying things out.
     Echo,
+    /// Whatever a lookup finds.
+    Name(Name),
 }

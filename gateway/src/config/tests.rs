@@ -94,6 +94,7 @@ fn everything_has_its_documented_default() {
             head_bytes: 65_536,
             target_bytes: 8192,
             body_bytes: 10 << 20,
+            body_bytes_per_second: 240,
             handshake_timeout: seconds(10),
             handshakes: 4096,
             head_timeout: seconds(10),

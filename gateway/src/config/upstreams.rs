@@ -8,46 +8,53 @@ use super::at::At;
 use super::balance::balance;
 use super::breaker::breaker;
 use super::concurrency::concurrency;
+use super::discovery::{host_and_port, is_name, service};
 use super::health::health;
 use super::hedge::hedge;
 use super::listen::is_own;
-use super::raw::{Named, RawEndpoint, RawUpstream};
+use super::raw::{Named, RawEndpoint, RawEndpointSection, RawUpstream, TextOr};
 use super::retry::retry;
 use super::tls::upstream_tls;
-use super::value::{count, duration, name, socket_address};
-use super::{Endpoint, Health, Listener, Probe, Protocol, Target, Upstream};
+use super::value::{count, duration, name, socket_address, within_u32};
+use super::{
+    Discovery, Endpoint, Health, Listener, Name, Probe, Protocol, Target, Upstream, UpstreamTls,
+};
 
 /// No endpoint takes more than so many times the requests of another.
 const WEIGHT_MAX: u64 = 1000;
 /// Endpoints of one upstream.
 const ENDPOINTS_MAX: usize = 512;
 
-/// Every upstream, also one with mistakes, so that routes refer to what the file has.
-pub(super) fn upstreams(
-    raw: &Named<RawUpstream>,
-    folder: &Path,
-    listeners: &[Listener],
-    at: At<'_>,
-) -> Vec<Upstream> {
-    let entries = raw.0.iter().enumerate();
-    entries
-        .map(|(index, (name, raw))| upstream(name, raw, (folder, listeners), at.entry(index)))
-        .collect()
+/// What an upstream is read with of the rest of the file.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    pub(super) folder: &'a Path,
+    /// Where the gateway itself is.
+    pub(super) listeners: &'a [Listener],
+    pub(super) discovery: &'a Discovery,
 }
 
-fn upstream(
-    own_name: &str,
-    raw: &RawUpstream,
-    (folder, listeners): (&Path, &[Listener]),
-    at: At<'_>,
-) -> Upstream {
+/// Every upstream, also one with mistakes, so that routes refer to what the file has.
+pub(super) fn upstreams(raw: &Named<RawUpstream>, around: Around<'_>, at: At<'_>) -> Vec<Upstream> {
+    let entries = raw.0.iter().enumerate();
+    entries.map(|(index, (name, raw))| upstream(name, raw, around, at.entry(index))).collect()
+}
+
+fn upstream(own_name: &str, raw: &RawUpstream, around: Around<'_>, at: At<'_>) -> Upstream {
     name(own_name, "an upstream", at.on_key());
     let timeout = at.key("timeout");
     let time = |text: &str, key| duration(text, timeout.key(key)).unwrap_or(Duration::ZERO);
     let idle_connections = count(raw.idle_connections, 0..=65_536, at.key("idle_connections"));
+    let endpoints = endpoints(own_name, &raw.endpoints, around, at.key("endpoints"));
+    let tls = raw.tls.as_ref().map(|tls| {
+        let at = at.key("tls");
+        let mut tls = upstream_tls(tls, around.folder, at);
+        name_certificates(&mut tls, &endpoints, at);
+        tls
+    });
     Upstream {
         name: own_name.to_owned(),
-        endpoints: endpoints(own_name, &raw.endpoints, listeners, at.key("endpoints")),
+        endpoints,
         protocol: protocol(raw, at),
         balance: balance(raw, at),
         health: raw.health.as_ref().and_then(|section| {
@@ -64,7 +71,7 @@ fn upstream(
         concurrency: raw.concurrency.as_ref().map(|raw| concurrency(raw, at.key("concurrency"))),
         idle_connections: idle_connections.unwrap_or_default(),
         idle_timeout: time(&raw.timeout.idle, "idle"),
-        tls: raw.tls.as_ref().map(|tls| upstream_tls(tls, folder, at.key("tls"))),
+        tls,
         proxy_protocol: raw.proxy_protocol.is_some(),
     }
 }
@@ -100,55 +107,121 @@ fn refuse_plain_checks(raw: &RawUpstream, health: &Health, at: At<'_>) {
     }
 }
 
-fn endpoints(
-    upstream: &str,
-    raw: &[RawEndpoint],
-    listeners: &[Listener],
-    at: At<'_>,
-) -> Vec<Endpoint> {
-    if raw.len() > ENDPOINTS_MAX {
-        at.on_key().error_with_help(
-            format!("upstream `{upstream}` has {} endpoints", raw.len()),
-            format!("an upstream has at most {ENDPOINTS_MAX}: make several"),
-        );
+/// Where endpoints have a name, certificates must have it too.
+fn name_certificates(tls: &mut UpstreamTls, endpoints: &[Endpoint], at: At<'_>) {
+    let is_name = |endpoint: &Endpoint| matches!(endpoint.target, Target::Name(_));
+    if tls.server_name.is_some() || !tls.verify || !endpoints.iter().any(is_name) {
+        return;
     }
+    let host = |endpoint: &Endpoint| match &endpoint.target {
+        Target::Name(Name::Host { host, .. }) => Some(host.trim_end_matches('.').to_owned()),
+        _ => None,
+    };
+    let first = endpoints.first().and_then(host);
+    if first.is_some() && endpoints.iter().all(|endpoint| host(endpoint) == first) {
+        tls.server_name = first;
+        return;
+    }
+    at.on_key().error_with_help(
+        "which name certificates must have does not follow from the endpoints",
+        "write it, such as tls: {server_name: api.internal}",
+    );
+}
+
+fn endpoints(upstream: &str, raw: &[RawEndpoint], around: Around<'_>, at: At<'_>) -> Vec<Endpoint> {
     if raw.is_empty() {
         at.on_key().error_with_help(
             format!("upstream `{upstream}` has no endpoint"),
             "add one, such as: endpoints: [10.0.0.11:8080]",
         );
     }
-    let mut found = Vec::new();
-    for (index, endpoint) in raw.iter().enumerate() {
+    let mut found: Vec<Endpoint> = Vec::new();
+    for (index, raw) in raw.iter().enumerate() {
         let at = at.item(index);
-        let (text, weight, zone, at) = match endpoint {
-            RawEndpoint::Text(text) => (text, Some(1), None, at),
-            RawEndpoint::Section(section) => {
-                let weight = count(section.weight, 1..=WEIGHT_MAX, at.key("weight"));
-                let zone = section.zone.clone();
-                let zone = zone.filter(|zone| name(zone, "a zone", at.key("zone")));
-                (&section.address, weight, zone, at.key("address"))
-            }
-        };
-        let target = if text == "echo" {
-            Target::Echo
-        } else {
-            match address(text, listeners, at) {
-                Some(address) => Target::Address(address),
-                None => continue,
-            }
-        };
-        if found.iter().any(|held: &Endpoint| held.target == target) {
+        let Some((endpoint, text, at)) = endpoint(raw, around.listeners, at) else { continue };
+        if found.iter().any(|held| held.target == endpoint.target) {
             at.error_with_help(
                 format!("`{text}` is given twice in upstream `{upstream}`"),
                 "remove one of the two",
             );
         } else {
-            let weight = weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1);
-            found.push(Endpoint { target, weight, zone });
+            found.push(endpoint);
         }
     }
+    refuse_too_many(upstream, &found, around.discovery, at);
     found
+}
+
+fn refuse_too_many(upstream: &str, found: &[Endpoint], discovery: &Discovery, at: At<'_>) {
+    let is_name = |endpoint: &&Endpoint| matches!(endpoint.target, Target::Name(_));
+    let names = found.iter().filter(is_name).count();
+    let most = found.len() - names + names * discovery.max_addresses;
+    if most <= ENDPOINTS_MAX {
+        return;
+    }
+    let (message, help) = match names {
+        0 => ("has", "make several".to_owned()),
+        names => {
+            let each = discovery.max_addresses;
+            let help =
+                format!("{names} names bring up to {each} each: lower `discovery.max_addresses`");
+            ("may come to have", help)
+        }
+    };
+    at.on_key().error_with_help(
+        format!("upstream `{upstream}` {message} {most} endpoints"),
+        format!("an upstream has at most {ENDPOINTS_MAX}: {help}"),
+    );
+}
+
+/// An endpoint with the text that says where it is, and the place of that.
+fn endpoint<'r, 'a>(
+    raw: &'r RawEndpoint,
+    listeners: &[Listener],
+    at: At<'a>,
+) -> Option<(Endpoint, &'r str, At<'a>)> {
+    let section = match raw {
+        TextOr::Text(text) => {
+            return Some((target(text, listeners, at)?.into(), text, at));
+        }
+        TextOr::Section(section) => section,
+    };
+    let RawEndpointSection { address, srv, weight, zone } = section;
+    let zone = zone.clone().filter(|zone| name(zone, "a zone", at.key("zone")));
+    let weight = weight.map(|weight| within_u32(weight, 1..=WEIGHT_MAX, at.key("weight")));
+    let (target, text, at) = match (address, srv) {
+        (Some(text), None) => {
+            let at = at.key("address");
+            (target(text, listeners, at)?, text, at)
+        }
+        (None, Some(text)) => {
+            if weight.is_some() {
+                at.key("weight").error_with_help(
+                    "the records of a service have weights of their own",
+                    "take `weight` out",
+                );
+            }
+            let at = at.key("srv");
+            (Target::Name(service(text, at)?), text, at)
+        }
+        _ => {
+            at.error_with_help(
+                "an endpoint has either `address` or `srv`",
+                "write one such as {address: api.internal:8080} or {srv: _http._tcp.api.internal}",
+            );
+            return None;
+        }
+    };
+    let weight = weight.flatten().unwrap_or(1);
+    Some((Endpoint { target, weight, zone }, text, at))
+}
+
+fn target(text: &str, listeners: &[Listener], at: At<'_>) -> Option<Target> {
+    match text {
+        "echo" => Some(Target::Echo),
+        name if is_name(name) => host_and_port(name, at).map(Target::Name),
+        address => self::address(address, listeners, at).map(Target::Address),
+    }
 }
 
 fn address(text: &str, listeners: &[Listener], at: At<'_>) -> Option<SocketAddr> {

@@ -32,8 +32,7 @@ pub(super) fn socket_address(text: &str, at: At<'_>) -> Option<SocketAddr> {
             (format!("`{shown}` is only a port"), help)
         } else {
             let message = format!("`{shown}` is no IP address with a port");
-            let help = "write one such as 127.0.0.1:8080 or [::1]:8080; host names are not \
-                        looked up";
+            let help = "write one such as 127.0.0.1:8080 or [::1]:8080; no name of a host";
             (message, help.to_owned())
         };
         at.error_with_help(message, help);
@@ -47,6 +46,22 @@ pub(super) fn socket_address(text: &str, at: At<'_>) -> Option<SocketAddr> {
         return None;
     }
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+/// `ip` or `ip:port`, the port not 0.
+pub(super) fn port_or(text: &str, port: u16, at: At<'_>) -> Option<SocketAddr> {
+    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port));
+    let address = address.or_else(|_| text.parse::<SocketAddr>()).ok();
+    match address.filter(|address| address.port() != 0) {
+        Some(address) => Some(SocketAddr::new(address.ip().to_canonical(), address.port())),
+        None => {
+            at.error_with_help(
+                format!("`{}` is no IP address", shorten(text)),
+                "write one such as 10.0.0.2, 10.0.0.2:5353 or \"[::1]:5353\"",
+            );
+            None
+        }
+    }
 }
 
 /// A list of prefixes, each once.

@@ -95,6 +95,7 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .with(&[("reason", "head_malformed")], connections.heads_malformed)
         .with(&[("reason", "head_timed_out")], connections.heads_timed_out)
         .with(&[("reason", "reader_timed_out")], connections.readers_timed_out)
+        .with(&[("reason", "tunnel_timed_out")], connections.tunnels_timed_out)
         .with(&[("reason", "frame_malformed")], connections.frames_malformed)
         .with(&[("reason", "flood")], connections.floods);
     page.counter("gateway_access_log_lines_total", "Lines of the access log, lost ones too.")

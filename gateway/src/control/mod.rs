@@ -1,7 +1,7 @@
 //! The only place where objects are wired: start, commands, reload, signals, shutdown.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ mod handover;
 mod later;
 mod metrics;
 mod monitor;
+mod names;
 pub mod offline;
 pub mod policy;
 pub mod privileges;
@@ -51,6 +52,7 @@ use certificates::Certificates;
 use handover::Inlets;
 use later::{Later, audit};
 use monitor::Monitor;
+use names::Names;
 use policy::Policy;
 use privileges::Target;
 use sessions::Sessions;
@@ -93,7 +95,7 @@ pub fn run(
     let runtime = runtime.map_err(RunError::failed)?;
     let local = tokio::task::LocalSet::new();
     let ended = local.block_on(&runtime, async {
-        let (control, inlets, predecessor) = started.open()?;
+        let (control, inlets, predecessor) = started.open().await?;
         if let Some(predecessor) = predecessor {
             predecessor.serving().map_err(RunError::failed)?;
         }
@@ -126,6 +128,7 @@ struct Control {
     policy: Policy,
     sessions: Sessions,
     sources: Sources,
+    names: Names,
     certificates: Certificates,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
@@ -271,11 +274,12 @@ impl Control {
         let now = Now::read();
         match event {
             Event::Reload(prepared) => self.end_reload(*prepared),
+            Event::Name(found) => self.take_name(*found),
             Event::File(event) => self.sources.take_file(&mut self.policy, *event, now),
             Event::Feed(event) => {
                 if self.sources.ended(&event) {
                     // The version may deny those that it came from.
-                    self.protect_lasting(now);
+                    self.protect(now);
                     self.sources.take_feed(&mut self.policy, *event, now);
                 }
                 self.sources.tick(instant());
@@ -341,6 +345,7 @@ impl Control {
     fn tick(&mut self, protect: bool) {
         let now = Now::read();
         self.sources.tick(instant());
+        self.names.tick(&self.config, instant());
         self.certificates.tick(instant());
         match self.policy.expire(now) {
             Ok(0) => {}
@@ -351,7 +356,7 @@ impl Control {
         self.look_after_interfaces();
         self.directory.groups().for_each(|group| group.release(now));
         if protect {
-            self.protect_lasting(now);
+            self.protect(now);
         }
     }
 
@@ -363,26 +368,20 @@ impl Control {
 
     /// Looks for protected addresses anew, before somebody's change.
     fn protect_everybody(&mut self, now: Now) {
-        let sessions = self.sessions.all(&self.config.kernel.management_ports);
-        self.protect(sessions, now);
+        self.sessions.look_all(&self.config.kernel.management_ports);
+        self.refresh_protected(now);
     }
 
-    fn protect_lasting(&mut self, now: Now) {
-        let sessions = self.sessions.lasting(&self.config.kernel.management_ports, now.boot);
-        self.protect(sessions, now);
+    fn protect(&mut self, now: Now) {
+        self.sessions.look(&self.config.kernel.management_ports, now.boot);
+        self.refresh_protected(now);
     }
 
-    fn protect(&mut self, sessions: Vec<IpAddr>, now: Now) {
-        let protected = protect::collect(&self.config, self.echo, self.sources.peers(), sessions);
-        let refreshed = self.policy.refresh(protected, now).and_then(|changed| {
-            self.policy.door.as_mut().map_or(Ok(()), |door| door.vouch(now.boot))?;
-            Ok(changed)
-        });
-        match refreshed {
-            Ok(true) => tracing::info!("protected addresses changed"),
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "protected addresses could not be updated"),
-        }
+    fn refresh_protected(&mut self, now: Now) {
+        let config = (&*self.config, self.echo);
+        let (sources, names, directory) = (&self.sources, &self.names, &self.directory);
+        let protected = protect::gather(config, sources, names, directory, &self.sessions);
+        protect::refresh(&mut self.policy, protected, now);
     }
 
     fn detach(&mut self) -> Result<Done, Refusal> {
@@ -437,7 +436,7 @@ impl Control {
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
             lists: self.sources.notes(),
-            upstreams: upstreams::views::all(&self.directory),
+            upstreams: upstreams::views::all(&self.directory, &self.names),
             certificates: self.certificates.views(),
             certificate_notes: self.certificates.notes(),
             guards: guards::views(&self.shared.snapshot.load()),

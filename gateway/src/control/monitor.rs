@@ -173,6 +173,7 @@ impl Control {
         );
         let kernel = door.map(|door| metrics::kernel(door, events)).transpose();
         let kernel = kernel.map_err(Refusal::failed)?.unwrap_or_default();
-        Ok(Answer::Metrics(text + &metrics::lists(&self.lists()) + &kernel))
+        let names = self.names.page();
+        Ok(Answer::Metrics(text + &names + &metrics::lists(&self.lists()) + &kernel))
     }
 }

@@ -41,8 +41,9 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
         folder::check(&config.state.dir, user).map_err(Refusal::failed)?;
         let store = Store::open(&config.state.dir).map_err(Refusal::failed)?;
         let door = Door::pinned(&pins).map_err(Refusal::failed)?;
-        let sessions = Sessions::default().all(&config.kernel.management_ports);
-        let protected = protect::collect(&config, None, [], sessions);
+        let mut sessions = Sessions::default();
+        sessions.look_all(&config.kernel.management_ports);
+        let protected = protect::collect(&config, None, [], &sessions);
         let policy = Policy::new(&config, protected, store, now);
         let mut policy = policy.map_err(Refusal::failed)?.offline(door);
         if policy.door.is_none() {

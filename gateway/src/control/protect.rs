@@ -4,18 +4,23 @@ use std::net::{IpAddr, SocketAddr};
 
 use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 
-use crate::base::time::UtcMillis;
+use super::names::Names;
+use super::policy::Policy;
+use super::sessions::Sessions;
+use super::sources::Sources;
+use crate::base::time::{Now, UtcMillis};
 use crate::config::{Config, Target};
 use crate::rules::protected::{Protected, own_addresses, resolvers};
 use crate::rules::{Rule, Until};
+use crate::upstream::directory::Directory;
 
-/// Every protected prefix with its reasons. `echo` is where the built-in service listens, `feeds` is what feeds were
-/// fetched from, `sessions` who is connected to a management port.
-pub fn collect<'a>(
+/// Every protected prefix with its reasons. `echo` is where the built-in service listens, `peers` are those whose
+/// addresses were looked up.
+pub fn collect(
     config: &Config,
     echo: Option<SocketAddr>,
-    feeds: impl IntoIterator<Item = (&'a str, IpAddr)>,
-    sessions: Vec<IpAddr>,
+    peers: impl IntoIterator<Item = (String, IpAddr)>,
+    sessions: &Sessions,
 ) -> Protected {
     let mut protected = Protected::default();
     for (interface, address) in own_addresses() {
@@ -23,6 +28,9 @@ pub fn collect<'a>(
     }
     for address in resolvers() {
         protected.add_address(address, "resolver");
+    }
+    for resolver in &config.discovery.resolvers {
+        protected.add_address(resolver.ip(), "resolver");
     }
     for prefix in &config.trusted_proxies {
         protected.add(*prefix, "trusted proxy");
@@ -38,6 +46,7 @@ pub fn collect<'a>(
             let address = match endpoint.target {
                 Target::Address(address) => Some(address),
                 Target::Echo => echo,
+                Target::Name(_) => None,
             };
             if let Some(address) = address {
                 protected.add_address(address.ip(), &format!("upstream {}", upstream.name));
@@ -49,13 +58,44 @@ pub fn collect<'a>(
             protected.add_address(address, &format!("feed {}", feed.name));
         }
     }
-    for (feed, address) in feeds {
-        protected.add_address(address, &format!("feed {feed}"));
+    for (why, address) in peers {
+        protected.add_address(address, &why);
     }
-    for address in sessions {
+    for address in sessions.peers() {
         protected.add_address(address, "connected to a management port");
     }
     protected
+}
+
+/// Every protected prefix of a gateway that runs: also of endpoints that are no more and have requests to answer.
+pub(super) fn gather(
+    (config, echo): (&Config, Option<SocketAddr>),
+    sources: &Sources,
+    names: &Names,
+    directory: &Directory,
+    sessions: &Sessions,
+) -> Protected {
+    let peers = sources.peers().chain(names.peers());
+    let mut protected = collect(config, echo, peers, sessions);
+    for (upstream, address) in directory.in_use() {
+        if protected.covering(&address.ip().into()).is_none() {
+            protected.add_address(address.ip(), &format!("upstream {upstream}, as it was"));
+        }
+    }
+    protected
+}
+
+/// Puts them in force.
+pub(super) fn refresh(policy: &mut Policy, protected: Protected, now: Now) {
+    let refreshed = policy.refresh(protected, now).and_then(|changed| {
+        policy.door.as_mut().map_or(Ok(()), |door| door.vouch(now.boot))?;
+        Ok(changed)
+    });
+    match refreshed {
+        Ok(true) => tracing::info!("protected addresses changed"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(%error, "protected addresses could not be updated"),
+    }
 }
 
 /// The rules that the protected addresses are.

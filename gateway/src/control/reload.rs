@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::certificates;
 use super::later::Later;
+use super::names::{Lookup, look_up_new};
 use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
@@ -37,6 +38,8 @@ pub(super) struct Prepared {
     files: Vec<Reading>,
     log: Option<Sink>,
     certificates: Store,
+    /// Names of endpoints that nothing was known about.
+    found: Vec<Lookup>,
 }
 
 impl Control {
@@ -58,6 +61,7 @@ impl Control {
     fn begin_reload(&self) {
         let (path, user) = (self.path.clone(), self.target.name.clone());
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
+        let known = self.names.resolved();
         tokio::task::spawn_local(async move {
             let reading = tokio::task::spawn_blocking(move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
@@ -65,22 +69,32 @@ impl Control {
                 let log = access_log::open(&config, &user).map_err(|error| unchanged(&error))?;
                 let certificates = certificates::read_again(&config, &before, &user);
                 let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
-                Ok(Prepared { config, files, log, certificates })
+                Ok(Prepared { config, files, log, certificates, found: Vec::new() })
             });
-            let prepared = match timeout(READ_MAX, reading).await {
+            let mut prepared = match timeout(READ_MAX, reading).await {
                 Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
                 Err(_) => Err(unchanged(&format!(
                     "the configuration and its files could not be read within {} s",
                     READ_MAX.as_secs()
                 ))),
             };
+            if let Ok(Prepared { config, found, .. }) = &mut prepared {
+                *found = look_up_new(config, |name| known.contains(name)).await;
+            }
             drop(events.send(Event::Reload(Box::new(prepared))).await);
         });
     }
 
     /// Puts in force what was read, and begins the next reload.
     pub(super) fn end_reload(&mut self, prepared: Result<Prepared, Refusal>) {
-        let answer = prepared.and_then(|prepared| self.reload(prepared));
+        let answer = prepared.and_then(|prepared| {
+            let reloaded = self.reload(prepared);
+            if reloaded.is_err() {
+                // Those of the configuration that was not put in force are nobody's.
+                self.names.configure(&self.config, &mut self.directory);
+            }
+            reloaded
+        });
         match (self.reloads.pop_front().flatten(), answer) {
             (Some(later), answer) => later.answer(answer.map(Answer::Done)),
             (None, Ok(_)) => tracing::info!("configuration reloaded"),
@@ -95,7 +109,7 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, files, log, certificates } = prepared;
+        let Prepared { config, files, log, certificates, found } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -113,6 +127,7 @@ impl Control {
             echo.spawn().map_err(|error| unchanged(&error))?;
             self.echo = Some(address);
         }
+        self.names.learn(&config, found);
         let reloaded = self.reload_kernel(&config);
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
@@ -120,6 +135,7 @@ impl Control {
         self.certificates.configure(&config, compiled);
         self.shared.access_log.switch(log);
         self.config = config;
+        self.names.configure(&self.config, &mut self.directory);
         self.publish_snapshot();
         self.checks.configure(&self.config, &self.directory);
         let about_lists =
@@ -160,9 +176,12 @@ impl Control {
     pub(super) fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
-        let sessions = self.sessions.all(&config.kernel.management_ports);
-        let protected = protect::collect(config, self.echo, self.sources.peers(), sessions);
-        self.policy.configure(config, protected, now);
+        self.sessions.look_all(&config.kernel.management_ports);
+        let protected = |config: &Config| {
+            let (sources, names, directory) = (&self.sources, &self.names, &self.directory);
+            protect::gather((config, self.echo), sources, names, directory, &self.sessions)
+        };
+        self.policy.configure(config, protected(config), now);
         if self.detached {
             return Ok(());
         }
@@ -178,9 +197,7 @@ impl Control {
             Err(error) => error.to_string(),
         };
         let old = Arc::clone(&self.config);
-        let sessions = self.sessions.all(&old.kernel.management_ports);
-        let protected = protect::collect(&old, self.echo, self.sources.peers(), sessions);
-        self.policy.configure(&old, protected, now);
+        self.policy.configure(&old, protected(&old), now);
         if open_door(&mut self.policy, &mut self.pins, &old, &self.target).is_err() {
             self.policy.door = before;
         }

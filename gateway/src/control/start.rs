@@ -14,6 +14,7 @@ use nix::unistd::Uid;
 use super::certificates::{self, Certificates};
 use super::handover::Inlets;
 use super::monitor::Monitor;
+use super::names::{Names, look_up_new};
 use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::sessions::Sessions;
@@ -80,8 +81,8 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
     let mut sessions = Sessions::default();
-    let peers = sessions.all(&config.kernel.management_ports);
-    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], peers);
+    sessions.look_all(&config.kernel.management_ports);
+    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], &sessions);
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
     let mut pins = Pins::at(&config.kernel.pins);
@@ -117,13 +118,14 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
 
 impl Started {
     /// Starts the threads. Runs inside of the runtime of `control`.
-    pub(super) fn open(mut self) -> Result<(Control, Inlets, Option<Predecessor>), RunError> {
+    pub(super) async fn open(mut self) -> Result<(Control, Inlets, Option<Predecessor>), RunError> {
         // As the user that it is now, who will have to read them again.
         let readings = files::read_all(&self.config, &self.target.name);
         let mut sources = Sources::new(&self.target.name);
         let lists = (&*self.config, readings);
         sources.configure(&mut self.policy, lists, Now::read());
         let address = self.echo.as_ref().map(Echo::address);
+        let mut names = self.look_up(&sources).await;
         if let Some(echo) = self.echo {
             echo.spawn().map_err(RunError::failed)?;
         }
@@ -133,6 +135,7 @@ impl Started {
         certificates.configure(&self.config, compiled.map_err(RunError::Failed)?);
         let counters = Registry::new(self.config.workers);
         let mut directory = Directory::new(self.config.workers);
+        names.configure(&self.config, &mut directory);
         let first =
             snapshot(&self.config, &mut directory, certificates.clients(), address, &counters);
         let mut checks = Checks::new();
@@ -153,6 +156,7 @@ impl Started {
             policy: self.policy,
             sessions: self.sessions,
             sources,
+            names,
             certificates,
             reloads: VecDeque::new(),
             pins: self.pins,
@@ -169,6 +173,18 @@ impl Started {
             started: instant(),
         };
         Ok((control, self.inlets, self.predecessor))
+    }
+
+    /// Finds the endpoints that have names, and protects them before anything is sent there. Whoever cannot be found
+    /// is looked up again later.
+    async fn look_up(&mut self, sources: &Sources) -> Names {
+        let mut names = Names::new(sources.sender());
+        names.learn(&self.config, look_up_new(&self.config, |_| false).await);
+        let echo = self.echo.as_ref().map(Echo::address);
+        let peers = sources.peers().chain(names.peers());
+        let protected = protect::collect(&self.config, echo, peers, &self.sessions);
+        protect::refresh(&mut self.policy, protected, Now::read());
+        names
     }
 }
 

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
-use crate::http::h1::server::RequestStream;
+use crate::http::h1::request_stream::RequestStream;
 use crate::http::headers::remove_forbidden_trailers;
 use crate::http::replay::{Record, Source};
 
@@ -199,7 +199,7 @@ impl Body for RequestBody {
                 None => return Poll::Ready(Some(Err(self.fail(Kind::BodyTooLarge)))),
             }
         }
-        self.deadline.piece();
+        self.deadline.client_piece(frame.data_ref().map_or(0, Bytes::len));
         // A body of known length is not polled again after its last piece.
         if self.source.is_end_stream() {
             self.deadline.uploaded();

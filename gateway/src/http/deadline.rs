@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
+use crate::http::pace::Pace;
 use crate::observe::trail::{Times, Trail};
 
 /// What a connection waits for.
@@ -76,6 +77,7 @@ pub struct Deadline {
     stream_idle: Cell<Duration>,
     keep_alive_timeout: Duration,
     tunnel_idle_timeout: Duration,
+    pace: Pace,
 }
 
 impl Deadline {
@@ -96,6 +98,7 @@ impl Deadline {
             stream_idle: Cell::new(bounds.idle_timeout),
             keep_alive_timeout: bounds.keep_alive_timeout,
             tunnel_idle_timeout: bounds.tunnel_idle_timeout,
+            pace: Pace::new(bounds),
         }
     }
 
@@ -139,6 +142,7 @@ impl Deadline {
     /// The head of a request was read.
     pub fn begun(&self) {
         self.trail.begin(self.now());
+        self.pace.begin();
     }
 
     /// The client sent bytes.
@@ -147,18 +151,38 @@ impl Deadline {
             Phase::Idle => self.enter(Phase::Head, self.head_timeout),
             // A head has one deadline as a whole: a byte now and then must not prolong it.
             Phase::Head | Phase::Answer | Phase::Linger => {}
+            // There only what is of the body counts, and whoever reads that says so.
+            Phase::Upload if self.pace.is_kept() => {}
             Phase::Upload | Phase::Download | Phase::Tunnel => self.piece(),
         }
     }
 
     /// The client took bytes.
-    pub fn client_took(&self) {
+    pub fn client_took(&self, bytes: usize) {
+        self.pace.moved(bytes, self.now());
         match self.phase.get() {
             // The end of an answer is written after its body has ended.
             Phase::Idle => self.enter(Phase::Idle, self.keep_alive_timeout),
             Phase::Head | Phase::Answer | Phase::Linger => {}
             Phase::Upload | Phase::Download | Phase::Tunnel => self.piece(),
         }
+    }
+
+    /// The client does not take what is there for it.
+    pub fn client_blocks(&self) {
+        if self.phase.get() == Phase::Download {
+            self.await_client();
+        }
+    }
+
+    /// Whether the client is what is waited for in a download.
+    pub fn client_is_blocking(&self) -> bool {
+        self.phase.get() == Phase::Download && self.pace.is_running()
+    }
+
+    /// The client sends messages when it has any: it keeps no pace.
+    pub fn client_takes_its_time(&self) {
+        self.pace.suspend();
     }
 
     /// From now on the request as a whole takes no longer than `whole`, until its answer is at its end.
@@ -194,6 +218,7 @@ impl Deadline {
             response_timeout: self.response_timeout.clone(),
             whole: self.whole.clone(),
             stream_idle: self.stream_idle.clone(),
+            pace: self.pace.clone(),
             ..*self
         })
     }
@@ -256,6 +281,7 @@ impl Deadline {
     pub fn send(&self, has_body: bool, response_timeout: Duration) {
         self.client_is_asked.set(false);
         self.trail.sending(self.now());
+        self.pace.reset(self.stream_idle.get());
         if has_body {
             self.response_timeout.set(response_timeout);
             self.enter(Phase::Upload, self.stream_idle.get());
@@ -267,6 +293,17 @@ impl Deadline {
     /// The client is asked for the next piece of the request's body.
     pub fn ask_client(&self) {
         self.client_is_asked.set(true);
+        if self.phase.get() == Phase::Upload && self.pace.is_kept() {
+            self.await_client();
+        }
+    }
+
+    /// The client sent so much of the request's body.
+    pub fn client_piece(&self, bytes: usize) {
+        if self.phase.get() == Phase::Upload {
+            self.pace.moved(bytes, self.now());
+        }
+        self.piece();
     }
 
     /// A piece of a body went through.
@@ -289,6 +326,7 @@ impl Deadline {
     /// The head of the answer is there.
     pub fn answered(&self) {
         self.trail.answered(self.now());
+        self.pace.reset(self.stream_idle.get());
         self.enter(Phase::Download, self.stream_idle.get());
     }
 
@@ -330,6 +368,12 @@ impl Deadline {
         }
     }
 
+    /// The client has what its pace leaves it, and no more than there was.
+    fn await_client(&self) {
+        let until = self.pace.wait(self.now());
+        self.at.set(self.at.get().min(until));
+    }
+
     fn enter(&self, phase: Phase, wait: Duration) {
         self.phase.set(phase);
         self.passed.set(false);
@@ -359,6 +403,7 @@ pub(crate) mod tests {
             header_count: 1,
             head_bytes: 8192,
             body_bytes: 1,
+            body_bytes_per_second: 10,
             handshake_timeout: Duration::from_secs(1),
             handshakes: 1,
             head_timeout: Duration::from_secs(1),
@@ -379,13 +424,13 @@ pub(crate) mod tests {
         deadline.client_sent();
         assert_eq!(deadline.at(), start + Duration::from_secs(1));
         deadline.send(true, Duration::from_secs(9));
-        deadline.client_sent();
+        deadline.client_piece(100);
         assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(2));
         deadline.uploaded();
         assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(9));
         deadline.answered();
         deadline.ended();
-        deadline.client_took();
+        deadline.client_took(1);
         assert_eq!(deadline.at(), Instant::now() + Duration::from_secs(3));
         deadline.client_sent();
         assert_eq!(deadline.phase(), Phase::Head);

@@ -8,6 +8,7 @@ pub mod grpc;
 pub mod h1;
 pub mod headers;
 pub mod lifetime;
+mod pace;
 pub mod problem;
 pub mod proxy_protocol;
 pub mod replay;

@@ -39,6 +39,16 @@ impl Socket {
             Self::Tls(_) | Self::Plain(_) => Protocol::Http1,
         }
     }
+
+    /// Closing it will reset the connection: what was not sent is forgotten, and nobody takes the end for a whole.
+    pub fn abort(&self) {
+        let stream = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        // What fails has been closed already.
+        stream.set_zero_linger().ok();
+    }
 }
 
 impl AsyncRead for Socket {

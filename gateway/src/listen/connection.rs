@@ -96,8 +96,12 @@ pub(super) async fn serve(
     match deadline.phase() {
         _ if done => {}
         Phase::Head => slot.counters().heads_timed_out.add(1),
-        Phase::Download => slot.counters().readers_timed_out.add(1),
-        Phase::Idle | Phase::Upload | Phase::Answer | Phase::Tunnel | Phase::Linger => {}
+        Phase::Download => {
+            slot.counters().readers_timed_out.add(1);
+            http.abort();
+        }
+        Phase::Tunnel => slot.counters().tunnels_timed_out.add(1),
+        Phase::Idle | Phase::Upload | Phase::Answer | Phase::Linger => {}
     }
 }
 

@@ -132,6 +132,8 @@ pub struct Counters {
     pub heads_timed_out: Counter,
     /// Connections and streams closed because a reader was too slow for an answer's body.
     pub readers_timed_out: Counter,
+    /// Tunnels closed because nothing went through them.
+    pub tunnels_timed_out: Counter,
     /// Connections closed because what was sent is not HTTP/2.
     pub frames_malformed: Counter,
     /// Connections of HTTP/2 closed because of too many frames that asked for nothing, or streams that were reset.
@@ -300,6 +302,8 @@ pub struct Connections {
     pub heads_timed_out: u64,
     /// Closed because a reader was too slow; streams of HTTP/2 too.
     pub readers_timed_out: u64,
+    /// Closed because nothing went through a tunnel; streams of HTTP/2 too.
+    pub tunnels_timed_out: u64,
     /// Closed because what was sent is not HTTP/2.
     pub frames_malformed: u64,
     /// Closed because of too many frames of HTTP/2 that asked for nothing, or streams that were reset.
@@ -364,6 +368,7 @@ impl Snapshot {
         connections.heads_malformed += block.heads_malformed.value();
         connections.heads_timed_out += block.heads_timed_out.value();
         connections.readers_timed_out += block.readers_timed_out.value();
+        connections.tunnels_timed_out += block.tunnels_timed_out.value();
         connections.frames_malformed += block.frames_malformed.value();
         connections.floods += block.floods.value();
         for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {

@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
-use crate::http::deadline::Deadline;
+use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1;
 use crate::http::trace_context::TraceContext;
 use crate::observe::traffic::End;
@@ -168,6 +168,8 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
+        // A tunnel that nobody used any more has not broken.
+        self.whole |= self.deadline.phase() == Phase::Tunnel && self.deadline.has_passed();
         let counters = &self.connection.worker.counters;
         counters.requests_active.subtract_one();
         match self.status {

@@ -47,6 +47,9 @@ pub async fn serve(
         trace,
     };
     let is_grpc = request.method() == Method::POST && grpc::is_grpc(request.headers());
+    if is_grpc {
+        deadline.client_takes_its_time();
+    }
     let mut answer = match exchange.answer(request, id.clone()).await {
         Ok(answer) => answer,
         Err(error) => {
@@ -114,7 +117,8 @@ impl Exchange<'_> {
         if let Some(template) = &forward.rewrite {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
         }
-        let body = RequestBody::new(body, snapshot.config.bounds.body_bytes, self.deadline)?;
+        let max_bytes = forward.body_bytes.unwrap_or(snapshot.config.bounds.body_bytes);
+        let body = RequestBody::new(body, max_bytes, self.deadline)?;
         let mut request =
             prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
         self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));

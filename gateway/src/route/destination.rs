@@ -111,6 +111,7 @@ mod tests {
             upstreams: upstreams(&[10, 90]),
             sticky,
             rewrite: None,
+            body_bytes: None,
             timeouts: Timeouts::default(),
         };
         let mut map = HeaderMap::new();

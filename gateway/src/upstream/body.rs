@@ -109,8 +109,9 @@ impl Body for AnswerBody {
         match connection.poll_frame(context) {
             Poll::Ready(Some(Err(error))) => self.break_off(error),
             Poll::Pending if self.deadline.has_passed() => {
-                // A tunnel through which nothing goes is just over.
-                if self.deadline.phase() == Phase::Tunnel {
+                // A tunnel through which nothing goes is just over, and a client that reads nothing is no fault of
+                // the service.
+                if self.deadline.phase() == Phase::Tunnel || self.deadline.client_is_blocking() {
                     return Poll::Pending;
                 }
                 self.deadline.piece();

@@ -1,7 +1,7 @@
 //! The endpoints of all services, as `control` keeps them: what is known about an endpoint stays as long as anybody
 //! uses it, whatever configuration comes or goes. Workers never look here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
@@ -9,7 +9,8 @@ use super::balance::{Group, Set};
 use super::endpoint::{Endpoint, EndpointState};
 use super::guard::Guard;
 use crate::base::time::Now;
-use crate::config::{self, Target};
+use crate::config::{self, Name, Target};
+use crate::discovery::Found;
 
 /// The services by their names, and their endpoints by their addresses.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct Directory {
     echo: Option<SocketAddr>,
     /// Where the gateway is.
     zone: Option<Arc<str>>,
+    /// What names stand for.
+    found: HashMap<Name, Arc<[Found]>>,
     groups: BTreeMap<String, Arc<Group>>,
     guards: HashMap<String, Arc<Guard>>,
     states: HashMap<(String, SocketAddr), Weak<EndpointState>>,
@@ -28,8 +31,8 @@ pub struct Directory {
 impl Directory {
     /// Without any service, for so many workers.
     pub fn new(workers: usize) -> Self {
-        let (groups, guards, states) = Default::default();
-        Self { workers, echo: None, zone: None, groups, guards, states, next_id: 0 }
+        let (found, groups, guards, states) = Default::default();
+        Self { workers, echo: None, zone: None, found, groups, guards, states, next_id: 0 }
     }
 
     /// The gateway is in this zone, and the built-in service is served there.
@@ -38,18 +41,23 @@ impl Directory {
         self.echo = echo;
     }
 
-    /// The endpoints of a service, put in force as configured.
+    /// A name stands for these, from the next time on that services with it are put in force.
+    pub fn set_found(&mut self, name: &Name, found: Arc<[Found]>) {
+        self.found.insert(name.clone(), found);
+    }
+
+    /// The endpoints of a service, put in force as configured and found. Who comes to be there twice is there as first
+    /// said.
     pub fn group(&mut self, upstream: &config::Upstream, now: Now) -> Arc<Group> {
-        let mut endpoints = Vec::new();
+        let mut endpoints: Vec<Endpoint> = Vec::new();
         for endpoint in &upstream.endpoints {
-            let address = match endpoint.target {
-                Target::Address(address) => Some(address),
-                Target::Echo => self.echo,
-            };
-            let Some(address) = address else { continue };
-            let state = self.state(&upstream.name, address, now);
-            let zone = endpoint.zone.as_deref().map(Arc::from);
-            endpoints.push(Endpoint { address, weight: endpoint.weight, zone, state });
+            let zone: Option<Arc<str>> = endpoint.zone.as_deref().map(Arc::from);
+            for (address, weight) in self.addresses(endpoint) {
+                if endpoints.iter().all(|held| held.address != address) {
+                    let state = self.state(&upstream.name, address, now);
+                    endpoints.push(Endpoint { address, weight, zone: zone.clone(), state });
+                }
+            }
         }
         let set = Set::new(endpoints, upstream.balance.clone(), self.zone.clone());
         match self.groups.get(&upstream.name) {
@@ -90,12 +98,38 @@ impl Directory {
         gone
     }
 
+    /// The services and addresses of the endpoints that anybody still uses, also those that are no more.
+    pub fn in_use(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
+        let used = self.states.iter().filter(|(_, state)| state.strong_count() > 0);
+        used.map(|((upstream, address), _)| (upstream.as_str(), *address))
+    }
+
     /// Forgets the services that `config` does not have, and the endpoints that nobody uses.
     pub fn keep(&mut self, config: &config::Config) {
         let has = |name: &str| config.upstreams.iter().any(|upstream| upstream.name == name);
         self.groups.retain(|name, _| has(name));
         self.guards.retain(|name, _| has(name));
         self.states.retain(|_, state| state.strong_count() > 0);
+        let endpoints = config.upstreams.iter().flat_map(|upstream| &upstream.endpoints);
+        let names: HashSet<&Name> = endpoints
+            .filter_map(|endpoint| match &endpoint.target {
+                Target::Name(name) => Some(name),
+                Target::Address(_) | Target::Echo => None,
+            })
+            .collect();
+        self.found.retain(|name, _| names.contains(name));
+    }
+
+    /// Where an endpoint of the configuration is, with weights.
+    fn addresses(&self, endpoint: &config::Endpoint) -> Vec<(SocketAddr, u32)> {
+        match &endpoint.target {
+            Target::Address(address) => vec![(*address, endpoint.weight)],
+            Target::Echo => self.echo.iter().map(|echo| (*echo, endpoint.weight)).collect(),
+            Target::Name(name) => {
+                let found = self.found.get(name).into_iter().flat_map(|found| found.iter());
+                found.map(|one| (one.address, one.weight.unwrap_or(endpoint.weight))).collect()
+            }
+        }
     }
 
     fn state(&mut self, upstream: &str, address: SocketAddr, now: Now) -> Arc<EndpointState> {

@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, FailureSet,
-    FailureShare, Forward, HashKey, HeaderChanges, Health, Limit, Priority, Probe, Retry, Route,
-    Sticky, Target, Timeouts, Upstream, UpstreamTls,
+    Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, Endpoint,
+    FailureSet, FailureShare, Forward, HashKey, HeaderChanges, Health, Limit, Name, Priority,
+    Probe, Retry, Route, Sticky, Target, Timeouts, Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -105,9 +105,22 @@ pub(super) fn bounds(bounds: &Bounds) -> Vec<Policy> {
         policy("bounds.header_count", bounds.header_count),
         policy("bounds.head_bytes", bounds.head_bytes),
         policy("bounds.body_bytes", bounds.body_bytes),
+        policy("bounds.body_bytes_per_second", bounds.body_bytes_per_second),
         policy("bounds.head_timeout", format_duration(bounds.head_timeout)),
         policy("bounds.idle_timeout", format_duration(bounds.idle_timeout)),
     ]
+}
+
+/// Whether the route says nothing else.
+pub(super) fn holds(policy: &Policy, route: &Route) -> bool {
+    policy.name != "bounds.body_bytes" || own_body_bytes(route).is_none()
+}
+
+fn own_body_bytes(route: &Route) -> Option<u64> {
+    match &route.action {
+        Action::Forward(forward) => forward.body_bytes,
+        Action::Redirect(_) | Action::Respond(_) => None,
+    }
 }
 
 /// What the route says besides where the request goes.
@@ -128,6 +141,7 @@ pub(super) fn of_route(route: &Route) -> Vec<Policy> {
         policy("encoded_slash", ambiguity(route.encoded_slash)),
         policy("path_parameters", ambiguity(route.path_parameters)),
     ];
+    found.extend(own_body_bytes(route).map(|bytes| policy("body_bytes", bytes)));
     if let Action::Forward(Forward { timeouts, .. }) = &route.action {
         let Timeouts { connect, response, whole, stream_idle } = *timeouts;
         let times = [
@@ -223,15 +237,7 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         tls,
         proxy_protocol,
     } = upstream;
-    let shown = endpoints.iter().map(|endpoint| {
-        let target = match &endpoint.target {
-            Target::Address(address) => address.to_string(),
-            Target::Echo => "echo".to_owned(),
-        };
-        let zone = endpoint.zone.as_ref().map(|zone| format!(", zone {zone}"));
-        (target, format!("weight {}{}", endpoint.weight, zone.unwrap_or_default()))
-    });
-    let shown: Vec<(String, String)> = shown.collect();
+    let shown: Vec<(String, String)> = endpoints.iter().map(described).collect();
     let mut found: Vec<Policy> = shown
         .iter()
         .map(|(target, more)| policy("endpoint", format!("{target} ({more})")))
@@ -266,6 +272,23 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     found.extend(breaking(breaker.as_ref()));
     found.extend(limiting(concurrency.as_ref()));
     (shown.into_iter().map(|(target, _)| target).collect(), found)
+}
+
+/// Where an endpoint is, and what more is said about it.
+fn described(endpoint: &Endpoint) -> (String, String) {
+    let Endpoint { target, weight, zone } = endpoint;
+    let (target, weight) = match target {
+        Target::Address(address) => (address.to_string(), format!("weight {weight}")),
+        Target::Echo => ("echo".to_owned(), format!("weight {weight}")),
+        Target::Name(name @ Name::Host { .. }) => {
+            (name.to_string(), format!("weight {weight} for each address that is found"))
+        }
+        Target::Name(name @ Name::Service(_)) => {
+            (name.to_string(), "weights as its records say".to_owned())
+        }
+    };
+    let zone = zone.as_ref().map(|zone| format!(", zone {zone}"));
+    (target, format!("{weight}{}", zone.unwrap_or_default()))
 }
 
 fn algorithm(algorithm: &Algorithm) -> String {

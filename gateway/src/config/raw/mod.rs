@@ -16,6 +16,7 @@ pub(super) use self::listen::*;
 pub(super) use self::observe::*;
 pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
+use super::discovery::RawDiscovery;
 pub(super) use super::forms::{Named, Section, TextOr};
 use super::tracing::RawTracing;
 
@@ -40,6 +41,7 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) bounds: RawBounds,
     /// Where the gateway is. Default: nowhere in particular.
     pub(in crate::config) zone: Option<String>,
+    pub(in crate::config) discovery: RawDiscovery,
     pub(in crate::config) upstreams: Named<RawUpstream>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
@@ -98,6 +100,8 @@ pub(in crate::config) struct RawBounds {
     pub(in crate::config) target_bytes: String,
     /// Size of a request's body.
     pub(in crate::config) body_bytes: String,
+    /// Bytes of a body that a client must send or take in a second; 0 for none.
+    pub(in crate::config) body_bytes_per_second: String,
     /// Time for what comes before HTTP: a TLS handshake.
     pub(in crate::config) handshake_timeout: String,
     /// Handshakes at the same time, in all workers together.
@@ -126,6 +130,7 @@ impl Default for RawBounds {
             head_bytes: "64KiB".to_owned(),
             target_bytes: "8KiB".to_owned(),
             body_bytes: "10MiB".to_owned(),
+            body_bytes_per_second: "240".to_owned(),
             handshake_timeout: "10s".to_owned(),
             handshakes: 4096,
             head_timeout: "10s".to_owned(),

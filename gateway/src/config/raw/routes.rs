@@ -27,6 +27,9 @@ pub(in crate::config) struct RawRoute {
     /// Path and query for the service. Default: those of the request.
     #[serde(default)]
     pub(in crate::config) rewrite: Option<String>,
+    /// Size of a request's body. Default: `bounds.body_bytes`.
+    #[serde(default)]
+    pub(in crate::config) body_bytes: Option<String>,
     #[serde(default)]
     pub(in crate::config) request_headers: RawHeaderChanges,
     #[serde(default)]

@@ -109,28 +109,30 @@ fn idle_connections() -> u64 {
     64
 }
 
-/// `ip:port` or `echo`, alone or as `{address: ...}`.
+/// `ip:port`, `host:port` or `echo`, alone or as `{address: ...}`, or `{srv: ...}`.
 pub(in crate::config) type RawEndpoint = TextOr<RawEndpointSection>;
 
 /// An endpoint with more to say than its address.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawEndpointSection {
-    pub(in crate::config) address: String,
-    /// Its share of the requests.
-    #[serde(default = "weight")]
-    pub(in crate::config) weight: u64,
+    /// This or `srv`.
+    #[serde(default)]
+    pub(in crate::config) address: Option<String>,
+    /// The name of a service.
+    #[serde(default)]
+    pub(in crate::config) srv: Option<String>,
+    /// Its share of the requests. Default: 1.
+    #[serde(default)]
+    pub(in crate::config) weight: Option<u64>,
     /// Where it is. Default: nowhere in particular.
     #[serde(default)]
     pub(in crate::config) zone: Option<String>,
 }
 
-fn weight() -> u64 {
-    1
-}
-
 impl Section for RawEndpointSection {
-    const EXPECTED: &'static str = "`ip:port`, `echo` or a section with `address`";
+    const EXPECTED: &'static str =
+        "`ip:port`, `host:port`, `echo` or a section with `address` or `srv`";
 }
 
 /// How long an upstream may take.

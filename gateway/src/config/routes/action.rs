@@ -12,6 +12,7 @@ use super::template;
 use super::{Action, Forward, Redirect, Respond, Sticky, Timeouts, WeightedUpstream};
 use crate::config::Upstream;
 use crate::config::at::At;
+use crate::config::bounds::body_bytes;
 use crate::config::diagnostic::suggestion;
 use crate::config::raw::{
     RawRedirect, RawRespond, RawRoute, RawRouteTimeout, RawSticky, RawTargets, TextOr,
@@ -79,7 +80,7 @@ pub(super) fn action(
         );
     }
     if raw.upstream.is_none() {
-        for key in ["sticky", "rewrite", "timeout", "request_headers"] {
+        for key in ["sticky", "rewrite", "body_bytes", "timeout", "request_headers"] {
             only_with_upstream(raw, key, at.key(key));
         }
     }
@@ -96,6 +97,7 @@ fn only_with_upstream(raw: &RawRoute, key: &str, at: At<'_>) {
     let given = match key {
         "sticky" => raw.sticky.is_some(),
         "rewrite" => raw.rewrite.is_some(),
+        "body_bytes" => raw.body_bytes.is_some(),
         "timeout" => raw.timeout.is_some(),
         _ => !(headers.set.0.is_empty() && headers.add.0.is_empty() && headers.remove.is_empty()),
     };
@@ -122,10 +124,12 @@ fn forward(
     }
     let rewrite = raw.rewrite.as_ref().zip(captures);
     let rewrite = rewrite.map(|(text, names)| template::rewrite(text, names, at.key("rewrite")));
+    let body_bytes = raw.body_bytes.as_ref().map(|text| body_bytes(text, at.key("body_bytes")));
     Some(Forward {
         upstreams: targets?,
         sticky: sticky.unwrap_or(Some(Sticky::ClientAddress)).filter(|_| raw.sticky.is_some()),
         rewrite: rewrite.flatten(),
+        body_bytes: body_bytes.flatten(),
         timeouts: raw
             .timeout
             .as_ref()

@@ -97,6 +97,11 @@ fn mistakes_in_what_a_route_does() {
     for (keys, message, pointed) in [
         ("name: a", "the route says nothing about what to do", "{"),
         ("upstream: u, respond: {}", "`respond` cannot stand beside `upstream`", "respond"),
+        (
+            "respond: {}, body_bytes: 1",
+            "`body_bytes` means nothing without `upstream`",
+            "body_bytes",
+        ),
         ("respond: {}, rewrite: /", "`rewrite` means nothing without `upstream`", "rewrite"),
         ("respond: {}, timeout: {}", "`timeout` means nothing without `upstream`", "timeout"),
         ("upstream: u, timeout: {response: 0s}", "`0s` leaves no time at all", "0s"),

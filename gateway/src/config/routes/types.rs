@@ -42,6 +42,7 @@ impl Route {
             upstreams: vec![upstream],
             sticky: None,
             rewrite: None,
+            body_bytes: None,
             timeouts: Timeouts::default(),
         };
         Self {
@@ -205,6 +206,8 @@ pub struct Forward {
     pub sticky: Option<Sticky>,
     /// Path and query that the service gets; `None` for those of the request.
     pub rewrite: Option<Template>,
+    /// Bytes of a request's body; `None` for `bounds.body_bytes`.
+    pub body_bytes: Option<u64>,
     /// How long its requests may take.
     pub timeouts: Timeouts,
 }

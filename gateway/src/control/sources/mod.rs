@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_local};
 
 use super::later::Later;
+use super::names::Lookup;
 use super::policy::Policy;
 use super::reload::Prepared;
 use crate::admin::api::Refusal;
@@ -39,6 +40,8 @@ pub(super) enum Event {
     File(Box<FileEvent>),
     /// A feed was fetched, or was not.
     Feed(Box<FeedEvent>),
+    /// A name of endpoints was looked up.
+    Name(Box<Lookup>),
     /// The configuration was read, with its files.
     Reload(Box<Result<Prepared, Refusal>>),
 }
@@ -174,11 +177,11 @@ impl Sources {
         }
     }
 
-    /// The addresses that feeds were fetched from.
-    pub(super) fn peers(&self) -> impl Iterator<Item = (&str, IpAddr)> {
-        self.feeds
-            .iter()
-            .flat_map(|(name, state)| state.peers().iter().map(move |peer| (name.as_str(), *peer)))
+    /// The addresses that feeds were fetched from, with why they are talked to.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (String, IpAddr)> {
+        self.feeds.iter().flat_map(|(name, state)| {
+            state.peers().iter().map(move |peer| (format!("feed {name}"), *peer))
+        })
     }
 
     /// Whether the configuration names a list so.

@@ -1,8 +1,10 @@
 //! How the services behind the gateway stand, for people and for Prometheus.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use crate::admin::upstreams::{EndpointView, UpstreamView};
+use crate::admin::upstreams::{EndpointView, NameView, UpstreamView};
+use crate::control::names::Names;
 use crate::observe::prometheus::Page;
 use crate::upstream::balance::{Group, Set};
 use crate::upstream::directory::Directory;
@@ -12,11 +14,12 @@ use crate::upstream::endpoint::{Condition, EndpointState};
 const DRAINING: &str = "draining";
 
 /// All services, by their names.
-pub(in crate::control) fn all(directory: &Directory) -> Vec<UpstreamView> {
-    directory.groups().map(|group| view(directory, group)).collect()
+pub(in crate::control) fn all(directory: &Directory, names: &Names) -> Vec<UpstreamView> {
+    let views = |group: &Arc<Group>| view(directory, group, names.views(group.name()));
+    directory.groups().map(views).collect()
 }
 
-fn view(directory: &Directory, group: &Group) -> UpstreamView {
+fn view(directory: &Directory, group: &Group, names: Vec<NameView>) -> UpstreamView {
     let set = group.set();
     let endpoints = set.endpoints().iter().map(|endpoint| EndpointView {
         zone: endpoint.zone.as_deref().map(str::to_owned),
@@ -32,6 +35,7 @@ fn view(directory: &Directory, group: &Group) -> UpstreamView {
         panic: is_panic(&set),
         ejections_refused: group.ejections_refused(),
         endpoints: endpoints.chain(gone).collect(),
+        names,
     }
 }
 

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
+use http::header::{HeaderValue, SEC_WEBSOCKET_KEY};
 use http::{request, response};
 use http_body::{Body as _, Frame};
 use tokio::io::AsyncWrite as _;
@@ -17,7 +18,7 @@ use crate::http::h1::head::{self, AnswerHead, Limits, Scan, Section};
 use crate::http::h1::input::Input;
 use crate::http::h1::output::Output;
 use crate::http::h1::pump::{Moved, Pump};
-use crate::http::h1::upgrade::WebSocket;
+use crate::http::h1::upgrade::{self, WebSocket};
 use crate::http::socket::Socket;
 
 /// Answers before the one that counts (RFC 9110, section 15.2). None is passed on.
@@ -33,8 +34,8 @@ pub struct Client {
     decoder: Decoder,
     /// The request's body until it is sent.
     upload: Option<(RequestBody, Pump)>,
-    /// What is sent once the connection is a tunnel.
-    tunnel: Option<RequestBody>,
+    /// What is sent once the connection is a tunnel, and the key that the answer must know.
+    tunnel: Option<(RequestBody, HeaderValue)>,
     is_tunnel: bool,
     to_head: bool,
     informational: usize,
@@ -74,7 +75,8 @@ impl Client {
         self.to_head = head.method == http::Method::HEAD;
         (self.informational, self.wrote) = (0, false);
         if wants_tunnel {
-            self.tunnel = Some(body);
+            let key = head.headers.get(SEC_WEBSOCKET_KEY).cloned();
+            self.tunnel = Some((body, key.unwrap_or(HeaderValue::from_static(""))));
         } else {
             self.upload = Some((body, Pump::new(framing, true)));
         }
@@ -83,7 +85,8 @@ impl Client {
     /// The request's body back, if nothing of the request has left.
     pub fn take_unsent(&mut self) -> Option<RequestBody> {
         let upload = self.upload.take().filter(|(_, pump)| !self.wrote && !pump.has_moved());
-        upload.map(|(body, _)| body).or_else(|| self.tunnel.take().filter(|_| !self.wrote))
+        let tunnel = self.tunnel.take_if(|_| !self.wrote).map(|(body, _)| body);
+        upload.map(|(body, _)| body).or(tunnel)
     }
 
     /// The head of the answer.
@@ -203,7 +206,10 @@ impl Client {
                 head::answer(&head, self.to_head)?;
             let tunnel = self.tunnel.take();
             match (upgraded, tunnel) {
-                (true, Some(body)) => {
+                (true, Some((_, key))) if !upgrade::accepts(&parts.headers, key.as_bytes()) => {
+                    return Err(Kind::UpstreamProtocol.into());
+                }
+                (true, Some((body, _))) => {
                     (self.is_tunnel, self.reusable) = (true, false);
                     self.decoder = Decoder::UntilClose;
                     self.upload = Some((body, Pump::new(Framing::UntilClose, false)));

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderMap, HeaderName, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
 use http::{Method, request, response};
 
@@ -132,6 +132,11 @@ fn length(to: &mut Vec<u8>, framing: Framing) {
 
 const DATE_BYTES: usize = "Sun, 06 Nov 1994 08:49:37 GMT".len();
 
+/// The field `Date` of an answer that comes without (RFC 9110, section 6.6.1).
+pub fn date_value() -> Option<HeaderValue> {
+    HeaderValue::from_bytes(&date()).ok()
+}
+
 /// The time as HTTP writes it, formatted once a second.
 fn date() -> [u8; DATE_BYTES] {
     thread_local! {
@@ -182,8 +187,8 @@ mod tests {
         *response.status_mut() = StatusCode::NOT_FOUND;
         let headers = response.headers_mut();
         headers.insert(CONTENT_LENGTH, 9.into());
-        headers.insert(DATE, http::HeaderValue::from_static("today"));
-        headers.insert(CONNECTION, http::HeaderValue::from_static("upgrade"));
+        headers.insert(DATE, HeaderValue::from_static("today"));
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         let head = response.into_parts().0;
         let sent = |framing, future| {
             let mut to = Vec::new();

@@ -16,5 +16,8 @@ pub mod head;
 mod input;
 mod output;
 mod pump;
+pub mod request_stream;
 pub mod server;
 pub mod upgrade;
+
+pub use self::encode::date_value;

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use http::{Method, Request, Response, StatusCode, Version, response};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 use tokio::io::AsyncWrite as _;
 
 use crate::base::error::{Error, Kind};
@@ -24,6 +24,7 @@ use crate::http::h1::head::{self, Limits, RequestHead, Scan, Section};
 use crate::http::h1::input::Input;
 use crate::http::h1::output::Output;
 use crate::http::h1::pump::{Moved, Pump};
+use crate::http::h1::request_stream::RequestStream;
 use crate::http::lifetime::Lifetime;
 use crate::http::socket::Socket;
 use crate::observe::Counters;
@@ -53,7 +54,7 @@ pub trait Answer: Body<Data = Bytes, Error = Error> + Unpin {
 /// The connection to a client.
 #[derive(Debug)]
 pub struct Server {
-    state: RefCell<State>,
+    pub(super) state: RefCell<State>,
     limits: Limits,
     lifetime: Lifetime,
     deadline: Rc<Deadline>,
@@ -62,13 +63,13 @@ pub struct Server {
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     socket: Socket,
     input: Input,
-    decoder: Decoder,
+    pub(super) decoder: Decoder,
     /// What is left to write of the leave to send a body.
     interim: &'static [u8],
-    body_is_held: bool,
+    pub(super) body_is_held: bool,
     is_tunnel: bool,
 }
 
@@ -121,6 +122,11 @@ impl Server {
     /// Ends after the request that is under way, or before the next.
     pub fn drain(&self) {
         self.draining.set(true);
+    }
+
+    /// The client has had its time: what is left of its answer is dropped with the connection.
+    pub fn abort(&self) {
+        self.state.borrow().socket.abort();
     }
 
     /// Answers requests until either side has had enough.
@@ -223,7 +229,7 @@ impl Server {
         if expects_continue && !state.decoder.is_done() {
             state.interim = CONTINUE;
         }
-        RequestStream { server: Rc::clone(self) }
+        RequestStream::new(self)
     }
 
     /// Ready when the client has left while its request is answered. One request more is read meanwhile, no more.
@@ -247,6 +253,10 @@ impl Server {
         let mut pump = Pump::new(framing, asked.takes_trailers);
         let sent = poll_fn(|context| self.poll_send(&mut pump, &mut body, &mut output, context));
         if !sent.await {
+            if framing == Framing::UntilClose {
+                // An orderly end would say that this was all.
+                self.abort();
+            }
             return After::Broken;
         }
         if is_tunnel {
@@ -317,6 +327,7 @@ impl Server {
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
                 Poll::Pending => {
                     body.poll_upload(context);
+                    self.deadline.client_blocks();
                     return Poll::Pending;
                 }
             }
@@ -388,11 +399,14 @@ impl Server {
 
     fn wrote(&self, bytes: usize) {
         self.counters.bytes_sent.add(bytes as u64);
-        self.deadline.client_took();
+        self.deadline.client_took(bytes);
     }
 
     /// The next piece of the request's body.
-    fn poll_body(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    pub(super) fn poll_body(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let state = &mut *self.state.borrow_mut();
         loop {
             match state.decoder.next(&mut state.input, &self.limits) {
@@ -457,38 +471,5 @@ fn framing(status: StatusCode, body: &impl Body, asked: Asked) -> Framing {
         Some(bytes) => Framing::Exact(bytes),
         None if asked.is_current => Framing::Chunked,
         None => Framing::UntilClose,
-    }
-}
-
-/// The body of a request.
-#[derive(Debug)]
-pub struct RequestStream {
-    server: Rc<Server>,
-}
-
-impl Body for RequestStream {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        self.server.poll_body(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.server.state.borrow().decoder.is_done()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let exact = self.server.state.borrow().decoder.exact();
-        exact.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
-}
-
-impl Drop for RequestStream {
-    fn drop(&mut self) {
-        self.server.state.borrow_mut().body_is_held = false;
     }
 }

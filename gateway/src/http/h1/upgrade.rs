@@ -1,8 +1,13 @@
 //! The one protocol that a connection may be upgraded to: WebSocket (RFC 6455). After the answer 101 the gateway reads
-//! no more of it. Any other `Upgrade` is removed on the way, as for a hop that does not know it.
+//! no more of it, but it holds that answer to the request. Any other `Upgrade` is removed on the way, as for a hop that
+//! does not know it.
 
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{
-    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::request::Parts;
 use http::{Method, Version};
@@ -36,6 +41,20 @@ pub(super) fn names_websocket(headers: &HeaderMap) -> bool {
         && values.next().is_none()
 }
 
+/// Whether an answer is one to the request with this key, and not one that somebody has kept (RFC 6455, section 4.1).
+pub(super) fn accepts(headers: &HeaderMap, key: &[u8]) -> bool {
+    let mut values = headers.get_all(SEC_WEBSOCKET_ACCEPT).iter();
+    values.next().is_some_and(|value| value.as_bytes() == accept(key).as_bytes())
+        && values.next().is_none()
+}
+
+/// What an answer to the request with this key says.
+pub fn accept(key: &[u8]) -> String {
+    /// Section 1.3.
+    const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, GUID].concat()))
+}
+
 /// Puts back what is for one hop only.
 pub fn ask(headers: &mut HeaderMap) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -60,6 +79,18 @@ fn is_key(key: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_belongs_to_its_key() {
+        let key = b"dGhlIHNhbXBsZSBub25jZQ==";
+        let accept = HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        let mut headers = HeaderMap::new();
+        assert!(!accepts(&headers, key));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept.clone());
+        assert!(accepts(&headers, key) && !accepts(&headers, &key[1..]));
+        headers.append(SEC_WEBSOCKET_ACCEPT, accept);
+        assert!(!accepts(&headers, key), "twice");
+    }
 
     #[test]
     fn keys_are_keys_and_differ() {

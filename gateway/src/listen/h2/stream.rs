@@ -12,7 +12,7 @@ use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderMap, HeaderValue,
+    CONNECTION, CONTENT_LENGTH, COOKIE, DATE, EXPECT, Entry, HOST, HeaderMap, HeaderValue,
     SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
 };
 use http::request::Parts;
@@ -25,6 +25,7 @@ use crate::base::error::Kind;
 use crate::config::Bounds;
 use crate::http::body::{Incoming, StreamBody};
 use crate::http::deadline::{Deadline, Phase};
+use crate::http::h1;
 use crate::http::h1::server::Answer as _;
 use crate::http::h1::upgrade::{self, WebSocket};
 use crate::http::headers;
@@ -85,8 +86,10 @@ pub(super) async fn serve(
         }
     })
     .await;
-    if !done && deadline.phase() == Phase::Download {
-        served.counters.readers_timed_out.add(1);
+    match deadline.phase() {
+        Phase::Download if !done => served.counters.readers_timed_out.add(1),
+        Phase::Tunnel if !done => served.counters.tunnels_timed_out.add(1),
+        _ => {}
     }
     // What is left of the stream is reset with it.
     drop(open);
@@ -192,6 +195,11 @@ async fn send(
         grant_websocket(&mut head);
     }
     head.headers.remove(CONNECTION);
+    if let Entry::Vacant(entry) = head.headers.entry(DATE)
+        && let Some(date) = h1::date_value()
+    {
+        entry.insert(date);
+    }
     let length = body.size_hint().exact().filter(|length| *length > 0);
     if let Some(length) = length
         && let Entry::Vacant(entry) = head.headers.entry(CONTENT_LENGTH)
@@ -235,6 +243,7 @@ impl Outflow<'_> {
                 Poll::Pending => {
                     if !self.piece.is_empty() {
                         body.poll_upload(context);
+                        self.deadline.client_blocks();
                     }
                     return self.stream.poll_reset(context).map(drop);
                 }
@@ -290,7 +299,7 @@ impl Outflow<'_> {
         let part = self.piece.split_to(room.min(self.piece.len()));
         let last = self.piece.is_empty() && body.is_end_stream();
         self.life.sent(part.len());
-        self.deadline.client_took();
+        self.deadline.client_took(part.len());
         match self.stream.send_data(part, last) {
             Ok(()) if !last => Poll::Ready(Ok(())),
             _ => Poll::Ready(Err(Over)),
