@@ -25,10 +25,12 @@ use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::observe;
+use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
 
 mod access_log;
+mod background;
 pub mod certificates;
 mod guards;
 mod handover;
@@ -139,6 +141,8 @@ struct Control {
     shared: listen::Shared,
     echo: Option<SocketAddr>,
     directory: Directory,
+    /// Compiled configurations that requests were still using when another took their place.
+    retired: Vec<Arc<Snapshot>>,
     checks: Checks,
     target: Target,
     capabilities: Vec<&'static str>,
@@ -354,6 +358,7 @@ impl Control {
         }
         self.sources.make_use_of_room(&mut self.policy, now);
         self.look_after_interfaces();
+        self.free_retired();
         self.directory.groups().for_each(|group| group.release(now));
         if protect {
             self.protect(now);

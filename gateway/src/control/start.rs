@@ -34,6 +34,7 @@ use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
+use crate::route::Table;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
 use crate::upstream::directory::Directory;
@@ -136,8 +137,9 @@ impl Started {
         let counters = Registry::new(self.config.workers);
         let mut directory = Directory::new(self.config.workers);
         names.configure(&self.config, &mut directory);
-        let first =
-            snapshot(&self.config, &mut directory, certificates.clients(), address, &counters);
+        let routes = Arc::new(Table::new(&self.config.routes));
+        let own = (address, &counters);
+        let first = snapshot((&self.config, routes), &mut directory, certificates.clients(), own);
         let mut checks = Checks::new();
         checks.configure(&self.config, &directory);
         let shared = Shared {
@@ -165,6 +167,7 @@ impl Started {
             shared,
             echo: address,
             directory,
+            retired: Vec::new(),
             checks,
             target: self.target,
             capabilities: self.capabilities,

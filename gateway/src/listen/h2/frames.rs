@@ -8,7 +8,7 @@ use std::cell::Cell;
 use tokio::time::Instant;
 
 /// The 24 bytes that HTTP/2 begins with (RFC 9113, section 3.4).
-pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const HEAD_BYTES: usize = 9;
 
@@ -39,20 +39,20 @@ const EARNED_BY_KIB: u32 = 1;
 
 /// The client did too much that asks for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Flood;
+pub struct Flood;
 
 /// The frames of one client.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub struct Frames {
     scan: Scan,
     has_begun: bool,
     resets: Allowance,
     frames: Allowance,
 }
 
-impl Frames {
+impl Default for Frames {
     /// A connection that has yet to send its first byte.
-    pub(super) fn new() -> Self {
+    fn default() -> Self {
         Self {
             scan: Scan { left: PREFACE.len(), kind: u8::MAX, ..Scan::default() },
             has_begun: false,
@@ -60,9 +60,11 @@ impl Frames {
             frames: Allowance::new(FRAMES),
         }
     }
+}
 
+impl Frames {
     /// The client sent `bytes`.
-    pub(super) fn received(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+    pub fn received(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
         while let Some(frame) = self.scan.next(&mut bytes) {
             self.has_begun = true;
             self.charge(&frame)?;
@@ -71,19 +73,19 @@ impl Frames {
     }
 
     /// Whether the client has yet to send its first frame, or has begun a head and not ended it.
-    pub(super) fn head_is_due(&self) -> bool {
+    pub fn head_is_due(&self) -> bool {
         let Scan { in_block, kind, left, .. } = self.scan;
         !self.has_begun || in_block || left > 0 && matches!(kind, HEADERS | CONTINUATION)
     }
 
     /// A stream was opened.
-    pub(super) fn opened(&self) {
+    pub fn opened(&self) {
         self.resets.earn(RESET_EARNED_BY_STREAM);
         self.frames.earn(EARNED_BY_STREAM);
     }
 
     /// The client is sent a piece of a body.
-    pub(super) fn sent(&self, bytes: usize) {
+    pub fn sent(&self, bytes: usize) {
         let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
         self.frames.earn(kib.saturating_mul(EARNED_BY_KIB).saturating_add(EARNED_BY_PIECE));
     }
@@ -210,7 +212,7 @@ mod tests {
     }
 
     fn connection() -> Frames {
-        let mut frames = Frames::new();
+        let mut frames = Frames::default();
         frames.received(PREFACE).unwrap();
         frames
     }

@@ -57,7 +57,7 @@ impl Life {
     pub(super) fn new(bounds: &Bounds) -> Self {
         let now = Instant::now();
         Self {
-            frames: RefCell::new(Frames::new()),
+            frames: RefCell::new(Frames::default()),
             is_flooded: Cell::new(false),
             streams: Cell::new(0),
             head_since: Cell::new(Some(now)),
