@@ -152,7 +152,8 @@ impl Control {
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
         let held_back = self.policy.held_back_notes(HELD_BACK_NOTES_MAX).into_iter();
         let interfaces = self.policy.door.as_ref().map(Door::interfaces).unwrap_or_default();
-        let bare = interfaces.into_iter().filter_map(|Seen { name, note, .. }| {
+        let bare = interfaces.into_iter().filter(|seen| seen.mode.is_none());
+        let bare = bare.filter_map(|Seen { name, note, .. }| {
             Some(format!("{name} is not attached: {}", note?))
         });
         let notes = held_back.chain(self.kernel_note.clone()).chain(bare).chain(about_lists);
@@ -184,8 +185,10 @@ impl Control {
     pub(super) fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
+        self.sessions.look_all(&config.kernel.management_ports);
         let protected = |config: &Config| {
-            protect::gather((config, self.echo), &self.sources, &self.names, &self.directory)
+            let (sources, names, directory) = (&self.sources, &self.names, &self.directory);
+            protect::gather((config, self.echo), sources, names, directory, &self.sessions)
         };
         self.policy.configure(config, protected(config), now);
         if self.detached {

@@ -17,6 +17,7 @@ use super::monitor::Monitor;
 use super::names::{Names, look_up_new};
 use super::policy::Policy;
 use super::privileges::{self, Target};
+use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
@@ -45,6 +46,7 @@ pub(super) struct Started {
     config: Arc<Config>,
     certificates: tls::Store,
     policy: Policy,
+    sessions: Sessions,
     pins: Pins,
     sockets: Sockets,
     inlets: Inlets,
@@ -79,7 +81,9 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor.release().map_err(RunError::failed)?;
     }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
-    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), []);
+    let mut sessions = Sessions::default();
+    sessions.look_all(&config.kernel.management_ports);
+    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], &sessions);
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
     let mut pins = Pins::at(&config.kernel.pins);
@@ -100,6 +104,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         config,
         certificates,
         policy,
+        sessions,
         pins,
         sockets,
         inlets,
@@ -151,6 +156,7 @@ impl Started {
             path: self.path,
             config: self.config,
             policy: self.policy,
+            sessions: self.sessions,
             sources,
             names,
             certificates,
@@ -179,7 +185,7 @@ impl Started {
         names.learn(&self.config, look_up_new(&self.config, |_| false).await);
         let echo = self.echo.as_ref().map(Echo::address);
         let peers = sources.peers().chain(names.peers());
-        let protected = protect::collect(&self.config, echo, peers);
+        let protected = protect::collect(&self.config, echo, peers, &self.sessions);
         protect::refresh(&mut self.policy, protected, Now::read());
         names
     }
