@@ -140,35 +140,82 @@ extern "C" fn further_v4(address: u32, length: u32, probe: u32) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn walk_v6(high: u64, low: u64) -> u32 {
-    let long = maps::is_touched_v6(high, LONG_V6);
-    let middle = maps::is_touched_v6(high, MIDDLE_V6);
-    let mut skipped = HOSTS;
+    let mut possible = [!HOSTS, u64::MAX];
+    if !maps::is_touched_v6(high, LONG_V6) {
+        possible = without(possible, LONG_V6, 128);
+    }
+    if !maps::is_touched_v6(high, MIDDLE_V6) {
+        possible = without(possible, MIDDLE_V6, LONG_V6 - 1);
+    }
     let mut trace = NO_RULE;
-    for word in 0..3 {
-        let mut lengths = maps::lengths_v6(word) & !skipped;
-        skipped = 0;
-        for _ in 0..64 {
+    for chunk in 0..CHUNKS_V6 {
+        let word = chunk / 8;
+        let lengths =
+            (maps::lengths_v6(word) & possible[word as usize]) >> (8 * (chunk % 8)) & 0xff;
+        if lengths == 0 {
+            continue;
+        }
+        let longest = 128 - 8 * chunk;
+        let mut lengths = candidates_v6(high, low, longest, lengths as u32) & 0xff;
+        for _ in 0..8 {
             if lengths == 0 {
                 break;
             }
-            let length = 128u32.saturating_sub(64 * word + lengths.trailing_zeros());
-            lengths &= lengths - 1;
-            let possible = match length {
-                LONG_V6.. => long,
-                MIDDLE_V6.. => middle,
-                _ => true,
-            };
-            if !possible {
-                continue;
-            }
-            let found = prefix_v6(high, low, length);
+            let found = prefix_v6(high, low, longest.saturating_sub(lengths.trailing_zeros()));
             if decides(found) {
                 return found | trace;
             }
             trace |= found;
+            lengths &= lengths - 1;
         }
     }
-    trace
+    let (word, everybody) = length_bit_v6(0);
+    match maps::lengths_v6(word) & everybody {
+        0 => trace,
+        _ => prefix_v6(high, low, 0) | trace,
+    }
+}
+
+/// The lengths of IPv6 in eights, without 0.
+const CHUNKS_V6: u32 = 16;
+
+/// Which of eight lengths take more than a look at their buckets to say that they have no rule: bit 0 is the `longest`.
+/// A call for each length would cost more than all of them here, and in place they are more than the verifier follows,
+/// which is also why nothing here branches that need not.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn candidates_v6(high: u64, low: u64, longest: u32, lengths: u32) -> u32 {
+    let (second_half, mut found) = (if longest > 64 { u64::MAX } else { 0 }, 0);
+    for bit in 0..8 {
+        if lengths >> bit & 1 == 0 {
+            continue;
+        }
+        let length = longest.wrapping_sub(bit);
+        // By the kernel's instructions as by these, only the last six bits count: in either half the right ones.
+        let mask = u64::MAX.wrapping_shl(128u32.wrapping_sub(length));
+        let address = V6 { high: high & (mask | second_half), low: low & mask & second_half };
+        let Some((_, bucket)) = maps::bucket_v6(TagV6 { address, length }, 0) else { continue };
+        let mut may = is_continued(load(&bucket[2]));
+        for cell in 0..CELLS {
+            let at = cell * WORDS_V6;
+            may |= (TagV6::length_of(load(&bucket[at + 2])) == length)
+                & (load(&bucket[at]) == address.high);
+        }
+        found |= u32::from(may) << bit;
+    }
+    found
+}
+
+/// The words of IPv6 lengths without those from `shortest` to `longest`.
+#[inline(always)]
+const fn without(mut words: [u64; 2], shortest: u32, longest: u32) -> [u64; 2] {
+    let mut length = shortest;
+    while length <= longest {
+        let (word, bit) = length_bit_v6(length);
+        words[word as usize] &= !bit;
+        length += 1;
+    }
+    words
 }
 
 #[inline(never)]

@@ -22,7 +22,7 @@ mod sockets;
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use gateway_common::event::{Event, Ruled};
+use gateway_common::event::Ruled;
 use gateway_common::packet::{Frame, Packet, parse};
 use gateway_common::rule::Action;
 use gateway_common::source::SourceKey;
@@ -43,12 +43,9 @@ fn gateway(ctx: XdpContext) -> u32 {
         Frame::Neighbour => return account(&ctx, Reason::Neighbour, Ruled::NONE),
         Frame::Ip(packet) => packet,
     };
-    // Now, and not when it is known that it is needed: of an enumeration that has come through branches the compiler
-    // leaves words undefined, which the verifier refuses to see moved.
-    let event = Event::of(packet);
     let (reason, rule) = decide(&ctx, packet);
     let verdict = account(&ctx, reason, rule);
-    report(&ctx, event, reason, rule);
+    report(&ctx, packet, reason, rule);
     verdict
 }
 

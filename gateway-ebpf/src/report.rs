@@ -4,6 +4,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use gateway_common::event::{Event, Ruled};
+use gateway_common::packet::Packet;
 use gateway_common::verdict::{Reason, Verdict};
 
 use crate::clock;
@@ -12,7 +13,7 @@ use crate::maps;
 /// Reports the packet if it was dropped, or would have been but for a dry run, and a report is due. Each CPU asks for
 /// one once in a timer tick, so that a flood pays for a comparison.
 #[inline(always)]
-pub(crate) fn report(ctx: &XdpContext, event: Event, reason: Reason, rule: Ruled) {
+pub(crate) fn report(ctx: &XdpContext, packet: Packet, reason: Reason, rule: Ruled) {
     let drops = reason.verdict() == Verdict::Drop;
     let tried = rule.head().is_tried() && !drops;
     if !(drops || tried) || !maps::may_report(clock::tick) {
@@ -29,7 +30,7 @@ pub(crate) fn report(ctx: &XdpContext, event: Event, reason: Reason, rule: Ruled
         dry_run: u32::from(tried || maps::is_dry_run()),
         rule: rule.bits(),
         reason: reason as u32,
-        ..event
+        ..Event::of(packet)
     });
 }
 

@@ -21,6 +21,7 @@ use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::observe::access_log::AccessLog;
 use gateway::request::Snapshot;
+use gateway::route::Table;
 use gateway::rules::classify::Classifier;
 use gateway::rules::tables::{Memory, RuleTables};
 use gateway::tls::client::Clients;
@@ -36,6 +37,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(150);
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+
+fn with_routes(config: Config) -> (Arc<Config>, Arc<Table>) {
+    let routes = Table::new(&config.routes);
+    (Arc::new(config), Arc::new(routes))
+}
 
 fn config(targets: Vec<Target>) -> Config {
     let text = "
@@ -83,7 +89,7 @@ impl Gateway {
         let mut directory = Directory::new(config.workers);
         directory.set_own(None, Some(echo.address()));
         let snapshot =
-            Snapshot::new(Arc::new(config), &mut directory, &Clients::default(), &counters);
+            Snapshot::new(with_routes(config), &mut directory, &Clients::default(), &counters);
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             listeners: Arc::default(),
@@ -777,9 +783,9 @@ fn a_new_configuration_and_new_addresses_are_taken_while_connections_stay() {
     assert_status(&client.answer(), 200);
 
     let echo = Origin::answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
-    let config = Arc::new(config(vec![Target::Address(echo.address)]));
+    let config = config(vec![Target::Address(echo.address)]);
     let snapshot = Snapshot::new(
-        config,
+        with_routes(config),
         &mut Directory::new(1),
         &Clients::default(),
         &gateway.shared.counters,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use harness::client::Client;
 use harness::gateway::Gateway;
-use harness::http2::{Frame, Http2, flag, kind, reason, request};
+use harness::http2::{Frame, Http2, block, flag, kind, reason, request};
 use harness::origin::Reply;
 use harness::site::{PATIENCE, Site};
 use harness::{Result, wait_for};
@@ -300,4 +300,41 @@ fn a_route_has_a_bound_of_its_own_for_bodies() -> Result {
         assert_eq!(shown, [&json!({"name": name, "value": bytes})], "{path}");
     }
     Ok(())
+}
+
+#[test]
+fn streams_that_nobody_saw_are_counted_by_reason() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Hang)?;
+    let (gateway, listen) = gateway(
+        &site,
+        &json!({
+            "bounds": {"streams": 1, "head_bytes": "8KiB"},
+            "upstreams": {"service": {"endpoints": [origin.address.to_string()]}},
+            "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+        }),
+    )?;
+    let connect = || site.enter(|| Http2::connect(listen, &[], PATIENCE))?;
+    let reset = |client: &mut Http2, stream| {
+        client.wait(|frame| frame.kind == kind::RST_STREAM && frame.stream == stream)
+    };
+    let mut client = connect()?;
+    client.frames(&[1, 3, 5].map(|stream| Frame::get(stream, "/")))?;
+    assert_eq!(reset(&mut client, 5)?.reason(), Some(reason::REFUSED_STREAM));
+
+    let mut client = connect()?;
+    let bad = [&request("GET", "/")[..], &[("connection", "close")]].concat();
+    client.frames(&[Frame::headers(1, true, &bad)])?;
+    assert_eq!(reset(&mut client, 1)?.reason(), Some(reason::PROTOCOL_ERROR));
+
+    let mut client = connect()?;
+    let long = "x".repeat(9000);
+    let head = block(&[&request("GET", "/")[..], &[("x", &long)]].concat());
+    client.frames(&[Frame::new(kind::HEADERS, flag::END_STREAM | flag::END_HEADERS, 1, head)])?;
+    assert!(!client.is_fine(1)?);
+    wait_for("all of them", PATIENCE, || {
+        let counts = ["too_many", "protocol_error", "head_too_large"]
+            .map(|reason| count(&gateway, &format!("connections/streams_refused/{reason}")).ok());
+        Ok((counts == [Some(2), Some(1), Some(1)]).then_some(()))
+    })
 }

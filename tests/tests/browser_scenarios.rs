@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAGE: &str = "<!doctype html><script>
 const spoken = performance.getEntriesByType('navigation')[0].nextHopProtocol;
 const socket = new WebSocket('wss://' + location.host + '/socket');
-const report = said => fetch('/report?' + spoken + '&' + said, {method: 'POST', body: 'b'.repeat(100000)});
+const body = 'b'.repeat(100000);
+const report = said => fetch('/report?' + spoken + '&' + said, {method: 'POST', body});
 socket.onmessage = message => report(message.data);
 socket.onerror = () => report('error');
 </script>";
@@ -167,53 +168,60 @@ struct Offer {
 const OFFERS: [Offer; 6] = [
     Offer {
         name: "Chrome, without what openssl cannot say",
-        options: "-ciphersuites TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256 \
-                  -cipher ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:\
-ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:ECDHE-RSA-AES128-SHA:\
-ECDHE-RSA-AES256-SHA:AES128-GCM-SHA256:AES256-GCM-SHA384:AES128-SHA:AES256-SHA \
-                  -groups X25519:P-256:P-384 \
-                  -sigalgs ECDSA+SHA256:RSA-PSS+SHA256:RSA+SHA256:ECDSA+SHA384:RSA-PSS+SHA384:RSA+SHA384:\
-RSA-PSS+SHA512:RSA+SHA512 -alpn h2,http/1.1",
+        options: "-ciphersuites TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:\
+                  TLS_CHACHA20_POLY1305_SHA256 -cipher ECDHE-ECDSA-AES128-GCM-SHA256:\
+                  ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:\
+                  ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:\
+                  ECDHE-RSA-CHACHA20-POLY1305:ECDHE-RSA-AES128-SHA:ECDHE-RSA-AES256-SHA:\
+                  AES128-GCM-SHA256:AES256-GCM-SHA384:AES128-SHA:AES256-SHA -groups \
+                  X25519:P-256:P-384 -sigalgs ECDSA+SHA256:RSA-PSS+SHA256:RSA+SHA256:\
+                  ECDSA+SHA384:RSA-PSS+SHA384:RSA+SHA384:RSA-PSS+SHA512:RSA+SHA512 -alpn \
+                  h2,http/1.1",
         agreed: ["TLSv1.3", "TLS_AES_", "h2"],
     },
     Offer {
         name: "Firefox, without what openssl cannot say",
-        options: "-ciphersuites TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384 \
-                  -cipher ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:\
-ECDHE-RSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-SHA:\
-AES128-GCM-SHA256:AES256-GCM-SHA384 \
-                  -groups X25519:P-256:P-384:P-521:ffdhe2048:ffdhe3072 \
-                  -sigalgs ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512:RSA-PSS+SHA256:RSA-PSS+SHA384:RSA-PSS+SHA512:\
-RSA+SHA256:RSA+SHA384:RSA+SHA512:ECDSA+SHA1:RSA+SHA1 -alpn h2,http/1.1",
+        options: "-ciphersuites TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:\
+                  TLS_AES_256_GCM_SHA384 -cipher ECDHE-ECDSA-AES128-GCM-SHA256:\
+                  ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:\
+                  ECDHE-RSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES256-GCM-SHA384:\
+                  ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-SHA:AES128-GCM-SHA256:\
+                  AES256-GCM-SHA384 -groups X25519:P-256:P-384:P-521:ffdhe2048:ffdhe3072 \
+                  -sigalgs ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512:RSA-PSS+SHA256:\
+                  RSA-PSS+SHA384:RSA-PSS+SHA512:RSA+SHA256:RSA+SHA384:RSA+SHA512:\
+                  ECDSA+SHA1:RSA+SHA1 -alpn h2,http/1.1",
         agreed: ["TLSv1.3", "TLS_AES_", "h2"],
     },
     Offer {
         name: "Safari, without what openssl cannot say",
-        options: "-ciphersuites TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256 \
-                  -cipher ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:\
-ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-CHACHA20-POLY1305 \
-                  -groups X25519:P-256:P-384:P-521 \
-                  -sigalgs ECDSA+SHA256:RSA-PSS+SHA256:RSA+SHA256:ECDSA+SHA384:RSA-PSS+SHA384:RSA+SHA384:\
-RSA-PSS+SHA512:RSA+SHA512:RSA+SHA1 -alpn h2,http/1.1",
+        options: "-ciphersuites TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:\
+                  TLS_AES_128_GCM_SHA256 -cipher ECDHE-ECDSA-AES256-GCM-SHA384:\
+                  ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:\
+                  ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES128-GCM-SHA256:\
+                  ECDHE-RSA-CHACHA20-POLY1305 -groups X25519:P-256:P-384:P-521 -sigalgs \
+                  ECDSA+SHA256:RSA-PSS+SHA256:RSA+SHA256:ECDSA+SHA384:RSA-PSS+SHA384:\
+                  RSA+SHA384:RSA-PSS+SHA512:RSA+SHA512:RSA+SHA1 -alpn h2,http/1.1",
         agreed: ["TLSv1.3", "TLS_AES_", "h2"],
     },
     Offer {
         name: "Chrome 49, Windows XP: no TLS 1.3",
-        options: "-tls1_2 -cipher ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-SHA \
-                  -groups X25519:P-256:P-384 -alpn h2,http/1.1",
+        options: "-tls1_2 -cipher ECDHE-ECDSA-AES128-GCM-SHA256:\
+                  ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-SHA -groups X25519:P-256:\
+                  P-384 -alpn h2,http/1.1",
         agreed: ["TLSv1.2", "ECDHE-ECDSA-AES128-GCM-SHA256", "h2"],
     },
     Offer {
         name: "Safari 8: no HTTP/2, no X25519",
-        options: "-tls1_2 -cipher ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-GCM-SHA384:AES256-SHA256 \
-                  -groups P-256:P-384:P-521 -sigalgs RSA+SHA256:ECDSA+SHA256:RSA+SHA1",
+        options: "-tls1_2 -cipher ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-GCM-SHA384:\
+                  AES256-SHA256 -groups P-256:P-384:P-521 -sigalgs RSA+SHA256:\
+                  ECDSA+SHA256:RSA+SHA1",
         agreed: ["TLSv1.2", "ECDHE-RSA-AES256-GCM-SHA384", ""],
     },
     Offer {
         name: "Internet Explorer 11, Windows 10: ECDSA or nothing",
-        options: "-tls1_2 -cipher ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-SHA384:AES256-SHA \
-                  -groups P-256:P-384 -sigalgs RSA+SHA256:RSA+SHA384:RSA+SHA1:ECDSA+SHA256:ECDSA+SHA384 \
-                  -alpn h2,http/1.1",
+        options: "-tls1_2 -cipher ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-SHA384:\
+                  AES256-SHA -groups P-256:P-384 -sigalgs RSA+SHA256:RSA+SHA384:RSA+SHA1:\
+                  ECDSA+SHA256:ECDSA+SHA384 -alpn h2,http/1.1",
         agreed: ["TLSv1.2", "ECDHE-ECDSA-AES256-GCM-SHA384", "h2"],
     },
 ];
@@ -226,9 +234,11 @@ fn browsers_of_today_get_tls_1_3_and_older_ones_what_they_have() -> Result {
     let origin = site.origin(script)?;
     let (_gateway, listen) = gateway(&site, &[&ecdsa, &rsa], &origin)?;
     for Offer { name, options, agreed: [version, suite, protocol] } in OFFERS {
+        let ca = authority.ca();
         let command = format!(
-            "timeout 10 openssl s_client -connect {listen} -servername api.test -CAfile {} {options} </dev/null",
-            authority.ca().display()
+            "timeout 10 openssl s_client -connect {listen} -servername api.test -CAfile {} \
+             {options} </dev/null",
+            ca.display()
         );
         let output = site.run("sh", &["-c", &command])?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();

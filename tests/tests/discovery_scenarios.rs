@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -60,7 +62,7 @@ impl Place {
             "listen": [{"address": self.listen.to_string()}],
             "workers": 1,
             "discovery": section,
-            "upstreams": {"service": {"endpoints": endpoints, "timeout": {"connect": "2s"}}},
+            "upstreams": {"service": {"endpoints": endpoints, "timeout": {"connect": "2s", "response": "2m"}}},
             "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
         })
     }
@@ -179,6 +181,51 @@ fn an_endpoint_that_stays_keeps_what_is_known_about_it() -> Result {
     let opened = page(&gateway)?.samples["gateway_upstream_connections_opened_total"];
     assert!(opened <= 2.0, "{opened} connections: the one to the first was kept");
     Ok(())
+}
+
+#[test]
+fn who_is_gone_finishes_and_stays_protected_until_then() -> Result {
+    let place = Place::new()?;
+    let [first, second] = ips([1, 2]);
+    let answer_now = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&answer_now);
+    let namespace = place.site.namespace.as_ref();
+    let slow = Origin::start(namespace, SocketAddr::new(first, 0), move |_| {
+        let is_told = || Ok(told.load(Ordering::Relaxed).then_some(()));
+        match wait_for("being told to answer", PATIENCE, is_told) {
+            Ok(()) => Does::Answer(200, "slow"),
+            Err(_) => Does::Close,
+        }
+    })?;
+    let port = slow.address.port();
+    let _other = Origin::start(namespace, SocketAddr::new(second, port), |_| {
+        Does::Answer(200, "127.0.9.2")
+    })?;
+    place.dns.tell_addresses(NAME, 1, &[first]);
+    let gateway = place.gateway(&json!([format!("{NAME}:{port}")]), json!({}))?;
+    let mut waiting = place.site.connect(None, place.listen)?;
+    waiting.send(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")?;
+    let endpoints = || -> Result<String> {
+        Ok(gateway.status()?.pointer("/upstreams/0/endpoints").context("no endpoints")?.to_string())
+    };
+    let is_busy = || Ok(endpoints()?.contains(r#""active":1"#).then_some(()));
+    wait_for("the request being under way", PATIENCE, is_busy)?;
+    place.dns.tell_addresses(NAME, 1, &[second]);
+    let is_gone = || Ok(endpoints()?.contains("draining").then_some(()));
+    wait_for("the first one draining", PATIENCE, is_gone)?;
+    assert_eq!(place.answers()?, BTreeSet::from([second.to_string()]));
+    // Longer than it takes to look at who is protected once more.
+    let lookups = place.dns.asked(NAME, Kind::A);
+    wait_for("some seconds", PATIENCE, || {
+        Ok((place.dns.asked(NAME, Kind::A) >= lookups + 8).then_some(()))
+    })?;
+    let why = || -> Result<String> { Ok(gateway.cli(&["why", &first.to_string()])?.ok()?.stdout) };
+    assert!(why()?.contains("upstream service"), "{}", why()?);
+    answer_now.store(true, Ordering::Relaxed);
+    assert_eq!(waiting.receive()?.text(), "slow");
+    wait_for("nobody being protected for its sake", PATIENCE, || {
+        Ok((!why()?.contains("upstream service")).then_some(()))
+    })
 }
 
 #[test]

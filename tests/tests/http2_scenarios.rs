@@ -1,10 +1,11 @@
 //! HTTP/2 through the real binary: clients as they come in packages, and clients that send frames as no honest one
 //! does.
 
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -563,5 +564,92 @@ fn a_websocket_over_http2_is_one_over_http1_for_the_service() -> Result {
     assert_eq!(seen.header("upgrade"), Some("websocket"));
     assert_eq!(seen.header("sec-websocket-key").map(str::len), Some(24));
     assert_eq!(seen.header("sec-websocket-version"), Some("13"));
+    Ok(())
+}
+
+/// A service over HTTP/1.1 whose answers have trailers, and which waits for those of a request in chunks.
+fn service_with_trailers(site: &Site) -> Result<(SocketAddr, Arc<Mutex<String>>)> {
+    let listener = site.enter(|| TcpListener::bind("127.0.0.1:0"))??;
+    let address = listener.local_addr()?;
+    let seen: Arc<Mutex<String>> = Arc::default();
+    let all = Arc::clone(&seen);
+    let serve = move |mut stream: TcpStream| -> Result {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let (mut text, mut buffer) = (String::new(), [0; 4096]);
+        loop {
+            let length = stream.read(&mut buffer)?;
+            anyhow::ensure!(length > 0, "closed");
+            text.push_str(&String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()));
+            let has_body = text.contains("transfer-encoding: chunked");
+            let end = if has_body { "\r\n0\r\nx-sum: 1\r\n\r\n" } else { "\r\n\r\n" };
+            if text.ends_with(end) {
+                all.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
+                text.clear();
+                stream.write_all(
+                    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-check\r\n\r\n\
+                      2\r\nok\r\n0\r\nx-check: 7\r\ncontent-length: 9\r\n\r\n",
+                )?;
+            }
+        }
+    };
+    // It ends with the process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(|stream| stream.ok()) {
+            drop(serve(stream));
+        }
+    });
+    Ok((address, seen))
+}
+
+#[test]
+fn trailers_go_both_ways_between_http2_and_http1() -> Result {
+    let site = Site::new()?;
+    let (address, seen) = service_with_trailers(&site)?;
+    let (_gateway, listen) = gateway(&site, &address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    let trailers = Frame::new(
+        kind::HEADERS,
+        flag::END_STREAM | flag::END_HEADERS,
+        1,
+        block(&[("x-sum", "1"), ("x-forwarded-for", "192.0.2.1")]),
+    );
+    client.frames(&[
+        Frame::headers(1, false, &request("POST", "/")),
+        Frame::new(kind::DATA, 0, 1, *b"hello"),
+        trailers,
+    ])?;
+    assert!(client.is_fine(1)?);
+    client.wait(|frame| frame.kind == kind::DATA && frame.payload == b"ok")?;
+    let end = client.wait(|frame| frame.stream == 1 && frame.flags & flag::END_STREAM != 0)?;
+    assert_eq!(end.kind, kind::HEADERS, "the answer ends with its trailers");
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert!(seen.ends_with("\r\n\r\n5\r\nhello\r\n0\r\nx-sum: 1\r\n\r\n"), "{seen}");
+    drop(client);
+
+    let shown = curl(&site, &["--dump-header", "-", &format!("http://{listen}/")])?;
+    assert!(shown.contains("x-check: 7"), "{shown}");
+    assert!(!shown.contains("content-length"), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn trailers_of_a_service_over_http2_reach_a_client_over_http1_that_takes_them() -> Result {
+    let site = Site::new()?;
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("a"), "a")?;
+    let address = site.free_address()?;
+    let (port, root) = (address.port().to_string(), folder.path().display().to_string());
+    let arguments =
+        ["--no-tls", "--no-content-length", "--trailer", "x-check: 7", "-d", &root, &port];
+    let _service = Program::start(&site, "nghttpd", &arguments, address)?;
+    let (_gateway, listen) = multiplexed(&site, &address.to_string())?;
+    for (asks, end) in [("TE: trailers\r\n", "0\r\nx-check: 7\r\n\r\n"), ("", "0\r\n\r\n")] {
+        let mut client = site.connect(None, listen)?;
+        let fields = format!("{asks}Connection: close");
+        client.send(format!("GET /a HTTP/1.1\r\nHost: h\r\n{fields}\r\n\r\n").as_bytes())?;
+        let answer = String::from_utf8(client.read_to_end()?)?;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.ends_with(&format!("a\r\n{end}")), "{asks:?}: {answer}");
+    }
     Ok(())
 }

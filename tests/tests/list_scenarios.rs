@@ -169,6 +169,27 @@ fn a_file_is_watched_and_a_broken_one_leaves_its_last_good_copy() -> Result {
 }
 
 #[test]
+fn a_file_without_room_is_put_in_force_once_there_is_some() -> Result {
+    let namespace = namespace()?;
+    let kernel = json!({"deny_files": ["drop.txt"], "max_rules": 60});
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), config(&kernel)?)?;
+    fs::write(file(&gateway, "drop.txt"), "198.18.0.1\n")?;
+    gateway.start()?;
+    fs::write(file(&gateway, "large.txt"), hosts(40))?;
+    let large = file(&gateway, "large.txt");
+    gateway.cli(&["deny", "import", large.to_str().context("no text")?])?.ok()?;
+    let many: Vec<String> = (0..30).map(|last| format!("198.19.0.{last}")).collect();
+    replace(&gateway, "drop.txt", &many.join("\n"))?;
+    wait_for_note(&gateway, "drop", "tried again when there is more room")?;
+    assert_eq!(prefixes(&gateway, "drop")?, set(&["198.18.0.1"]), "the last good copy");
+    gateway.cli(&["deny", "remove", "--list", "large"])?.ok()?;
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    wait_for_prefixes(&gateway, "drop", &many)?;
+    assert_eq!(note(&gateway, "drop")?, "");
+    Ok(())
+}
+
+#[test]
 fn a_file_that_the_daemon_may_not_read_is_said_with_its_user() -> Result {
     let namespace = namespace()?;
     let kernel = json!({"deny_files": ["drop.txt"]});

@@ -50,6 +50,9 @@ pub struct RuleMetView {
     pub action: String,
     /// Who made it.
     pub origin: String,
+    /// The list that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<String>,
 }
 
 /// What goes on, as numbers that only grow; rates are what lies between two of these.

@@ -59,6 +59,8 @@ pub struct EndpointView {
     pub requests: u64,
     /// Requests that it failed.
     pub failures: u64,
+    /// How many of them it failed one after the other, up to now.
+    pub failures_in_a_row: u32,
     /// How often it was ejected.
     pub ejections: u64,
 }

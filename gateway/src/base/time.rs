@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Nanoseconds of CLOCK_BOOTTIME, the clock of the kernel's rules: it counts while the host sleeps, and a step of the
 /// wall clock does not touch it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BootTime(pub u64);
 
 /// Milliseconds since the epoch in UTC, what the store holds: it means the same after a reboot.

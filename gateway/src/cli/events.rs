@@ -70,7 +70,10 @@ fn show(event: &EventView, output: &Output) -> Result<(), Failure> {
         None => protocol.clone(),
     };
     let rule = match &event.rule {
-        Some(rule) => format!("  {} {} by {}", rule.action, rule.prefix, rule.origin),
+        Some(rule) => {
+            let list = rule.list.as_ref().map(|list| format!(" {list}")).unwrap_or_default();
+            format!("  {} {} by {}{list}", rule.action, rule.prefix, rule.origin)
+        }
         None => String::new(),
     };
     let spared = if event.dry_run { "  (dry run: it passed)" } else { "" };

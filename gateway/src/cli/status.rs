@@ -65,12 +65,15 @@ fn endpoints(upstreams: &[UpstreamView], output: &Output) -> Result<(), Failure>
     let row = |upstream: &UpstreamView, endpoint: &EndpointView| {
         let seconds = now.since(endpoint.since_utc_ms).as_secs();
         let since = humantime::format_duration(Duration::from_secs(seconds)).to_string();
-        let numbers = [endpoint.active, endpoint.requests, endpoint.failures, endpoint.ejections];
+        let in_a_row = u64::from(endpoint.failures_in_a_row);
+        let numbers = [endpoint.active, endpoint.requests, endpoint.failures, in_a_row];
         let words =
             [&upstream.name, &endpoint.address, &endpoint.condition, &since].map(Clone::clone);
         let why = endpoint.why.clone().unwrap_or_default();
         let numbers = numbers.map(|number| number.to_string());
-        words.into_iter().chain(numbers).chain([why]).collect()
+        let success = success(endpoint.requests, endpoint.failures);
+        let rest = [success, endpoint.ejections.to_string(), why];
+        words.into_iter().chain(numbers).chain(rest).collect()
     };
     let rows: Vec<Vec<String>> = upstreams
         .iter()
@@ -86,6 +89,8 @@ fn endpoints(upstreams: &[UpstreamView], output: &Output) -> Result<(), Failure>
             "active",
             "requests",
             "failures",
+            "in a row",
+            "success",
             "ejections",
             "why",
         ];
@@ -95,6 +100,12 @@ fn endpoints(upstreams: &[UpstreamView], output: &Output) -> Result<(), Failure>
         output.line(&format!("{}: too few endpoints are usable: all are used", upstream.name))?;
     }
     Ok(())
+}
+
+/// The share of requests that were not failed, in percent, rounded down so that only all are 100.
+fn success(requests: u64, failures: u64) -> String {
+    let tenths = requests.saturating_sub(failures).saturating_mul(1000).checked_div(requests);
+    tenths.map_or_else(|| "-".to_owned(), |tenths| format!("{}.{}%", tenths / 10, tenths % 10))
 }
 
 /// The names of endpoints, with what they stand for and how old that is.
@@ -162,5 +173,17 @@ fn proxy(value: &serde_json::Value, name: &str, output: &Output) -> Result<(), F
         }
         serde_json::Value::Number(number) if number.as_u64() == Some(0) => Ok(()),
         other => Ok(output.line(&format!("{name}: {other}"))?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::success;
+
+    #[test]
+    fn only_who_failed_nothing_is_at_a_hundred_percent() {
+        let shown = [(0, 0), (7, 0), (1_000_000, 1), (3, 1), (2, 2), (1, 2)];
+        let shown = shown.map(|(requests, failures)| success(requests, failures));
+        assert_eq!(shown, ["-", "100.0%", "99.9%", "66.6%", "0.0%", "0.0%"]);
     }
 }

@@ -19,6 +19,9 @@ use super::value::{count, interval, share};
 pub struct Balance {
     /// Among those that may be.
     pub algorithm: Algorithm,
+    /// With [`Algorithm::Hash`]: no endpoint has more requests than this share of what is its by weight; `None` for
+    /// however many.
+    pub bound: Option<Share>,
     /// Time in which an endpoint that came or came back grows to its weight; zero for none.
     pub slow_start: Duration,
     /// When fewer are usable than this share, all are used.
@@ -91,6 +94,7 @@ impl Default for Balance {
     fn default() -> Self {
         Self {
             algorithm: Algorithm::RoundRobin,
+            bound: None,
             slow_start: Duration::ZERO,
             panic_threshold: Share::per_million(50 * PERCENT),
             ejection: Some(Ejection::default()),
@@ -111,6 +115,9 @@ impl Default for Ejection {
 
 const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 const SHARES: RangeInclusive<Share> = Share::ZERO..=Share::WHOLE;
+/// At 100 % nobody would have room for a request more than the others.
+const BOUNDS: RangeInclusive<Share> =
+    Share::per_million(101 * PERCENT)..=Share::per_million(1000 * PERCENT);
 const ALGORITHMS: [&str; 4] = ["round_robin", "least_requests", "random_two", "{hash: client}"];
 
 /// What an upstream says about it.
@@ -122,6 +129,7 @@ pub(super) fn balance(raw: &RawUpstream, at: At<'_>) -> Balance {
     let panic_threshold = share(&raw.panic_threshold, SHARES, at.key("panic_threshold"));
     Balance {
         algorithm: algorithm(&raw.balance, at.key("balance")).unwrap_or(Algorithm::RoundRobin),
+        bound: bound(&raw.balance, at.key("balance")),
         slow_start: slow_start.unwrap_or_default(),
         panic_threshold: panic_threshold.unwrap_or(Share::ZERO),
         ejection: ejection(&raw.ejection, at.key("ejection")),
@@ -149,6 +157,11 @@ fn algorithm(raw: &RawBalance, at: At<'_>) -> Option<Algorithm> {
         },
         TextOr::Section(section) => hash(&section.hash, at.key("hash")).map(Algorithm::Hash),
     }
+}
+
+fn bound(raw: &RawBalance, at: At<'_>) -> Option<Share> {
+    let TextOr::Section(section) = raw else { return None };
+    share(section.bound.as_ref()?, BOUNDS, at.key("bound"))
 }
 
 fn hash(raw: &RawHash, at: At<'_>) -> Option<HashKey> {

@@ -114,7 +114,7 @@ fn everything_has_its_documented_default() {
     assert!(kernel.interfaces.is_empty() && !kernel.dry_run && kernel.default_profile.is_none());
     let users = &config.upstreams[0];
     assert_eq!((users.connect_timeout, users.response_timeout), (seconds(1), seconds(10)));
-    assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 64));
+    assert_eq!((users.idle_timeout, users.idle_connections), (seconds(60), 1024));
     assert_eq!((&users.balance, &config.zone), (&Balance::default(), &None));
     assert_eq!((users.endpoints[0].weight, &users.endpoints[0].zone), (1, &None));
     assert_eq!(users.whole_timeout, None);
@@ -218,6 +218,9 @@ fn when_a_service_is_left_alone() {
     let service = |keys: &str| with(&upstream(keys)).unwrap().upstreams.remove(0);
     assert_eq!(service("breaker: {}").breaker, Some(Breaker::default()));
     assert_eq!(service("idle_connections: 1").breaker, None);
+    let bounded = service("balance: {hash: client, bound: 125%}").balance;
+    assert_eq!(bounded.bound, Some(Share::per_million(1_250_000)));
+    only(&upstream("balance: {hash: client, bound: 100%}"), "100% is out of bounds", "100%");
     let hedge = service("hedge: {after: 50ms}").hedge;
     assert_eq!(hedge, Some(Hedge { after: Duration::from_millis(50) }));
     only(&upstream("hedge: {after: 2m}"), "`2m` is out of bounds", "2m");

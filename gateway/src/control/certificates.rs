@@ -175,7 +175,8 @@ impl Control {
     /// Puts in force what was read because a file changed.
     pub(super) fn renew_certificates(&mut self, store: Store) {
         if self.certificates.take(&self.config, store) {
-            self.publish_snapshot();
+            let routes = Arc::clone(self.shared.snapshot.load().routes());
+            self.publish_snapshot(routes);
             self.configure_checks();
         }
     }

@@ -90,6 +90,11 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
     for (reason, count) in &connections.refused {
         refused.with(&[("reason", reason)], *count);
     }
+    let help = "Streams of HTTP/2 refused before their requests were seen, by reason.";
+    let mut streams = page.counter("gateway_streams_refused_total", help);
+    for (reason, count) in &connections.streams_refused {
+        streams.with(&[("reason", reason)], *count);
+    }
     let help = "Connections closed because of what a client did or did not do, by reason.";
     page.counter("gateway_connections_failed_total", help)
         .with(&[("reason", "head_malformed")], connections.heads_malformed)

@@ -25,10 +25,12 @@ use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::observe;
+use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
 use crate::upstream::directory::Directory;
 
 mod access_log;
+mod background;
 pub mod certificates;
 mod guards;
 mod handover;
@@ -41,6 +43,7 @@ pub mod policy;
 pub mod privileges;
 pub mod protect;
 mod reload;
+pub mod sessions;
 mod signals;
 pub mod sources;
 mod start;
@@ -54,6 +57,7 @@ use monitor::Monitor;
 use names::Names;
 use policy::Policy;
 use privileges::Target;
+use sessions::Sessions;
 use signals::{Order, Signals};
 use sources::{Event, Sources};
 use upstreams::health::Checks;
@@ -124,6 +128,7 @@ struct Control {
     path: Option<PathBuf>,
     config: Arc<Config>,
     policy: Policy,
+    sessions: Sessions,
     sources: Sources,
     names: Names,
     certificates: Certificates,
@@ -136,6 +141,8 @@ struct Control {
     shared: listen::Shared,
     echo: Option<SocketAddr>,
     directory: Directory,
+    /// Compiled configurations that requests were still using when another took their place.
+    retired: Vec<Arc<Snapshot>>,
     checks: Checks,
     target: Target,
     capabilities: Vec<&'static str>,
@@ -293,6 +300,10 @@ impl Control {
 
     fn answer(&mut self, request: Request) -> Result<Answer, Refusal> {
         let now = Now::read();
+        if request.changes() {
+            // Whoever connected to a management port a moment ago must not lock themselves out.
+            self.protect_everybody(now);
+        }
         match request {
             Request::Status => Ok(Answer::Status(Box::new(self.status()?))),
             Request::List(query) => {
@@ -310,21 +321,14 @@ impl Control {
             Request::Events(query) => self.events(&query),
             Request::Metrics => self.metrics(),
             Request::Top(_) => self.top(),
-            Request::Add(add) => {
-                // Whoever connected to a management port a moment ago must not lock themselves out.
-                self.protect(now);
-                self.policy.add(&add, now).map(Answer::Done)
-            }
+            Request::Add(add) => self.policy.add(&add, now).map(Answer::Done),
             Request::PutList(put) if self.sources.has(&put.header.name) => {
                 let name = &put.header.name;
                 Err(Refusal::failed(format!(
                     "the configuration has a list {name}: choose another name with --list"
                 )))
             }
-            Request::PutList(put) => {
-                self.protect(now);
-                self.policy.put_list(*put, now).map(Answer::Done)
-            }
+            Request::PutList(put) => self.policy.put_list(*put, now).map(Answer::Done),
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
             Request::Reload | Request::RefreshList(_) => {
@@ -352,7 +356,9 @@ impl Control {
             Ok(count) => tracing::info!(count, "rules ended"),
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
+        self.sources.make_use_of_room(&mut self.policy, now);
         self.look_after_interfaces();
+        self.free_retired();
         self.directory.groups().for_each(|group| group.release(now));
         if protect {
             self.protect(now);
@@ -365,9 +371,21 @@ impl Control {
         }
     }
 
+    /// Looks for protected addresses anew, before somebody's change.
+    fn protect_everybody(&mut self, now: Now) {
+        self.sessions.look_all(&self.config.kernel.management_ports);
+        self.refresh_protected(now);
+    }
+
     fn protect(&mut self, now: Now) {
+        self.sessions.look(&self.config.kernel.management_ports, now.boot);
+        self.refresh_protected(now);
+    }
+
+    fn refresh_protected(&mut self, now: Now) {
         let config = (&*self.config, self.echo);
-        let protected = protect::gather(config, &self.sources, &self.names, &self.directory);
+        let (sources, names, directory) = (&self.sources, &self.names, &self.directory);
+        let protected = protect::gather(config, sources, names, directory, &self.sessions);
         protect::refresh(&mut self.policy, protected, now);
     }
 

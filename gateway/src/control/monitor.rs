@@ -138,7 +138,7 @@ impl Control {
         }
         let page = self.monitor.log.borrow().page(query.after, query.limit, &query.filter);
         Ok(Answer::Events(Events {
-            events: page.events.iter().map(views::event).collect(),
+            events: page.events.iter().map(|event| views::event(&self.policy, event)).collect(),
             last: page.last,
             missed: page.missed,
         }))

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::policy::Policy;
+use super::sessions::Sessions;
 use super::{privileges, protect, read, views};
 use crate::admin::api::{Answer, Refusal, Request};
 use crate::base::folder;
@@ -40,7 +41,10 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
         folder::check(&config.state.dir, user).map_err(Refusal::failed)?;
         let store = Store::open(&config.state.dir).map_err(Refusal::failed)?;
         let door = Door::pinned(&pins).map_err(Refusal::failed)?;
-        let policy = Policy::new(&config, protect::collect(&config, None, []), store, now);
+        let mut sessions = Sessions::default();
+        sessions.look_all(&config.kernel.management_ports);
+        let protected = protect::collect(&config, None, [], &sessions);
+        let policy = Policy::new(&config, protected, store, now);
         let mut policy = policy.map_err(Refusal::failed)?.offline(door);
         if policy.door.is_none() {
             // Nothing enforces them, and still they are what would decide.

@@ -1,17 +1,16 @@
 //! Collects the addresses that must never be blocked, from the configuration and from the host as it is now.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Once;
 
 use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 
 use super::names::Names;
 use super::policy::Policy;
+use super::sessions::Sessions;
 use super::sources::Sources;
 use crate::base::time::{Now, UtcMillis};
 use crate::config::{Config, Target};
 use crate::rules::protected::{Protected, own_addresses, resolvers};
-use crate::rules::sockets::established_peers;
 use crate::rules::{Rule, Until};
 use crate::upstream::directory::Directory;
 
@@ -21,6 +20,7 @@ pub fn collect(
     config: &Config,
     echo: Option<SocketAddr>,
     peers: impl IntoIterator<Item = (String, IpAddr)>,
+    sessions: &Sessions,
 ) -> Protected {
     let mut protected = Protected::default();
     for (interface, address) in own_addresses() {
@@ -61,16 +61,8 @@ pub fn collect(
     for (why, address) in peers {
         protected.add_address(address, &why);
     }
-    match established_peers(&config.kernel.management_ports) {
-        Ok(peers) => peers.into_iter().for_each(|address| {
-            protected.add_address(address, "connected to a management port");
-        }),
-        Err(error) => {
-            static TOLD: Once = Once::new();
-            TOLD.call_once(|| {
-                tracing::warn!(%error, "who is connected to management ports cannot be found out");
-            });
-        }
+    for address in sessions.peers() {
+        protected.add_address(address, "connected to a management port");
     }
     protected
 }
@@ -81,8 +73,10 @@ pub(super) fn gather(
     sources: &Sources,
     names: &Names,
     directory: &Directory,
+    sessions: &Sessions,
 ) -> Protected {
-    let mut protected = collect(config, echo, sources.peers().chain(names.peers()));
+    let peers = sources.peers().chain(names.peers());
+    let mut protected = collect(config, echo, peers, sessions);
     for (upstream, address) in directory.in_use() {
         if protected.covering(&address.ip().into()).is_none() {
             protected.add_address(address.ip(), &format!("upstream {upstream}, as it was"));

@@ -14,7 +14,7 @@ use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
 use super::upstreams::uses_echo;
-use super::{Control, access_log, addresses, protect, read};
+use super::{Control, access_log, addresses, background, protect, read};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
@@ -22,6 +22,7 @@ use crate::kernel::Door;
 use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::{Inherited, Sockets};
 use crate::observe::access_log::sink::Sink;
+use crate::route::Table;
 use crate::tls::store::Store;
 use crate::upstream::echo::Echo;
 
@@ -35,6 +36,7 @@ const HELD_BACK_NOTES_MAX: usize = 20;
 /// A configuration with its files as they were read.
 pub(super) struct Prepared {
     config: Config,
+    routes: Table,
     files: Vec<Reading>,
     log: Option<Sink>,
     certificates: Store,
@@ -63,16 +65,23 @@ impl Control {
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
         let known = self.names.resolved();
         tokio::task::spawn_local(async move {
-            let reading = tokio::task::spawn_blocking(move || {
+            let reading = background::begin("reload", move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
                 let files = files::read_all(&config, &user);
                 let log = access_log::open(&config, &user).map_err(|error| unchanged(&error))?;
                 let certificates = certificates::read_again(&config, &before, &user);
                 let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
-                Ok(Prepared { config, files, log, certificates, found: Vec::new() })
+                let routes = Table::new(&config.routes);
+                Ok(Prepared { config, routes, files, log, certificates, found: Vec::new() })
             });
+            let reading = async {
+                reading
+                    .map_err(|error| unchanged(&error))?
+                    .await
+                    .map_err(|_| unchanged(&"reading the configuration has failed, see the log"))?
+            };
             let mut prepared = match timeout(READ_MAX, reading).await {
-                Ok(prepared) => prepared.unwrap_or_else(|error| Err(Refusal::failed(error))),
+                Ok(prepared) => prepared,
                 Err(_) => Err(unchanged(&format!(
                     "the configuration and its files could not be read within {} s",
                     READ_MAX.as_secs()
@@ -109,7 +118,7 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, files, log, certificates, found } = prepared;
+        let Prepared { config, routes, files, log, certificates, found } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -136,14 +145,15 @@ impl Control {
         self.shared.access_log.switch(log);
         self.config = config;
         self.names.configure(&self.config, &mut self.directory);
-        self.publish_snapshot();
+        self.publish_snapshot(Arc::new(routes));
         self.configure_checks();
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());
         self.door.listen(new, sockets).map_err(Refusal::failed)?;
         let held_back = self.policy.held_back_notes(HELD_BACK_NOTES_MAX).into_iter();
         let interfaces = self.policy.door.as_ref().map(Door::interfaces).unwrap_or_default();
-        let bare = interfaces.into_iter().filter_map(|Seen { name, note, .. }| {
+        let bare = interfaces.into_iter().filter(|seen| seen.mode.is_none());
+        let bare = bare.filter_map(|Seen { name, note, .. }| {
             Some(format!("{name} is not attached: {}", note?))
         });
         let notes = held_back.chain(self.kernel_note.clone()).chain(bare).chain(about_lists);
@@ -175,8 +185,10 @@ impl Control {
     pub(super) fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
+        self.sessions.look_all(&config.kernel.management_ports);
         let protected = |config: &Config| {
-            protect::gather((config, self.echo), &self.sources, &self.names, &self.directory)
+            let (sources, names, directory) = (&self.sources, &self.names, &self.directory);
+            protect::gather((config, self.echo), sources, names, directory, &self.sessions)
         };
         self.policy.configure(config, protected(config), now);
         if self.detached {

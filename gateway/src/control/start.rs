@@ -17,6 +17,7 @@ use super::monitor::Monitor;
 use super::names::{Names, look_up_new};
 use super::policy::Policy;
 use super::privileges::{self, Target};
+use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
@@ -33,6 +34,7 @@ use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
+use crate::route::Table;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
 use crate::upstream::directory::Directory;
@@ -44,6 +46,7 @@ pub(super) struct Started {
     config: Arc<Config>,
     certificates: tls::Store,
     policy: Policy,
+    sessions: Sessions,
     pins: Pins,
     sockets: Sockets,
     inlets: Inlets,
@@ -78,7 +81,9 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor.release().map_err(RunError::failed)?;
     }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
-    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), []);
+    let mut sessions = Sessions::default();
+    sessions.look_all(&config.kernel.management_ports);
+    let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], &sessions);
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
     let mut pins = Pins::at(&config.kernel.pins);
@@ -99,6 +104,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         config,
         certificates,
         policy,
+        sessions,
         pins,
         sockets,
         inlets,
@@ -131,8 +137,9 @@ impl Started {
         let counters = Registry::new(self.config.workers);
         let mut directory = Directory::new(self.config.workers);
         names.configure(&self.config, &mut directory);
-        let first =
-            snapshot(&self.config, &mut directory, certificates.clients(), address, &counters);
+        let routes = Arc::new(Table::new(&self.config.routes));
+        let own = (address, &counters);
+        let first = snapshot((&self.config, routes), &mut directory, certificates.clients(), own);
         let mut checks = Checks::new();
         checks.configure(&self.config, &directory, certificates.clients());
         let shared = Shared {
@@ -149,6 +156,7 @@ impl Started {
             path: self.path,
             config: self.config,
             policy: self.policy,
+            sessions: self.sessions,
             sources,
             names,
             certificates,
@@ -159,6 +167,7 @@ impl Started {
             shared,
             echo: address,
             directory,
+            retired: Vec::new(),
             checks,
             target: self.target,
             capabilities: self.capabilities,
@@ -176,7 +185,7 @@ impl Started {
         names.learn(&self.config, look_up_new(&self.config, |_| false).await);
         let echo = self.echo.as_ref().map(Echo::address);
         let peers = sources.peers().chain(names.peers());
-        let protected = protect::collect(&self.config, echo, peers);
+        let protected = protect::collect(&self.config, echo, peers, &self.sessions);
         protect::refresh(&mut self.policy, protected, Now::read());
         names
     }

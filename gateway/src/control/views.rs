@@ -181,13 +181,17 @@ pub fn kernel(
 }
 
 /// A dropped packet.
-pub fn event(event: &Dropped) -> EventView {
+pub fn event(policy: &Policy, event: &Dropped) -> EventView {
+    let list = |met: &RuleMet| {
+        let is_met = |rule: &RuleRef<'_>| (rule.action, rule.origin) == (met.action, met.origin);
+        policy.rules().of(met.prefix).find(is_met)?.list.map(str::to_owned)
+    };
     EventView {
         number: event.number,
         time_utc_ms: event.time,
         source: event.source,
         reason: event.reason.name().to_owned(),
-        rule: event.rule.as_ref().map(rule_met),
+        rule: event.rule.as_ref().map(|met| RuleMetView { list: list(met), ..rule_met(met) }),
         protocol: event.transport.name().to_owned(),
         port: event.transport.port(),
         interface: event.interface.to_string(),
@@ -206,6 +210,7 @@ pub fn rule_met(rule: &RuleMet) -> RuleMetView {
         prefix: display(&rule.prefix),
         action: rule.action.name().to_owned(),
         origin: rule.origin.name().to_owned(),
+        list: None,
     }
 }
 

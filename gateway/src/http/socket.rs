@@ -30,6 +30,11 @@ pub enum Protocol {
 }
 
 impl Socket {
+    /// Whether it is more than TCP, so that its end has to be said.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
     /// What both sides agreed on by ALPN; HTTP/1 where they did not.
     pub fn protocol(&self) -> Protocol {
         match self {

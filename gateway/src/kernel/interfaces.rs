@@ -23,6 +23,8 @@ pub struct Interfaces {
 struct Interface {
     name: String,
     state: State,
+    /// Why it came to run in a lesser mode than the driver's own, where it came later.
+    fallback: Option<String>,
     /// Until when it is left alone, and how long after that.
     pause: Option<(Instant, Duration)>,
 }
@@ -53,7 +55,7 @@ pub struct Seen {
     pub name: String,
     /// What it runs.
     pub mode: Option<Mode>,
-    /// Why it runs nothing.
+    /// Why it runs nothing, or not in native mode.
     pub note: Option<String>,
 }
 
@@ -63,6 +65,7 @@ impl Interfaces {
         let all = names.iter().map(|name| Interface {
             name: name.clone(),
             state: State::Attached,
+            fallback: None,
             pause: None,
         });
         Self { wish, all: all.collect() }
@@ -86,7 +89,10 @@ impl Interfaces {
                 }
                 State::Attached | State::Absent(_) => {
                     let running = attach::running(&name).ok().flatten();
-                    Seen { name, mode: running.map(|running| running.mode), note: absence }
+                    let mode = running.map(|running| running.mode);
+                    let fallback = interface.fallback.as_ref().filter(|_| mode.is_some());
+                    let fallback = fallback.map(|why| format!("not in native mode because {why}"));
+                    Seen { name, mode, note: absence.or(fallback) }
                 }
             }
         };
@@ -97,7 +103,7 @@ impl Interfaces {
 impl Interface {
     fn look_after(&mut self, wish: Attach, pins: &Pins, now: Instant) -> Option<Change> {
         if let Some(absence) = attach::absence(&self.name, pins) {
-            self.pause = None;
+            (self.pause, self.fallback) = (None, None);
             let change = Change::Absent(self.name.clone(), absence.clone());
             return self.enter(State::Absent(absence)).then_some(change);
         }
@@ -108,6 +114,9 @@ impl Interface {
             Ok(attached) => {
                 self.pause = None;
                 self.state = State::Attached;
+                if let Some(attached) = &attached {
+                    self.fallback.clone_from(&attached.fallback);
+                }
                 attached.map(Change::Attached)
             }
             // It went while it was looked at, which the next look finds.

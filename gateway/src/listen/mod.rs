@@ -4,7 +4,7 @@
 //! read only or counted apart; none waits for another.
 
 mod connection;
-mod h2;
+pub mod h2;
 mod preface;
 mod proxy_protocol;
 pub mod sockets;

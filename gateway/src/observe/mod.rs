@@ -49,6 +49,36 @@ impl Refusal {
     }
 }
 
+/// Why a stream of HTTP/2 was refused before anybody saw its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamRefusal {
+    /// It contradicts the protocol.
+    Protocol,
+    /// Its head is larger than the bound.
+    HeadTooLarge,
+    /// `bounds.streams` was reached.
+    TooMany,
+    /// It brought more than it had room for.
+    FlowControl,
+    /// It was closed already.
+    Closed,
+}
+
+impl StreamRefusal {
+    const ALL: [Self; 5] =
+        [Self::Protocol, Self::HeadTooLarge, Self::TooMany, Self::FlowControl, Self::Closed];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol_error",
+            Self::HeadTooLarge => "head_too_large",
+            Self::TooMany => "too_many",
+            Self::FlowControl => "flow_control",
+            Self::Closed => "stream_closed",
+        }
+    }
+}
+
 /// Why a TLS handshake came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandshakeFailure {
@@ -124,6 +154,7 @@ pub struct Counters {
     /// Connections that are open.
     pub connections_open: Counter,
     refused: [Counter; Refusal::ALL.len()],
+    streams_refused: [Counter; StreamRefusal::ALL.len()],
     handshakes: [Counter; 2],
     handshakes_failed: [Counter; HandshakeFailure::ALL.len()],
     /// Connections closed because a request's head was not HTTP or beyond a bound.
@@ -166,6 +197,13 @@ impl Counters {
     /// A connection was refused.
     pub fn refused(&self, reason: Refusal) {
         if let Some(counter) = self.refused.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// A stream was refused.
+    pub fn stream_refused(&self, reason: StreamRefusal) {
+        if let Some(counter) = self.streams_refused.get(reason as usize) {
             counter.add(1);
         }
     }
@@ -296,6 +334,8 @@ pub struct Connections {
     pub open: u64,
     /// Closed before any request was read, by reason.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Streams of HTTP/2 refused before their requests were seen, by reason.
+    pub streams_refused: BTreeMap<&'static str, u64>,
     /// Closed because a request's head was not HTTP or beyond a bound.
     pub heads_malformed: u64,
     /// Closed because a request's head did not arrive in time.
@@ -373,6 +413,9 @@ impl Snapshot {
         connections.floods += block.floods.value();
         for (reason, counter) in Refusal::ALL.into_iter().zip(&block.refused) {
             *connections.refused.entry(reason.name()).or_default() += counter.value();
+        }
+        for (reason, counter) in StreamRefusal::ALL.into_iter().zip(&block.streams_refused) {
+            *connections.streams_refused.entry(reason.name()).or_default() += counter.value();
         }
         for (kind, counter) in ["full", "resumed"].into_iter().zip(&block.handshakes) {
             *self.handshakes.done.entry(kind).or_default() += counter.value();

@@ -41,7 +41,7 @@ use gateway_common::rule::{Action, Origin};
 pub struct Snapshot {
     /// What it was compiled from.
     pub config: Arc<Config>,
-    routes: route::Table,
+    routes: Arc<route::Table>,
     upstreams: Vec<Upstream>,
     /// What is counted by route, in the order of the routes.
     route_series: Vec<Series>,
@@ -50,9 +50,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Compiles `config` and puts its endpoints in force. What is counted by name goes on in `counters`.
+    /// Compiles `config`, of which `routes` were compiled before, and puts its endpoints in force. What is counted by
+    /// name goes on in `counters`.
     pub fn new(
-        config: Arc<Config>,
+        (config, routes): (Arc<Config>, Arc<route::Table>),
         directory: &mut Directory,
         clients: &Clients,
         counters: &Registry,
@@ -73,12 +74,17 @@ impl Snapshot {
         let upstream_names: Vec<&str> = config.upstreams.iter().map(|one| &*one.name).collect();
         let max = config.metrics.max_names;
         Self {
-            routes: route::Table::new(&config.routes),
+            routes,
             upstreams,
             route_series: counters.routes(&route_names, max),
             upstream_series: counters.upstreams(&upstream_names, max),
             config,
         }
+    }
+
+    /// The routes, as they are looked up.
+    pub fn routes(&self) -> &Arc<route::Table> {
+        &self.routes
     }
 
     /// The services, in the order of the configuration.

@@ -2,14 +2,14 @@
 //! that match, however many sockets a busy proxy has.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::sys::socket::SockProtocol;
 
 use crate::base::netlink::{ALL, ask, message};
 
 /// The other ends of established TCP connections to the local `ports`.
-pub fn established_peers(ports: &[u16]) -> io::Result<Vec<IpAddr>> {
+pub fn established_peers(ports: &[u16]) -> io::Result<Vec<SocketAddr>> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     let mut peers = Vec::new();
     for port in ports {
@@ -51,18 +51,21 @@ fn question(family: u8, port: u16) -> Vec<u8> {
     question
 }
 
-/// The remote address of an `inet_diag_msg`.
-fn peer(socket: &[u8]) -> Option<IpAddr> {
+/// The remote end of an `inet_diag_msg`.
+fn peer(socket: &[u8]) -> Option<SocketAddr> {
+    const REMOTE_PORT: usize = 6;
     const REMOTE_ADDRESS: usize = 24;
     let address: [u8; 16] = socket.get(REMOTE_ADDRESS..REMOTE_ADDRESS + 16)?.try_into().ok()?;
-    match *socket.first()? {
+    let port = u16::from_be_bytes(*socket.get(REMOTE_PORT..)?.first_chunk()?);
+    let address = match *socket.first()? {
         AF_INET => {
             let [a, b, c, d, ..] = address;
-            Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
         }
-        AF_INET6 => Some(IpAddr::V6(Ipv6Addr::from(address)).to_canonical()),
-        _ => None,
-    }
+        AF_INET6 => IpAddr::V6(Ipv6Addr::from(address)).to_canonical(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(address, port))
 }
 
 #[cfg(test)]
@@ -79,7 +82,7 @@ mod tests {
             assert!(established_peers(&[port]).unwrap().is_empty(), "it only listens");
             let client = TcpStream::connect((address, port)).unwrap();
             let accepted = listener.accept().unwrap();
-            assert_eq!(established_peers(&[port]).unwrap(), [address]);
+            assert_eq!(established_peers(&[port]).unwrap(), [client.local_addr().unwrap()]);
             assert!(established_peers(&[port.wrapping_add(1)]).unwrap().is_empty());
             drop((client, accepted));
         }
@@ -89,8 +92,9 @@ mod tests {
     fn a_mapped_peer_is_the_address_that_its_packets_carry() {
         let mut socket = vec![0; 72];
         socket[0] = AF_INET6;
+        socket[6..8].copy_from_slice(&40_000u16.to_be_bytes());
         socket[34..40].copy_from_slice(&[0xff, 0xff, 192, 0, 2, 7]);
-        assert_eq!(peer(&socket), Some("192.0.2.7".parse().unwrap()));
+        assert_eq!(peer(&socket), Some("192.0.2.7:40000".parse().unwrap()));
         assert_eq!(peer(&socket[..30]), None);
     }
 }

@@ -179,6 +179,11 @@ impl EndpointState {
         }
     }
 
+    /// How many requests it failed one after the other, up to now.
+    pub fn failures_in_a_row(&self) -> u32 {
+        self.failures_in_a_row.load(Ordering::Relaxed)
+    }
+
     /// Since when it is in its condition, and why.
     pub fn history(&self) -> (UtcMillis, Option<String>) {
         let history = self.history_mut();

@@ -11,6 +11,7 @@ mod reload;
 mod subjects;
 mod websocket;
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -39,8 +40,7 @@ const TOOLS: [(&str, &str); 6] = [
 ];
 const FIGURES: [&str; 4] =
     ["cpu_us_per_request", "latency_p50_us", "latency_p99_us", "bytes_per_connection"];
-const PEERS: [&str; 6] =
-    ["nginx", "haproxy", "haproxy-tcp", subjects::BASELINE, subjects::TEN_ROUTES, reload::WITHOUT];
+const PEERS: [&str; 5] = ["nginx", "haproxy", "haproxy-tcp", subjects::BASELINE, reload::WITHOUT];
 
 /// CPUs by what runs there.
 #[derive(Clone, Copy)]
@@ -83,34 +83,41 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     raise_descriptor_limit()?;
     let seconds = if args.quick { 1 } else { 5 };
     let run = Run { cpus, seconds, interrupted };
-    let field = Field::new(&binary, args.baseline.as_deref(), cpus)?;
+    let new_field = || Field::new(&binary, args.baseline.as_deref(), cpus);
+    let field = new_field()?;
     let mut report = Report::start(root, args, setup(args)?)?;
     for subject in &field.subjects {
         subject.check()?;
     }
     for case in cases {
-        measure(case, &field, &run, args.rounds, &mut report)
-            .with_context(|| format!("case {}", case.name))?;
+        let done = if case.wants_fresh_subjects() {
+            (1..=args.rounds).try_for_each(|round| {
+                measure(case, &new_field()?, &run, round..=round, &mut report)
+            })
+        } else {
+            measure(case, &field, &run, 1..=args.rounds, &mut report)
+        };
+        done.with_context(|| format!("case {}", case.name))?;
     }
-    let comparisons: Vec<Comparison> = FIGURES
-        .into_iter()
-        .flat_map(|figure| {
-            PEERS.map(|peer| Comparison { figure, subject: subjects::GATEWAY, peer })
-        })
-        .collect();
-    report.finish(&comparisons)
+    report.finish(&comparisons())
 }
 
-/// All rounds of a case. Pools fill and caches warm up before, and nothing of that is measured.
+fn comparisons() -> Vec<Comparison> {
+    let of = |subject, peer| FIGURES.map(|figure| Comparison { figure, subject, peer });
+    let peers = PEERS.into_iter().flat_map(|peer| of(subjects::GATEWAY, peer));
+    peers.chain(of(subjects::MANY_ROUTES, subjects::TEN_ROUTES)).collect()
+}
+
+/// Rounds of a case. Pools fill and caches warm up before, and nothing of that is measured.
 fn measure(
     case: &Case,
     field: &Field,
     run: &Run,
-    rounds: u32,
+    rounds: RangeInclusive<u32>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     if case.is_reload() {
-        for round in 1..=rounds {
+        for round in rounds {
             reload::measure(field, run, |subject, figures| {
                 report.round(case.name, subject, round, figures);
             })?;
@@ -123,7 +130,7 @@ fn measure(
     for subject in &subjects {
         least = least.min(case.warm_up(subject, &short)?);
     }
-    for round in 1..=rounds {
+    for round in rounds {
         for place in 0..subjects.len() {
             let index = (place + round as usize) % subjects.len();
             let subject = subjects.get(index).context("no subject")?;

@@ -242,10 +242,12 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
         .iter()
         .map(|(target, more)| policy("endpoint", format!("{target} ({more})")))
         .collect();
+    let bound = balance.bound.map(|share| share.to_string());
     let whole = whole_timeout.map(|time| format_duration(time).to_string());
     found.extend([
         policy("protocol", protocol.name()),
         policy("balance", algorithm(&balance.algorithm)),
+        policy("balance.bound", bound.as_deref().unwrap_or("none")),
         policy("slow_start", format_duration(balance.slow_start)),
         policy("panic_threshold", balance.panic_threshold),
         policy("timeout.connect", format_duration(*connect_timeout)),

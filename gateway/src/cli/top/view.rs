@@ -148,7 +148,7 @@ impl View {
             ));
         }
         for rate in &self.rules {
-            let RuleMetView { prefix, action, origin } = &rate.rule;
+            let RuleMetView { prefix, action, origin, .. } = &rate.rule;
             let rule = format!("{action} {prefix} by {origin}");
             let RuleRate { packets, packets_per_second, .. } = rate;
             lines.push(text(format!("{rule:<42} {packets_per_second:>10} {packets:>13}")));

@@ -12,6 +12,9 @@ pub(in crate::config) type RawBalance = TextOr<RawBalanceSection>;
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawBalanceSection {
     pub(in crate::config) hash: RawHash,
+    /// Of the average load. Default: none.
+    #[serde(default)]
+    pub(in crate::config) bound: Option<String>,
 }
 
 impl Section for RawBalanceSection {

@@ -106,7 +106,7 @@ fn ejection() -> RawEjection {
 }
 
 fn idle_connections() -> u64 {
-    64
+    1024
 }
 
 /// `ip:port`, `host:port` or `echo`, alone or as `{address: ...}`, or `{srv: ...}`.

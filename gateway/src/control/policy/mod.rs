@@ -130,6 +130,14 @@ impl Policy {
         self.door.as_ref().map(Door::reader).or_else(own)
     }
 
+    /// How many prefixes of IPv4 and of IPv6 the tables have room for.
+    pub fn room(&mut self) -> [usize; 2] {
+        let tables = self.door.as_mut().map(Door::rules).or(self.own.as_mut());
+        tables.map_or([0; 2], |tables| {
+            tables.prefixes().map(|held| (tables.capacity() as usize).saturating_sub(held))
+        })
+    }
+
     /// All rules, enforced or not.
     pub fn rules(&self) -> &RuleSet {
         &self.rules

@@ -16,6 +16,7 @@ use crate::config::{Config, Feed};
 use crate::control::later::Later;
 use crate::control::policy::Policy;
 use crate::control::policy::lists::list_of;
+use crate::kernel::tables::TablesError;
 use crate::outbound::display;
 use crate::rules::entries::Entries;
 use crate::rules::list::{Kind, List};
@@ -32,7 +33,7 @@ impl Sources {
     ) -> Vec<List> {
         let of = |files: &[_], action| {
             let files: Vec<_> = files.to_vec();
-            files.into_iter().map(move |file| Watched { file, action, note: None })
+            files.into_iter().map(move |file| Watched { file, action, note: None, crowded: None })
         };
         let kernel = &config.kernel;
         let files = of(&kernel.allow_files, Action::Allow);
@@ -69,6 +70,19 @@ impl Sources {
         if let Some(watched) = self.files.get_mut(&list.name) {
             // What comes of it is noted.
             watched.put(policy, list, now).ok();
+        }
+    }
+
+    /// Tries once more to put in force what found no room, where there is more of it by now.
+    pub(in crate::control) fn make_use_of_room(&mut self, policy: &mut Policy, now: Now) {
+        for watched in self.files.values_mut() {
+            let Some((_, had)) = &watched.crowded else { continue };
+            if policy.room().iter().zip(had).any(|(has, had)| has > had)
+                && let Some((list, _)) = watched.crowded.take()
+            {
+                // What comes of it is noted.
+                watched.put(policy, list, now).ok();
+            }
         }
     }
 
@@ -256,16 +270,19 @@ impl Watched {
     /// Puts a version in force. The answer tells whoever asked.
     fn put(&mut self, policy: &mut Policy, version: List, now: Now) -> Result<Done, String> {
         let (list, entries) = (version.name.clone(), version.entries.len());
-        match policy.put_configured(version, now) {
+        match policy.put_configured(version.clone(), now) {
             Ok((added, removed)) => {
-                self.note = None;
+                (self.note, self.crowded) = (None, None);
                 if (added, removed) != (0, 0) {
                     tracing::info!(list, entries, added, removed, "list file in force");
                 }
                 Ok(one_line(counted("file", &list, entries, (added, removed))))
             }
             Err(error) => {
-                let error = format!("cannot be put in force: {error:#}");
+                let is_crowded = matches!(error.downcast_ref(), Some(TablesError::Room(_)));
+                self.crowded = is_crowded.then(|| (version, policy.room()));
+                let later = if is_crowded { "; tried again when there is more room" } else { "" };
+                let error = format!("cannot be put in force: {error:#}{later}");
                 tracing::error!(list, error, "list file not in force, what was in force stays");
                 self.note = Some(error.clone());
                 Err(format!("file {list}: {error}"))
@@ -274,6 +291,7 @@ impl Watched {
     }
 
     fn unread(&mut self, unread: &Unread) {
+        self.crowded = None;
         let (list, error) = (&self.file.name, unread.in_full().collect::<Vec<_>>().join("; "));
         tracing::error!(list, error, "list file not read, what was in force stays");
         self.note = Some(unread.to_string());

@@ -73,6 +73,8 @@ struct Watched {
     file: ListFile,
     action: Action,
     note: Option<String>,
+    /// A version for which there was no room, and the room that there was (rules of IPv4 and of IPv6).
+    crowded: Option<(List, [usize; 2])>,
 }
 
 impl Sources {
@@ -229,7 +231,7 @@ impl Sources {
             held_back: false,
             note: None,
         };
-        let files = self.files.iter().map(|(name, Watched { file, action, note })| ListView {
+        let files = self.files.iter().map(|(name, Watched { file, action, note, .. })| ListView {
             source: path_of(file),
             failures: u32::from(note.is_some()),
             note: note.clone(),

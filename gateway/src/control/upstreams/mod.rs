@@ -6,10 +6,11 @@ pub(super) mod views;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::Control;
+use super::{Control, background};
 use crate::config::{Config, Target};
 use crate::observe::Registry;
 use crate::request::Snapshot;
+use crate::route::Table;
 use crate::tls::client::Clients;
 use crate::upstream::directory::Directory;
 
@@ -21,10 +22,21 @@ pub(super) fn uses_echo(config: &Config) -> bool {
 
 impl Control {
     /// Puts the configuration in force as it is compiled now.
-    pub(super) fn publish_snapshot(&mut self) {
-        let (clients, counters) = (self.certificates.clients(), &self.shared.counters);
-        let snapshot = snapshot(&self.config, &mut self.directory, clients, self.echo, counters);
-        self.shared.snapshot.store(snapshot);
+    pub(super) fn publish_snapshot(&mut self, routes: Arc<Table>) {
+        let (clients, own) = (self.certificates.clients(), (self.echo, &self.shared.counters));
+        let snapshot = snapshot((&self.config, routes), &mut self.directory, clients, own);
+        self.retired.push(self.shared.snapshot.swap(snapshot));
+    }
+
+    /// Frees what no request uses any more. Freeing tens of thousands of routes takes long enough to be noticed, so
+    /// it must not be the last request that does it.
+    pub(super) fn free_retired(&mut self) {
+        let unused: Vec<_> =
+            self.retired.extract_if(.., |retired| Arc::strong_count(retired) == 1).collect();
+        if !unused.is_empty() {
+            // Where there is no thread to be had, they are freed here.
+            drop(background::begin("free", move || drop(unused)));
+        }
     }
 
     /// Asks endpoints what the configuration in force wants asked.
@@ -35,14 +47,14 @@ impl Control {
 
 /// Compiles a configuration, with its endpoints put in force.
 pub(super) fn snapshot(
-    config: &Arc<Config>,
+    (config, routes): (&Arc<Config>, Arc<Table>),
     directory: &mut Directory,
     clients: &Clients,
-    echo: Option<SocketAddr>,
-    counters: &Registry,
+    (echo, counters): (Option<SocketAddr>, &Registry),
 ) -> Arc<Snapshot> {
     directory.set_own(config.zone.as_deref(), echo);
-    let snapshot = Arc::new(Snapshot::new(Arc::clone(config), directory, clients, counters));
+    let compiled = (Arc::clone(config), routes);
+    let snapshot = Arc::new(Snapshot::new(compiled, directory, clients, counters));
     directory.keep(config);
     snapshot
 }

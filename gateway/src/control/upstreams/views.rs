@@ -52,6 +52,7 @@ fn endpoint_view(address: SocketAddr, state: &EndpointState) -> EndpointView {
         active: totals.active,
         requests: totals.requests,
         failures: totals.failures,
+        failures_in_a_row: state.failures_in_a_row(),
         ejections: totals.ejections,
     }
 }

@@ -114,7 +114,7 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
-    fn left(&self) -> usize {
+    pub(super) fn left(&self) -> usize {
         self.small.len() - self.written + self.large.len() + self.end.len()
     }
 

@@ -73,6 +73,9 @@ pub(super) struct State {
     is_tunnel: bool,
 }
 
+/// What one connection may move before the others have their turn.
+const TURN_BYTES: usize = 128 * 1024;
+
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What comes after an answer.
@@ -136,8 +139,9 @@ impl Server {
             let head = poll_fn(|context| self.poll_head(&mut scan, context));
             let after = match head.await {
                 None => break After::Close,
-                Some(Ok(head)) => self.exchange(head, service).await,
-                Some(Err(error)) => self.refuse(&error, service).await,
+                // Apart, so that a connection that waits for its next request holds no memory for one.
+                Some(Ok(head)) => Box::pin(self.exchange(head, service)).await,
+                Some(Err(error)) => Box::pin(self.refuse(&error, service)).await,
             };
             if after != After::Request {
                 break after;
@@ -320,8 +324,10 @@ impl Server {
         output: &mut Output,
         context: &mut Context<'_>,
     ) -> Poll<bool> {
+        let mut wrote = 0;
         loop {
             let moved = pump.poll(body, output, context);
+            wrote += output.left();
             match self.poll_write(output, context) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(false),
@@ -332,6 +338,10 @@ impl Server {
                 }
             }
             match moved {
+                Moved::Full if wrote >= TURN_BYTES => {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Moved::Full => {}
                 Moved::Waiting => return self.poll_gone(context).map(|()| false),
                 Moved::All => return Poll::Ready(true),
@@ -355,7 +365,9 @@ impl Server {
 
     /// Ends the connection such that the client learns of it.
     async fn end(&self, after: After) {
-        if after == After::Broken {
+        let says_so = self.state.borrow().socket.is_encrypted();
+        if after == After::Broken || after == After::Close && !says_so {
+            // Closing the socket tells the client as well.
             return;
         }
         poll_fn(|context| self.poll_shutdown(context)).await;

@@ -8,16 +8,16 @@ use std::cell::Cell;
 use tokio::time::Instant;
 
 /// The 24 bytes that HTTP/2 begins with (RFC 9113, section 3.4).
-pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const HEAD_BYTES: usize = 9;
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
+pub(super) const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// Streams that a client may reset at once, and how many more a second. Beyond that it may reset half of those that it
@@ -39,20 +39,20 @@ const EARNED_BY_KIB: u32 = 1;
 
 /// The client did too much that asks for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Flood;
+pub struct Flood;
 
 /// The frames of one client.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub struct Frames {
     scan: Scan,
     has_begun: bool,
     resets: Allowance,
     frames: Allowance,
 }
 
-impl Frames {
+impl Default for Frames {
     /// A connection that has yet to send its first byte.
-    pub(super) fn new() -> Self {
+    fn default() -> Self {
         Self {
             scan: Scan { left: PREFACE.len(), kind: u8::MAX, ..Scan::default() },
             has_begun: false,
@@ -60,9 +60,11 @@ impl Frames {
             frames: Allowance::new(FRAMES),
         }
     }
+}
 
+impl Frames {
     /// The client sent `bytes`.
-    pub(super) fn received(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+    pub fn received(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
         while let Some(frame) = self.scan.next(&mut bytes) {
             self.has_begun = true;
             self.charge(&frame)?;
@@ -71,19 +73,19 @@ impl Frames {
     }
 
     /// Whether the client has yet to send its first frame, or has begun a head and not ended it.
-    pub(super) fn head_is_due(&self) -> bool {
+    pub fn head_is_due(&self) -> bool {
         let Scan { in_block, kind, left, .. } = self.scan;
         !self.has_begun || in_block || left > 0 && matches!(kind, HEADERS | CONTINUATION)
     }
 
     /// A stream was opened.
-    pub(super) fn opened(&self) {
+    pub fn opened(&self) {
         self.resets.earn(RESET_EARNED_BY_STREAM);
         self.frames.earn(EARNED_BY_STREAM);
     }
 
     /// The client is sent a piece of a body.
-    pub(super) fn sent(&self, bytes: usize) {
+    pub fn sent(&self, bytes: usize) {
         let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
         self.frames.earn(kib.saturating_mul(EARNED_BY_KIB).saturating_add(EARNED_BY_PIECE));
     }
@@ -105,28 +107,34 @@ impl Frames {
 
 /// The head of a frame.
 #[derive(Debug)]
-struct Head {
+pub(super) struct Head {
     length: usize,
-    kind: u8,
-    flags: u8,
+    pub(super) kind: u8,
+    pub(super) flags: u8,
 }
 
 /// Finds the heads of frames in a stream of bytes.
 #[derive(Debug, Default)]
-struct Scan {
+pub(super) struct Scan {
     head: [u8; HEAD_BYTES],
     head_bytes: usize,
     /// What is to be passed over before the next head.
-    left: usize,
+    pub(super) left: usize,
     /// Of the frame that is passed over.
-    kind: u8,
+    pub(super) kind: u8,
     /// Whether fields were begun that no frame has ended.
     in_block: bool,
 }
 
 impl Scan {
+    /// The stream of the frame that is passed over.
+    pub(super) fn stream(&self) -> u32 {
+        let [.., a, b, c, d] = self.head;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// The next head that is whole.
-    fn next(&mut self, bytes: &mut &[u8]) -> Option<Head> {
+    pub(super) fn next(&mut self, bytes: &mut &[u8]) -> Option<Head> {
         let (_, rest) = bytes.split_at_checked(self.left).unwrap_or((bytes, &[]));
         self.left -= bytes.len() - rest.len();
         *bytes = rest;
@@ -210,7 +218,7 @@ mod tests {
     }
 
     fn connection() -> Frames {
-        let mut frames = Frames::new();
+        let mut frames = Frames::default();
         frames.received(PREFACE).unwrap();
         frames
     }

@@ -7,7 +7,8 @@
 //! Memory of one connection is bounded by `bounds.streams` times the larger of a head and what waits to be sent
 //! ([`SEND_BYTES`]), and by the window of the connection.
 
-mod frames;
+pub mod frames;
+mod refusals;
 mod stream;
 mod wire;
 
@@ -221,7 +222,8 @@ impl Driver<'_> {
                 Some(Ok((request, respond))) => {
                     let served = Rc::clone(self.served);
                     served.life.request();
-                    spawn_local(stream::serve(served, request, respond));
+                    // On the heap: a task copies what it runs, more than once.
+                    spawn_local(Box::pin(stream::serve(served, request, respond)));
                 }
                 Some(Err(error)) => return Poll::Ready(End::Broken(error)),
                 None => return Poll::Ready(End::Done),

@@ -18,6 +18,7 @@ use crate::config::Bounds;
 use crate::http::lifetime::Lifetime;
 use crate::http::socket::Socket;
 use crate::listen::h2::frames::Frames;
+use crate::listen::h2::refusals::Refusals;
 use crate::observe::Counters;
 
 /// What a connection waits for, besides what its streams wait for.
@@ -57,7 +58,7 @@ impl Life {
     pub(super) fn new(bounds: &Bounds) -> Self {
         let now = Instant::now();
         Self {
-            frames: RefCell::new(Frames::new()),
+            frames: RefCell::new(Frames::default()),
             is_flooded: Cell::new(false),
             streams: Cell::new(0),
             head_since: Cell::new(Some(now)),
@@ -163,6 +164,7 @@ pub(super) struct Wire {
     socket: Socket,
     /// What was read from it to find out what it speaks.
     begun: Bytes,
+    refusals: Refusals,
     life: Rc<Life>,
     counters: Arc<Counters>,
 }
@@ -174,14 +176,24 @@ impl Wire {
         life: Rc<Life>,
         counters: Arc<Counters>,
     ) -> Self {
-        Self { socket, begun, life, counters }
+        Self { socket, begun, refusals: Refusals::default(), life, counters }
     }
 
-    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(
+        &mut self,
+        result: Poll<io::Result<usize>>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match &result {
             Poll::Ready(Ok(bytes)) => {
                 self.counters.bytes_sent.add(*bytes as u64);
                 self.life.blocked_since.set(None);
+                let mut left = *bytes;
+                for slice in slices {
+                    let (written, _) = slice.split_at_checked(left).unwrap_or((slice, &[]));
+                    left -= written.len();
+                    self.refusals.wrote(written, |reason| self.counters.stream_refused(reason));
+                }
             }
             Poll::Pending if self.life.blocked_since.get().is_none() => {
                 self.life.blocked_since.set(Some(Instant::now()));
@@ -226,7 +238,7 @@ impl AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.socket).poll_write(context, bytes);
-        self.wrote(result)
+        self.wrote(result, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -235,7 +247,7 @@ impl AsyncWrite for Wire {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.socket).poll_write_vectored(context, slices);
-        self.wrote(result)
+        self.wrote(result, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -2,11 +2,14 @@
 //!
 //! A key has a slot in a table, and each slot the endpoint that wins it by its own draw (rendezvous hashing). Who comes
 //! wins slots for itself and who goes leaves its own to the others; nobody else's move. A key whose endpoint is sick
-//! draws another slot, so that its load spreads over all the others, and comes back with the endpoint.
+//! draws another slot, so that its load spreads over all the others, and comes back with the endpoint. The same holds
+//! for one whose endpoint has more requests than a bound allows, if there is one.
 
 use std::net::SocketAddr;
 
 use xxhash_rust::xxh3::xxh3_64;
+
+use crate::config::Share;
 
 /// Slots; a power of two.
 const SLOTS: usize = 1 << 15;
@@ -61,6 +64,33 @@ impl Slots {
     fn slot(&self, key: u64) -> usize {
         let index = usize::try_from(key % SLOTS as u64).unwrap_or(0);
         self.0.get(index).copied().map_or(0, usize::from)
+    }
+}
+
+/// How many requests an endpoint may have: its part by weight of all that there are and the one that is to come, and
+/// so much more (V. Mirrokni, M. Thorup, M. Zadimoghaddam, Consistent Hashing with Bounded Loads, 2018; HAProxy's
+/// `hash-balance-factor`). Rounded up, so that there is always room somewhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound {
+    per_million: u32,
+    requests: u64,
+    weight: u64,
+}
+
+impl Bound {
+    /// For endpoints with these requests and weights.
+    pub(super) fn new(share: Share, endpoints: impl Iterator<Item = (u64, u32)>) -> Self {
+        let all = |(requests, weights): (u64, u64), (active, weight): (u64, u32)| {
+            (requests + active, weights + u64::from(weight))
+        };
+        let (requests, weight) = endpoints.fold((0, 0), all);
+        Self { per_million: share.parts_per_million(), requests: requests + 1, weight }
+    }
+
+    /// Whether one that has so many may have one more.
+    pub(super) fn allows(&self, active: u64, weight: u32) -> bool {
+        let allowed = u128::from(self.per_million) * u128::from(self.requests) * u128::from(weight);
+        u128::from(active) * u128::from(self.weight) * 1_000_000 < allowed
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::base::error::Kind;
 use crate::base::time::{BootTime, UtcMillis};
@@ -69,6 +71,62 @@ fn a_request_is_tried_on_each_endpoint_once_and_none_is_left_busy() {
     }
     assert_eq!(all[0].state.totals().active, 0);
     assert_eq!(all[0].state.totals().requests, 4);
+}
+
+proptest! {
+    #[test]
+    fn no_endpoint_has_more_than_its_bound_and_keys_stay_at_home_below_it(
+        weights in prop::collection::vec(1u32..5, 1..8),
+        percent in 101u32..300,
+        steps in prop::collection::vec((0u64..20, any::<Option<prop::sample::Index>>()), 1..200),
+    ) {
+        let all: Vec<(u16, u32, Option<&str>)> =
+            (1..).zip(&weights).map(|(port, weight)| (port, *weight, None)).collect();
+        let all = endpoints(&all);
+        let free = View::new(&group(&all, by(Algorithm::Hash(HashKey::Client)), None), 0);
+        let bound = Some(Share::per_million(percent * 10_000));
+        let balance = Balance { bound, ..by(Algorithm::Hash(HashKey::Client)) };
+        let view = View::new(&group(&all, balance, None), 0);
+        let total_weight = u64::from(weights.iter().sum::<u32>());
+        let mut held: Vec<Picked> = Vec::new();
+        for (number, ends) in steps {
+            if let Some(ends) = ends.filter(|_| !held.is_empty()) {
+                held.swap_remove(ends.index(held.len()));
+            }
+            let key = Some(hash::key(&number.to_le_bytes()));
+            let home = free.pick(key, &Tried::default(), || at(100).boot).unwrap();
+            let requests = held.len() as u64 + 1;
+            let allowed = |endpoint: &Endpoint| {
+                let part = u64::from(percent) * requests * u64::from(endpoint.weight);
+                part.div_ceil(100 * total_weight)
+            };
+            let has_room = home.active() < allowed(&home.endpoint);
+            let picked = pick(&view, key).unwrap();
+            let endpoint = picked.endpoint();
+            let active = endpoint.state.totals().active;
+            prop_assert!(active <= allowed(endpoint), "{active} of {}", allowed(endpoint));
+            prop_assert_eq!(picked.address() == home.endpoint.address, has_room);
+            held.push(picked);
+        }
+    }
+}
+
+#[test]
+fn a_bound_leaves_a_request_somebody_to_try() {
+    let all = endpoints(&[(1, 1, None), (2, 1000, None)]);
+    let bound = Some(Share::per_million(1_010_000));
+    let balance = Balance { bound, ..by(Algorithm::Hash(HashKey::Client)) };
+    let view = View::new(&group(&all, balance, None), 0);
+    let port = |picked: Picked| picked.address().port();
+    let key = (0..1 << 15).find(|key| port(pick(&view, Some(*key)).unwrap()) == 1).unwrap();
+    let _held = pick(&view, Some(key)).unwrap();
+    let mut tried = Tried::default();
+    let mut ports = Vec::new();
+    while let Some(member) = view.pick(Some(key), &tried, || at(100).boot) {
+        tried.add(&member);
+        ports.push(member.endpoint.address.port());
+    }
+    assert_eq!(ports, [2, 1], "the one that is full only when there is nobody else");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::group::{Group, Set};
+use super::hash::Bound;
 use super::plan::{ALL, Candidate, Plan};
 use super::round_robin::RoundRobin;
 use super::{Member, Tried, least};
@@ -179,7 +180,24 @@ impl Held {
                     all.binary_search(&index).is_ok()
                         && members.get(index).is_some_and(|one| !tried.has(one))
                 };
-                return slots.find(key, members.len(), is_free);
+                let load = |index: usize| {
+                    let one = members.get(index)?;
+                    Some((one.active(), one.endpoint.weight))
+                };
+                let find =
+                    |is_free: &dyn Fn(usize) -> bool| slots.find(key, members.len(), is_free);
+                let bound = set
+                    .balance()
+                    .bound
+                    .map(|share| Bound::new(share, all.iter().filter_map(|index| load(*index))));
+                let found = bound.and_then(|bound| {
+                    let has_room = |index| {
+                        load(index).is_some_and(|(active, weight)| bound.allows(active, weight))
+                    };
+                    find(&|index| is_free(index) && has_room(index))
+                });
+                // Those that have room were tried: others are better than nobody.
+                return found.or_else(|| find(&is_free));
             }
             (Algorithm::LeastRequests, ..) => least::of_all(weights, turns, active, is_free),
             (Algorithm::RandomTwo, ..) => {

@@ -109,6 +109,11 @@ impl Case {
         matches!(self.work, Work::Reload)
     }
 
+    /// Whether memory is measured, which is right only once in the life of a subject: it uses again what it freed.
+    pub(super) fn wants_fresh_subjects(&self) -> bool {
+        matches!(self.work, Work::Idle)
+    }
+
     /// Answers the requests per second that the subject managed.
     pub(super) fn warm_up(&self, subject: &Subject, run: &Run) -> anyhow::Result<f64> {
         let target = subject.port(self.port);

@@ -93,8 +93,8 @@ pub(super) fn nginx(folder: &Path, places: &Places, behind: &Origins) -> String 
         "access_log {folder}/nginx.access combined buffer=64k flush=1s;
   ssl_certificate {folder}/{CERT}; ssl_certificate_key {folder}/{KEY}; ssl_protocols TLSv1.3;
   ssl_session_cache off; proxy_buffering on;
-  upstream origin {{ server {origin}; keepalive 64; keepalive_requests 1000000000; }}
-  upstream grpc {{ server {grpc}; keepalive 64; keepalive_requests 1000000000; }}
+  upstream origin {{ server {origin}; keepalive 1024; keepalive_requests 1000000000; }}
+  upstream grpc {{ server {grpc}; keepalive 1024; keepalive_requests 1000000000; }}
   server {{ listen {plain} backlog=4096; listen {tls} ssl http2 backlog=4096; listen {h2c} http2;
     add_header X-Request-Id $request_id;
     location / {{ proxy_pass http://origin; proxy_set_header Connection '';{FIELDS} }}

@@ -1,11 +1,12 @@
 //! A reload of many routes under load: latencies at a moderate pace with reloads and without. A failed request ends the
 //! run.
+#![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Run;
 use super::cases::Port;
-use super::load::{H2load, Kind, Load};
+use super::load::{H2load, Kind};
 use super::subjects::{Field, GATEWAY};
 
 /// The same without a reload, as the report calls it.
@@ -23,23 +24,26 @@ pub(super) fn measure(
     let subject = field.many_routes()?;
     let longer = Run { seconds: run.seconds + 2, ..run.clone() };
     for (name, reloads) in [(WITHOUT, false), (GATEWAY, true)] {
-        let load = std::thread::scope(|scope| -> anyhow::Result<Load> {
-            let reloading = scope.spawn(|| -> anyhow::Result<()> {
-                if reloads {
-                    std::thread::sleep(Duration::from_secs(1));
-                    field.reload_many_routes()?;
+        let (load, took) = std::thread::scope(|scope| -> anyhow::Result<_> {
+            let reloading = scope.spawn(|| -> anyhow::Result<Option<Duration>> {
+                if !reloads {
+                    return Ok(None);
                 }
-                Ok(())
+                std::thread::sleep(Duration::from_secs(1));
+                let began = Instant::now();
+                field.reload_many_routes()?;
+                Ok(Some(began.elapsed()))
             });
             let load = LOAD.run(subject.port(Port::Plain), &longer, Some(RATE));
-            reloading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            load
+            let took = reloading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok((load?, took))
         })?;
-        let figures = [
+        let mut figures = vec![
             ("requests_per_second", load.requests_per_second),
             ("latency_p50_us", load.p50_us),
             ("latency_p99_us", load.p99_us),
         ];
+        figures.extend(took.map(|took| ("reload_ms", took.as_secs_f64() * 1000.0)));
         tell(name, &figures);
         run.check()?;
     }

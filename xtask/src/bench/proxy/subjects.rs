@@ -29,7 +29,7 @@ pub(super) const BASELINE: &str = "gateway-baseline";
 /// Ours, with ten routes where the other has ten thousand.
 pub(super) const TEN_ROUTES: &str = "gateway-ten-routes";
 /// Ours, with ten thousand routes.
-const MANY_ROUTES: &str = "gateway-many-routes";
+pub(super) const MANY_ROUTES: &str = "gateway-many-routes";
 const RELAY: &str = "haproxy-tcp";
 
 const START: Duration = Duration::from_secs(10);
@@ -104,7 +104,8 @@ impl Field {
     pub(super) fn reload_many_routes(&self) -> anyhow::Result<()> {
         let file = self.folder.path().join(format!("{MANY_ROUTES}.yaml"));
         let config: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
-        fs::write(&file, configs::with_routes(config, 40_000).to_string())?;
+        let config = configs::with_routes(config, 40_000);
+        fs::write(&file, serde_json::to_string_pretty(&config)?)?;
         let mut command = Command::new(&self.binary);
         let output = command.arg("--config").arg(&file).arg("reload").output()?;
         ensure!(output.status.success(), "reload: {}", String::from_utf8_lossy(&output.stderr));
