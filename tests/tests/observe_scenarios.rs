@@ -61,7 +61,8 @@ fn requests_are_counted_by_route_and_upstream_and_a_reload_loses_none() -> Resul
         assert_eq!(client.get("/users/7")?.status, 200);
     }
     assert_eq!(client.get("/bad")?.status, 500);
-    client.send(b"POST /users/7 HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody")?;
+    let post = b"POST /users/7 HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody";
+    client.send(post)?;
     assert_eq!(client.receive()?.status, 200);
     assert_eq!(client.get("/users//7")?.status, 400, "this has no route");
 
@@ -73,6 +74,10 @@ fn requests_are_counted_by_route_and_upstream_and_a_reload_loses_none() -> Resul
     assert_eq!(value(r#"gateway_route_requests_total{route="rest",status="5xx"}"#), Some(1));
     assert_eq!(value(r#"gateway_upstream_requests_total{upstream="users",status="2xx"}"#), Some(4));
     assert_eq!(value(r#"gateway_route_request_bytes_total{route="users"}"#), Some(4));
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").len();
+    let sent = 3 * get("/users/7") + get("/bad") + post.len() + get("/users//7");
+    let received = value("gateway_received_bytes_total");
+    assert_eq!(received, Some(sent as u64), "the first bytes of a connection count as well");
     assert_eq!(value(r#"gateway_route_response_bytes_total{route="users"}"#), Some(20));
     for name in ["gateway_route_duration_seconds", "gateway_upstream_duration_seconds"] {
         let labels = match name.contains("route") {

@@ -109,6 +109,7 @@ impl Server {
         (limits, lifetime): (Limits, Lifetime),
         (deadline, counters): (Rc<Deadline>, Arc<Counters>),
     ) -> Rc<Self> {
+        counters.bytes_received.add(input.len() as u64);
         let input = Input::new(input);
         let state = RefCell::new(State {
             socket,
