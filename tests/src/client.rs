@@ -84,6 +84,13 @@ impl Client {
         self.stream.get_mut().write_all(bytes).context("cannot send a request")
     }
 
+    /// Reads so many bytes, whatever the other end does after them.
+    pub fn read(&mut self, count: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).context("the connection ended before")?;
+        Ok(bytes)
+    }
+
     /// Reads until the other end closes the connection.
     pub fn read_to_end(&mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();

@@ -616,7 +616,8 @@ fn goes_through(site: &Site, listen: SocketAddr) -> Result {
     assert_eq!(answer.header("sec-websocket-protocol"), Some("chat"));
     client.send(b"hello ")?;
     client.send(b"bye")?;
-    assert_eq!(client.read_to_end()?, b"hello bye");
+    // A service that has said all and left resets what still comes; only the bytes before are promised.
+    assert_eq!(client.read("hello bye".len())?, b"hello bye");
 
     let mut client = site.enter(|| Http2::connect(listen, &[], PATIENCE))??;
     let fields = [(":protocol", "websocket"), ("sec-websocket-version", "13")];

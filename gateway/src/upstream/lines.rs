@@ -53,7 +53,10 @@ impl Lines {
     ) -> Result<Answer, Failure> {
         match target.dial.protocol {
             Protocol::Http1 => self.alone(target, head, body, deadline).await,
-            Protocol::Http2 | Protocol::Auto => self.shared(target, head, body, deadline).await,
+            // On the heap, as the making of connections is: requests that need neither have no room for them.
+            Protocol::Http2 | Protocol::Auto => {
+                Box::pin(self.shared(target, head, body, deadline)).await
+            }
         }
     }
 
@@ -74,7 +77,7 @@ impl Lines {
             }
         }
         deadline.connect(target.connect_timeout);
-        match target.dial.socket(deadline).await {
+        match Box::pin(target.dial.socket(deadline)).await {
             Ok(socket) => {
                 self.counted(true);
                 let connection = Connection::new(line, socket, target.limits);
