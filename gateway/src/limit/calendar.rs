@@ -34,6 +34,7 @@ impl Period {
             index: u32::try_from(index).unwrap_or(u32::MAX),
             left_ns: end.saturating_sub(now.0).saturating_mul(1_000_000),
             next_ns: next_end.saturating_sub(end).saturating_mul(1_000_000),
+            may_jump: true,
         }
     }
 

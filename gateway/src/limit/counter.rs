@@ -3,6 +3,7 @@
 //! Every change is one exchange of one word, made again if somebody else was faster. While no cell has to be taken from
 //! a key that still counts, never more than the limit is admitted, whatever the number of threads.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -52,7 +53,6 @@ pub struct Counter {
 }
 
 /// Where it is kept. It outlives a limit that is replaced by one that reads it the same way.
-#[derive(Debug)]
 pub struct Memory {
     table: Table,
     /// The rings of a sliding log, in the order of the cells.
@@ -111,6 +111,12 @@ impl Memory {
     }
 }
 
+impl fmt::Debug for Memory {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Memory").field("cells", &self.cells()).finish_non_exhaustive()
+    }
+}
+
 impl Terms {
     /// Words that a key needs besides those of its cell.
     pub fn ring_words(&self) -> usize {
@@ -125,6 +131,11 @@ impl Counter {
     /// A counter by these terms in this memory.
     pub fn new(terms: Terms, memory: Arc<Memory>) -> Self {
         Self { terms, memory }
+    }
+
+    /// Where it is kept.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// Takes `cost` of the limit of a key.
@@ -142,15 +153,17 @@ impl Counter {
                 Terms::FixedWindow(limit, window_ns) => {
                     let window = Window::at(now_ns, *window_ns);
                     let take = |word| limit.take(word, window, cost);
-                    in_window(cell, take).inspect(|it| keep(cell, it, limit.limit, now_ns))
+                    in_window(cell, take)
+                        .inspect(|it| keep(cell, it, (limit.limit, *window_ns), now_ns))
                 }
                 Terms::Quota(limit, period) => {
                     let window = period.window(clock.utc());
                     let take = |word| limit.take(word, window, cost);
-                    in_window(cell, take).inspect(|it| keep(cell, it, limit.limit, now_ns))
+                    in_window(cell, take)
+                        .inspect(|it| keep(cell, it, (limit.limit, window.next_ns), now_ns))
                 }
                 Terms::SlidingWindow(limit) => sliding(cell, limit, now_ns, cost)
-                    .inspect(|it| keep(cell, it, limit.limit, now_ns)),
+                    .inspect(|it| keep(cell, it, (limit.limit, limit.window_ns), now_ns)),
                 Terms::SlidingLog(log) => {
                     let ring = self.memory.ring(cell.number);
                     in_ring(cell, log, ring, (now_ns, cost))
@@ -236,7 +249,7 @@ fn in_ring(
             return Some(verdict);
         }
         // Before the head moves, so that who sees it moved sees the ring in use.
-        keep(cell, &verdict, log.limit, now_ns);
+        keep(cell, &verdict, (log.limit, log.window_us.saturating_mul(1000)), now_ns);
         let next = head + u64::from(cost);
         if cell.first().compare_exchange(head, next, AcqRel, Relaxed).is_err() {
             continue;
@@ -249,9 +262,11 @@ fn in_ring(
     }
 }
 
-/// Keeps the cell for its key as long as it counts; of keys that count equally long, for those that took more.
-fn keep(cell: Cell<'_>, verdict: &Verdict, limit: u32, now_ns: u64) {
-    const LEVELS: u64 = 15;
+/// Keeps the cell for its key as long as it counts, and longer the more of the limit was taken: of keys that come at the
+/// same time those that took little go first.
+fn keep(cell: Cell<'_>, verdict: &Verdict, (limit, span_ns): (u32, u64), now_ns: u64) {
+    /// So few that most requests of a key find its time as it should be.
+    const LEVELS: u64 = 16;
     if !verdict.admitted {
         return;
     }
@@ -259,8 +274,7 @@ fn keep(cell: Cell<'_>, verdict: &Verdict, limit: u32, now_ns: u64) {
     let taken = limit.saturating_sub(verdict.remaining).saturating_mul(LEVELS);
     let level = taken.checked_div(limit).unwrap_or_default();
     let end = now_ns.saturating_add(verdict.reset_ns);
-    let until = end | LEVELS;
-    let until = until - (LEVELS - level.min(LEVELS));
+    let until = end.saturating_add(span_ns / LEVELS * level);
     if cell.until().load(Relaxed) < until {
         cell.until().fetch_max(until, Release);
     }
@@ -378,12 +392,13 @@ mod tests {
             let counter = counter(terms, 500);
             let now = 10 * SECOND;
             for key in 0..50 {
-                (0..10).for_each(|_| drop(counter.take(hash(key), 1, clock(now))));
+                (0..10).for_each(|_| assert!(counter.take(hash(key), 1, clock(now)).admitted));
             }
             for key in 1000..40_000 {
                 counter.take(hash(key), 1, clock(now + key));
             }
-            let kept = (0..50).filter(|key| !counter.take(hash(*key), 1, clock(now + 50_000)).admitted);
+            let kept =
+                (0..50).filter(|key| !counter.take(hash(*key), 1, clock(now + 50_000)).admitted);
             assert_eq!(kept.count(), 50, "{terms:?}");
         }
     }

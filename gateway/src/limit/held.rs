@@ -63,7 +63,7 @@ impl Held {
     pub fn enter(self: &Arc<Self>, hash: u128, limit: u32) -> Result<(Permit, u64), Refused> {
         let limit = u64::from(limit.min(LIMIT_MAX));
         let tag = ((hash >> 64) as u64 >> COUNT_BITS).max(1);
-        let set = ((hash & u128::from(u64::MAX)) * self.sets as u128 >> 64) as usize;
+        let set = (((hash & u128::from(u64::MAX)) * self.sets as u128) >> 64) as usize;
         let words = self.set(set);
         let way = loop {
             match Self::add(words, tag, limit)? {
@@ -73,7 +73,8 @@ impl Held {
         };
         let permit = Permit { held: Arc::clone(self), number: set * SET_WORDS + way };
         // Whoever began with the key at the same time has a word of his own.
-        let own = words.iter().map(|word| word.load(SeqCst)).filter(|word| word >> COUNT_BITS == tag);
+        let own =
+            words.iter().map(|word| word.load(SeqCst)).filter(|word| word >> COUNT_BITS == tag);
         let count: u64 = own.map(|word| word & COUNT_MASK).sum();
         let left = limit.checked_sub(count).ok_or(Refused::Limit)?;
         Ok((permit, left))

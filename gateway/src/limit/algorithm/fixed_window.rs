@@ -1,9 +1,9 @@
 //! So many in each window of time: of the clock for rates, of the calendar for quotas. One word holds the number of the
 //! window in its upper half and what was taken in it in its lower one.
 //!
-//! A clock that is set back does not hand out a window twice: what was counted in the next window goes on to be counted
-//! there until the clock has caught up. Only one that was more than a whole window ahead and comes back begins anew, so
-//! that a date by mistake locks nobody out for years.
+//! A clock that is set back does not hand out a window twice: what was counted in a later window goes on to be counted
+//! there until the clock has caught up. Only a calendar that was more than a whole window ahead and comes back begins
+//! anew, so that a date by mistake locks nobody out for years.
 
 use super::Verdict;
 
@@ -16,6 +16,8 @@ pub struct Window {
     pub left_ns: u64,
     /// Nanoseconds of the one after it.
     pub next_ns: u64,
+    /// Whether its clock may be wrong by more than a window.
+    pub may_jump: bool,
 }
 
 impl Window {
@@ -25,7 +27,8 @@ impl Window {
         let index = now_ns / length_ns;
         let left_ns = length_ns - (now_ns - index * length_ns);
         // 32 bits of the shortest window, a second, are 136 years of uptime.
-        Self { index: u32::try_from(index).unwrap_or(u32::MAX), left_ns, next_ns: length_ns }
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        Self { index, left_ns, next_ns: length_ns, may_jump: false }
     }
 }
 
@@ -40,13 +43,14 @@ impl FixedWindow {
     /// Takes `cost` of what `word` leaves of the window.
     pub fn take(&self, word: u64, window: Window, cost: u32) -> (u64, Verdict) {
         let (index, count) = split(word);
-        let next = window.index.checked_add(1);
-        let (index, count, left_ns) = if index == window.index {
-            (index, count, window.left_ns)
-        } else if Some(index) == next {
-            (index, count, window.left_ns.saturating_add(window.next_ns))
-        } else {
-            (window.index, 0, window.left_ns)
+        // Who read his clock before others counts where they do.
+        let ahead = index.checked_sub(window.index).filter(|ahead| !window.may_jump || *ahead <= 1);
+        let (index, count, left_ns) = match ahead {
+            Some(ahead) => {
+                let more_ns = window.next_ns.saturating_mul(ahead.into());
+                (index, count, window.left_ns.saturating_add(more_ns))
+            }
+            None => (window.index, 0, window.left_ns),
         };
         let taken = count.checked_add(cost).filter(|taken| *taken <= self.limit);
         let count = taken.unwrap_or(count);
@@ -103,7 +107,9 @@ mod tests {
     fn a_date_by_mistake_locks_nobody_out() {
         let limit = FixedWindow { limit: 5 };
         let (word, _) = limit.take(0, Window::at(90_000, 100), 5);
-        assert!(limit.take(word, Window::at(200, 100), 1).1.admitted);
+        let back = Window::at(200, 100);
+        assert!(!limit.take(word, back, 1).1.admitted);
+        assert!(limit.take(word, Window { may_jump: true, ..back }, 1).1.admitted);
     }
 
     proptest! {
@@ -142,7 +148,7 @@ mod tests {
                 // The word must not be two windows ahead: that is the mistaken date.
                 index = index.max(split(word).0.saturating_sub(1));
                 for _ in 0..times {
-                    let window = Window { index, left_ns: 1, next_ns: 1 };
+                    let window = Window { index, left_ns: 1, next_ns: 1, may_jump: true };
                     let (next, verdict) = limit.take(word, window, 1);
                     word = next;
                     *given.entry(split(word).0).or_default() += u32::from(verdict.admitted);
@@ -155,7 +161,8 @@ mod tests {
         fn no_word_window_or_cost_overflows(
             limit: u32, word: u64, index: u32, left_ns: u64, next_ns: u64, cost: u32,
         ) {
-            FixedWindow { limit }.take(word, Window { index, left_ns, next_ns }, cost);
+            let window = Window { index, left_ns, next_ns, may_jump: index % 2 == 0 };
+            FixedWindow { limit }.take(word, window, cost);
         }
     }
 }

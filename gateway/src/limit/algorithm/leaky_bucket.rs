@@ -18,10 +18,8 @@ impl LeakyBucket {
     /// wait for it.
     pub fn take(&self, word: u64, now_ns: u64, cost: u64) -> (u64, Verdict) {
         // The queue and the one whose turn it is are what a bucket holds that is emptied at the same pace.
-        let held = TokenBucket {
-            interval_ns: self.interval_ns,
-            burst: self.queue.saturating_add(1),
-        };
+        let held =
+            TokenBucket { interval_ns: self.interval_ns, burst: self.queue.saturating_add(1) };
         let (next, verdict) = held.take(word, now_ns, cost);
         if !verdict.admitted {
             return (next, verdict);

@@ -37,7 +37,8 @@ impl SlidingLog {
         let cost = u64::from(cost);
         let live = self.live(ring, now_us);
         let free = limit - live;
-        let admitted = cost <= limit && (0..cost).all(|ahead| self.is_free(ring, ring.head + ahead, now_us));
+        let admitted =
+            cost <= limit && (0..cost).all(|ahead| self.is_free(ring, ring.head + ahead, now_us));
         let wait_us = match admitted {
             true => 0,
             false if cost > limit => self.window_us,

@@ -32,20 +32,22 @@ impl SlidingWindow {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         let (seen, count) = split(words.current);
         let (before, before_count) = split(words.previous);
-        // Somebody whose clock was read later has begun the next window, or is about to.
-        let is_ahead = seen.checked_sub(1) == Some(number);
+        // Somebody whose clock was read later has begun a later window, or is about to.
         let is_closing = seen == number && before == seen && seen > 0;
-        let (index, passed) = if is_ahead || is_closing {
-            (number.saturating_add(1), 0)
-        } else {
-            (number, passed)
+        let (index, passed) = match seen > number || is_closing {
+            true => (seen.saturating_add(u32::from(is_closing)), 0),
+            false => (number, passed),
         };
         let (words, current, previous) = if seen == index {
             let follows = before.checked_add(1) == Some(index);
             (words, count, if follows { before_count } else { 0 })
         } else {
             let follows = seen.checked_add(1) == Some(index);
-            (Words { current: join(index, 0), previous: words.current }, 0, if follows { count } else { 0 })
+            (
+                Words { current: join(index, 0), previous: words.current },
+                0,
+                if follows { count } else { 0 },
+            )
         };
         let left = window_ns - passed;
         let taken = current.checked_add(cost);
@@ -73,8 +75,8 @@ impl SlidingWindow {
     }
 
     fn room(&self, current: u32, previous: u32, left: u64) -> u64 {
-        let fading = (u128::from(previous) * u128::from(left))
-            .div_ceil(u128::from(self.window_ns.max(1)));
+        let fading =
+            (u128::from(previous) * u128::from(left)).div_ceil(u128::from(self.window_ns.max(1)));
         let used = u64::try_from(fading).unwrap_or(u64::MAX).saturating_add(current.into());
         u64::from(self.limit).saturating_sub(used)
     }
@@ -89,7 +91,8 @@ impl SlidingWindow {
             let most = most.checked_div(fading.into()).unwrap_or(u128::MAX);
             u64::try_from(most).unwrap_or(u64::MAX).min(window_ns)
         };
-        if let Some(room) = self.limit.checked_sub(current).and_then(|room| room.checked_sub(cost)) {
+        if let Some(room) = self.limit.checked_sub(current).and_then(|room| room.checked_sub(cost))
+        {
             return left.saturating_sub(fades(room, previous));
         }
         let room = self.limit.saturating_sub(cost);
@@ -107,10 +110,7 @@ mod tests {
     fn what_came_in_the_window_before_fades_evenly() {
         let limit = SlidingWindow { limit: 10, window_ns: 1000 };
         let (words, verdict) = limit.take(Words::default(), 5_500, 10);
-        assert_eq!(
-            verdict,
-            Verdict { admitted: true, remaining: 0, reset_ns: 1500, wait_ns: 0 }
-        );
+        assert_eq!(verdict, Verdict { admitted: true, remaining: 0, reset_ns: 1500, wait_ns: 0 });
         let (words, refused) = limit.take(words, 5_999, 1);
         assert_eq!(refused.wait_ns, 101, "a tenth of the next window lets one in");
         assert!(!limit.take(words, 6_099, 1).1.admitted);

@@ -44,10 +44,7 @@ mod tests {
         }
         let (same, refused) = bucket.take(word, 1040, 2);
         assert_eq!(same, word);
-        assert_eq!(
-            refused,
-            Verdict { admitted: false, remaining: 0, reset_ns: 260, wait_ns: 160 }
-        );
+        assert_eq!(refused, Verdict { admitted: false, remaining: 0, reset_ns: 260, wait_ns: 160 });
         assert!(!bucket.take(word, 1199, 2).1.admitted);
         assert!(bucket.take(word, 1200, 2).1.admitted);
     }
