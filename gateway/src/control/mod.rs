@@ -34,6 +34,7 @@ mod background;
 pub mod certificates;
 mod guards;
 mod handover;
+mod keys;
 mod later;
 mod metrics;
 mod monitor;
@@ -128,6 +129,7 @@ struct Control {
     path: Option<PathBuf>,
     config: Arc<Config>,
     policy: Policy,
+    keys: keys::Desk,
     sessions: Sessions,
     sources: Sources,
     names: Names,
@@ -330,6 +332,7 @@ impl Control {
             }
             Request::PutList(put) => self.policy.put_list(*put, now).map(Answer::Done),
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
+            Request::Keys(request) => self.keys.answer(request, now.utc),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
             Request::Reload | Request::RefreshList(_) => {
                 Err(Refusal::failed("this is answered later"))
@@ -351,6 +354,7 @@ impl Control {
         self.sources.tick(instant());
         self.names.tick(&self.config, instant());
         self.certificates.tick(instant());
+        self.keys.tick(now);
         match self.policy.expire(now) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "rules ended"),

@@ -21,7 +21,7 @@ use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
-use super::{Control, RunError, access_log, addresses, protect, read};
+use super::{Control, RunError, access_log, addresses, keys, protect, read};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::base::folder;
@@ -35,6 +35,7 @@ use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
 use crate::route::Table;
+use crate::store::keys::Registry as Keys;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
 use crate::upstream::directory::Directory;
@@ -46,6 +47,7 @@ pub(super) struct Started {
     config: Arc<Config>,
     certificates: tls::Store,
     policy: Policy,
+    keys: Keys,
     sessions: Sessions,
     pins: Pins,
     sockets: Sockets,
@@ -81,6 +83,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor.release().map_err(RunError::failed)?;
     }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
+    let keys = Keys::at(&config.state.dir);
     let mut sessions = Sessions::default();
     sessions.look_all(&config.kernel.management_ports);
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], &sessions);
@@ -104,6 +107,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         config,
         certificates,
         policy,
+        keys,
         sessions,
         pins,
         sockets,
@@ -156,6 +160,7 @@ impl Started {
             path: self.path,
             config: self.config,
             policy: self.policy,
+            keys: keys::Desk::new(self.keys),
             sessions: self.sessions,
             sources,
             names,
