@@ -8,7 +8,6 @@
 //! A scanner finds what was leaked by the prefix, and by the checksum tells a key from an example, both without asking
 //! anybody. What is no key of ours is refused the same way, before anything is looked up.
 
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 
 /// What keys begin with unless the configuration says otherwise.
@@ -51,15 +50,6 @@ pub fn has_form(text: &str) -> bool {
         && rest.len() == RANDOM_BYTES + CHECK_BYTES
         && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
         && text.split_at_checked(split).is_some_and(|(key, check)| checksum(key) == check)
-}
-
-/// The SHA-256 of a key, by which it is known. The key has 190 random bits, so there is nothing to guess and a slow hash
-/// would slow nobody down but its owner.
-pub fn digest_of(key: &str) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    let digest = digest(&SHA256, key.as_bytes());
-    bytes.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
-    bytes
 }
 
 /// Whether keys may begin with `prefix`: small letters, digits and single underscores between them.

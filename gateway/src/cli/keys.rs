@@ -11,6 +11,7 @@ use super::place::Place;
 use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, Request};
 use crate::admin::keys::{CreateKey, KeyQuery, KeyRequest, KeyView, NewKey, RevokeKeys, RotateKey};
+use crate::auth::digest_of;
 use crate::base::api_key;
 use crate::store::keys::KeyId;
 
@@ -152,7 +153,7 @@ fn named(typed: &[String]) -> Result<Vec<KeyId>, Failure> {
             let id = match line.parse() {
                 Ok(id) => id,
                 Err(_) if line.is_empty() => continue,
-                Err(_) if api_key::has_form(line) => KeyId::of(&api_key::digest_of(line)),
+                Err(_) if api_key::has_form(line) => KeyId::of(&digest_of(line.as_bytes())),
                 Err(error) => {
                     let error = format!("line {number} of the standard input: {error}");
                     return Err(Failure::Usage(error));

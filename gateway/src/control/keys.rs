@@ -9,6 +9,7 @@ use crate::admin::keys::{
     CreateKey, KeyQuery, KeyRequest, KeyView, NewKey, PAGE_MAX_KEYS, REVOKE_MAX_KEYS, RevokeKeys,
     RotateKey, ShownOnce,
 };
+use crate::auth::digest_of;
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::base::{api_key, text};
 use crate::store::keys::{Digest, KEYS_MAX, KeyId, KeyRecord, Keys, Registry};
@@ -158,7 +159,7 @@ fn issue(
 fn unused(keys: &Keys) -> Result<(String, Digest), Refusal> {
     loop {
         let key = api_key::generate(api_key::PREFIX).map_err(Refusal::failed)?;
-        let digest = api_key::digest_of(&key);
+        let digest = digest_of(key.as_bytes());
         if keys.named(KeyId::of(&digest)).map_err(Refusal::failed)?.is_none() {
             return Ok((key, digest));
         }
@@ -251,7 +252,7 @@ mod tests {
     }
 
     fn state(keys: &Keys, key: &str, after_ms: u64) -> KeyState {
-        let record = keys.find(&api_key::digest_of(key)).unwrap().unwrap();
+        let record = keys.find(&digest_of(key.as_bytes())).unwrap().unwrap();
         record.state(UtcMillis(NOW.0 + after_ms))
     }
 
