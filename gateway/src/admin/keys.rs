@@ -1,5 +1,5 @@
-//! API keys over the admin socket: what is asked, and keys as people see them. A key itself goes one way, out, and once:
-//! whoever names one names it by its id.
+//! API keys over the admin socket: what is asked, and keys as people see them. A key itself goes one way, out, and
+//! once: whoever names one names it by its id.
 
 use std::fmt;
 

@@ -2,8 +2,8 @@
 //!
 //! A file of its own, which two gateways may have open at a time: while one takes the place of the other, both find
 //! every key, and what either changes is seen by both (`ConcurrencyMode::MultiWriter` of redb). A change is on the disk
-//! before it returns, and a file that was left by `kill -9` opens without being read through. What has ended is listed for
-//! another thirty days, then forgotten.
+//! before it returns, and a file that was left by `kill -9` opens without being read through. What has ended is listed
+//! for another thirty days, then forgotten.
 
 use std::fmt;
 use std::fs;
