@@ -192,7 +192,7 @@ pub struct Error {
     kind: Kind,
     detail: &'static str,
     /// What the header field says that belongs to the kind.
-    told: Option<String>,
+    told: Option<Box<str>>,
     reason: Option<&'static str>,
     retry_after: Duration,
 }
@@ -205,12 +205,12 @@ impl Error {
 
     /// The route has other methods: `allow` lists them as in the header of that name.
     pub fn method_not_allowed(allow: String) -> Self {
-        Self { told: Some(allow), ..Kind::MethodNotAllowed.into() }
+        Self { told: Some(allow.into()), ..Kind::MethodNotAllowed.into() }
     }
 
     /// Nobody knows who the caller is: `challenges` say how it may tell, as in `WWW-Authenticate`.
     pub fn unauthenticated(detail: &'static str, challenges: String) -> Self {
-        Self { told: Some(challenges), ..Self::new(Kind::Unauthenticated, detail) }
+        Self { told: Some(challenges.into()), ..Self::new(Kind::Unauthenticated, detail) }
     }
 
     /// The caller has used up what it may, for so long.
