@@ -262,8 +262,8 @@ fn in_ring(
     }
 }
 
-/// Keeps the cell for its key as long as it counts, and longer the more of the limit was taken: of keys that come at the
-/// same time those that took little go first.
+/// Keeps the cell for its key as long as it counts, and longer the more of the limit was taken: of keys that come at
+/// the same time those that took little go first.
 fn keep(cell: Cell<'_>, verdict: &Verdict, (limit, span_ns): (u32, u64), now_ns: u64) {
     /// So few that most requests of a key find its time as it should be.
     const LEVELS: u64 = 16;

@@ -1,8 +1,8 @@
 //! What is in flight, by key: a count a key that has any, in a table of bounded size that all workers share without
 //! waiting for each other.
 //!
-//! A word holds a tag, 44 bits of the key's hash, and a count of 20; a word of zero is free. A key lies in one of the 16
-//! words of the set that its hash names, and only as long as something of it is in flight, so nothing is ever pushed
+//! A word holds a tag, 44 bits of the key's hash, and a count of 20; a word of zero is free. A key lies in one of the
+//! 16 words of the set that its hash names, and only as long as something of it is in flight, so nothing is ever pushed
 //! out. Two threads that begin with a key at once may put it into two words; the sum is what counts.
 
 use std::fmt;

@@ -6,8 +6,8 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::base::random::mix;
 
-/// Makes the hash of a key from its parts. Each part has a kind, so that no text of one kind is taken for another's, and
-/// no two parts for one.
+/// Makes the hash of a key from its parts. Each part has a kind, so that no text of one kind is taken for another's,
+/// and no two parts for one.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyHash {
     hash: u128,

@@ -1,9 +1,10 @@
 //! What is remembered of keys: a table of bounded size that all workers share. A key that is there is found by reading
 //! one cache line, mostly, and nothing that is ever done here waits for somebody else.
 //!
-//! A cell is four words: the tag, which is half of the key's hash; the time at which nothing of the key counts any more,
-//! by which cells are given to other keys; and two words that its algorithm has for itself. Eight cells are a set, and a
-//! key lies in one of two sets that its hash names, in the second only if the first was full of cells that still counted.
+//! A cell is four words: the tag, which is half of the key's hash; the time at which nothing of the key counts any
+//! more, by which cells are given to other keys; and two words that its algorithm has for itself. Eight cells are a
+//! set, and a key lies in one of two sets that its hash names, in the second only if the first was full of cells that
+//! still counted.
 //!
 //! A new key takes the cell that stops counting first: one that was never used, else one that counts no more, else the
 //! one that is soonest back to full. So whoever floods the table with keys pushes out his own, and of those that had

@@ -14,8 +14,8 @@ pub struct LeakyBucket {
 }
 
 impl LeakyBucket {
-    /// Takes `cost` turns. The verdict says how long the first of them is ahead; none is given back by one that does not
-    /// wait for it.
+    /// Takes `cost` turns. The verdict says how long the first of them is ahead; none is given back by one that does
+    /// not wait for it.
     pub fn take(&self, word: u64, now_ns: u64, cost: u64) -> (u64, Verdict) {
         // The queue and the one whose turn it is are what a bucket holds that is emptied at the same pace.
         let held =

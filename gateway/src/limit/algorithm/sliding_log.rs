@@ -1,8 +1,8 @@
-//! The sliding log: exactly so many in any window's length. A ring holds when each of the last `limit` was taken, so the
-//! next place in it is free when what stands there has left the window.
+//! The sliding log: exactly so many in any window's length. A ring holds when each of the last `limit` was taken, so
+//! the next place in it is free when what stands there has left the window.
 //!
-//! Places are claimed by moving the head of the ring on, and written after that. So a place holds, in its upper 16 bits,
-//! which turn of the ring wrote it: one that is claimed and not written yet is as good as taken just now.
+//! Places are claimed by moving the head of the ring on, and written after that. So a place holds, in its upper 16
+//! bits, which turn of the ring wrote it: one that is claimed and not written yet is as good as taken just now.
 
 use super::Verdict;
 

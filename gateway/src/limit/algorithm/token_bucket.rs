@@ -1,5 +1,5 @@
-//! The token bucket as GCRA (generic cell rate algorithm, ITU-T I.371): one word holds the time at which the bucket will
-//! be full again. What was taken is exact to the nanosecond, whatever the pauses.
+//! The token bucket as GCRA (generic cell rate algorithm, ITU-T I.371): one word holds the time at which the bucket
+//! will be full again. What was taken is exact to the nanosecond, whatever the pauses.
 
 use super::Verdict;
 
