@@ -18,6 +18,7 @@ pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
 use super::discovery::RawDiscovery;
 pub(super) use super::forms::{Named, Section, TextOr};
+use super::redis::RawRedis;
 use super::tracing::RawTracing;
 
 /// A whole file.
@@ -52,6 +53,8 @@ pub(in crate::config) struct Raw {
 pub(in crate::config) struct RawState {
     /// Default: `/var/lib/gateway` for root.
     pub(in crate::config) dir: Option<String>,
+    /// What several gateways share. Default: nothing.
+    pub(in crate::config) redis: Option<RawRedis>,
 }
 
 /// The administrative interface.
