@@ -12,6 +12,7 @@ pub mod guards;
 pub mod handover;
 pub mod monitor;
 pub mod query;
+pub mod redis;
 pub mod rules;
 pub mod scrape;
 pub mod server;

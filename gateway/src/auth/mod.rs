@@ -24,6 +24,7 @@ use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
 use crate::config::{self, Access, AuthKind, Config};
+use crate::shared::Redis;
 use crate::tls::session::ClientCertificate;
 
 /// What an authenticator is asked about.
@@ -95,7 +96,8 @@ pub struct Memories(Vec<Memory>);
 impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
     /// knows. The error names the authenticator.
-    pub fn new(config: &Config, before: &Self) -> Result<Self, String> {
+    /// `redis` is what several gateways share, if they do.
+    pub fn new(config: &Config, before: &Self, _redis: Option<&Redis>) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);

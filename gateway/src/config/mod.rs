@@ -192,9 +192,11 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
         state: State {
             dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")),
-            redis: raw.state.redis.as_ref().map(|raw| {
-                redis::redis(raw, folder, at.key("state").key("redis"))
-            }),
+            redis: raw
+                .state
+                .redis
+                .as_ref()
+                .map(|raw| redis::redis(raw, folder, at.key("state").key("redis"))),
         },
         admin: Admin {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),

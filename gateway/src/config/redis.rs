@@ -21,7 +21,6 @@ const DATABASES_MAX: u64 = 1023;
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(1);
 const CONNECT_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(10);
-const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(10);
 
 /// The Redis or Valkey that several gateways share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +43,6 @@ pub struct Redis {
     pub timeout: Duration,
     /// Time to connect, agree on TLS and log in; no request waits for it.
     pub connect_timeout: Duration,
-    /// How often limits that are counted in process are exchanged.
-    pub exchange_interval: Duration,
 }
 
 /// How it is built.
@@ -113,7 +110,6 @@ pub(super) struct RawRedis {
     prefix: String,
     timeout: String,
     connect_timeout: String,
-    exchange_interval: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -147,7 +143,6 @@ impl Default for RawRedis {
             prefix: "gateway".to_owned(),
             timeout: "10ms".to_owned(),
             connect_timeout: "1s".to_owned(),
-            exchange_interval: "100ms".to_owned(),
         }
     }
 }
@@ -177,7 +172,6 @@ pub(super) fn redis(raw: &RawRedis, folder: &Path, at: At<'_>) -> Redis {
         prefix: if prefix { raw.prefix.clone() } else { String::new() },
         timeout: time(&raw.timeout, TIMEOUTS, "timeout"),
         connect_timeout: time(&raw.connect_timeout, CONNECT_TIMEOUTS, "connect_timeout"),
-        exchange_interval: time(&raw.exchange_interval, INTERVALS, "exchange_interval"),
     }
 }
 
@@ -303,7 +297,6 @@ mod tests {
                 prefix: "gateway".to_owned(),
                 timeout: Duration::from_millis(10),
                 connect_timeout: Duration::from_secs(1),
-                exchange_interval: Duration::from_millis(100),
             }
         );
         let without = parse("a.yaml", "listen: [{address: 127.0.0.1:80}]\nstate: {redis: null}");

@@ -145,7 +145,11 @@ impl Link {
     }
 
     /// Connects and is well until it is not. How long it was; `None` when nobody wants it any more.
-    async fn live(&self, shared: &Weak<Inner>, news: &mut watch::Receiver<u64>) -> Option<Duration> {
+    async fn live(
+        &self,
+        shared: &Weak<Inner>,
+        news: &mut watch::Receiver<u64>,
+    ) -> Option<Duration> {
         let (connection, driver) = {
             let shared = shared.upgrade()?;
             let connecting = self.connect(&shared);

@@ -16,10 +16,10 @@ mod stream;
 mod tend;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -85,12 +85,14 @@ struct Inner {
     /// Somebody thinks that the topology is another by now.
     look: Arc<Notify>,
     /// Every address that was talked to, or is going to be.
-    peers: Mutex<BTreeMap<IpAddr, ()>>,
+    peers: Mutex<BTreeSet<IpAddr>>,
     /// A block for each thread that has asked.
     counts: Mutex<Vec<Arc<Counts>>>,
     complained: Mutex<Option<Instant>>,
     status: Mutex<Status>,
     registry: registry::Watched,
+    /// Whether its thread has been started.
+    started: AtomicBool,
 }
 
 /// What one thread has of one [`Redis`].
@@ -120,6 +122,7 @@ impl Redis {
             complained: Mutex::default(),
             status: Mutex::default(),
             registry: registry::Watched::default(),
+            started: AtomicBool::new(false),
         };
         inner.tell(inner.topology.load().nodes().iter().map(|node| node.address.ip()));
         Ok(Self(Arc::new(inner)))
@@ -130,10 +133,15 @@ impl Redis {
         &self.0.config
     }
 
-    /// Every address that is talked to, with why. No rule may ever block one.
-    pub fn peers(&self) -> Vec<(IpAddr, String)> {
-        let peers = locked(&self.0.peers);
-        peers.keys().map(|address| (*address, "state.redis".to_owned())).collect()
+    /// Every address that is talked to. No rule may ever block one.
+    pub fn peers(&self) -> Vec<IpAddr> {
+        locked(&self.0.peers).iter().copied().collect()
+    }
+
+    /// Whether `other` has the same configuration, secrets and authorities.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let (own, other) = (&self.0, &other.0);
+        own.config == other.config && own.connector.material == other.connector.material
     }
 
     /// How it is, as it was seen within the last seconds.
@@ -303,7 +311,7 @@ impl Inner {
     }
 
     fn tell(&self, addresses: impl IntoIterator<Item = IpAddr>) {
-        locked(&self.peers).extend(addresses.into_iter().map(|address| (address, ())));
+        locked(&self.peers).extend(addresses);
     }
 
     fn complain(&self, node: &Node, error: &str) {

@@ -178,7 +178,9 @@ impl Finder<'_> {
         for range in ranges.iter().take(usize::from(SLOTS)) {
             let Some((first, last, host, port)) = range_of(range) else { continue };
             let node = match host.is_empty() {
-                true => Node { address: SocketAddr::new(asked.address.ip(), port), ..asked.clone() },
+                true => {
+                    Node { address: SocketAddr::new(asked.address.ip(), port), ..asked.clone() }
+                }
                 false => {
                     let found = self.resolve(&host, port).await?;
                     found.into_iter().next().ok_or_else(|| format!("{host} has no address"))?
@@ -319,7 +321,6 @@ mod tests {
             prefix: String::new(),
             timeout: Duration::from_millis(10),
             connect_timeout: Duration::from_secs(1),
-            exchange_interval: Duration::from_secs(1),
         };
         let connector = Connector::new(&config).unwrap();
         let told = std::sync::Mutex::new(Vec::new());
@@ -329,7 +330,8 @@ mod tests {
         let node = |host: &str, port| {
             Value::Array(vec![Value::BulkString(host.into()), Value::Int(port), Value::Nil])
         };
-        let range = |first, last, node| Value::Array(vec![Value::Int(first), Value::Int(last), node]);
+        let range =
+            |first, last, node| Value::Array(vec![Value::Int(first), Value::Int(last), node]);
         let answer = Value::Array(vec![
             range(0, 99, node("10.0.0.1", 7001)),
             range(100, 199, node("", 7002)),

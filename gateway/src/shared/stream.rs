@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo};
 use rustls::pki_types::pem::PemObject as _;
@@ -29,6 +30,8 @@ pub(super) struct Connector {
     pub(super) data: Login,
     /// To Sentinels.
     pub(super) sentinel: Login,
+    /// A digest of all secrets and authorities, by which a change of them is seen.
+    pub(super) material: Vec<u8>,
 }
 
 /// Who the gateway is to a server.
@@ -72,9 +75,15 @@ impl Connector {
                 Login { user: None, password: None, database: 0 }
             }
         };
-        let tls = config.tls.as_ref().map(Tls::new).transpose();
+        let mut material = Context::new(&SHA256);
+        for password in [&data.password, &sentinel.password] {
+            let bytes = password.as_ref().map(Secret::bytes).unwrap_or_default();
+            material.update(&(bytes.len() as u64).to_le_bytes());
+            material.update(bytes);
+        }
+        let tls = config.tls.as_ref().map(|tls| Tls::new(tls, &mut material)).transpose();
         let tls = tls.map_err(|error| format!("state.redis.tls: {error}"))?;
-        Ok(Self { tls, data, sentinel })
+        Ok(Self { tls, data, sentinel, material: material.finish().as_ref().to_vec() })
     }
 
     /// Connects to `node` and logs in. The future that comes with the connection moves its bytes and ends with it.
@@ -115,15 +124,16 @@ where
     if let Some(user) = &login.user {
         info = info.set_username(user);
     }
-    let config =
-        AsyncConnectionConfig::new().set_pipeline_buffer_size(BUFFER_MAX).set_response_timeout(None);
+    let config = AsyncConnectionConfig::new()
+        .set_pipeline_buffer_size(BUFFER_MAX)
+        .set_response_timeout(None);
     let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
     let (connection, driver) = made.map_err(|error| error.to_string())?;
     Ok((connection, Box::pin(driver)))
 }
 
 impl Tls {
-    fn new(tls: &RedisTls) -> Result<Self, String> {
+    fn new(tls: &RedisTls, material: &mut Context) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         match &tls.ca {
             Some(path) => add_file(&mut roots, path)
@@ -132,6 +142,9 @@ impl Tls {
                 // One that cannot be read is one less to trust.
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
+        }
+        for root in &roots.roots {
+            material.update(&root.subject_public_key_info);
         }
         if roots.is_empty() {
             return Err("there is no authority to trust: name a file of them by `ca`".to_owned());
@@ -152,9 +165,8 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
     const BYTES_MAX: u64 = 1 << 20;
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path);
-    let read = file.and_then(|file| {
-        io::Read::read_to_end(&mut io::Read::take(file, BYTES_MAX), &mut bytes)
-    });
+    let read = file
+        .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, BYTES_MAX), &mut bytes));
     read.map_err(|error| error.to_string())?;
     for certificate in CertificateDer::pem_slice_iter(&bytes) {
         let certificate = certificate.map_err(|error| error.to_string())?;

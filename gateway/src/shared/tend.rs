@@ -53,6 +53,9 @@ impl Status {
 impl Redis {
     /// Starts looking after it, on a thread of its own that ends with the last clone.
     pub fn start(&self) -> io::Result<()> {
+        if self.0.started.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let shared = Arc::downgrade(&self.0);
         thread::Builder::new().name("redis".to_owned()).spawn(move || {
