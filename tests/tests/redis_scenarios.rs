@@ -373,7 +373,11 @@ fn the_gateway_says_how_redis_is_and_never_blocks_it() -> harness::Result {
             "addresses": [at], "timeout": timeout, "connect_timeout": "2s",
         })
     };
-    let config = |redis: Value| json!({"listen": [{"address": address.to_string()}], "workers": 1, "state": {"redis": redis}});
+    let config = |redis: Value| {
+        json!({
+            "listen": [{"address": address.to_string()}], "workers": 1, "state": {"redis": redis},
+        })
+    };
     let mut gateway = Gateway::unprivileged(None, config(redis("300ms")))?;
     gateway.start()?;
     let status = || gateway.status();
