@@ -173,7 +173,9 @@ impl Control {
         );
         let kernel = door.map(|door| metrics::kernel(door, events)).transpose();
         let kernel = kernel.map_err(Refusal::failed)?.unwrap_or_default();
-        let names = self.names.page() + &redis::page(self.redis.as_ref());
+        let names = self.names.page();
+        let names = names + &metrics::authentications(&self.authenticators);
+        let names = names + &redis::page(self.redis.as_ref());
         Ok(Answer::Metrics(text + &names + &metrics::lists(&self.lists()) + &kernel))
     }
 }
