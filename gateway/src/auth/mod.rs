@@ -102,8 +102,7 @@ pub struct Memories {
 
 impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
-    /// knows. The error names the authenticator.
-    /// `redis` is what several gateways share, if they do.
+    /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
     pub fn new(config: &Config, before: &Self, _redis: Option<&Redis>) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let all = config.auth.iter().map(|one| {
