@@ -4,6 +4,7 @@
 //! Modules are ranked and import only lower ranks; ARCHITECTURE.md has the table and `cargo xtask tidy` checks it.
 
 pub mod admin;
+pub mod auth;
 pub mod base;
 pub mod cli;
 pub mod config;

@@ -20,7 +20,7 @@ use gateway::listen::sockets::{Inherited, Sockets};
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::observe::access_log::AccessLog;
-use gateway::request::Snapshot;
+use gateway::request::{Compiled, Snapshot};
 use gateway::route::Table;
 use gateway::rules::classify::Classifier;
 use gateway::rules::tables::{Memory, RuleTables};
@@ -38,9 +38,9 @@ const SHORT: Duration = Duration::from_millis(150);
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 
-fn with_routes(config: Config) -> (Arc<Config>, Arc<Table>) {
-    let routes = Table::new(&config.routes);
-    (Arc::new(config), Arc::new(routes))
+fn with_routes(config: Config) -> Compiled {
+    let routes = Arc::new(Table::new(&config.routes));
+    Compiled { config: Arc::new(config), routes, authenticators: Arc::default() }
 }
 
 fn config(targets: Vec<Target>) -> Config {

@@ -29,6 +29,12 @@ pub enum Kind {
     HeadTimeout,
     /// A rule denies the client's address.
     Denied,
+    /// Nobody knows who the caller is.
+    Unauthenticated,
+    /// The caller is known and may not.
+    Forbidden,
+    /// The caller has used up what it may.
+    RateLimited,
     /// No route fits.
     NoRoute,
     /// The route has other methods.
@@ -59,18 +65,25 @@ pub enum Kind {
     Shed,
     /// The service has no endpoint that may take a request.
     UpstreamUnavailable,
+    /// Who the caller is cannot be checked at the moment.
+    AuthUnavailable,
+    /// What the caller has used cannot be counted at the moment.
+    LimitUnavailable,
     /// The gateway has no descriptor, port or memory left for the request.
     Overloaded,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::TargetTooLong,
         Self::HeadTooLarge,
         Self::HeadTimeout,
         Self::Denied,
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::RateLimited,
         Self::NoRoute,
         Self::MethodNotAllowed,
         Self::NotImplemented,
@@ -86,6 +99,8 @@ impl Kind {
         Self::ConcurrencyLimit,
         Self::Shed,
         Self::UpstreamUnavailable,
+        Self::AuthUnavailable,
+        Self::LimitUnavailable,
         Self::Overloaded,
     ];
 
@@ -97,6 +112,9 @@ impl Kind {
             Self::HeadTooLarge => "head_too_large",
             Self::HeadTimeout => "head_timeout",
             Self::Denied => "denied",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
+            Self::RateLimited => "rate_limited",
             Self::NoRoute => "no_route",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::NotImplemented => "not_implemented",
@@ -112,6 +130,8 @@ impl Kind {
             Self::ConcurrencyLimit => "concurrency_limit",
             Self::Shed => "shed",
             Self::UpstreamUnavailable => "upstream_unavailable",
+            Self::AuthUnavailable => "auth_unavailable",
+            Self::LimitUnavailable => "limit_unavailable",
             Self::Overloaded => "overloaded",
         }
     }
@@ -124,6 +144,9 @@ impl Kind {
             | Self::HeadTooLarge
             | Self::HeadTimeout
             | Self::Denied
+            | Self::Unauthenticated
+            | Self::Forbidden
+            | Self::RateLimited
             | Self::NoRoute
             | Self::MethodNotAllowed
             | Self::NotImplemented
@@ -137,7 +160,11 @@ impl Kind {
             | Self::UpstreamProtocol
             | Self::UpstreamUnavailable
             | Self::BreakerOpen => Blame::Upstream,
-            Self::ConcurrencyLimit | Self::Shed | Self::Overloaded => Blame::Gateway,
+            Self::ConcurrencyLimit
+            | Self::Shed
+            | Self::AuthUnavailable
+            | Self::LimitUnavailable
+            | Self::Overloaded => Blame::Gateway,
         }
     }
 
@@ -151,6 +178,9 @@ impl Kind {
                 | Self::BreakerOpen
                 | Self::ConcurrencyLimit
                 | Self::Shed
+                | Self::RateLimited
+                | Self::AuthUnavailable
+                | Self::LimitUnavailable
                 | Self::Overloaded
         )
     }
@@ -161,19 +191,30 @@ impl Kind {
 pub struct Error {
     kind: Kind,
     detail: &'static str,
-    allow: Option<String>,
+    /// What the header field says that belongs to the kind.
+    told: Option<String>,
     retry_after: Duration,
 }
 
 impl Error {
     /// An error with a sentence for the client: what was wrong and what to do.
     pub fn new(kind: Kind, detail: &'static str) -> Self {
-        Self { kind, detail, allow: None, retry_after: Duration::ZERO }
+        Self { kind, detail, told: None, retry_after: Duration::ZERO }
     }
 
     /// The route has other methods: `allow` lists them as in the header of that name.
     pub fn method_not_allowed(allow: String) -> Self {
-        Self { allow: Some(allow), ..Kind::MethodNotAllowed.into() }
+        Self { told: Some(allow), ..Kind::MethodNotAllowed.into() }
+    }
+
+    /// Nobody knows who the caller is: `challenges` say how it may tell, as in `WWW-Authenticate`.
+    pub fn unauthenticated(detail: &'static str, challenges: String) -> Self {
+        Self { told: Some(challenges), ..Self::new(Kind::Unauthenticated, detail) }
+    }
+
+    /// The caller has used up what it may, for so long.
+    pub fn rate_limited(detail: &'static str, retry_after: Duration) -> Self {
+        Self { retry_after, ..Self::new(Kind::RateLimited, detail) }
     }
 
     /// The breaker of the service stays open for so long.
@@ -198,6 +239,9 @@ impl Error {
             | Kind::BreakerOpen
             | Kind::ConcurrencyLimit
             | Kind::Shed
+            | Kind::RateLimited
+            | Kind::AuthUnavailable
+            | Kind::LimitUnavailable
             | Kind::Overloaded => {
                 let started = u64::from(self.retry_after.subsec_nanos() > 0);
                 Some((self.retry_after.as_secs() + started).max(1))
@@ -208,7 +252,12 @@ impl Error {
 
     /// The methods of the route, if that is what was wrong.
     pub fn allow(&self) -> Option<&str> {
-        self.allow.as_deref()
+        self.told.as_deref().filter(|_| self.kind == Kind::MethodNotAllowed)
+    }
+
+    /// How a caller may tell who it is, if that is what was wrong.
+    pub fn challenges(&self) -> Option<&str> {
+        self.told.as_deref().filter(|_| self.kind == Kind::Unauthenticated)
     }
 }
 
@@ -222,6 +271,9 @@ impl From<Kind> for Error {
                 Kind::HeadTooLarge => "the head of the request is larger than accepted here",
                 Kind::HeadTimeout => "the head of the request did not arrive in time",
                 Kind::Denied => "requests from this address are not accepted",
+                Kind::Unauthenticated => "this needs a credential; see the header WWW-Authenticate",
+                Kind::Forbidden => "the caller may not do this",
+                Kind::RateLimited => "too many requests; try again later",
                 Kind::NoRoute => "no route matches this host and path",
                 Kind::MethodNotAllowed => "this method is not offered here; see the header Allow",
                 Kind::NotImplemented => "this method is not supported",
@@ -236,6 +288,8 @@ impl From<Kind> for Error {
                 Kind::ConcurrencyLimit => "the service is busy; try again",
                 Kind::Shed => "the service is busy with what is more important; try again",
                 Kind::UpstreamUnavailable => "the service is not available at the moment",
+                Kind::AuthUnavailable => "credentials cannot be checked at the moment; try again",
+                Kind::LimitUnavailable => "requests cannot be counted at the moment; try again",
                 Kind::Overloaded => "too much is going on at the moment; try again",
             },
         )

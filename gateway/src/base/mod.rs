@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod path;
 pub mod prefix;
 pub mod random;
+pub mod secret;
 pub mod stamp;
 pub mod text;
 pub mod time;

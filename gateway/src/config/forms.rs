@@ -4,9 +4,10 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::value::MapAccessDeserializer;
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 
+use super::at::At;
 use super::raw::{RawProtectedPorts, RawTargets};
 
 /// A mapping from names, in the order of the file.
@@ -109,6 +110,62 @@ impl<'de> Deserialize<'de> for RawTargets {
         }
 
         deserializer.deserialize_any(Targets)
+    }
+}
+
+/// A value, or a list of such values. Lists of lists are none.
+#[derive(Debug)]
+pub(super) enum OneOrList<T> {
+    One(T),
+    List(Vec<T>),
+}
+
+impl<T> OneOrList<T> {
+    /// Every value with its place.
+    pub(super) fn each<'s>(&'s self, at: At<'s>) -> impl Iterator<Item = (&'s T, At<'s>)> {
+        let (one, list) = match self {
+            Self::One(one) => (Some((one, at)), [].as_slice()),
+            Self::List(list) => (None, list.as_slice()),
+        };
+        let list = list.iter().enumerate().map(move |(index, one)| (one, at.item(index)));
+        one.into_iter().chain(list)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrList<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+            type Value = OneOrList<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("one entry or a list of them")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                T::deserialize(StrDeserializer::new(text)).map(OneOrList::One)
+            }
+
+            /// A mistake that has been reported.
+            fn visit_none<E>(self) -> Result<Self::Value, E> {
+                Ok(OneOrList::List(Vec::new()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(OneOrList::One)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    values.push(value);
+                }
+                Ok(OneOrList::List(values))
+            }
+        }
+
+        deserializer.deserialize_any(Either(PhantomData))
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod at;
+mod auth;
 mod balance;
 mod bounds;
 mod breaker;
@@ -23,6 +24,7 @@ mod paths;
 mod raw;
 mod retry;
 mod routes;
+mod secret;
 mod tls;
 mod tracing;
 mod tree;
@@ -44,6 +46,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
+pub use self::auth::{
+    Access, Alternative, AuthKind, Authenticator, CertificateName, ClaimPath, Consumer, Mtls,
+    Require,
+};
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};
 pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
@@ -58,6 +64,7 @@ pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Timeouts, Wanted, WeightedUpstream,
 };
+pub use self::secret::SecretSource;
 pub use self::tls::{
     AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,
 };
@@ -168,9 +175,11 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let around = upstreams::Around { folder, listeners: &own, discovery: &discovery };
     let upstreams = upstreams::upstreams(&raw.upstreams, around, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, (&upstreams, &discovery));
+    let auth = auth::authenticators(&raw.auth, at.key("auth"));
+    let referred = routes::Around { upstreams: &upstreams, auth: (&auth, &raw.auth) };
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
-        routes: routes::routes(&raw.routes, &upstreams, at.key("routes")),
+        routes: routes::routes(&raw.routes, referred, at.key("routes")),
         workers: match raw.workers {
             Some(workers) => {
                 value::count(workers, 1..=WORKERS_MAX, at.key("workers")).unwrap_or_default()
@@ -189,8 +198,10 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
+        consumers: auth::consumers(&raw.consumers, at.key("consumers")),
         discovery,
         upstreams,
+        auth,
     }
 }
 
@@ -278,6 +289,10 @@ pub struct Config {
     pub discovery: Discovery,
     /// Services behind the gateway, in the order of the file. Routes refer to them by index.
     pub upstreams: Vec<Upstream>,
+    /// Ways to know callers, in the order of the file. Routes refer to them by index.
+    pub auth: Vec<Authenticator>,
+    /// What is known of callers beside their credentials.
+    pub consumers: Vec<Consumer>,
     /// Routes in the order of the file.
     pub routes: Vec<Route>,
 }

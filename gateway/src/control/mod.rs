@@ -1,7 +1,7 @@
 //! The only place where objects are wired: start, commands, reload, signals, shutdown.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
 use crate::admin::rules::ListView;
 use crate::admin::server;
+use crate::auth::Authenticators;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, OnExit};
 use crate::kernel::interfaces::Change;
@@ -132,6 +133,7 @@ struct Control {
     sources: Sources,
     names: Names,
     certificates: Certificates,
+    authenticators: Arc<Authenticators>,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
     pins: Pins,
@@ -351,6 +353,7 @@ impl Control {
         self.sources.tick(instant());
         self.names.tick(&self.config, instant());
         self.certificates.tick(instant());
+        self.authenticators.tick(now);
         match self.policy.expire(now) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "rules ended"),
@@ -384,9 +387,14 @@ impl Control {
 
     fn refresh_protected(&mut self, now: Now) {
         let config = (&*self.config, self.echo);
-        let (sources, names, directory) = (&self.sources, &self.names, &self.directory);
-        let protected = protect::gather(config, sources, names, directory, &self.sessions);
+        let (peers, directory) = (self.peers(), &self.directory);
+        let protected = protect::gather(config, peers, directory, &self.sessions);
         protect::refresh(&mut self.policy, protected, now);
+    }
+
+    /// Whose addresses were looked up, and for what.
+    fn peers(&self) -> impl Iterator<Item = (String, IpAddr)> {
+        self.sources.peers().chain(self.names.peers()).chain(self.authenticators.peers())
     }
 
     fn detach(&mut self) -> Result<Done, Refusal> {

@@ -4,10 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 
-use super::names::Names;
 use super::policy::Policy;
 use super::sessions::Sessions;
-use super::sources::Sources;
 use crate::base::time::{Now, UtcMillis};
 use crate::config::{Config, Target};
 use crate::rules::protected::{Protected, own_addresses, resolvers};
@@ -70,12 +68,10 @@ pub fn collect(
 /// Every protected prefix of a gateway that runs: also of endpoints that are no more and have requests to answer.
 pub(super) fn gather(
     (config, echo): (&Config, Option<SocketAddr>),
-    sources: &Sources,
-    names: &Names,
+    peers: impl IntoIterator<Item = (String, IpAddr)>,
     directory: &Directory,
     sessions: &Sessions,
 ) -> Protected {
-    let peers = sources.peers().chain(names.peers());
     let mut protected = collect(config, echo, peers, sessions);
     for (upstream, address) in directory.in_use() {
         if protected.covering(&address.ip().into()).is_none() {

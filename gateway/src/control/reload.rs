@@ -16,6 +16,7 @@ use super::start::open_door;
 use super::upstreams::uses_echo;
 use super::{Control, access_log, addresses, background, protect, read};
 use crate::admin::api::{Answer, Done, Refusal};
+use crate::auth::Authenticators;
 use crate::base::time::Now;
 use crate::config::{Attach, Config};
 use crate::kernel::Door;
@@ -37,6 +38,7 @@ const HELD_BACK_NOTES_MAX: usize = 20;
 pub(super) struct Prepared {
     config: Config,
     routes: Table,
+    authenticators: Authenticators,
     files: Vec<Reading>,
     log: Option<Sink>,
     certificates: Store,
@@ -63,7 +65,7 @@ impl Control {
     fn begin_reload(&self) {
         let (path, user) = (self.path.clone(), self.target.name.clone());
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
-        let known = self.names.resolved();
+        let (known, authenticators) = (self.names.resolved(), Arc::clone(&self.authenticators));
         tokio::task::spawn_local(async move {
             let reading = background::begin("reload", move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
@@ -72,7 +74,10 @@ impl Control {
                 let certificates = certificates::read_again(&config, &before, &user);
                 let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
                 let routes = Table::new(&config.routes);
-                Ok(Prepared { config, routes, files, log, certificates, found: Vec::new() })
+                let authenticators = Authenticators::new(&config, &authenticators);
+                let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
+                let found = Vec::new();
+                Ok(Prepared { config, routes, authenticators, files, log, certificates, found })
             });
             let reading = async {
                 reading
@@ -118,7 +123,7 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, routes, files, log, certificates, found } = prepared;
+        let Prepared { config, routes, authenticators, files, log, certificates, found } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -144,6 +149,7 @@ impl Control {
         self.certificates.configure(&config, compiled);
         self.shared.access_log.switch(log);
         self.config = config;
+        self.authenticators = Arc::new(authenticators);
         self.names.configure(&self.config, &mut self.directory);
         self.publish_snapshot(Arc::new(routes));
         self.configure_checks();
@@ -187,8 +193,9 @@ impl Control {
         let was_open = self.policy.door.is_some();
         self.sessions.look_all(&config.kernel.management_ports);
         let protected = |config: &Config| {
-            let (sources, names, directory) = (&self.sources, &self.names, &self.directory);
-            protect::gather((config, self.echo), sources, names, directory, &self.sessions)
+            let peers = self.sources.peers().chain(self.names.peers());
+            let peers = peers.chain(self.authenticators.peers());
+            protect::gather((config, self.echo), peers, &self.directory, &self.sessions)
         };
         self.policy.configure(config, protected(config), now);
         if self.detached {

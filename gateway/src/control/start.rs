@@ -24,6 +24,7 @@ use super::upstreams::{snapshot, uses_echo};
 use super::{Control, RunError, access_log, addresses, protect, read};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
+use crate::auth::Authenticators;
 use crate::base::folder;
 use crate::base::time::{Now, instant};
 use crate::config::{Attach, Config};
@@ -34,6 +35,7 @@ use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
+use crate::request::Compiled;
 use crate::route::Table;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
@@ -45,6 +47,7 @@ pub(super) struct Started {
     path: Option<PathBuf>,
     config: Arc<Config>,
     certificates: tls::Store,
+    authenticators: Authenticators,
     policy: Policy,
     sessions: Sessions,
     pins: Pins,
@@ -68,6 +71,8 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     // Those that only root may read are read now, and stay as they are until they change.
     let certificates =
         certificates::read(&config, &target.name).map_err(RunError::Configuration)?;
+    let authenticators = Authenticators::new(&config, &Authenticators::default());
+    let authenticators = authenticators.map_err(RunError::Failed)?;
     let inheritance = match replace {
         true => Inheritance::ask(&config.admin.socket).map_err(RunError::failed)?,
         false => None,
@@ -103,6 +108,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         path,
         config,
         certificates,
+        authenticators,
         policy,
         sessions,
         pins,
@@ -139,7 +145,13 @@ impl Started {
         names.configure(&self.config, &mut directory);
         let routes = Arc::new(Table::new(&self.config.routes));
         let own = (address, &counters);
-        let first = snapshot((&self.config, routes), &mut directory, certificates.clients(), own);
+        let authenticators = Arc::new(self.authenticators);
+        let compiled = Compiled {
+            config: Arc::clone(&self.config),
+            routes,
+            authenticators: Arc::clone(&authenticators),
+        };
+        let first = snapshot(compiled, &mut directory, certificates.clients(), own);
         let mut checks = Checks::new();
         checks.configure(&self.config, &directory, certificates.clients());
         let shared = Shared {
@@ -160,6 +172,7 @@ impl Started {
             sources,
             names,
             certificates,
+            authenticators,
             reloads: VecDeque::new(),
             pins: self.pins,
             detached: false,

@@ -2,7 +2,7 @@
 //! nothing about what is behind the gateway.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use serde::Serialize;
 
@@ -37,6 +37,9 @@ pub fn response(error: &Error, request_id: HeaderValue) -> Response<Bytes> {
     if let Some(allow) = error.allow() {
         fields.insert(ALLOW, headers::value(allow));
     }
+    if let Some(challenges) = error.challenges() {
+        fields.insert(WWW_AUTHENTICATE, headers::value(challenges));
+    }
     if let Some(seconds) = error.retry_after_seconds() {
         fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -47,7 +50,9 @@ pub fn response(error: &Error, request_id: HeaderValue) -> Response<Bytes> {
 pub fn status(kind: Kind) -> StatusCode {
     match kind {
         Kind::BadRequest | Kind::RequestBroken => StatusCode::BAD_REQUEST,
-        Kind::Denied => StatusCode::FORBIDDEN,
+        Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Kind::Denied | Kind::Forbidden => StatusCode::FORBIDDEN,
+        Kind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Kind::NoRoute => StatusCode::NOT_FOUND,
         Kind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Kind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
@@ -64,6 +69,8 @@ pub fn status(kind: Kind) -> StatusCode {
         | Kind::BreakerOpen
         | Kind::ConcurrencyLimit
         | Kind::Shed
+        | Kind::AuthUnavailable
+        | Kind::LimitUnavailable
         | Kind::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Cache};
 use http::HeaderValue;
 
+use crate::auth::{Authenticators, Memories};
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::base::time::Now;
 use crate::config::{self, Config};
@@ -42,6 +43,7 @@ pub struct Snapshot {
     /// What it was compiled from.
     pub config: Arc<Config>,
     routes: Arc<route::Table>,
+    authenticators: Arc<Authenticators>,
     upstreams: Vec<Upstream>,
     /// What is counted by route, in the order of the routes.
     route_series: Vec<Series>,
@@ -49,15 +51,27 @@ pub struct Snapshot {
     upstream_series: Vec<Series>,
 }
 
+/// What of a configuration was compiled before.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What it was compiled from.
+    pub config: Arc<Config>,
+    /// Its routes.
+    pub routes: Arc<route::Table>,
+    /// Its ways to know callers.
+    pub authenticators: Arc<Authenticators>,
+}
+
 impl Snapshot {
-    /// Compiles `config`, of which `routes` were compiled before, and puts its endpoints in force. What is counted by
-    /// name goes on in `counters`.
+    /// Compiles the rest of a configuration, and puts its endpoints in force. What is counted by name goes on in
+    /// `counters`.
     pub fn new(
-        (config, routes): (Arc<Config>, Arc<route::Table>),
+        compiled: Compiled,
         directory: &mut Directory,
         clients: &Clients,
         counters: &Registry,
     ) -> Self {
+        let Compiled { config, routes, authenticators } = compiled;
         let upstreams = config.upstreams.iter();
         let upstreams =
             upstreams.map(|service| Upstream::new(service, &config.bounds, directory, clients));
@@ -75,6 +89,7 @@ impl Snapshot {
         let max = config.metrics.max_names;
         Self {
             routes,
+            authenticators,
             upstreams,
             route_series: counters.routes(&route_names, max),
             upstream_series: counters.upstreams(&upstream_names, max),
@@ -116,6 +131,8 @@ struct Current {
     views: Vec<View>,
     /// What is remembered of the upstreams, in their order.
     locals: Vec<Rc<Local>>,
+    /// Whom the worker knows.
+    memories: Memories,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -140,7 +157,8 @@ impl Current {
             Local::of(upstream, before.get(&*service.name).copied())
         };
         let locals = services.map(local).collect();
-        Rc::new(Self { snapshot, views, locals })
+        let memories = snapshot.authenticators.memories();
+        Rc::new(Self { snapshot, views, locals, memories })
     }
 }
 

@@ -6,16 +6,19 @@ use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 
+use crate::auth::{self, Ask, Authorized};
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::random::random;
-use crate::config::{Action, Route};
+use crate::base::time::Now;
+use crate::config::{Action, Forward, Route};
 use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::trace_context::TraceContext;
 use crate::http::{forwarded, grpc, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
+use crate::route::Routed;
 use crate::transform;
 use crate::upstream::balance::Choice;
 use crate::upstream::send::Way;
@@ -88,14 +91,23 @@ struct Exchange<'a> {
     trace: Option<TraceContext<'a>>,
 }
 
+/// A request that is to be sent on, and who may have it sent.
+struct Outgoing<'a> {
+    routed: Routed,
+    route: &'a Route,
+    forward: &'a Forward,
+    client: ClientAddr,
+    authorized: Authorized,
+}
+
 impl Exchange<'_> {
     async fn answer(
         &self,
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { worker, client, addresses, listener, .. } = &**self.connection;
-        let Current { snapshot, views, locals } = &**self.current;
+        let Connection { client, listener, .. } = &**self.connection;
+        let Current { snapshot, memories, .. } = &**self.current;
         let (mut head, body) = request.into_parts();
 
         target::normalise(&mut head, self.connection.scheme())?;
@@ -107,12 +119,37 @@ impl Exchange<'_> {
             let response = target::redirect(&head, port)?.map(Answer::Gateway);
             return Ok(prepare::response(response, id));
         }
+        let asked = head.uri.path_and_query().cloned();
         let routed = target::route(&snapshot.routes, &mut head)?;
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
+        let ask = Ask {
+            head: &head,
+            target: asked.as_ref().ok_or(Kind::BadRequest)?,
+            client,
+            certificate: self.connection.client_certificate(),
+            is_tls: self.connection.tls.is_some(),
+            now: Now::read,
+        };
+        let by = (&*snapshot.authenticators, memories);
+        let authorized = auth::authorize(route.access.as_ref(), by, ask).await?;
         let Action::Forward(forward) = &route.action else {
             return self.answer_here(route, &head, id);
         };
+        let request = Outgoing { routed, route, forward, client, authorized };
+        self.forward(request, Request::from_parts(head, body), id).await
+    }
+
+    /// The answer of the service that the route names.
+    async fn forward(
+        &self,
+        outgoing: Outgoing<'_>,
+        request: Request<Incoming>,
+        id: HeaderValue,
+    ) -> Result<Response<Answer>, Error> {
+        let Outgoing { routed, route, forward, client, authorized } = outgoing;
+        let Current { snapshot, views, locals, .. } = &**self.current;
+        let (mut head, body) = request.into_parts();
         let destination = routed.choose(forward, &head.headers, client.ip(), random);
         if let Some(template) = &forward.rewrite {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
@@ -129,16 +166,16 @@ impl Exchange<'_> {
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
         let key = upstream.key(&request, client.ip());
-        let choice = Choice { upstream, view, key };
         let way = Way {
-            choice,
+            choice: Choice { upstream, view, key },
             local,
-            addresses: *addresses,
+            addresses: self.connection.addresses,
             deadline: self.deadline,
             priority: route.priority,
             timeouts: &forward.timeouts,
+            authorized: &authorized,
         };
-        let response = match worker.client.send(way, request).await {
+        let response = match self.connection.worker.client.send(way, request).await {
             Ok((response, permit)) => {
                 self.account.hold(permit);
                 response.map(Answer::Upstream)

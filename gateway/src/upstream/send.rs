@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 
+use crate::auth::Authorized;
 use crate::base::error::{Error, Kind};
 use crate::config::{Breaker, Concurrency, Limit, Priority, Timeouts};
 use crate::http::body::RequestBody;
@@ -54,6 +55,8 @@ pub struct Way<'a> {
     pub priority: Priority,
     /// How long it may take, where its route says that.
     pub timeouts: &'a Timeouts,
+    /// Who may have it sent.
+    pub authorized: &'a Authorized,
 }
 
 /// The head of an answer, and whom the rest is to come from.

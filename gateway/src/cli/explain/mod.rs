@@ -104,7 +104,7 @@ fn explain(config: &Config, mut head: Parts, scheme: &str, from: Option<IpAddr>)
     let values = route.path.values(head.uri.path()).into_iter().map(str::to_owned);
     found.captures = route.path.captures().map(str::to_owned).zip(values).collect();
     found.policies.retain(|policy| policies::holds(policy, route));
-    found.policies.extend(policies::of_route(route));
+    found.policies.extend(policies::of_route(config, route));
     let asked = Asked { config, route, routed, from };
     if let Err(error) = found.act(&asked, head) {
         return found.refused(&error);

@@ -123,8 +123,17 @@ fn own_body_bytes(route: &Route) -> Option<u64> {
     }
 }
 
+/// Who may take the route.
+fn callers(config: &Config, route: &Route) -> String {
+    let Some(access) = &route.access else { return "everybody".to_owned() };
+    let names = access.authenticators.iter().filter_map(|index| config.auth.get(*index));
+    let names = names.map(|one| one.name.as_str());
+    let names: Vec<&str> = names.chain(access.anonymous.then_some("anonymous")).collect();
+    names.join(", ")
+}
+
 /// What the route says besides where the request goes.
-pub(super) fn of_route(route: &Route) -> Vec<Policy> {
+pub(super) fn of_route(config: &Config, route: &Route) -> Vec<Policy> {
     let ambiguity = |ambiguity| match ambiguity {
         Ambiguity::SameRoute => "same_route",
         Ambiguity::Keep => "keep",
@@ -137,6 +146,7 @@ pub(super) fn of_route(route: &Route) -> Vec<Policy> {
         Priority::Critical => "critical",
     };
     let mut found = vec![
+        policy("auth", callers(config, route)),
         policy("priority", priority),
         policy("encoded_slash", ambiguity(route.encoded_slash)),
         policy("path_parameters", ambiguity(route.path_parameters)),

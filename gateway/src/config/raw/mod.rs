@@ -16,6 +16,7 @@ pub(super) use self::listen::*;
 pub(super) use self::observe::*;
 pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
+use super::auth::{RawAuthenticator, RawConsumer};
 use super::discovery::RawDiscovery;
 pub(super) use super::forms::{Named, Section, TextOr};
 use super::tracing::RawTracing;
@@ -43,6 +44,9 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) zone: Option<String>,
     pub(in crate::config) discovery: RawDiscovery,
     pub(in crate::config) upstreams: Named<RawUpstream>,
+    /// Ways to know callers.
+    pub(in crate::config) auth: Named<RawAuthenticator>,
+    pub(in crate::config) consumers: Named<RawConsumer>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
 

@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::{Named, Section, TextOr};
 use crate::config::Priority;
+use crate::config::auth::{RawAuth, RawRequire};
 
 /// Which requests, and what is done with them.
 #[derive(Debug, Deserialize)]
@@ -43,6 +44,12 @@ pub(in crate::config) struct RawRoute {
     /// Default: what the upstream says.
     #[serde(default)]
     pub(in crate::config) timeout: Option<RawRouteTimeout>,
+    /// Who may take it. Default: everybody, where there is no `auth` section.
+    #[serde(default)]
+    pub(in crate::config) auth: Option<RawAuth>,
+    /// What callers must be. Default: known.
+    #[serde(default)]
+    pub(in crate::config) require: Option<RawRequire>,
 }
 
 /// How long requests of the route may take. Default: what the upstream says.

@@ -24,9 +24,11 @@ use http::Method;
 
 use self::action::Upstreams;
 use self::taken::Taken;
-use super::Upstream;
 use super::at::At;
+use super::auth::{self, RawAuthenticator};
+use super::forms::Named;
 use super::raw::{RawAmbiguity, RawMatch, RawRoute};
+use super::{Authenticator, Upstream};
 use crate::base::path::Path;
 
 /// What a route matches.
@@ -37,11 +39,23 @@ struct Match {
     predicates: Vec<Predicate>,
 }
 
-pub(super) fn routes(raw: &[RawRoute], upstreams: &[Upstream], at: At<'_>) -> Vec<Route> {
-    let upstreams = Upstreams::new(upstreams);
+/// What routes refer to.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'c> {
+    pub(super) upstreams: &'c [Upstream],
+    pub(super) auth: (&'c [Authenticator], &'c Named<RawAuthenticator>),
+}
+
+pub(super) fn routes(raw: &[RawRoute], around: Around<'_>, at: At<'_>) -> Vec<Route> {
+    let upstreams = Upstreams::new(around.upstreams);
     let mut taken = Taken::default();
     let routes = raw.iter().enumerate();
-    routes.filter_map(|(index, raw)| route(raw, &upstreams, &mut taken, at.item(index))).collect()
+    let route = |(index, raw)| {
+        let at = at.item(index);
+        let access = auth::access(raw, around.auth, at);
+        Some(Route { access, ..route(raw, &upstreams, &mut taken, at)? })
+    };
+    routes.filter_map(route).collect()
 }
 
 /// Reads all of a route before it gives up, so that every mistake is found.
@@ -70,6 +84,7 @@ fn route(
         encoded_slash: ambiguity(raw.encoded_slash),
         path_parameters: ambiguity(raw.path_parameters),
         priority: raw.priority,
+        access: None,
         action: action?,
         request_headers,
         response_headers,

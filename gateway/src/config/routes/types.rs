@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+use crate::config::auth::Access;
 use crate::config::concurrency::Priority;
 
 /// Which requests, and what is done with them.
@@ -26,6 +27,8 @@ pub struct Route {
     pub path_parameters: Ambiguity,
     /// How important its requests are to the upstream.
     pub priority: Priority,
+    /// Who may take it; `None`: nobody asks.
+    pub access: Option<Access>,
     /// What is done with the request.
     pub action: Action,
     /// What becomes of the header fields that the service gets.
@@ -54,6 +57,7 @@ impl Route {
             encoded_slash: Ambiguity::SameRoute,
             path_parameters: Ambiguity::SameRoute,
             priority: Priority::Normal,
+            access: None,
             action: Action::Forward(forward),
             request_headers: HeaderChanges::default(),
             response_headers: HeaderChanges::default(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Control, background};
 use crate::config::{Config, Target};
 use crate::observe::Registry;
-use crate::request::Snapshot;
+use crate::request::{Compiled, Snapshot};
 use crate::route::Table;
 use crate::tls::client::Clients;
 use crate::upstream::directory::Directory;
@@ -24,7 +24,12 @@ impl Control {
     /// Puts the configuration in force as it is compiled now.
     pub(super) fn publish_snapshot(&mut self, routes: Arc<Table>) {
         let (clients, own) = (self.certificates.clients(), (self.echo, &self.shared.counters));
-        let snapshot = snapshot((&self.config, routes), &mut self.directory, clients, own);
+        let compiled = Compiled {
+            config: Arc::clone(&self.config),
+            routes,
+            authenticators: Arc::clone(&self.authenticators),
+        };
+        let snapshot = snapshot(compiled, &mut self.directory, clients, own);
         self.retired.push(self.shared.snapshot.swap(snapshot));
     }
 
@@ -47,14 +52,13 @@ impl Control {
 
 /// Compiles a configuration, with its endpoints put in force.
 pub(super) fn snapshot(
-    (config, routes): (&Arc<Config>, Arc<Table>),
+    compiled: Compiled,
     directory: &mut Directory,
     clients: &Clients,
     (echo, counters): (Option<SocketAddr>, &Registry),
 ) -> Arc<Snapshot> {
-    directory.set_own(config.zone.as_deref(), echo);
-    let compiled = (Arc::clone(config), routes);
+    directory.set_own(compiled.config.zone.as_deref(), echo);
     let snapshot = Arc::new(Snapshot::new(compiled, directory, clients, counters));
-    directory.keep(config);
+    directory.keep(&snapshot.config);
     snapshot
 }

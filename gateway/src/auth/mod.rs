@@ -1,0 +1,248 @@
+//! Who is calling, and whether they may. Only [`authorize`] makes an [`Authorized`], without which nothing is sent to a
+//! service.
+//!
+//! A route names the authenticators that it believes, in order. The first that knows the caller decides who it is. A
+//! credential that does not hold is nobody's: the next authenticator is asked, for two issuers may share a header, but
+//! the caller is never taken for an anonymous one. Where a credential cannot be checked now, and nobody else knows the
+//! caller, the answer says so, and never that the credential is bad.
+
+mod identity;
+mod memory;
+mod mtls;
+mod require;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::uri::PathAndQuery;
+
+pub use self::identity::{Consumers, Identity};
+pub use self::memory::{Digest, Memory, digest_of};
+
+use crate::base::address::ClientAddr;
+use crate::base::error::{Error, Kind};
+use crate::base::time::Now;
+use crate::config::{self, Access, AuthKind, Config};
+use crate::tls::session::ClientCertificate;
+
+/// What an authenticator is asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// The head of the request: one Host, the target in origin form and its path in normal form.
+    pub head: &'a Parts,
+    /// Path and query as the client has sent them, which is what signatures are over.
+    pub target: &'a PathAndQuery,
+    /// Whom the request is believed to come from.
+    pub client: ClientAddr,
+    /// What the client has proven to be in the TLS handshake.
+    pub certificate: Option<&'a ClientCertificate>,
+    /// Whether it came over TLS.
+    pub is_tls: bool,
+    /// What time it is.
+    pub now: fn() -> Now,
+}
+
+/// What an authenticator says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The request has no credential of this kind.
+    Absent,
+    /// This is who calls.
+    Known(Arc<Identity>),
+    /// A credential that does not hold, and why: for the log, without anything of the credential.
+    Refused(&'static str),
+    /// It cannot be checked now, and why.
+    Unavailable(&'static str),
+}
+
+/// A request whose caller may make it. Only [`authorize`] makes one.
+#[derive(Clone, Debug)]
+pub struct Authorized {
+    identity: Option<Arc<Identity>>,
+}
+
+impl Authorized {
+    /// Who calls; `None` is nobody in particular.
+    pub fn identity(&self) -> Option<&Arc<Identity>> {
+        self.identity.as_ref()
+    }
+}
+
+/// All ways to know callers, compiled. Shared by the workers.
+#[derive(Debug, Default)]
+pub struct Authenticators {
+    all: Vec<Authenticator>,
+}
+
+/// A way to know callers.
+#[derive(Debug)]
+struct Authenticator {
+    /// As configured, by which the next configuration finds what it may take over.
+    config: config::Authenticator,
+    kind: Checker,
+}
+
+#[derive(Debug)]
+enum Checker {
+    Mtls(mtls::Mtls),
+}
+
+/// What one worker remembers, by authenticator.
+#[derive(Debug, Default)]
+pub struct Memories(Vec<Memory>);
+
+impl Authenticators {
+    /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
+    /// knows. The error names the authenticator.
+    pub fn new(config: &Config, before: &Self) -> Result<Self, String> {
+        let consumers = Arc::new(Consumers::new(&config.consumers));
+        let all = config.auth.iter().map(|one| {
+            let same = before.all.iter().find(|before| before.config.name == one.name);
+            let kind = Checker::new(one, &consumers, same.map(|before| &before.kind));
+            let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
+            Ok(Authenticator { config: one.clone(), kind })
+        });
+        Ok(Self { all: all.collect::<Result<_, String>>()? })
+    }
+
+    /// What a worker begins with.
+    pub fn memories(&self) -> Memories {
+        Memories(self.all.iter().map(|one| Memory::new(one.kind.remembers())).collect())
+    }
+
+    /// Whether callers can be known at all.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Looks after what changes by itself: files, keys of issuers. Called about once a second.
+    pub fn tick(&self, now: Now) {
+        self.all.iter().for_each(|one| one.kind.tick(now));
+    }
+
+    /// The addresses that are talked to, and whose they are.
+    pub fn peers(&self) -> Vec<(String, IpAddr)> {
+        let peers = self.all.iter().flat_map(|one| {
+            let what = format!("asked by the authenticator `{}`", one.config.name);
+            one.kind.peers().into_iter().map(move |address| (what.clone(), address))
+        });
+        peers.collect()
+    }
+
+    async fn known(
+        &self,
+        access: &Access,
+        ask: &Ask<'_>,
+        memories: &Memories,
+    ) -> Result<Option<Arc<Identity>>, Error> {
+        let (mut refused, mut unavailable) = (None, None);
+        for index in &access.authenticators {
+            let Some((one, memory)) = self.all.get(*index).zip(memories.0.get(*index)) else {
+                continue;
+            };
+            match one.kind.authenticate(ask, memory).await {
+                Answer::Absent => {}
+                Answer::Known(identity) => return Ok(Some(identity)),
+                Answer::Refused(reason) => {
+                    let authenticator = &*one.config.name;
+                    tracing::debug!(authenticator, reason, client = %ask.client, "refused");
+                    refused = refused.or(Some(reason));
+                }
+                Answer::Unavailable(reason) => {
+                    let authenticator = &*one.config.name;
+                    tracing::debug!(authenticator, reason, client = %ask.client, "unavailable");
+                    unavailable = Some(reason);
+                }
+            }
+        }
+        match (unavailable, refused) {
+            (Some(_), _) => Err(Kind::AuthUnavailable.into()),
+            (None, None) if access.anonymous => Ok(None),
+            (None, None) => Err(self.unauthenticated(
+                access,
+                "this needs a credential; see the header WWW-Authenticate",
+            )),
+            (None, Some(_)) => {
+                Err(self.unauthenticated(access, "the credential is not valid here"))
+            }
+        }
+    }
+
+    fn unauthenticated(&self, access: &Access, detail: &'static str) -> Error {
+        let mut challenges: Vec<String> = Vec::new();
+        for one in access.authenticators.iter().filter_map(|index| self.all.get(*index)) {
+            let challenge = one.kind.challenge();
+            if !challenges.contains(&challenge) {
+                challenges.push(challenge);
+            }
+        }
+        Error::unauthenticated(detail, challenges.join(", "))
+    }
+}
+
+/// Finds out who calls and whether they may: by `access`, what their route says of it.
+pub async fn authorize(
+    access: Option<&Access>,
+    (authenticators, memories): (&Authenticators, &Memories),
+    ask: Ask<'_>,
+) -> Result<Authorized, Error> {
+    let Some(access) = access else { return Ok(Authorized { identity: None }) };
+    // On the heap, for most routes have nobody to ask.
+    let identity = Box::pin(authenticators.known(access, &ask, memories)).await?;
+    if require::allows(&access.require, identity.as_deref(), &ask.head.method) {
+        return Ok(Authorized { identity });
+    }
+    Err(match identity {
+        Some(_) => Kind::Forbidden.into(),
+        None => {
+            let detail = "this needs a credential; see the header WWW-Authenticate";
+            authenticators.unauthenticated(access, detail)
+        }
+    })
+}
+
+impl Checker {
+    fn new(
+        config: &config::Authenticator,
+        consumers: &Arc<Consumers>,
+        _before: Option<&Self>,
+    ) -> Result<Self, String> {
+        match &config.kind {
+            AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(&config.name, mtls, consumers))),
+        }
+    }
+
+    /// Callers whom a worker remembers.
+    fn remembers(&self) -> usize {
+        match self {
+            Self::Mtls(_) => 0,
+        }
+    }
+
+    async fn authenticate(&self, ask: &Ask<'_>, _memory: &Memory) -> Answer {
+        match self {
+            Self::Mtls(mtls) => mtls.authenticate(ask),
+        }
+    }
+
+    /// How callers may say who they are, as in `WWW-Authenticate` (RFC 9110, section 11.6.1).
+    fn challenge(&self) -> String {
+        match self {
+            // There is no scheme for what happens before HTTP; a 401 needs one all the same.
+            Self::Mtls(_) => "Certificate".to_owned(),
+        }
+    }
+
+    fn tick(&self, _now: Now) {
+        match self {
+            Self::Mtls(_) => {}
+        }
+    }
+
+    fn peers(&self) -> Vec<IpAddr> {
+        match self {
+            Self::Mtls(_) => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! `auth`, `consumers` and what routes ask of callers: who may be known how, and what they must be.
+
+mod consumers;
+mod mtls;
+mod require;
+
+use super::at::At;
+use super::diagnostic::suggestion;
+use super::forms::{Named, OneOrList};
+use super::raw::RawRoute;
+use super::tree::shorten;
+use super::value::name;
+use serde::Deserialize;
+
+pub use self::consumers::Consumer;
+pub use self::mtls::{CertificateName, Mtls};
+pub use self::require::{Alternative, ClaimPath, Require};
+
+pub(super) use self::consumers::{RawConsumer, consumers};
+pub(super) use self::require::RawRequire;
+
+use self::mtls::RawMtls;
+
+/// The word for callers that are not known.
+const ANONYMOUS: &str = "anonymous";
+/// What an authenticator may be.
+const KINDS: &str = "`mtls`";
+
+/// A way to know callers, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authenticator {
+    /// Each once, in the order of the file.
+    pub name: String,
+    /// How callers are known.
+    pub kind: AuthKind,
+}
+
+/// How callers are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthKind {
+    /// By the certificate that the client has shown in the TLS handshake.
+    Mtls(Mtls),
+}
+
+/// Who may take a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Indices in [`super::Config::auth`], in the order in which they are asked.
+    pub authenticators: Vec<usize>,
+    /// Whether callers without any credential are served too.
+    pub anonymous: bool,
+    /// What callers must be.
+    pub require: Require,
+}
+
+/// How callers are known: exactly one of these.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawAuthenticator {
+    mtls: Option<RawMtls>,
+}
+
+/// `auth: NAME` or a list of names.
+pub(super) type RawAuth = OneOrList<String>;
+
+/// The section as meant. What could not be read has been reported.
+pub(super) fn authenticators(raw: &Named<RawAuthenticator>, at: At<'_>) -> Vec<Authenticator> {
+    let one = |(index, (called, raw)): (usize, &(String, RawAuthenticator))| {
+        let at = at.entry(index);
+        let good = name(called, "an authenticator", at.on_key());
+        if called == ANONYMOUS {
+            let message = "`anonymous` stands for callers that are not known";
+            at.on_key().error_with_help(message, "choose another name");
+        }
+        let kind = kind(raw, at)?;
+        good.then(|| Authenticator { name: called.clone(), kind })
+    };
+    raw.0.iter().enumerate().filter_map(one).collect()
+}
+
+fn kind(raw: &RawAuthenticator, at: At<'_>) -> Option<AuthKind> {
+    let RawAuthenticator { mtls } = raw;
+    let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
+    let mut given = [mtls].into_iter().flatten();
+    let Some(kind) = given.next() else {
+        let help = format!("add one of {KINDS}");
+        at.on_key().error_with_help("this does not say how callers are known", help);
+        return None;
+    };
+    if given.next().is_some() {
+        let help = "give each way a name of its own; routes may list several";
+        at.on_key().error_with_help("callers are known in one way here", help);
+    }
+    kind
+}
+
+/// Who may take a route; `None`: nobody asks.
+pub(super) fn access(
+    raw: &RawRoute,
+    (authenticators, typed): (&[Authenticator], &Named<RawAuthenticator>),
+    at: At<'_>,
+) -> Option<Access> {
+    let names = typed.0.iter().map(|(name, _)| name.as_str());
+    let Some(auth) = &raw.auth else {
+        if !typed.0.is_empty() && !at.key("auth").is_hole() {
+            let names: Vec<&str> = names.chain([ANONYMOUS]).collect();
+            at.error_with_help(
+                "the route does not say who may take it",
+                format!("add `auth: NAME` with one of {}", names.join(", ")),
+            );
+        }
+        if raw.require.is_some() {
+            at.key("require").on_key().error_with_help(
+                "`require` means nothing where nobody is known",
+                "add `auth: NAME` to the route, or remove it",
+            );
+        }
+        return None;
+    };
+    let at_auth = at.key("auth");
+    if auth.each(at_auth).next().is_none() {
+        let help = "name an authenticator, or write `anonymous`";
+        at_auth.on_key().error_with_help("the route has no way to know anybody", help);
+    }
+    let mut access =
+        Access { authenticators: Vec::new(), anonymous: false, require: Require::default() };
+    for (called, at) in auth.each(at_auth) {
+        if called == ANONYMOUS {
+            access.anonymous = true;
+            continue;
+        }
+        match authenticators.iter().position(|one| one.name == *called) {
+            Some(index) if access.authenticators.contains(&index) => {
+                let message = format!("`{}` is given twice", shorten(called));
+                at.error_with_help(message, "remove one of the two");
+            }
+            Some(index) => access.authenticators.push(index),
+            // Its mistakes have been reported.
+            None if names.clone().any(|name| name == called) => {}
+            None => {
+                let message = format!("there is no authenticator `{}`", shorten(called));
+                let help = suggestion(called, names.clone().chain([ANONYMOUS]));
+                at.error_with_help(message, help.unwrap_or_else(|| "add it to `auth`".to_owned()));
+            }
+        }
+    }
+    if let Some(raw) = &raw.require {
+        access.require = require::require(raw, at.key("require"));
+    }
+    Some(access)
+}
