@@ -1,6 +1,7 @@
 //! The words of an expression and where they stand.
 
 use super::Mistake;
+use crate::config::tree::shorten;
 
 /// A word.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,10 +71,13 @@ fn token(rest: &str, first: char) -> Result<(Token, usize), (String, String)> {
         return Ok((Token::Symbol(symbol), symbol.len()));
     }
     match FOREIGN.iter().find(|(theirs, _)| rest.starts_with(*theirs)) {
-        Some((theirs, ours)) => Err((format!("`{theirs}` means nothing here"), format!("write `{ours}`"))),
+        Some((theirs, ours)) => {
+            Err((format!("`{theirs}` means nothing here"), format!("write `{ours}`")))
+        }
         None => Err((
-            format!("`{}` means nothing here", first.escape_default().collect::<String>().replace("\\u{e4}", "\u{e4}")),
-            "write names, texts in quotes, numbers, `and`, `or`, `not`, `in` and comparisons".to_owned(),
+            format!("`{}` means nothing here", shorten(first.encode_utf8(&mut [0; 4]))),
+            "write names, texts in quotes, numbers, `and`, `or`, `not`, `in` and comparisons"
+                .to_owned(),
         )),
     }
 }
@@ -105,7 +109,8 @@ fn number(rest: &str) -> Result<(Token, usize), (String, String)> {
     let text = rest.get(..bytes).unwrap_or_default();
     let digits = text.get(sign..).unwrap_or_default();
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
-    let good = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let good =
+        |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let token = match digits.contains('.') {
         _ if !good(whole) || !good(fraction) => None,
         false => text.parse().ok().map(Token::Integer),

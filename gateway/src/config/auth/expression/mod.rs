@@ -4,6 +4,7 @@
 
 mod lexer;
 mod parser;
+mod subject;
 
 use http::HeaderName;
 use ipnet::IpNet;
@@ -136,7 +137,13 @@ pub(super) fn expression(text: &str, path: &PathPattern, at: At<'_>) -> Option<E
         Ok(expression) => Some(expression),
         Err(mistake) => {
             let Mistake { from, width, message, help } = mistake;
-            at.within(text, (from, width)).error_with_help(message, help);
+            match at.within(from, width) {
+                Some(at) => at.error_with_help(message, help),
+                None => {
+                    let message = format!("{message}, at character {} of the expression", from + 1);
+                    at.error_with_help(message, help);
+                }
+            }
             None
         }
     }
@@ -164,7 +171,7 @@ pub fn read_expression(text: &str, path: &PathPattern) -> Option<Expression> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{PathPattern, Segment};
+    use crate::config::Segment;
     use proptest::prelude::*;
 
     fn pattern() -> PathPattern {
@@ -268,11 +275,39 @@ mod tests {
     }
 
     #[test]
+    fn the_column_is_that_of_the_file() {
+        let column = |when: &str| {
+            let text = format!(
+                "listen: [{{address: 127.0.0.1:80}}]\n\
+                 auth: {{a: {{mtls: {{clients: [{{dns: h, consumer: c}}]}}}}}}\nupstreams: {{u: {{endpoints: [echo]}}}}\nroutes:\n- match: {{path: /}}\n  auth: a\n\
+                 \x20 upstream: u\n  require:\n    when: {when}\n"
+            );
+            let errors = crate::config::parse("c.yaml", &text).unwrap_err();
+            assert_eq!(errors.count(), 1, "{errors}");
+            let error = errors.iter().next().unwrap().clone();
+            let place = error.place.unwrap();
+            (place.line, place.column, place.width, error.message)
+        };
+        let message = "`paln` is nothing that is known here".to_owned();
+        assert_eq!(column("user == 'a' and paln == 'b'"), (9, 27, 4, message.clone()));
+        assert_eq!(column("\"user == 'a' and paln == 'b'\""), (9, 28, 4, message.clone()));
+        assert_eq!(column("'paln == \"b\"'"), (9, 12, 4, message.clone()));
+        // Where the file has it in another form, the whole of it is shown.
+        let (line, start, _, said) = column("\"paln == \\\"b\\\"\"");
+        assert_eq!((line, start), (9, 11));
+        assert_eq!(said, format!("{message}, at character 1 of the expression"));
+        let (line, _, _, said) = column(">-\n      user == 'a' and\n      paln == 'b'");
+        assert!(line >= 9 && said.ends_with("at character 17 of the expression"), "{said}");
+    }
+
+    #[test]
     fn depth_and_length_have_bounds() {
         let nested = |depth| format!("{}true{}", "(".repeat(depth), ")".repeat(depth));
         assert!(parsed(&nested(20)).is_ok());
         assert!(parsed(&nested(1000)).unwrap_err().message.contains("deep"));
-        assert!(parsed(&format!("{}true", "not ".repeat(1000))).unwrap_err().message.contains("deep"));
+        assert!(
+            parsed(&format!("{}true", "not ".repeat(1000))).unwrap_err().message.contains("deep")
+        );
         let long = vec!["claims.a"; 500].join(" or ");
         assert!(parsed(&long).unwrap_err().message.contains("longer"));
         let wide = vec!["claims.a"; 300].join(" or ");

@@ -1,23 +1,16 @@
 //! Words into a condition: `or` of `and` of `not` of comparisons, with what every word may stand beside.
 
-use http::HeaderName;
 use ipnet::IpNet;
 
 use super::lexer::{Placed, Token};
 use super::{Comparison, Decimal, Expression, List, Mistake, Operand, Subject};
 use crate::base::prefix;
-use crate::config::diagnostic::suggestion;
-use crate::config::{PathPattern, Segment};
+use crate::config::PathPattern;
 
 /// Parentheses and `not` around each other. Whoever asks for the truth goes as deep, so it bounds the stack, too.
-const DEPTH_MAX: usize = 32;
+pub(super) const DEPTH_MAX: usize = 32;
 /// Values of one list.
 const LIST_MAX: usize = 256;
-
-const NAMES: [&str; 15] = [
-    "authenticator", "consumer", "user", "key", "tenant", "plan", "roles", "scopes", "groups",
-    "claims", "method", "path", "headers", "client", "has",
-];
 
 pub(super) fn parse(tokens: &[Placed], path: &PathPattern) -> Result<Expression, Mistake> {
     let mut parser = Parser { tokens, next: 0, path, depth: 0 };
@@ -29,10 +22,11 @@ pub(super) fn parse(tokens: &[Placed], path: &PathPattern) -> Result<Expression,
     }
 }
 
-struct Parser<'a> {
-    tokens: &'a [Placed],
-    next: usize,
-    path: &'a PathPattern,
+/// Where in the words it is.
+pub(super) struct Parser<'a> {
+    pub(super) tokens: &'a [Placed],
+    pub(super) next: usize,
+    pub(super) path: &'a PathPattern,
     depth: usize,
 }
 
@@ -141,7 +135,11 @@ impl Parser<'_> {
         }
         let equality = matches!(comparison, Comparison::Equal | Comparison::NotEqual);
         if !equality && (is_text(&left) || is_text(&right)) {
-            return Err(self.mistake_at(operator, "only numbers have an order", "compare text by == and !="));
+            return Err(self.mistake_at(
+                operator,
+                "only numbers have an order",
+                "compare text by == and !=",
+            ));
         }
         for (this, that, place) in [(&left, &right, other), (&right, &left, one)] {
             let never = match that {
@@ -173,10 +171,16 @@ impl Parser<'_> {
         let list = match right.value {
             Value::List(_) if !matches!(left, Operand::Subject(_)) => {
                 let help = "compare with what the caller or the request says";
-                return Err(self.mistake_at(one, "a literal is in a list of literals or it is not", help));
+                return Err(self.mistake_at(
+                    one,
+                    "a literal is in a list of literals or it is not",
+                    help,
+                ));
             }
             Value::List(list) => List::Literals(list),
-            Value::Operand(Operand::Subject(subject)) if is_list(&subject) => List::Subject(subject),
+            Value::Operand(Operand::Subject(subject)) if is_list(&subject) => {
+                List::Subject(subject)
+            }
             Value::Operand(Operand::Subject(subject @ Subject::Claim(_))) => List::Subject(subject),
             _ => {
                 let help = "write roles, scopes, groups, a claim, or a list such as [\"a\", \"b\"]";
@@ -189,8 +193,9 @@ impl Parser<'_> {
     fn prefixes(&self, texts: &[Operand], first: usize) -> Result<Vec<IpNet>, Mistake> {
         let help = "write one such as client in \"192.0.2.0/24\", or a list of them";
         let nets = texts.iter().map(|text| match text {
-            Operand::Text(text) => prefix::parse(text)
-                .map_err(|error| self.mistake_at(first, error.to_string(), help)),
+            Operand::Text(text) => {
+                prefix::parse(text).map_err(|error| self.mistake_at(first, error.to_string(), help))
+            }
             _ => Err(self.mistake_at(first, "this is no prefix", help)),
         });
         let nets = nets.collect::<Result<Vec<IpNet>, Mistake>>()?;
@@ -269,10 +274,20 @@ impl Parser<'_> {
                 "has" => Value::Condition(self.has()?),
                 _ => Value::Operand(Operand::Subject(self.subject(&name, first)?)),
             },
-            Token::End => return Err(self.mistake_at(first, "the expression ends too early", "write what is missing")),
+            Token::End => {
+                return Err(self.mistake_at(
+                    first,
+                    "the expression ends too early",
+                    "write what is missing",
+                ));
+            }
             Token::Symbol(symbol) => {
                 let message = format!("`{symbol}` has nothing before it");
-                return Err(self.mistake_at(first, message, "write a name, a text in quotes or a number"));
+                return Err(self.mistake_at(
+                    first,
+                    message,
+                    "write a name, a text in quotes or a number",
+                ));
             }
         };
         Ok(Side { value, first })
@@ -286,9 +301,15 @@ impl Parser<'_> {
                 Token::Text(text) => Operand::Text(text),
                 Token::Integer(number) => Operand::Integer(number),
                 Token::Decimal(number) => Operand::Decimal(Decimal(number)),
-                Token::Name(name) if name == "true" || name == "false" => Operand::Bool(name == "true"),
+                Token::Name(name) if name == "true" || name == "false" => {
+                    Operand::Bool(name == "true")
+                }
                 Token::Symbol("]") if list.is_empty() => {
-                    return Err(self.mistake_at(first, "nothing is in an empty list", "write a value"));
+                    return Err(self.mistake_at(
+                        first,
+                        "nothing is in an empty list",
+                        "write a value",
+                    ));
                 }
                 _ => {
                     let help = "write texts in quotes, numbers, true or false";
@@ -297,7 +318,11 @@ impl Parser<'_> {
             });
             if list.len() > LIST_MAX {
                 let message = format!("the list has more than {LIST_MAX} values");
-                return Err(self.mistake_at(first, message, "give callers a role or a group instead"));
+                return Err(self.mistake_at(
+                    first,
+                    message,
+                    "give callers a role or a group instead",
+                ));
             }
             if *self.peek() != Token::Symbol(",") {
                 break;
@@ -322,116 +347,11 @@ impl Parser<'_> {
         Ok(Expression::Has(subject))
     }
 
-    /// The subject that begins with `name`, the word at `first`.
-    fn subject(&mut self, name: &str, first: usize) -> Result<Subject, Mistake> {
-        let subject = match name {
-            "authenticator" => Subject::Authenticator,
-            "consumer" => return self.consumer(),
-            "user" => Subject::User,
-            "key" => Subject::Key,
-            "tenant" => Subject::Tenant,
-            "plan" => Subject::Plan,
-            "roles" => Subject::Roles,
-            "scopes" => Subject::Scopes,
-            "groups" => Subject::Groups,
-            "method" => Subject::Method,
-            "claims" => return self.claim(first),
-            "headers" => return self.header(first),
-            "path" => return self.capture(),
-            _ => {
-                let help = suggestion(name, NAMES).unwrap_or_default();
-                return Err(self.mistake_at(first, format!("`{name}` is nothing that is known here"), help));
-            }
-        };
-        match self.peek() {
-            Token::Symbol("." | "[") => {
-                let place = (self.next + usize::from(*self.peek() == Token::Symbol("."))).min(self.tokens.len());
-                let message = format!("`{name}` has nothing below it");
-                Err(self.mistake_at(place, message, "only claims, headers, consumer and path have"))
-            }
-            _ => Ok(subject),
-        }
-    }
-
-    fn consumer(&mut self) -> Result<Subject, Mistake> {
-        let Some(below) = self.below()? else { return Ok(Subject::Consumer) };
-        match below.as_str() {
-            "name" => Ok(Subject::Consumer),
-            "plan" => Ok(Subject::Plan),
-            "tenant" => Ok(Subject::Tenant),
-            _ => {
-                let help = suggestion(&below, ["name", "plan", "tenant"]).unwrap_or_default();
-                let message = format!("a consumer has no `{below}`");
-                Err(self.mistake_at(self.next - 1, message, help))
-            }
-        }
-    }
-
-    fn claim(&mut self, first: usize) -> Result<Subject, Mistake> {
-        let mut names = Vec::new();
-        while let Some(name) = self.below()? {
-            names.push(name);
-        }
-        if names.is_empty() || names.len() > DEPTH_MAX {
-            let help = "write claims.NAME or claims[\"NAME\"]";
-            return Err(self.mistake_at(first, "this names no claim", help));
-        }
-        Ok(Subject::Claim(names))
-    }
-
-    fn header(&mut self, first: usize) -> Result<Subject, Mistake> {
-        if *self.peek() != Token::Symbol("[") {
-            return Err(self.mistake_at(first, "this names no header", "write headers[\"X-Name\"]"));
-        }
-        let name = self.below()?.unwrap_or_default();
-        HeaderName::from_bytes(name.as_bytes()).map(Subject::Header).map_err(|_| {
-            let message = format!("`{name}` is no name of a header");
-            self.mistake_at(self.next - 2, message, "write one such as headers[\"X-Name\"]")
-        })
-    }
-
-    /// `path`, or what the pattern of the route captures under a name.
-    fn capture(&mut self) -> Result<Subject, Mistake> {
-        let Some(name) = self.below()? else { return Ok(Subject::Path) };
-        let PathPattern { segments, rest } = self.path;
-        let found = segments.iter().position(|segment| *segment == Segment::Capture(name.clone()));
-        let rest = || (rest.as_ref() == Some(&name)).then_some(Subject::Rest(segments.len()));
-        found.map(Subject::Segment).or_else(rest).ok_or_else(|| {
-            let message = format!("the path of the route captures no `{name}`");
-            let help = format!("it is {}; write path for all of it", self.path);
-            self.mistake_at(self.next - 1, message, help)
-        })
-    }
-
-    /// `.name` or `["name"]`, if one follows.
-    fn below(&mut self) -> Result<Option<String>, Mistake> {
-        match self.peek() {
-            Token::Symbol(".") => {
-                self.next += 1;
-                let place = self.next;
-                match self.take() {
-                    Token::Name(name) => Ok(Some(name)),
-                    _ => Err(self.mistake_at(place, "a name stands behind the point", "write one, or [\"name\"]")),
-                }
-            }
-            Token::Symbol("[") => {
-                self.next += 1;
-                let place = self.next;
-                let Token::Text(name) = self.take() else {
-                    return Err(self.mistake_at(place, "a text stands in the brackets", "write one, such as [\"name\"]"));
-                };
-                self.expect("]")?;
-                Ok(Some(name))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    fn peek(&self) -> &Token {
+    pub(super) fn peek(&self) -> &Token {
         self.tokens.get(self.next).map_or(&Token::End, |placed| &placed.token)
     }
 
-    fn take(&mut self) -> Token {
+    pub(super) fn take(&mut self) -> Token {
         let token = self.peek().clone();
         self.next += 1;
         token
@@ -443,7 +363,7 @@ impl Parser<'_> {
         takes
     }
 
-    fn expect(&mut self, symbol: &'static str) -> Result<(), Mistake> {
+    pub(super) fn expect(&mut self, symbol: &'static str) -> Result<(), Mistake> {
         if *self.peek() == Token::Symbol(symbol) {
             self.next += 1;
             return Ok(());
@@ -456,7 +376,12 @@ impl Parser<'_> {
     }
 
     /// A mistake at the word of this number.
-    fn mistake_at(&self, place: usize, message: impl Into<String>, help: impl Into<String>) -> Mistake {
+    pub(super) fn mistake_at(
+        &self,
+        place: usize,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Mistake {
         let placed = self.tokens.get(place).or(self.tokens.last());
         let (from, width) = placed.map_or((0, 1), |placed| (placed.from, placed.width));
         Mistake { from, width, message: message.into(), help: help.into() }
