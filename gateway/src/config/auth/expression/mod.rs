@@ -279,7 +279,9 @@ mod tests {
         let column = |when: &str| {
             let text = format!(
                 "listen: [{{address: 127.0.0.1:80}}]\n\
-                 auth: {{a: {{mtls: {{clients: [{{dns: h, consumer: c}}]}}}}}}\nupstreams: {{u: {{endpoints: [echo]}}}}\nroutes:\n- match: {{path: /}}\n  auth: a\n\
+                 auth: {{a: {{mtls: {{clients: [{{dns: h, consumer: c}}]}}}}}}\n\
+                 upstreams: {{u: {{endpoints: [echo]}}}}\n\
+                 routes:\n- match: {{path: /}}\n  auth: a\n\
                  \x20 upstream: u\n  require:\n    when: {when}\n"
             );
             let errors = crate::config::parse("c.yaml", &text).unwrap_err();
