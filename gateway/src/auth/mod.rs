@@ -6,6 +6,7 @@
 //! the caller is never taken for an anonymous one. Where a credential cannot be checked now, and nobody else knows the
 //! caller, the answer says so, and never that the credential is bad.
 
+mod expression;
 mod identity;
 mod memory;
 mod mtls;
@@ -202,7 +203,7 @@ pub async fn authorize(
     let Some(access) = access else { return Ok(Authorized { identity: None }) };
     // On the heap, for most routes have nobody to ask.
     let identity = Box::pin(authenticators.known(access, &ask, memories)).await?;
-    if require::allows(&access.require, identity.as_deref(), &ask.head.method) {
+    if require::allows(&access.require, identity.as_deref(), (ask.head, ask.client)) {
         return Ok(Authorized { identity });
     }
     Err(match identity {

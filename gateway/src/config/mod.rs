@@ -48,8 +48,8 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::auth::{
-    Access, Alternative, AuthKind, Authenticator, CertificateName, ClaimPath, Consumer, Mtls,
-    Require,
+    Access, Alternative, AuthKind, Authenticator, CertificateName, ClaimPath, Comparison, Consumer,
+    Decimal, Expression, Fact, List, Mtls, Operand, Require, read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};
