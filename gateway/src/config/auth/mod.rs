@@ -1,9 +1,11 @@
 //! `auth`, `consumers` and what routes ask of callers: who may be known how, and what they must be.
 
 mod consumers;
+mod expression;
 mod mtls;
 mod require;
 
+use super::PathPattern;
 use super::at::At;
 use super::diagnostic::suggestion;
 use super::forms::{Named, OneOrList};
@@ -13,6 +15,9 @@ use super::value::name;
 use serde::Deserialize;
 
 pub use self::consumers::Consumer;
+pub use self::expression::{
+    Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
+};
 pub use self::mtls::{CertificateName, Mtls};
 pub use self::require::{Alternative, ClaimPath, Require};
 
@@ -97,6 +102,7 @@ fn kind(raw: &RawAuthenticator, at: At<'_>) -> Option<AuthKind> {
 /// Who may take a route; `None`: nobody asks.
 pub(super) fn access(
     raw: &RawRoute,
+    path: Option<&PathPattern>,
     (authenticators, typed): (&[Authenticator], &Named<RawAuthenticator>),
     at: At<'_>,
 ) -> Option<Access> {
@@ -145,7 +151,7 @@ pub(super) fn access(
         }
     }
     if let Some(raw) = &raw.require {
-        access.require = require::require(raw, at.key("require"));
+        access.require = require::require(raw, path, at.key("require"));
     }
     Some(access)
 }
