@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::certificates::CertificateView;
 use super::guards::GuardView;
+use super::keys::{KeyRequest, KeyView, NewKey};
 use super::monitor::{Events, Top};
 use super::query;
 use super::rules::{ListView, RuleCounts, RuleView, Why};
@@ -18,6 +19,7 @@ use crate::kernel::netlink::Mode;
 use crate::rules::Place;
 use crate::rules::entries::Entries;
 use crate::rules::list_file::{ActionName, Header};
+use crate::store::keys::KeyPlace;
 
 /// One command on its way to `control`.
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub enum Request {
     Events(query::Events),
     /// All figures, as Prometheus reads them.
     Metrics,
+    /// API keys.
+    Keys(KeyRequest),
     /// What goes on, with so many of the busiest rules.
     Top(usize),
     /// Read the configuration again.
@@ -215,6 +219,16 @@ pub enum Answer {
         /// The lists.
         lists: Vec<ListView>,
     },
+    /// To [`KeyRequest::List`].
+    Keys {
+        /// The keys.
+        keys: Vec<KeyView>,
+        /// Where the next page begins, if there is one.
+        #[serde(default)]
+        next: Option<KeyPlace>,
+    },
+    /// To [`KeyRequest::Create`] and [`KeyRequest::Rotate`].
+    NewKey(Box<NewKey>),
     /// To [`Request::Events`].
     Events(Events),
     /// To [`Request::Top`].
@@ -259,6 +273,7 @@ impl Request {
             | Self::Reload
             | Self::Detach
             | Self::Drain => true,
+            Self::Keys(request) => request.changes(),
             Self::Status
             | Self::List(_)
             | Self::Lists
@@ -305,6 +320,7 @@ impl fmt::Display for Request {
             Self::Remove(remove) => {
                 write!(formatter, "{} remove {}", name(remove.action), first_of(&remove.prefixes))
             }
+            Self::Keys(request) => request.fmt(formatter),
             Self::Confirm => formatter.write_str("confirm"),
             Self::Why(address) => write!(formatter, "why {address}"),
             Self::Events(_) => formatter.write_str("events"),

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::api::{Answer, Refusal, Request};
+use super::keys::KeyRequest;
 use crate::base::folder;
 use crate::observe::prometheus;
 use crate::rules::list_file::encode;
@@ -129,6 +130,15 @@ fn write(
         Request::Add(add) => (Method::POST, "/v1/rules".to_owned(), serde_json::to_vec(add)?),
         Request::Remove(remove) => {
             (Method::DELETE, "/v1/rules".to_owned(), serde_json::to_vec(remove)?)
+        }
+        Request::Keys(request) => {
+            let (path, body) = match request {
+                KeyRequest::Create(create) => ("/v1/keys", serde_json::to_vec(create)?),
+                KeyRequest::Rotate(rotate) => ("/v1/keys/rotate", serde_json::to_vec(rotate)?),
+                KeyRequest::Revoke(revoke) => ("/v1/keys/revoke", serde_json::to_vec(revoke)?),
+                KeyRequest::List(query) => ("/v1/keys/list", serde_json::to_vec(query)?),
+            };
+            (Method::POST, path.to_owned(), body)
         }
         Request::Confirm => (Method::POST, "/v1/confirm".to_owned(), Vec::new()),
         Request::Why(address) => (Method::GET, format!("/v1/why/{address}"), Vec::new()),

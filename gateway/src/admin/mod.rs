@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod client;
 pub mod guards;
 pub mod handover;
+pub mod keys;
 pub mod monitor;
 pub mod query;
 pub mod rules;

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use super::api::{Answer, PutList, Refusal, Request};
 use super::asker::Asker;
 use super::handover;
+use super::keys::KeyRequest;
 use super::query;
 use crate::base::folder::{self, FolderError};
 use crate::observe::prometheus;
@@ -173,6 +174,18 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
         (Method::GET, "/v1/top") => query::top_rules(asked).map(Request::Top).map_err(usage),
         (Method::POST, "/v1/rules") => body_of(body).await.map(Request::Add),
         (Method::DELETE, "/v1/rules") => body_of(body).await.map(Request::Remove),
+        (Method::POST, "/v1/keys") => {
+            body_of(body).await.map(KeyRequest::Create).map(Request::Keys)
+        }
+        (Method::POST, "/v1/keys/rotate") => {
+            body_of(body).await.map(KeyRequest::Rotate).map(Request::Keys)
+        }
+        (Method::POST, "/v1/keys/revoke") => {
+            body_of(body).await.map(KeyRequest::Revoke).map(Request::Keys)
+        }
+        (Method::POST, "/v1/keys/list") => {
+            body_of(body).await.map(KeyRequest::List).map(Request::Keys)
+        }
         (Method::POST, "/v1/reload") => Ok(Request::Reload),
         (Method::POST, "/v1/kernel/detach") => Ok(Request::Detach),
         (Method::POST, "/v1/drain") => Ok(Request::Drain),

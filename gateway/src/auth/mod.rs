@@ -12,6 +12,7 @@ mod json;
 mod jwt;
 mod memory;
 mod mtls;
+mod outcomes;
 mod place;
 mod require;
 mod watched;
@@ -25,6 +26,7 @@ use http::uri::PathAndQuery;
 pub use self::identity::{Consumers, Identity};
 pub use self::memory::{Digest, Memory, digest_of};
 
+use self::outcomes::Outcomes;
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
@@ -78,6 +80,7 @@ impl Authorized {
 #[derive(Debug, Default)]
 pub struct Authenticators {
     all: Vec<Authenticator>,
+    workers: usize,
 }
 
 /// A way to know callers.
@@ -86,6 +89,7 @@ struct Authenticator {
     /// As configured, by which the next configuration finds what it may take over.
     config: config::Authenticator,
     kind: Checker,
+    outcomes: Outcomes,
 }
 
 #[derive(Debug)]
@@ -95,8 +99,11 @@ enum Checker {
 }
 
 /// What one worker remembers, by authenticator.
-#[derive(Debug, Default)]
-pub struct Memories(Vec<Memory>);
+#[derive(Debug)]
+pub struct Memories {
+    worker: usize,
+    all: Vec<Memory>,
+}
 
 impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
@@ -107,14 +114,23 @@ impl Authenticators {
             let same = before.all.iter().find(|before| before.config.name == one.name);
             let kind = Checker::new(one, &consumers, same.map(|before| &before.kind));
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
-            Ok(Authenticator { config: one.clone(), kind })
+            let outcomes = same.filter(|_| before.workers == config.workers);
+            let outcomes = outcomes.map(|before| before.outcomes.clone());
+            let outcomes = outcomes.unwrap_or_else(|| Outcomes::new(config.workers));
+            Ok(Authenticator { config: one.clone(), kind, outcomes })
         });
-        Ok(Self { all: all.collect::<Result<_, String>>()? })
+        Ok(Self { all: all.collect::<Result<_, String>>()?, workers: config.workers })
     }
 
-    /// What a worker begins with.
-    pub fn memories(&self) -> Memories {
-        Memories(self.all.iter().map(|one| Memory::new(one.kind.remembers())).collect())
+    /// What the worker of this number begins with.
+    pub fn memories(&self, worker: usize) -> Memories {
+        let all = self.all.iter().map(|one| Memory::new(one.kind.remembers())).collect();
+        Memories { worker, all }
+    }
+
+    /// How often requests were answered how, by authenticator.
+    pub fn outcomes(&self) -> impl Iterator<Item = (&str, [(&'static str, u64); 4])> {
+        self.all.iter().map(|one| (one.config.name.as_str(), one.outcomes.sums()))
     }
 
     /// Whether callers can be known at all.
@@ -144,33 +160,28 @@ impl Authenticators {
     ) -> Result<Option<Arc<Identity>>, Error> {
         let (mut refused, mut unavailable) = (None, None);
         for index in &access.authenticators {
-            let Some((one, memory)) = self.all.get(*index).zip(memories.0.get(*index)) else {
+            let Some((one, memory)) = self.all.get(*index).zip(memories.all.get(*index)) else {
                 continue;
             };
-            match one.kind.authenticate(ask, memory).await {
+            let answer = one.kind.authenticate(ask, memory).await;
+            one.outcomes.count(memories.worker, &answer);
+            match answer {
                 Answer::Absent => {}
                 Answer::Known(identity) => return Ok(Some(identity)),
-                Answer::Refused(reason) => {
-                    let authenticator = &*one.config.name;
-                    tracing::debug!(authenticator, reason, client = %ask.client, "refused");
-                    refused = refused.or(Some(reason));
-                }
-                Answer::Unavailable(reason) => {
-                    let authenticator = &*one.config.name;
-                    tracing::debug!(authenticator, reason, client = %ask.client, "unavailable");
-                    unavailable = Some(reason);
-                }
+                Answer::Refused(reason) => refused = refused.or(Some(reason)),
+                Answer::Unavailable(reason) => unavailable = unavailable.or(Some(reason)),
             }
         }
         match (unavailable, refused) {
-            (Some(_), _) => Err(Kind::AuthUnavailable.into()),
+            (Some(reason), _) => Err(Error::from(Kind::AuthUnavailable).because(reason)),
             (None, None) if access.anonymous => Ok(None),
             (None, None) => Err(self.unauthenticated(
                 access,
                 "this needs a credential; see the header WWW-Authenticate",
             )),
-            (None, Some(_)) => {
-                Err(self.unauthenticated(access, "the credential is not valid here"))
+            (None, Some(reason)) => {
+                let error = self.unauthenticated(access, "the credential is not valid here");
+                Err(error.because(reason))
             }
         }
     }

@@ -192,24 +192,25 @@ pub struct Error {
     kind: Kind,
     detail: &'static str,
     /// What the header field says that belongs to the kind.
-    told: Option<String>,
+    told: Option<Box<str>>,
+    reason: Option<&'static str>,
     retry_after: Duration,
 }
 
 impl Error {
     /// An error with a sentence for the client: what was wrong and what to do.
     pub fn new(kind: Kind, detail: &'static str) -> Self {
-        Self { kind, detail, told: None, retry_after: Duration::ZERO }
+        Self { kind, detail, told: None, reason: None, retry_after: Duration::ZERO }
     }
 
     /// The route has other methods: `allow` lists them as in the header of that name.
     pub fn method_not_allowed(allow: String) -> Self {
-        Self { told: Some(allow), ..Kind::MethodNotAllowed.into() }
+        Self { told: Some(allow.into()), ..Kind::MethodNotAllowed.into() }
     }
 
     /// Nobody knows who the caller is: `challenges` say how it may tell, as in `WWW-Authenticate`.
     pub fn unauthenticated(detail: &'static str, challenges: String) -> Self {
-        Self { told: Some(challenges), ..Self::new(Kind::Unauthenticated, detail) }
+        Self { told: Some(challenges.into()), ..Self::new(Kind::Unauthenticated, detail) }
     }
 
     /// The caller has used up what it may, for so long.
@@ -220,6 +221,16 @@ impl Error {
     /// The breaker of the service stays open for so long.
     pub fn breaker_open(retry_after: Duration) -> Self {
         Self { retry_after, ..Kind::BreakerOpen.into() }
+    }
+
+    /// The same with what the log says of it, which is not for the client.
+    pub fn because(self, reason: &'static str) -> Self {
+        Self { reason: Some(reason), ..self }
+    }
+
+    /// What the log says of it.
+    pub fn reason(&self) -> Option<&'static str> {
+        self.reason
     }
 
     /// What went wrong.

@@ -3,6 +3,7 @@
 //! Rank 0: imports nothing of this crate.
 
 pub mod address;
+pub mod api_key;
 pub mod error;
 pub mod folder;
 pub mod id;

@@ -7,6 +7,15 @@ pub fn is_hidden(c: char) -> bool {
     c.is_control() || turns
 }
 
+/// Bytes of a name of a consumer, plan, role, scope, group or tenant.
+pub const NAME_MAX_BYTES: usize = 128;
+
+/// Whether `text` is a name that a header field can list: no space, comma, quote or control character in it.
+pub fn is_name(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_graphic() && !b",;\"'\\".contains(&byte);
+    (1..=NAME_MAX_BYTES).contains(&text.len()) && text.bytes().all(good)
+}
+
 /// The first `max_chars` characters, what cannot be seen written as Rust would escape it.
 pub fn excerpt(text: &str, max_chars: usize) -> String {
     let shown = text.chars().take(max_chars);

@@ -22,6 +22,7 @@ mod explain;
 mod export;
 mod import;
 mod kernel;
+mod keys;
 mod list;
 mod lists;
 mod metrics;
@@ -96,6 +97,9 @@ enum Verb {
         #[command(subcommand)]
         verb: Option<ListsVerb>,
     },
+    /// API keys of callers, for `auth.NAME.api_key`
+    #[command(subcommand)]
+    Keys(keys::KeysVerb),
     /// Which rule decides about an address, whose it is, since when, until when, and what it met
     Why {
         /// IPv4 or IPv6 address
@@ -340,6 +344,7 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Limit(verb) => list::limit(&place, verb, output),
         Verb::Confirm => list::confirm(&place, output),
         Verb::Lists { verb } => lists::run(&place, verb, output),
+        Verb::Keys(verb) => keys::run(&place, verb, output),
         Verb::Why { address } => why::run(&place, address, output),
         Verb::Events(arguments) => events::run(&place, &arguments, output),
         Verb::Metrics => metrics::run(&place),

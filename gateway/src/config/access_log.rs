@@ -93,6 +93,9 @@ pub enum Field {
     Tls,
     Status,
     Route,
+    Authenticator,
+    Consumer,
+    User,
     Upstream,
     Endpoint,
     Attempts,
@@ -106,13 +109,14 @@ pub enum Field {
     Complete,
     Error,
     Blame,
+    Reason,
     /// One of [`AccessLog::headers`].
     Header(usize),
 }
 
 impl Field {
     /// All of them but header fields, in the order of a JSON line.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 31] = [
         Self::Time,
         Self::RequestId,
         Self::TraceId,
@@ -127,6 +131,9 @@ impl Field {
         Self::Tls,
         Self::Status,
         Self::Route,
+        Self::Authenticator,
+        Self::Consumer,
+        Self::User,
         Self::Upstream,
         Self::Endpoint,
         Self::Attempts,
@@ -140,6 +147,7 @@ impl Field {
         Self::Complete,
         Self::Error,
         Self::Blame,
+        Self::Reason,
     ];
 
     /// What it is called in templates and JSON.
@@ -159,6 +167,9 @@ impl Field {
             Self::Tls => "tls",
             Self::Status => "status",
             Self::Route => "route",
+            Self::Authenticator => "authenticator",
+            Self::Consumer => "consumer",
+            Self::User => "user",
             Self::Upstream => "upstream",
             Self::Endpoint => "endpoint",
             Self::Attempts => "attempts",
@@ -172,6 +183,7 @@ impl Field {
             Self::Complete => "complete",
             Self::Error => "error",
             Self::Blame => "blame",
+            Self::Reason => "reason",
             Self::Header(_) => "headers",
         }
     }

@@ -10,6 +10,7 @@ use super::guards;
 use super::upstreams::views;
 use crate::admin::api::Status;
 use crate::admin::rules::ListView;
+use crate::auth::Authenticators;
 use crate::base::error::Kind as ErrorKind;
 use crate::base::time::UtcMillis;
 use crate::config::Config;
@@ -68,6 +69,21 @@ pub(super) fn page(
     traffic(&mut page, &UPSTREAM, &by_name.upstreams);
     guards::page(&mut page, &status.guards);
     views::page(&mut page, &status.upstreams);
+    page.text()
+}
+
+/// What was found out about callers.
+pub(super) fn authentications(authenticators: &Authenticators) -> String {
+    let mut page = Page::default();
+    if !authenticators.is_empty() {
+        let help = "Requests that an authenticator was asked about, by what it said.";
+        let mut asked = page.counter("gateway_authentications_total", help);
+        for (name, outcomes) in authenticators.outcomes() {
+            for (outcome, count) in outcomes {
+                asked.with(&[("authenticator", name), ("outcome", outcome)], count);
+            }
+        }
+    }
     page.text()
 }
 

@@ -35,6 +35,7 @@ mod background;
 pub mod certificates;
 mod guards;
 mod handover;
+mod keys;
 mod later;
 mod metrics;
 mod monitor;
@@ -129,6 +130,7 @@ struct Control {
     path: Option<PathBuf>,
     config: Arc<Config>,
     policy: Policy,
+    keys: keys::Desk,
     sessions: Sessions,
     sources: Sources,
     names: Names,
@@ -332,6 +334,7 @@ impl Control {
             }
             Request::PutList(put) => self.policy.put_list(*put, now).map(Answer::Done),
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
+            Request::Keys(request) => self.keys.answer(request, now.utc),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
             Request::Reload | Request::RefreshList(_) => {
                 Err(Refusal::failed("this is answered later"))
@@ -353,6 +356,7 @@ impl Control {
         self.sources.tick(instant());
         self.names.tick(&self.config, instant());
         self.certificates.tick(instant());
+        self.keys.tick(now);
         self.authenticators.tick(now);
         match self.policy.expire(now) {
             Ok(0) => {}

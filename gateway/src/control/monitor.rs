@@ -174,6 +174,7 @@ impl Control {
         let kernel = door.map(|door| metrics::kernel(door, events)).transpose();
         let kernel = kernel.map_err(Refusal::failed)?.unwrap_or_default();
         let names = self.names.page();
+        let names = names + &metrics::authentications(&self.authenticators);
         Ok(Answer::Metrics(text + &names + &metrics::lists(&self.lists()) + &kernel))
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::policy::Policy;
 use super::sessions::Sessions;
-use super::{privileges, protect, read, views};
+use super::{keys, privileges, protect, read, views};
 use crate::admin::api::{Answer, Refusal, Request};
 use crate::base::folder;
 use crate::base::time::Now;
@@ -23,6 +23,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
             | Request::Remove(_)
             | Request::RemoveList(_)
             | Request::Confirm
+            | Request::Keys(_)
     );
     if !possible {
         return None;
@@ -31,11 +32,14 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
         Ok(config) => config,
         Err(errors) => return Some(Err(Refusal::usage(errors))),
     };
+    let now = Now::read();
+    if let Request::Keys(request) = request {
+        return keys::offline(&config.state.dir, request, now.utc);
+    }
     let pins = Pins::at(&config.kernel.pins);
     if !Store::exists(&config.state.dir) {
         return None;
     }
-    let now = Now::read();
     Some((|| {
         let user = privileges::target(config.user.as_deref()).map_or(0, |target| target.uid);
         folder::check(&config.state.dir, user).map_err(Refusal::failed)?;

@@ -21,7 +21,7 @@ use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
-use super::{Control, RunError, access_log, addresses, protect, read};
+use super::{Control, RunError, access_log, addresses, keys, protect, read};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::auth::Authenticators;
@@ -37,6 +37,7 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
 use crate::request::Compiled;
 use crate::route::Table;
+use crate::store::keys::Registry as Keys;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
 use crate::upstream::directory::Directory;
@@ -49,6 +50,7 @@ pub(super) struct Started {
     certificates: tls::Store,
     authenticators: Authenticators,
     policy: Policy,
+    keys: Keys,
     sessions: Sessions,
     pins: Pins,
     sockets: Sockets,
@@ -86,6 +88,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor.release().map_err(RunError::failed)?;
     }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
+    let keys = Keys::at(&config.state.dir);
     let mut sessions = Sessions::default();
     sessions.look_all(&config.kernel.management_ports);
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], &sessions);
@@ -110,6 +113,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         certificates,
         authenticators,
         policy,
+        keys,
         sessions,
         pins,
         sockets,
@@ -168,6 +172,7 @@ impl Started {
             path: self.path,
             config: self.config,
             policy: self.policy,
+            keys: keys::Desk::new(self.keys),
             sessions: self.sessions,
             sources,
             names,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::time::Instant;
 
+use crate::auth::Identity;
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::base::error::{Blame, Kind};
 use crate::base::time::{UtcMillis, utc};
@@ -54,6 +55,8 @@ pub(super) struct Ended<'a> {
     pub(super) attempts: u32,
     pub(super) status: Option<StatusCode>,
     pub(super) error: Option<Kind>,
+    pub(super) reason: Option<&'static str>,
+    pub(super) caller: Option<&'a Identity>,
     pub(super) is_whole: bool,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
@@ -276,6 +279,7 @@ impl<'l> Line<'l> {
         let text = |text: Option<&'static str>| text.map_or(Value::Absent, Value::Own);
         let foreign = |text: Option<&'l [u8]>| text.map_or(Value::Absent, Value::Foreign);
         let (asked, trace) = (entry.asked.as_ref(), entry.trace.get());
+        let caller = ended.caller;
         match field {
             Field::Time => Value::Moment,
             Field::RequestId => Value::Foreign(entry.id.as_bytes()),
@@ -296,6 +300,12 @@ impl<'l> Line<'l> {
                 status.unwrap_or(Value::Absent)
             }
             Field::Route => ended.route.map_or(Value::Absent, Value::Own),
+            Field::Authenticator => foreign(caller.map(|caller| caller.authenticator.as_bytes())),
+            Field::Consumer => {
+                foreign(caller.and_then(|one| Some(one.consumer.as_ref()?.as_bytes())))
+            }
+            Field::User => foreign(caller.and_then(|one| Some(one.user.as_ref()?.as_bytes()))),
+            Field::Reason => text(ended.reason),
             Field::Upstream => ended.upstream.map_or(Value::Absent, Value::Own),
             Field::Endpoint => ended.endpoint.map_or(Value::Absent, Value::Socket),
             Field::Attempts => Value::Number(ended.attempts.into()),

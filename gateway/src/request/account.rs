@@ -4,12 +4,14 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
+use crate::auth::{Authorized, Identity};
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::{Deadline, Phase};
@@ -32,6 +34,10 @@ pub(super) struct Account {
     routed: Cell<Option<Routed>>,
     upstream: Cell<Option<usize>>,
     error: Cell<Option<Kind>>,
+    /// What the log says of the error.
+    reason: Cell<Option<&'static str>>,
+    /// Who calls, where the log wants to know.
+    caller: RefCell<Option<Arc<Identity>>>,
     /// Its place among the requests that the service has at once.
     permit: RefCell<Option<Permit>>,
     status: Option<StatusCode>,
@@ -61,6 +67,8 @@ impl Account {
             routed: Cell::new(None),
             upstream: Cell::new(None),
             error: Cell::new(None),
+            reason: Cell::new(None),
+            caller: RefCell::new(None),
             permit: RefCell::new(None),
             status: None,
             sent_bytes: 0,
@@ -88,6 +96,13 @@ impl Account {
         self.routed.set(Some(routed));
     }
 
+    /// It is known who calls, or that nobody needs to be.
+    pub(super) fn authorized(&self, authorized: &Authorized) {
+        if self.entry.is_some() {
+            *self.caller.borrow_mut() = authorized.identity().cloned();
+        }
+    }
+
     /// The service has the request until its account is closed.
     pub(super) fn hold(&self, permit: Option<Permit>) {
         *self.permit.borrow_mut() = permit;
@@ -111,6 +126,7 @@ impl Account {
     pub(super) fn failed(&self, error: &Error) {
         self.connection.worker.counters.failed(error.kind());
         self.error.set(Some(error.kind()));
+        self.reason.set(error.reason());
         self.deadline.refused();
     }
 
@@ -124,6 +140,7 @@ impl Account {
         let route = routed.and_then(|routed| config.routes.get(routed.route()));
         let upstream = self.upstream.get().filter(|_| trail.attempts() > 0);
         let upstream = upstream.and_then(|index| config.upstreams.get(index));
+        let caller = self.caller.borrow();
         let ended = Ended {
             tls: self.connection.tls.as_ref().map(|session| session.version),
             route: route.map(|route| &*route.name),
@@ -132,6 +149,8 @@ impl Account {
             attempts: trail.attempts(),
             status: self.status,
             error: self.error.get(),
+            reason: self.reason.get(),
+            caller: caller.as_deref(),
             is_whole: self.status.is_some() && self.whole,
             received_bytes: trail.received_bytes(),
             sent_bytes: self.sent_bytes,

@@ -157,7 +157,7 @@ impl Current {
             Local::of(upstream, before.get(&*service.name).copied())
         };
         let locals = services.map(local).collect();
-        let memories = snapshot.authenticators.memories();
+        let memories = snapshot.authenticators.memories(client.worker());
         Rc::new(Self { snapshot, views, locals, memories })
     }
 }

@@ -133,6 +133,7 @@ impl Exchange<'_> {
         };
         let by = (&*snapshot.authenticators, memories);
         let authorized = auth::authorize(route.access.as_ref(), by, ask).await?;
+        self.account.authorized(&authorized);
         let Action::Forward(forward) = &route.action else {
             return self.answer_here(route, &head, id);
         };

@@ -19,6 +19,7 @@ use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::rules::list_file::Malformed;
 use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 
+pub mod keys;
 mod lists;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
@@ -28,7 +29,7 @@ const PENDING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pending"
 const ACTIONS: [Action; 3] = [Action::Allow, Action::Deny, Action::Limit];
 const FILE: &str = "gateway.redb";
 /// What the gateway puts into `state.dir`.
-pub const FILES: [&str; 2] = [FILE, lists::FOLDER];
+pub const FILES: [&str; 3] = [FILE, keys::FILE, lists::FOLDER];
 
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]
@@ -258,6 +259,7 @@ impl Store {
     /// Hands the files to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
         let mut paths = vec![self.path.clone()];
+        paths.extend(Some(self.path.with_file_name(keys::FILE)).filter(|path| path.exists()));
         paths.extend(self.list_paths()?);
         for path in paths {
             chown(&path, Some(user), Some(group)).map_err(|source| io_error(&path, source))?;

@@ -82,6 +82,11 @@ impl Client {
         Self { worker, lines: Lines::new(Arc::clone(&counters)), counters }
     }
 
+    /// The number of the worker.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
     /// The endpoints of `upstream` as this worker sees them.
     pub fn view(&self, upstream: &Upstream) -> View {
         View::new(&upstream.group, self.worker)

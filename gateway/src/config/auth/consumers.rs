@@ -2,12 +2,10 @@
 
 use serde::Deserialize;
 
+use crate::base::text::{NAME_MAX_BYTES, is_name};
 use crate::config::at::At;
 use crate::config::forms::Named;
 use crate::config::tree::shorten;
-
-/// Bytes of a name of a role, scope, group, tenant, plan or consumer.
-const NAME_BYTES_MAX: usize = 128;
 
 /// A party that calls, to which plans belong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,13 +69,12 @@ pub(super) fn words(texts: &[String], at: At<'_>) -> Vec<String> {
 }
 
 pub(super) fn word(text: &str, at: At<'_>) -> bool {
-    let good = |byte: u8| byte.is_ascii_graphic() && !b",;\"'\\".contains(&byte);
-    let good = (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(good);
+    let good = is_name(text);
     if !good {
         at.error_with_help(
             format!("`{}` is no name", shorten(text)),
             format!(
-                "write 1 to {NAME_BYTES_MAX} letters, digits and signs, without spaces, commas, \
+                "write 1 to {NAME_MAX_BYTES} letters, digits and signs, without spaces, commas, \
                  semicolons, quotes and backslashes"
             ),
         );
