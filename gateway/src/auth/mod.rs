@@ -7,6 +7,7 @@
 //! caller, the answer says so, and never that the credential is bad.
 
 mod claims;
+mod expression;
 mod identity;
 mod json;
 mod jwt;
@@ -31,6 +32,7 @@ use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
 use crate::config::{self, Access, AuthKind, Config};
+use crate::shared::Redis;
 use crate::tls::session::ClientCertificate;
 
 /// What an authenticator is asked about.
@@ -107,8 +109,8 @@ pub struct Memories {
 
 impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
-    /// knows. The error names the authenticator.
-    pub fn new(config: &Config, before: &Self) -> Result<Self, String> {
+    /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
+    pub fn new(config: &Config, before: &Self, _redis: Option<&Redis>) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
@@ -207,7 +209,7 @@ pub async fn authorize(
     let Some(access) = access else { return Ok(Authorized { identity: None }) };
     // On the heap, for most routes have nobody to ask.
     let identity = Box::pin(authenticators.known(access, &ask, memories)).await?;
-    if require::allows(&access.require, identity.as_deref(), &ask.head.method) {
+    if require::allows(&access.require, identity.as_deref(), (ask.head, ask.client)) {
         return Ok(Authorized { identity });
     }
     Err(match identity {

@@ -3,12 +3,14 @@
 mod algorithm;
 mod claims;
 mod consumers;
+mod expression;
 mod jwt;
 mod mtls;
 mod place;
 mod private_url;
 mod require;
 
+use super::PathPattern;
 use super::at::At;
 use super::diagnostic::suggestion;
 use super::forms::{Named, OneOrList};
@@ -21,6 +23,9 @@ use std::path::Path;
 pub use self::algorithm::JwtAlgorithm;
 pub use self::claims::{Audience, ClaimRules, IdentityClaims};
 pub use self::consumers::Consumer;
+pub use self::expression::{
+    Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
+};
 pub use self::jwt::{JwksUrl, Jwt, JwtKeys};
 pub use self::mtls::{CertificateName, Mtls};
 pub use self::place::CredentialPlace;
@@ -119,6 +124,7 @@ fn kind(raw: &RawAuthenticator, folder: &Path, at: At<'_>) -> Option<AuthKind> {
 /// Who may take a route; `None`: nobody asks.
 pub(super) fn access(
     raw: &RawRoute,
+    path: Option<&PathPattern>,
     (authenticators, typed): (&[Authenticator], &Named<RawAuthenticator>),
     at: At<'_>,
 ) -> Option<Access> {
@@ -167,7 +173,7 @@ pub(super) fn access(
         }
     }
     if let Some(raw) = &raw.require {
-        access.require = require::require(raw, at.key("require"));
+        access.require = require::require(raw, path, at.key("require"));
     }
     Some(access)
 }
