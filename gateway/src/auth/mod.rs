@@ -6,12 +6,17 @@
 //! the caller is never taken for an anonymous one. Where a credential cannot be checked now, and nobody else knows the
 //! caller, the answer says so, and never that the credential is bad.
 
+mod claims;
 mod expression;
 mod identity;
+mod json;
+mod jwt;
 mod memory;
 mod mtls;
 mod outcomes;
+mod place;
 mod require;
+mod watched;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -91,6 +96,7 @@ struct Authenticator {
 
 #[derive(Debug)]
 enum Checker {
+    Jwt(Box<jwt::Jwt>),
     Mtls(mtls::Mtls),
 }
 
@@ -219,22 +225,32 @@ impl Checker {
     fn new(
         config: &config::Authenticator,
         consumers: &Arc<Consumers>,
-        _before: Option<&Self>,
+        before: Option<&Self>,
     ) -> Result<Self, String> {
+        let name = &config.name;
         match &config.kind {
-            AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(&config.name, mtls, consumers))),
+            AuthKind::Jwt(jwt) => {
+                let before = match before {
+                    Some(Self::Jwt(before)) => Some(&**before),
+                    _ => None,
+                };
+                jwt::Jwt::new(name, jwt, consumers, before).map(Box::new).map(Self::Jwt)
+            }
+            AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(name, mtls, consumers))),
         }
     }
 
     /// Callers whom a worker remembers.
     fn remembers(&self) -> usize {
         match self {
+            Self::Jwt(jwt) => jwt.remembers(),
             Self::Mtls(_) => 0,
         }
     }
 
-    async fn authenticate(&self, ask: &Ask<'_>, _memory: &Memory) -> Answer {
+    async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
+            Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
         }
     }
@@ -242,19 +258,22 @@ impl Checker {
     /// How callers may say who they are, as in `WWW-Authenticate` (RFC 9110, section 11.6.1).
     fn challenge(&self) -> String {
         match self {
+            Self::Jwt(jwt) => jwt.challenge(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
             Self::Mtls(_) => "Certificate".to_owned(),
         }
     }
 
-    fn tick(&self, _now: Now) {
+    fn tick(&self, now: Now) {
         match self {
+            Self::Jwt(jwt) => jwt.tick(now),
             Self::Mtls(_) => {}
         }
     }
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
+            Self::Jwt(jwt) => jwt.peers(),
             Self::Mtls(_) => Vec::new(),
         }
     }
