@@ -9,6 +9,7 @@
 mod claims;
 mod expression;
 mod identity;
+mod introspection;
 mod json;
 mod jwt;
 mod memory;
@@ -96,6 +97,7 @@ struct Authenticator {
 
 #[derive(Debug)]
 enum Checker {
+    Introspection(Box<introspection::Introspection>),
     Jwt(Box<jwt::Jwt>),
     Mtls(mtls::Mtls),
 }
@@ -229,6 +231,14 @@ impl Checker {
     ) -> Result<Self, String> {
         let name = &config.name;
         match &config.kind {
+            AuthKind::Introspection(introspection) => {
+                let before = match before {
+                    Some(Self::Introspection(before)) => Some(&**before),
+                    _ => None,
+                };
+                let new = introspection::Introspection::new(name, introspection, consumers, before);
+                new.map(Box::new).map(Self::Introspection)
+            }
             AuthKind::Jwt(jwt) => {
                 let before = match before {
                     Some(Self::Jwt(before)) => Some(&**before),
@@ -243,6 +253,7 @@ impl Checker {
     /// Callers whom a worker remembers.
     fn remembers(&self) -> usize {
         match self {
+            Self::Introspection(introspection) => introspection.remembers(),
             Self::Jwt(jwt) => jwt.remembers(),
             Self::Mtls(_) => 0,
         }
@@ -250,6 +261,7 @@ impl Checker {
 
     async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
+            Self::Introspection(introspection) => introspection.authenticate(ask, memory).await,
             Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
         }
@@ -258,6 +270,7 @@ impl Checker {
     /// How callers may say who they are, as in `WWW-Authenticate` (RFC 9110, section 11.6.1).
     fn challenge(&self) -> String {
         match self {
+            Self::Introspection(introspection) => introspection.challenge(),
             Self::Jwt(jwt) => jwt.challenge(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
             Self::Mtls(_) => "Certificate".to_owned(),
@@ -266,6 +279,7 @@ impl Checker {
 
     fn tick(&self, now: Now) {
         match self {
+            Self::Introspection(_) => {}
             Self::Jwt(jwt) => jwt.tick(now),
             Self::Mtls(_) => {}
         }
@@ -273,6 +287,7 @@ impl Checker {
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
+            Self::Introspection(introspection) => introspection.peers(),
             Self::Jwt(jwt) => jwt.peers(),
             Self::Mtls(_) => Vec::new(),
         }

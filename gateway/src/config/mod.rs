@@ -49,8 +49,9 @@ use serde::Deserialize;
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::auth::{
     Access, Alternative, Audience, AuthKind, Authenticator, CertificateName, ClaimPath, ClaimRules,
-    Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, IdentityClaims, JwksUrl, Jwt,
-    JwtAlgorithm, JwtKeys, List, Mtls, Operand, Require, read_expression,
+    Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, IdentityClaims,
+    Introspection, IntrospectionClient, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, List, Mtls, Operand,
+    Require, read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};

@@ -23,7 +23,7 @@ const REFRESHES: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::
 const COOLDOWNS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 /// No token of a person is longer, and no head could carry it (unit: bytes).
-const TOKEN_BYTES: RangeInclusive<u64> = 256..=64 << 10;
+pub(super) const TOKEN_BYTES: RangeInclusive<u64> = 256..=64 << 10;
 /// Tokens that one worker remembers: about 2 KiB each.
 const REMEMBERED_MAX: u64 = 1 << 20;
 const PLACES_MAX: usize = 8;

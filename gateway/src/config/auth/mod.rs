@@ -4,6 +4,7 @@ mod algorithm;
 mod claims;
 mod consumers;
 mod expression;
+mod introspection;
 mod jwt;
 mod mtls;
 mod place;
@@ -26,6 +27,7 @@ pub use self::consumers::Consumer;
 pub use self::expression::{
     Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
 };
+pub use self::introspection::{Introspection, IntrospectionClient};
 pub use self::jwt::{JwksUrl, Jwt, JwtKeys};
 pub use self::mtls::{CertificateName, Mtls};
 pub use self::place::CredentialPlace;
@@ -34,13 +36,14 @@ pub use self::require::{Alternative, ClaimPath, Require};
 pub(super) use self::consumers::{RawConsumer, consumers};
 pub(super) use self::require::RawRequire;
 
+use self::introspection::RawIntrospection;
 use self::jwt::RawJwt;
 use self::mtls::RawMtls;
 
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`jwt` and `mtls`";
+const KINDS: &str = "`introspection`, `jwt` and `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub struct Authenticator {
 /// How callers are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthKind {
+    /// By a token that an issuer is asked about.
+    Introspection(Box<Introspection>),
     /// By a token that is verified here.
     Jwt(Box<Jwt>),
     /// By the certificate that the client has shown in the TLS handshake.
@@ -75,6 +80,7 @@ pub struct Access {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawAuthenticator {
+    introspection: Option<RawIntrospection>,
     jwt: Option<RawJwt>,
     mtls: Option<RawMtls>,
 }
@@ -102,13 +108,17 @@ pub(super) fn authenticators(
 }
 
 fn kind(raw: &RawAuthenticator, folder: &Path, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { jwt, mtls } = raw;
+    let RawAuthenticator { introspection, jwt, mtls } = raw;
+    let introspection = introspection.as_ref().map(|raw| {
+        let meant = introspection::introspection(raw, folder, at.key("introspection"));
+        meant.map(|meant| AuthKind::Introspection(Box::new(meant)))
+    });
     let jwt = jwt.as_ref().map(|raw| {
         let jwt = jwt::jwt(raw, folder, at.key("jwt"));
         jwt.map(|jwt| AuthKind::Jwt(Box::new(jwt)))
     });
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [jwt, mtls].into_iter().flatten();
+    let mut given = [introspection, jwt, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);
