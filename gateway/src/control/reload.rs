@@ -76,6 +76,7 @@ impl Control {
                 let routes = Table::new(&config.routes);
                 let authenticators = Authenticators::new(&config, &authenticators);
                 let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
+                authenticators.open().map_err(|error| unchanged(&error))?;
                 let found = Vec::new();
                 Ok(Prepared { config, routes, authenticators, files, log, certificates, found })
             });

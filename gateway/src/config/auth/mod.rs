@@ -1,7 +1,9 @@
 //! `auth`, `consumers` and what routes ask of callers: who may be known how, and what they must be.
 
+mod api_key;
 mod consumers;
 mod mtls;
+mod place;
 mod require;
 
 use super::at::At;
@@ -12,19 +14,22 @@ use super::tree::shorten;
 use super::value::name;
 use serde::Deserialize;
 
+pub use self::api_key::ApiKey;
 pub use self::consumers::Consumer;
 pub use self::mtls::{CertificateName, Mtls};
+pub use self::place::CredentialPlace;
 pub use self::require::{Alternative, ClaimPath, Require};
 
 pub(super) use self::consumers::{RawConsumer, consumers};
 pub(super) use self::require::RawRequire;
 
+use self::api_key::RawApiKey;
 use self::mtls::RawMtls;
 
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`mtls`";
+const KINDS: &str = "`api_key`, `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +43,8 @@ pub struct Authenticator {
 /// How callers are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthKind {
+    /// By API keys.
+    ApiKey(ApiKey),
     /// By the certificate that the client has shown in the TLS handshake.
     Mtls(Mtls),
 }
@@ -57,6 +64,7 @@ pub struct Access {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawAuthenticator {
+    api_key: Option<RawApiKey>,
     mtls: Option<RawMtls>,
 }
 
@@ -79,9 +87,11 @@ pub(super) fn authenticators(raw: &Named<RawAuthenticator>, at: At<'_>) -> Vec<A
 }
 
 fn kind(raw: &RawAuthenticator, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { mtls } = raw;
+    let RawAuthenticator { api_key, mtls } = raw;
+    let api_key = api_key.as_ref();
+    let api_key = api_key.map(|raw| api_key::api_key(raw, at.key("api_key")).map(AuthKind::ApiKey));
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [mtls].into_iter().flatten();
+    let mut given = [api_key, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);
