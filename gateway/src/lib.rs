@@ -18,6 +18,7 @@ pub mod outbound;
 pub mod request;
 pub mod route;
 pub mod rules;
+pub mod shared;
 pub mod store;
 pub mod tls;
 pub mod transform;

@@ -1,6 +1,8 @@
 //! API keys through the real binary: what is made is kept and shown once, what is rotated holds for its time of grace,
 //! what is revoked opens nothing.
 
+#![expect(clippy::disallowed_methods, reason = "a time of grace is as long as it says")]
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -360,5 +362,22 @@ fn while_one_gateway_takes_the_place_of_another_every_key_opens() -> Result {
     let [first, ..] = &keys[..] else { panic!("no keys") };
     gateway.cli(&["keys", "revoke", text(first, "id")])?.ok()?;
     assert_eq!(status(&site, listen, "/", &shown(text(first, "key")))?, 401);
+    Ok(())
+}
+
+#[test]
+fn explain_says_whose_a_key_is_without_showing_it() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let (gateway, listen) = asking(&site, &origin, json!({}))?;
+    let made = create(&gateway, &["--consumer", "acme", "--scope", "read"])?;
+    let config = gateway.config();
+    let config = config.to_str().unwrap_or_default();
+    let (url, field) = (format!("http://{listen}/"), format!("X-API-Key: {}", text(&made, "key")));
+    let explain = ["explain", config, "GET", &url, "-H", &field, "--json"];
+    let shown = gateway.cli(&explain)?.ok()?;
+    assert_eq!(shown.json()?["caller"]["consumer"], "acme", "{shown}");
+    assert_eq!(shown.json()?["caller"]["key"], made["id"], "{shown}");
+    assert!(!shown.stdout.contains(&text(&made, "key")[8..40]), "{shown}");
     Ok(())
 }

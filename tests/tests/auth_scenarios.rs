@@ -150,3 +150,37 @@ fn a_route_that_forgets_to_say_who_may_take_it_is_a_mistake() -> Result {
     assert_eq!(mistake["help"], "add `auth: NAME` with one of meters, ops, anonymous");
     Ok(())
 }
+
+#[test]
+fn explain_says_who_would_be_calling_and_what_becomes_of_who_may_not() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let ops = authority.issue("ops", &["ops.test"])?;
+    let meter = authority.issue("meter", &["meter.test"])?;
+    let listen = site.free_address()?;
+    let config = config(listen, json!(null), "127.0.0.1:1".parse()?);
+    let gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    let config = gateway.config().display().to_string();
+    let explain = |path: &str, client: Option<&Pair>| {
+        let url = format!("https://api.test/{path}");
+        let cert = client.map(|pair| pair.cert.display().to_string());
+        let mut arguments = vec!["explain", &config, "GET", &url];
+        arguments.extend(cert.iter().flat_map(|cert| ["--cert", cert]));
+        gateway.cli(&[&arguments[..], &["--json"]].concat())?.ok()?.json()
+    };
+    let known = explain("admin", Some(&ops))?;
+    let caller = json!({
+        "outcome": "known", "authenticator": "ops", "consumer": "ops", "roles": ["admin"],
+    });
+    assert_eq!((&known["outcome"], &known["caller"]), (&json!("forward"), &caller));
+    let forbidden = explain("admin", Some(&meter))?;
+    assert_eq!((&forbidden["outcome"], &forbidden["status"]), (&json!("refuse"), &json!(403)));
+    let nobody = explain("admin", None)?;
+    assert_eq!((&nobody["outcome"], &nobody["status"]), (&json!("refuse"), &json!(401)));
+    assert_eq!(
+        nobody["upstreams"][0]["name"], "service",
+        "where it would go is shown all the same"
+    );
+    assert_eq!(explain("maybe", None)?["caller"]["outcome"], "anonymous");
+    assert_eq!(explain("open", None)?["status"], Value::Null);
+    Ok(())
+}

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use super::Identity;
-use crate::config::{self, Fact};
+use crate::config::{self, Attribute};
 use crate::http::headers::Names;
 
 /// Bytes of one value; what is longer is not told at all.
@@ -66,8 +66,8 @@ impl Forward {
     }
 
     fn fields(&self, identity: &Identity) -> Vec<(HeaderName, HeaderValue)> {
-        let field = |(name, fact): &(HeaderName, Fact)| {
-            let text = text(fact, identity).filter(|text| text.len() <= VALUE_MAX_BYTES)?;
+        let field = |(name, attribute): &(HeaderName, Attribute)| {
+            let text = text(attribute, identity).filter(|text| text.len() <= VALUE_MAX_BYTES)?;
             // Names of its own: workers do not count the holders of one name together.
             let name = HeaderName::from_bytes(name.as_str().as_bytes()).ok()?;
             Some((name, HeaderValue::from_str(&text).ok()?))
@@ -83,19 +83,19 @@ fn write(fields: &[(HeaderName, HeaderValue)], headers: &mut HeaderMap) {
 }
 
 /// What is said; `None`: nothing is known.
-fn text(fact: &Fact, identity: &Identity) -> Option<String> {
+fn text(attribute: &Attribute, identity: &Identity) -> Option<String> {
     let one = |text: &Option<Box<str>>| text.as_deref().map(|text| encoded(text, false));
-    match fact {
-        Fact::User => one(&identity.user),
-        Fact::Consumer => one(&identity.consumer),
-        Fact::Tenant => one(&identity.tenant),
-        Fact::Plan => one(&identity.plan),
-        Fact::Key => one(&identity.key),
-        Fact::Authenticator => Some(encoded(&identity.authenticator, false)),
-        Fact::Roles => list(&identity.roles),
-        Fact::Scopes => list(&identity.scopes),
-        Fact::Groups => list(&identity.groups),
-        Fact::Claim(path) => claim(path.find(&identity.claims)?),
+    match attribute {
+        Attribute::User => one(&identity.user),
+        Attribute::Consumer => one(&identity.consumer),
+        Attribute::Tenant => one(&identity.tenant),
+        Attribute::Plan => one(&identity.plan),
+        Attribute::Key => one(&identity.key),
+        Attribute::Authenticator => Some(encoded(&identity.authenticator, false)),
+        Attribute::Roles => list(&identity.roles),
+        Attribute::Scopes => list(&identity.scopes),
+        Attribute::Groups => list(&identity.groups),
+        Attribute::Claim(path) => claim(path.find(&identity.claims)?),
     }
 }
 
@@ -170,10 +170,10 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    fn forward(fields: &[(&'static str, Fact)]) -> Forward {
+    fn forward(fields: &[(&'static str, Attribute)]) -> Forward {
         let fields: Vec<_> = fields
             .iter()
-            .map(|(name, fact)| (HeaderName::from_static(name), fact.clone()))
+            .map(|(name, attribute)| (HeaderName::from_static(name), attribute.clone()))
             .collect();
         let removed = fields.iter().map(|(name, _)| name.clone()).collect();
         Forward::new(&config::Told { fields, removed })
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_a_client_says_is_removed_in_every_spelling_also_where_nobody_is_known() {
-        let forward = forward(&[("x-user-id", Fact::User), ("x-roles", Fact::Roles)]);
+        let forward = forward(&[("x-user-id", Attribute::User), ("x-roles", Attribute::Roles)]);
         let forged =
             [("X-User-Id", "1"), ("x_user_id", "2"), ("X-User_ID", "3"), ("X-USER-ID", "4")];
         let mut asked = headers(&forged);
@@ -209,9 +209,9 @@ mod tests {
     fn what_was_made_by_another_configuration_is_not_used() {
         let caller = Arc::new(Identity { user: Some("eve".into()), ..Identity::default() });
         let mut told = HeaderMap::new();
-        forward(&[("x-old", Fact::User)]).tell(Some(&caller), &mut told);
+        forward(&[("x-old", Attribute::User)]).tell(Some(&caller), &mut told);
         let mut told = HeaderMap::new();
-        let new = forward(&[("x-new", Fact::User)]);
+        let new = forward(&[("x-new", Attribute::User)]);
         for _ in 0..2 {
             new.tell(Some(&caller), &mut told);
             assert_eq!(told, headers(&[("x-new", "eve")]));
@@ -230,11 +230,11 @@ mod tests {
             claims,
             ..Identity::default()
         };
-        let claim = |path: &str| Fact::Claim(ClaimPath::parse(path).unwrap());
-        for (fact, expected) in [
-            (Fact::Roles, Some("a,b c,d%2Ce")),
-            (Fact::Groups, None),
-            (Fact::User, None),
+        let claim = |path: &str| Attribute::Claim(ClaimPath::parse(path).unwrap());
+        for (attribute, expected) in [
+            (Attribute::Roles, Some("a,b c,d%2Ce")),
+            (Attribute::Groups, None),
+            (Attribute::User, None),
             (claim("name"), Some("Zo%C3%AB, 100 %25")),
             (claim("n"), Some("1.5")),
             (claim("yes"), Some("true")),
@@ -243,13 +243,13 @@ mod tests {
             (claim("none"), None),
             (claim("absent"), None),
         ] {
-            assert_eq!(text(&fact, &caller).as_deref(), expected, "{fact:?}");
+            assert_eq!(text(&attribute, &caller).as_deref(), expected, "{attribute:?}");
         }
     }
 
     #[test]
     fn what_is_too_long_is_not_told() {
-        let forward = forward(&[("x-user-id", Fact::User)]);
+        let forward = forward(&[("x-user-id", Attribute::User)]);
         for (length, told) in [(VALUE_MAX_BYTES, 1), (VALUE_MAX_BYTES + 1, 0)] {
             let user = Some("x".repeat(length).into());
             let mut headers = headers(&[("X-User-Id", "admin")]);

@@ -7,6 +7,7 @@
 //! caller, the answer says so, and never that the credential is bad.
 
 mod api_key;
+mod expression;
 mod forward;
 mod identity;
 mod memory;
@@ -33,6 +34,7 @@ use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
 use crate::config::{self, Access, AuthKind, Config};
 use crate::http::headers::Names;
+use crate::shared::Redis;
 use crate::store::keys::Registry;
 use crate::tls::session::ClientCertificate;
 
@@ -120,8 +122,8 @@ impl Memories {
 
 impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
-    /// knows. The error names the authenticator.
-    pub fn new(config: &Config, before: &Self) -> Result<Self, String> {
+    /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
+    pub fn new(config: &Config, before: &Self, _redis: Option<&Redis>) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let keys = before.keys.clone().unwrap_or_else(|| Registry::at(&config.state.dir));
         let all = config.auth.iter().map(|one| {
@@ -252,7 +254,7 @@ pub async fn authorize(
     let Some(access) = access else { return Ok(Authorized { identity: None }) };
     // On the heap, for most routes have nobody to ask.
     let identity = Box::pin(authenticators.known(access, &ask, memories)).await?;
-    if require::allows(&access.require, identity.as_deref(), &ask.head.method) {
+    if require::allows(&access.require, identity.as_deref(), (ask.head, ask.client)) {
         return Ok(Authorized { identity });
     }
     Err(match identity {

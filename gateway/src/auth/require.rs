@@ -1,19 +1,32 @@
 //! Whether a caller is what its route requires. Denies unless an alternative allows.
 
-use http::Method;
+use http::request::Parts;
 use serde_json::Value;
 
 use super::Identity;
+use super::expression::Facts;
+use crate::base::address::ClientAddr;
 use crate::config::{Alternative, Require};
 
 /// Whether `caller` may; `None` is nobody in particular, who meets no alternative that asks for anything of a caller.
-pub(super) fn allows(require: &Require, caller: Option<&Identity>, method: &Method) -> bool {
-    require.0.is_empty() || require.0.iter().any(|one| meets(one, caller, method))
+pub(super) fn allows(
+    require: &Require,
+    caller: Option<&Identity>,
+    request: (&Parts, ClientAddr),
+) -> bool {
+    require.0.is_empty() || require.0.iter().any(|one| meets(one, caller, request))
 }
 
-fn meets(wanted: &Alternative, caller: Option<&Identity>, method: &Method) -> bool {
-    let Alternative { methods, consumers, groups, roles, scopes, claims } = wanted;
-    if !methods.is_empty() && !methods.contains(method) {
+fn meets(
+    wanted: &Alternative,
+    caller: Option<&Identity>,
+    (head, client): (&Parts, ClientAddr),
+) -> bool {
+    let Alternative { methods, consumers, groups, roles, scopes, claims, when } = wanted;
+    if !methods.is_empty() && !methods.contains(&head.method) {
+        return false;
+    }
+    if !when.as_ref().is_none_or(|when| Facts { caller, head, client }.meet(when)) {
         return false;
     }
     let Some(caller) = caller else {
@@ -59,6 +72,7 @@ fn is(value: &Value, text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::ClaimPath;
+    use http::Method;
 
     fn texts(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|&text| text.to_owned()).collect()
@@ -76,7 +90,9 @@ mod tests {
     }
 
     fn allows(alternatives: &[Alternative], caller: Option<&Identity>) -> bool {
-        super::allows(&Require(alternatives.to_vec()), caller, &Method::GET)
+        let (head, ()) = http::Request::get("/").body(()).unwrap().into_parts();
+        let client = ClientAddr::believed([192, 0, 2, 1].into());
+        super::allows(&Require(alternatives.to_vec()), caller, (&head, client))
     }
 
     #[test]

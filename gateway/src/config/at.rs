@@ -58,6 +58,18 @@ impl<'a> At<'a> {
         Self { span: self.key_span, ..self }
     }
 
+    /// So many characters of the text that stands here, behind so many others; `None` where the file has it in another
+    /// form, with escapes or over several lines.
+    pub(super) fn within(self, from: usize, width: usize) -> Option<Self> {
+        let Some(Node { value: Value::Scalar { text, plain }, .. }) = self.node else {
+            return None;
+        };
+        let quote = usize::from(!plain);
+        let is_as_typed = self.span.width == text.chars().count() + 2 * quote;
+        let column = self.span.column + quote + from;
+        is_as_typed.then_some(Self { span: Span { column, width, ..self.span }, ..self })
+    }
+
     /// Whether something stands here that could not be read, and was reported.
     pub(super) fn is_hole(self) -> bool {
         self.hole

@@ -43,7 +43,7 @@ const TAKEN: [&str; 22] = [
 
 /// One thing about a caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fact {
+pub enum Attribute {
     /// The person.
     User,
     /// What it is.
@@ -70,7 +70,7 @@ pub enum Fact {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     /// Each field with what it says.
-    pub fields: Vec<(HeaderName, Fact)>,
+    pub fields: Vec<(HeaderName, Attribute)>,
     /// Names that never come from clients: those of `fields`, and the usual ones that are off.
     pub removed: Vec<HeaderName>,
 }
@@ -103,19 +103,19 @@ pub(super) fn identity(
 }
 
 fn told(raw: &RawIdentity, at: At<'_>) -> Told {
-    let facts = [
-        ("user", &raw.user, Some("x-user-id"), Fact::User),
-        ("roles", &raw.roles, Some("x-roles"), Fact::Roles),
-        ("consumer", &raw.consumer, Some("x-consumer"), Fact::Consumer),
-        ("tenant", &raw.tenant, Some("x-tenant"), Fact::Tenant),
-        ("scopes", &raw.scopes, Some("x-scopes"), Fact::Scopes),
-        ("groups", &raw.groups, None, Fact::Groups),
-        ("plan", &raw.plan, None, Fact::Plan),
-        ("key", &raw.key, None, Fact::Key),
-        ("authenticator", &raw.authenticator, None, Fact::Authenticator),
+    let attributes = [
+        ("user", &raw.user, Some("x-user-id"), Attribute::User),
+        ("roles", &raw.roles, Some("x-roles"), Attribute::Roles),
+        ("consumer", &raw.consumer, Some("x-consumer"), Attribute::Consumer),
+        ("tenant", &raw.tenant, Some("x-tenant"), Attribute::Tenant),
+        ("scopes", &raw.scopes, Some("x-scopes"), Attribute::Scopes),
+        ("groups", &raw.groups, None, Attribute::Groups),
+        ("plan", &raw.plan, None, Attribute::Plan),
+        ("key", &raw.key, None, Attribute::Key),
+        ("authenticator", &raw.authenticator, None, Attribute::Authenticator),
     ];
     let mut told = Told { fields: Vec::new(), removed: Vec::new() };
-    for (key, typed, usual, fact) in facts {
+    for (key, typed, usual, attribute) in attributes {
         let usual = usual.map(HeaderName::from_static);
         told.removed.extend(usual.clone());
         let name = match typed.as_deref() {
@@ -123,7 +123,7 @@ fn told(raw: &RawIdentity, at: At<'_>) -> Told {
             Some(OFF) => None,
             Some(typed) => name(typed, &told, at.key(key)),
         };
-        told.fields.extend(name.map(|name| (name, fact)));
+        told.fields.extend(name.map(|name| (name, attribute)));
     }
     let at = at.key("claims");
     if raw.claims.0.len() > CLAIMS_MAX {
@@ -140,7 +140,7 @@ fn told(raw: &RawIdentity, at: At<'_>) -> Told {
             continue;
         };
         let name = name(typed, &told, at.on_key());
-        told.fields.extend(name.map(|name| (name, Fact::Claim(path))));
+        told.fields.extend(name.map(|name| (name, Attribute::Claim(path))));
     }
     for (name, _) in &told.fields {
         if !told.removed.contains(name) {

@@ -21,7 +21,7 @@ use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
-use super::{Control, RunError, access_log, addresses, keys, protect, read};
+use super::{Control, RunError, access_log, addresses, keys, protect, read, redis};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::auth::Authenticators;
@@ -37,6 +37,7 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
 use crate::request::Compiled;
 use crate::route::Table;
+use crate::shared::Redis;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
 use crate::upstream::directory::Directory;
@@ -48,6 +49,7 @@ pub(super) struct Started {
     config: Arc<Config>,
     certificates: tls::Store,
     authenticators: Authenticators,
+    redis: Option<Redis>,
     policy: Policy,
     sessions: Sessions,
     pins: Pins,
@@ -71,7 +73,8 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     // Those that only root may read are read now, and stay as they are until they change.
     let certificates =
         certificates::read(&config, &target.name).map_err(RunError::Configuration)?;
-    let authenticators = Authenticators::new(&config, &Authenticators::default());
+    let redis = redis::made(&config, None).map_err(RunError::Failed)?;
+    let authenticators = Authenticators::new(&config, &Authenticators::default(), redis.as_ref());
     let authenticators = authenticators.map_err(RunError::Failed)?;
     let inheritance = match replace {
         true => Inheritance::ask(&config.admin.socket).map_err(RunError::failed)?,
@@ -110,6 +113,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         config,
         certificates,
         authenticators,
+        redis,
         policy,
         sessions,
         pins,
@@ -132,6 +136,9 @@ impl Started {
         let mut sources = Sources::new(&self.target.name);
         let lists = (&*self.config, readings);
         sources.configure(&mut self.policy, lists, Now::read());
+        if let Some(redis) = &self.redis {
+            redis.start().map_err(RunError::failed)?;
+        }
         let address = self.echo.as_ref().map(Echo::address);
         let mut names = self.look_up(&sources).await;
         if let Some(echo) = self.echo {
@@ -176,6 +183,7 @@ impl Started {
             names,
             certificates,
             authenticators,
+            redis: self.redis,
             reloads: VecDeque::new(),
             pins: self.pins,
             detached: false,
@@ -199,8 +207,11 @@ impl Started {
     async fn look_up(&mut self, sources: &Sources) -> Names {
         let mut names = Names::new(sources.sender());
         names.learn(&self.config, look_up_new(&self.config, |_| false).await);
+        if let Some(redis) = &self.redis {
+            redis.looked_at().await;
+        }
         let echo = self.echo.as_ref().map(Echo::address);
-        let peers = sources.peers().chain(names.peers());
+        let peers = sources.peers().chain(names.peers()).chain(redis::peers(self.redis.as_ref()));
         let protected = protect::collect(&self.config, echo, peers, &self.sessions);
         protect::refresh(&mut self.policy, protected, Now::read());
         names

@@ -80,7 +80,8 @@ impl Session {
 }
 
 impl ClientCertificate {
-    fn of(leaf: &CertificateDer<'_>, forwards: bool, now: UtcMillis) -> Option<Self> {
+    /// What `leaf` says, if it has not ended by `now`; `forwards`: services are sent it too.
+    pub fn of(leaf: &CertificateDer<'_>, forwards: bool, now: UtcMillis) -> Option<Self> {
         let (_, parsed) = parse_x509_certificate(leaf).ok()?;
         if end(&parsed) <= now {
             return None;

@@ -1,6 +1,7 @@
 //! `gateway explain`: which route a request would take and why no other, and every policy and endpoint that it would
-//! meet. It reads the configuration alone; nothing is sent.
+//! meet. It reads the configuration alone; the request is not sent.
 
+mod caller;
 mod policies;
 mod request;
 mod routes;
@@ -11,8 +12,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use serde::Serialize;
 
+use self::caller::Caller;
 use self::policies::{Policy, Way};
 use self::routes::Tried;
 use super::Failure;
@@ -23,6 +26,7 @@ use crate::config::{self, Action, Config, Route};
 use crate::http::problem;
 use crate::request::target;
 use crate::route::{Routed, Table};
+use crate::tls::session::ClientCertificate;
 use crate::transform;
 
 #[derive(Debug, Args)]
@@ -39,6 +43,9 @@ pub(super) struct ExplainArgs {
     /// Address of the client: says what the rules of the configuration make of it
     #[arg(long, value_name = "ADDRESS")]
     from: Option<IpAddr>,
+    /// PEM file of the certificate that the client shows
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
 }
 
 /// What would become of a request.
@@ -59,6 +66,9 @@ struct Explanation {
     /// In the order in which they are tried; with none, those that match but for the host.
     routes: Vec<Tried>,
     captures: Vec<(String, String)>,
+    /// Who calls, where the route asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<Caller>,
     /// What the service would be asked for.
     target: Option<String>,
     upstreams: Vec<Way>,
@@ -74,11 +84,19 @@ pub(super) fn run(arguments: &ExplainArgs, output: &Output) -> Result<(), Failur
         }
     };
     let (head, scheme) = request::head(arguments).map_err(Failure::Usage)?;
-    let explanation = explain(&config, head, scheme, arguments.from);
+    let certificate = arguments.cert.as_deref().map(caller::certificate).transpose();
+    let certificate = certificate.map_err(Failure::Usage)?;
+    let from = (arguments.from, certificate.as_ref());
+    let explanation = explain(&config, head, scheme, from);
     if output.is_json() { Ok(output.object(&explanation)?) } else { show(&explanation, output) }
 }
 
-fn explain(config: &Config, mut head: Parts, scheme: &str, from: Option<IpAddr>) -> Explanation {
+fn explain(
+    config: &Config,
+    mut head: Parts,
+    scheme: &str,
+    (from, certificate): (Option<IpAddr>, Option<&ClientCertificate>),
+) -> Explanation {
     let mut found = Explanation {
         method: head.method.to_string(),
         policies: policies::bounds(&config.bounds),
@@ -94,6 +112,7 @@ fn explain(config: &Config, mut head: Parts, scheme: &str, from: Option<IpAddr>)
         return found.refused(&error);
     }
     found.routes = routes::tried(config, &table, &head);
+    let target = head.uri.path_and_query().cloned();
     let routed = match target::route(&table, &mut head) {
         Ok(routed) => routed,
         Err(error) => return found.refused(&error),
@@ -105,18 +124,29 @@ fn explain(config: &Config, mut head: Parts, scheme: &str, from: Option<IpAddr>)
     found.captures = route.path.captures().map(str::to_owned).zip(values).collect();
     found.policies.retain(|policy| policies::holds(policy, route));
     found.policies.extend(policies::of_route(config, route));
-    let asked = Asked { config, route, routed, from };
+    let asked = Asked { config, route, routed, from, target, certificate };
+    let caller = caller::find(&asked, &head, scheme == "https");
     if let Err(error) = found.act(&asked, head) {
         return found.refused(&error);
     }
-    found
+    match caller {
+        None => found,
+        Some(Ok(caller)) => Explanation { caller: Some(caller), ..found },
+        Some(Err((caller, error))) => Explanation { caller: Some(caller), ..found }.refused(&error),
+    }
 }
+
+/// An address where it makes no difference which.
+const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 struct Asked<'a> {
     config: &'a Config,
     route: &'a Route,
     routed: Routed,
     from: Option<IpAddr>,
+    /// As it came.
+    target: Option<PathAndQuery>,
+    certificate: Option<&'a ClientCertificate>,
 }
 
 impl Explanation {
@@ -138,7 +168,7 @@ impl Explanation {
             Action::Forward(forward) => {
                 let by_chance = Cell::new(false);
                 // Which address it is without one makes no difference but for `client_address`.
-                let client = asked.from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+                let client = asked.from.unwrap_or(SOMEWHERE);
                 let destination = asked.routed.choose(forward, &head.headers, client, || {
                     by_chance.set(true);
                     0
@@ -176,6 +206,7 @@ fn show(found: &Explanation, output: &Output) -> Result<(), Failure> {
     ];
     facts.extend(found.source.iter().map(|source| ("source", source.to_string())));
     facts.extend(found.route.iter().map(|route| ("route", route.clone())));
+    facts.extend(found.caller.iter().map(|caller| ("caller", caller.line())));
     for (name, value) in &found.captures {
         facts.push(("capture", format!("{name} = {value}")));
     }

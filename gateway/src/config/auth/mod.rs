@@ -2,10 +2,12 @@
 
 mod api_key;
 mod consumers;
+mod expression;
 mod mtls;
 mod place;
 mod require;
 
+use super::PathPattern;
 use super::at::At;
 use super::diagnostic::suggestion;
 use super::forms::{Named, OneOrList};
@@ -16,6 +18,9 @@ use serde::Deserialize;
 
 pub use self::api_key::ApiKey;
 pub use self::consumers::Consumer;
+pub use self::expression::{
+    Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
+};
 pub use self::mtls::{CertificateName, Mtls};
 pub use self::place::CredentialPlace;
 pub use self::require::{Alternative, ClaimPath, Require};
@@ -107,6 +112,7 @@ fn kind(raw: &RawAuthenticator, at: At<'_>) -> Option<AuthKind> {
 /// Who may take a route; `None`: nobody asks.
 pub(super) fn access(
     raw: &RawRoute,
+    path: Option<&PathPattern>,
     (authenticators, typed): (&[Authenticator], &Named<RawAuthenticator>),
     at: At<'_>,
 ) -> Option<Access> {
@@ -155,7 +161,7 @@ pub(super) fn access(
         }
     }
     if let Some(raw) = &raw.require {
-        access.require = require::require(raw, at.key("require"));
+        access.require = require::require(raw, path, at.key("require"));
     }
     Some(access)
 }

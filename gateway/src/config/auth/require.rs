@@ -3,6 +3,8 @@
 use serde::Deserialize;
 
 use super::consumers::words;
+use super::expression::{Expression, expression};
+use crate::config::PathPattern;
 use crate::config::at::At;
 use crate::config::forms::{Named, OneOrList};
 use crate::config::routes::methods;
@@ -31,6 +33,8 @@ pub struct Alternative {
     pub scopes: Vec<String>,
     /// With all of these claims: each is this text, number or truth value, or a list that has it.
     pub claims: Vec<(ClaimPath, String)>,
+    /// What must hold besides.
+    pub when: Option<Expression>,
 }
 
 /// Where a claim is, as `realm_access.roles`.
@@ -82,13 +86,19 @@ pub(in crate::config) struct RawAlternative {
     roles: Vec<String>,
     scopes: Vec<String>,
     claims: Named<String>,
+    when: Option<String>,
 }
 
-pub(super) fn require(raw: &RawRequire, at: At<'_>) -> Require {
-    Require(raw.each(at).filter_map(|(raw, at)| alternative(raw, at)).collect())
+/// What a route asks for whose pattern is `path`; `None` where that could not be read.
+pub(super) fn require(raw: &RawRequire, path: Option<&PathPattern>, at: At<'_>) -> Require {
+    Require(raw.each(at).filter_map(|(raw, at)| alternative(raw, path, at)).collect())
 }
 
-fn alternative(raw: &RawAlternative, at: At<'_>) -> Option<Alternative> {
+fn alternative(
+    raw: &RawAlternative,
+    path: Option<&PathPattern>,
+    at: At<'_>,
+) -> Option<Alternative> {
     let claims = raw.claims.0.iter().enumerate().filter_map(|(index, (path, value))| {
         let at = at.key("claims").entry(index);
         let found = ClaimPath::parse(path);
@@ -100,7 +110,12 @@ fn alternative(raw: &RawAlternative, at: At<'_>) -> Option<Alternative> {
         }
         Some((found?, value.clone()))
     });
+    let when = match (&raw.when, path) {
+        (Some(text), Some(path)) => Some(expression(text, path, at.key("when"))?),
+        _ => None,
+    };
     let alternative = Alternative {
+        when,
         claims: claims.collect(),
         methods: methods(&raw.methods, at.key("methods"))?,
         consumers: words(&raw.consumers, at.key("consumers")),
@@ -108,8 +123,8 @@ fn alternative(raw: &RawAlternative, at: At<'_>) -> Option<Alternative> {
         roles: words(&raw.roles, at.key("roles")),
         scopes: words(&raw.scopes, at.key("scopes")),
     };
-    if alternative == Alternative::default() {
-        let help = "name `roles`, `scopes`, `groups`, `consumers`, `claims` or `methods`";
+    if alternative == Alternative::default() && raw.when.is_none() {
+        let help = "name `roles`, `scopes`, `groups`, `consumers`, `claims`, `methods` or `when`";
         at.on_key().error_with_help("this requires nothing", help);
     }
     Some(alternative)

@@ -53,8 +53,9 @@ pub(super) fn routes(raw: &[RawRoute], around: Around<'_>, at: At<'_>) -> Vec<Ro
     let routes = raw.iter().enumerate();
     let route = |(index, raw)| {
         let at = at.item(index);
-        let access = auth::access(raw, around.auth, at);
-        Some(Route { access, ..route(raw, &upstreams, &mut taken, at)? })
+        let route = route(raw, &upstreams, &mut taken, at);
+        let access = auth::access(raw, route.as_ref().map(|route| &route.path), around.auth, at);
+        Some(Route { access, ..route? })
     };
     routes.filter_map(route).collect()
 }

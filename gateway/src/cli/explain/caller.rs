@@ -1,0 +1,153 @@
+//! Who would be calling, by the credentials that the request shows. They are checked as the gateway checks them, for
+//! which the keys of an issuer may have to be fetched.
+
+use std::path::Path;
+
+use http::request::Parts;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde::Serialize;
+
+use super::Asked;
+use crate::auth::{self, Ask, Authenticators, Authorized, Identity};
+use crate::base::address::ClientAddr;
+use crate::base::error::Error;
+use crate::base::time::Now;
+use crate::http::problem;
+use crate::store::keys::Keys;
+use crate::tls::session::ClientCertificate;
+
+/// Who calls.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Caller {
+    /// `known`, `anonymous`, `refused`, or `unavailable` where it cannot be told here.
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authenticator: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    roles: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    scopes: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<String>,
+    /// Why nobody is known, where that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Reads the certificate that a client would show. It is taken as verified.
+pub(super) fn certificate(path: &Path) -> Result<ClientCertificate, String> {
+    let file = path.display();
+    let leaf = CertificateDer::from_pem_file(path)
+        .map_err(|error| format!("{file} has no certificate that can be read: {error}"))?;
+    ClientCertificate::of(&leaf, false, Now::read().utc)
+        .ok_or_else(|| format!("the certificate in {file} has ended or cannot be read"))
+}
+
+/// Finds out who would be calling, if the route asks; the error is what the request would be answered.
+pub(super) fn find(
+    asked: &Asked<'_>,
+    head: &Parts,
+    is_tls: bool,
+) -> Option<Result<Caller, (Caller, Error)>> {
+    asked.route.access.as_ref()?;
+    Some(match authorize(asked, head, is_tls) {
+        Ok(Ok(authorized)) => Ok(match authorized.identity() {
+            Some(identity) => Caller::known(identity),
+            None => Caller { outcome: "anonymous", ..Caller::default() },
+        }),
+        Ok(Err(error)) => Err((Caller::refused(&error), error)),
+        // What cannot be told here says nothing about the request.
+        Err(reason) => {
+            Ok(Caller { outcome: "unavailable", reason: Some(reason), ..Caller::default() })
+        }
+    })
+}
+
+fn authorize(
+    asked: &Asked<'_>,
+    head: &Parts,
+    is_tls: bool,
+) -> Result<Result<Authorized, Error>, String> {
+    let authenticators = Authenticators::new(asked.config, &Authenticators::default(), None)?;
+    if Keys::exist(&asked.config.state.dir) {
+        authenticators.open()?;
+    }
+    let memories = authenticators.memories(0);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let target = asked.target.as_ref().ok_or("the request has no target")?;
+    let ask = Ask {
+        head,
+        target,
+        client: ClientAddr::believed(asked.from.unwrap_or(super::SOMEWHERE)),
+        certificate: asked.certificate,
+        is_tls,
+        now: Now::read,
+    };
+    let access = asked.route.access.as_ref();
+    Ok(runtime.block_on(auth::authorize(access, (&authenticators, &memories), ask)))
+}
+
+impl Caller {
+    fn known(identity: &Identity) -> Self {
+        let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
+        let texts = |list: &[Box<str>]| list.iter().map(|text| text.to_string()).collect();
+        Self {
+            outcome: "known",
+            authenticator: Some(identity.authenticator.to_string()),
+            consumer: text(&identity.consumer),
+            user: text(&identity.user),
+            key: text(&identity.key),
+            tenant: text(&identity.tenant),
+            plan: text(&identity.plan),
+            roles: texts(&identity.roles),
+            scopes: texts(&identity.scopes),
+            groups: texts(&identity.groups),
+            reason: None,
+        }
+    }
+
+    fn refused(error: &Error) -> Self {
+        let reason = error.reason().unwrap_or(error.detail()).to_owned();
+        let outcome = match problem::status(error.kind()).as_u16() {
+            503 => "unavailable",
+            _ => "refused",
+        };
+        Self { outcome, reason: Some(reason), ..Self::default() }
+    }
+
+    /// Everything that is known, on one line.
+    pub(super) fn line(&self) -> String {
+        let one = |name: &str, value: &Option<String>| {
+            value.as_ref().map(|value| format!("{name} {value}"))
+        };
+        let several = |name: &str, values: &[String]| {
+            (!values.is_empty()).then(|| format!("{name} {}", values.join(" ")))
+        };
+        let parts = [
+            one("by", &self.authenticator),
+            one("consumer", &self.consumer),
+            one("user", &self.user),
+            one("key", &self.key),
+            one("tenant", &self.tenant),
+            one("plan", &self.plan),
+            several("roles", &self.roles),
+            several("scopes", &self.scopes),
+            several("groups", &self.groups),
+            self.reason.clone(),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        format!("{} {}", self.outcome, parts.join(", ")).trim_end().to_owned()
+    }
+}
