@@ -12,6 +12,7 @@ pub mod control;
 pub mod discovery;
 pub mod http;
 pub mod kernel;
+pub mod limit;
 pub mod listen;
 pub mod observe;
 pub mod outbound;

@@ -1,5 +1,5 @@
-//! Callers by API keys. A key is looked up by its SHA-256, so no comparison meets the key itself, and how long a look-up
-//! takes says nothing about keys that are near it. What has not the form of a key is refused without one.
+//! Callers by API keys. A key is looked up by its SHA-256, so no comparison meets the key itself, and how long a
+//! look-up takes says nothing about keys that are near it. What has not the form of a key is refused without one.
 
 use std::sync::Arc;
 use std::time::Duration;

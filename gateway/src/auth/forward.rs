@@ -1,8 +1,8 @@
 //! What services are told about callers. Whatever a client sent under these names is removed first, in every spelling,
 //! before and after the body; what is told is made once for a caller that is remembered, and cloned into requests.
 //!
-//! A value is the text as it is, but bytes that a field cannot carry, `%`, and in lists `,` become `%XX`: whoever decodes
-//! percent-encoding gets back what was meant, and nothing ends a field.
+//! A value is the text as it is, but bytes that a field cannot carry, `%`, and in lists `,` become `%XX`: whoever
+//! decodes percent-encoding gets back what was meant, and nothing ends a field.
 
 use std::fmt;
 use std::sync::Arc;

@@ -7,15 +7,19 @@
 //! caller, the answer says so, and never that the credential is bad.
 
 mod api_key;
+mod claims;
 mod expression;
 mod forward;
 mod identity;
+mod json;
+mod jwt;
 mod memory;
 mod mtls;
 mod outcomes;
 mod place;
 mod require;
 mod strip;
+mod watched;
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -102,6 +106,7 @@ struct Authenticator {
 #[derive(Debug)]
 enum Checker {
     ApiKey(Box<api_key::ApiKey>),
+    Jwt(Box<jwt::Jwt>),
     Mtls(mtls::Mtls),
 }
 
@@ -163,7 +168,7 @@ impl Authenticators {
         for one in authenticators.filter_map(|index| self.all.get(*index)) {
             match &one.kind {
                 Checker::ApiKey(api_key) => api_key.strip(head),
-                Checker::Mtls(_) => {}
+                Checker::Jwt(_) | Checker::Mtls(_) => {}
             }
         }
     }
@@ -270,14 +275,22 @@ impl Checker {
     fn new(
         config: &config::Authenticator,
         (keys, consumers): (&Registry, &Arc<Consumers>),
-        _before: Option<&Self>,
+        before: Option<&Self>,
     ) -> Result<Self, String> {
+        let name = &config.name;
         match &config.kind {
             AuthKind::ApiKey(api_key) => {
-                let api_key = api_key::ApiKey::new(&config.name, api_key, (keys, consumers));
+                let api_key = api_key::ApiKey::new(name, api_key, (keys, consumers));
                 Ok(Self::ApiKey(Box::new(api_key)))
             }
-            AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(&config.name, mtls, consumers))),
+            AuthKind::Jwt(jwt) => {
+                let before = match before {
+                    Some(Self::Jwt(before)) => Some(&**before),
+                    _ => None,
+                };
+                jwt::Jwt::new(name, jwt, consumers, before).map(Box::new).map(Self::Jwt)
+            }
+            AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(name, mtls, consumers))),
         }
     }
 
@@ -285,6 +298,7 @@ impl Checker {
     fn remembers(&self) -> usize {
         match self {
             Self::ApiKey(api_key) => api_key.remembers(),
+            Self::Jwt(jwt) => jwt.remembers(),
             Self::Mtls(_) => 0,
         }
     }
@@ -292,6 +306,7 @@ impl Checker {
     async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
             Self::ApiKey(api_key) => api_key.authenticate(ask, memory),
+            Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
         }
     }
@@ -300,19 +315,22 @@ impl Checker {
     fn challenge(&self) -> String {
         match self {
             Self::ApiKey(api_key) => api_key.challenge(),
+            Self::Jwt(jwt) => jwt.challenge(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
             Self::Mtls(_) => "Certificate".to_owned(),
         }
     }
 
-    fn tick(&self, _now: Now) {
+    fn tick(&self, now: Now) {
         match self {
+            Self::Jwt(jwt) => jwt.tick(now),
             Self::ApiKey(_) | Self::Mtls(_) => {}
         }
     }
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
+            Self::Jwt(jwt) => jwt.peers(),
             Self::ApiKey(_) | Self::Mtls(_) => Vec::new(),
         }
     }

@@ -1,5 +1,5 @@
-//! `identity`: what services are told about callers, in which header fields. Whatever clients send under these names, in
-//! any spelling, never reaches a service, also where nobody is known.
+//! `identity`: what services are told about callers, in which header fields. Whatever clients send under these names,
+//! in any spelling, never reaches a service, also where nobody is known.
 
 use http::HeaderName;
 use http::header::AUTHORIZATION;

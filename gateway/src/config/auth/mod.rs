@@ -1,10 +1,14 @@
 //! `auth`, `consumers` and what routes ask of callers: who may be known how, and what they must be.
 
+mod algorithm;
 mod api_key;
+mod claims;
 mod consumers;
 mod expression;
+mod jwt;
 mod mtls;
 mod place;
+mod private_url;
 mod require;
 
 use super::PathPattern;
@@ -15,12 +19,16 @@ use super::raw::RawRoute;
 use super::tree::shorten;
 use super::value::name;
 use serde::Deserialize;
+use std::path::Path;
 
+pub use self::algorithm::JwtAlgorithm;
 pub use self::api_key::ApiKey;
+pub use self::claims::{Audience, ClaimRules, IdentityClaims};
 pub use self::consumers::Consumer;
 pub use self::expression::{
     Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
 };
+pub use self::jwt::{JwksUrl, Jwt, JwtKeys};
 pub use self::mtls::{CertificateName, Mtls};
 pub use self::place::CredentialPlace;
 pub use self::require::{Alternative, ClaimPath, Require};
@@ -29,12 +37,13 @@ pub(super) use self::consumers::{RawConsumer, consumers};
 pub(super) use self::require::RawRequire;
 
 use self::api_key::RawApiKey;
+use self::jwt::RawJwt;
 use self::mtls::RawMtls;
 
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`api_key`, `mtls`";
+const KINDS: &str = "`api_key`, `jwt` and `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +59,8 @@ pub struct Authenticator {
 pub enum AuthKind {
     /// By API keys.
     ApiKey(ApiKey),
+    /// By a token that is verified here.
+    Jwt(Box<Jwt>),
     /// By the certificate that the client has shown in the TLS handshake.
     Mtls(Mtls),
 }
@@ -70,6 +81,7 @@ pub struct Access {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawAuthenticator {
     api_key: Option<RawApiKey>,
+    jwt: Option<RawJwt>,
     mtls: Option<RawMtls>,
 }
 
@@ -77,7 +89,11 @@ pub(super) struct RawAuthenticator {
 pub(super) type RawAuth = OneOrList<String>;
 
 /// The section as meant. What could not be read has been reported.
-pub(super) fn authenticators(raw: &Named<RawAuthenticator>, at: At<'_>) -> Vec<Authenticator> {
+pub(super) fn authenticators(
+    raw: &Named<RawAuthenticator>,
+    folder: &Path,
+    at: At<'_>,
+) -> Vec<Authenticator> {
     let one = |(index, (called, raw)): (usize, &(String, RawAuthenticator))| {
         let at = at.entry(index);
         let good = name(called, "an authenticator", at.on_key());
@@ -85,18 +101,22 @@ pub(super) fn authenticators(raw: &Named<RawAuthenticator>, at: At<'_>) -> Vec<A
             let message = "`anonymous` stands for callers that are not known";
             at.on_key().error_with_help(message, "choose another name");
         }
-        let kind = kind(raw, at)?;
+        let kind = kind(raw, folder, at)?;
         good.then(|| Authenticator { name: called.clone(), kind })
     };
     raw.0.iter().enumerate().filter_map(one).collect()
 }
 
-fn kind(raw: &RawAuthenticator, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { api_key, mtls } = raw;
+fn kind(raw: &RawAuthenticator, folder: &Path, at: At<'_>) -> Option<AuthKind> {
+    let RawAuthenticator { api_key, jwt, mtls } = raw;
     let api_key = api_key.as_ref();
     let api_key = api_key.map(|raw| api_key::api_key(raw, at.key("api_key")).map(AuthKind::ApiKey));
+    let jwt = jwt.as_ref().map(|raw| {
+        let jwt = jwt::jwt(raw, folder, at.key("jwt"));
+        jwt.map(|jwt| AuthKind::Jwt(Box::new(jwt)))
+    });
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [api_key, mtls].into_iter().flatten();
+    let mut given = [api_key, jwt, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);

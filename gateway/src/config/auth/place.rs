@@ -31,6 +31,13 @@ pub(in crate::config) struct RawPlace {
 
 const HELP: &str = "write one of {header: Authorization}, {cookie: NAME} and {query: NAME}";
 
+impl CredentialPlace {
+    /// The field `Authorization`, scheme Bearer (RFC 6750, section 2.1).
+    pub(super) fn bearer() -> Self {
+        Self::Header(AUTHORIZATION, Some("Bearer".to_owned()))
+    }
+}
+
 pub(super) fn place(raw: &RawPlace, at: At<'_>) -> Option<CredentialPlace> {
     let RawPlace { header, scheme, cookie, query } = raw;
     if scheme.is_some() && header.is_none() {
