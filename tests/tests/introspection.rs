@@ -93,6 +93,9 @@ fn active_tokens_reach_the_service_and_the_gateway_says_who_it_is() -> Result {
     assert_eq!((house.ask("/", "good")?, house.ask("/write", "good")?), (200, 200));
     assert_eq!((house.ask("/", "reads")?, house.ask("/write", "reads")?), (200, 403));
     assert_eq!((house.ask("/", "unknown")?, house.ask("/", "a%20b\u{e9}")?), (401, 401));
+    let served = house.service.requests();
+    let first = served.first().and_then(|request| request.header("authorization"));
+    assert_eq!(first, Some("Bearer good"), "it is not stripped unless that is configured");
     let asked = house.idp.introspections();
     assert_eq!(asked.len(), 3, "each token once, and what is no token never");
     let first = asked.first().context("no call")?;

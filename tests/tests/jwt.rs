@@ -78,6 +78,7 @@ fn good_tokens_reach_the_service_and_bad_ones_do_not() -> Result {
     let mut jwt = house.jwks();
     jwt["issuer"] = "https://idp.test/".into();
     jwt["audience"] = "api".into();
+    jwt["strip"] = true.into();
     let _gateway = house.gateway(jwt)?;
     let claims = json!({"iss": "https://idp.test/", "aud": ["api", "other"], "sub": "ann"});
     let good = house.idp.token(&claims)?;
@@ -86,7 +87,9 @@ fn good_tokens_reach_the_service_and_bad_ones_do_not() -> Result {
     let mut admin = claims.clone();
     admin["roles"] = json!(["admin"]);
     assert_eq!(house.ask("/admin", &house.idp.token(&admin)?)?, 200);
-    assert_eq!(house.service.requests().len(), 2);
+    let served = house.service.requests();
+    assert_eq!(served.len(), 2);
+    assert!(served.iter().all(|request| request.header("authorization").is_none()));
 
     let changed = |name: &str, value: Value| {
         let mut claims = claims.clone();

@@ -14,12 +14,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
+use http::request::Parts;
 use quick_cache::sync::Cache;
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::place::{Found, find};
+use super::strip::strip;
 use super::{Answer, Ask, Consumers, Digest, Identity, Memory, claims, digest_of, json};
 use crate::base::time::{BootTime, Now};
 use crate::config::{self, IntrospectionClient};
@@ -119,6 +121,13 @@ impl Introspection {
     /// Callers whom a worker remembers.
     pub(super) fn remembers(&self) -> usize {
         self.shared.config.remember
+    }
+
+    /// Takes the token out of a request, where it is not for services.
+    pub(super) fn strip(&self, head: &mut Parts) {
+        if self.shared.config.strip {
+            self.shared.config.places.iter().for_each(|place| strip(place, head, |_| true));
+        }
     }
 
     /// As in `WWW-Authenticate` (RFC 6750, section 3).

@@ -54,6 +54,8 @@ pub struct Introspection {
     pub rules: ClaimRules,
     /// Where tokens are, by precedence. At least one.
     pub places: Vec<CredentialPlace>,
+    /// Whether services get requests without the token.
+    pub strip: bool,
     /// Bytes of a token.
     pub token_bytes: usize,
 }
@@ -116,6 +118,8 @@ pub(in crate::config) struct RawIntrospection {
     #[serde(default)]
     token: Option<OneOrList<RawPlace>>,
     #[serde(default)]
+    strip: bool,
+    #[serde(default)]
     token_bytes: Option<String>,
 }
 
@@ -161,6 +165,7 @@ pub(super) fn introspection(
         pause: pause?,
         rules: rules?,
         places,
+        strip: raw.strip,
         token_bytes: token_bytes.and_then(|bytes| usize::try_from(bytes).ok())?,
     })
 }
