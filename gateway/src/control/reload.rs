@@ -85,6 +85,7 @@ impl Control {
                 let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
                 let limits = Limits::new(&config, config.workers, snapshot.limits());
                 let limits = limits.map_err(|error| unchanged(&no_room(&error)))?;
+                authenticators.open().map_err(|error| unchanged(&error))?;
                 let found = Vec::new();
                 Ok(Prepared {
                     config,
