@@ -9,11 +9,14 @@ use rustls::pki_types::pem::PemObject as _;
 use serde::Serialize;
 
 use super::Asked;
+use super::policies::{self, Policy};
 use crate::auth::{self, Ask, Authenticators, Authorized, Identity};
 use crate::base::address::ClientAddr;
 use crate::base::error::Error;
 use crate::base::time::Now;
+use crate::config::Config;
 use crate::http::problem;
+use crate::store::keys::Keys;
 use crate::tls::session::ClientCertificate;
 
 /// Who calls.
@@ -79,6 +82,9 @@ fn authorize(
     is_tls: bool,
 ) -> Result<Result<Authorized, Error>, String> {
     let authenticators = Authenticators::new(asked.config, &Authenticators::default(), None)?;
+    if Keys::exist(&asked.config.state.dir) {
+        authenticators.open()?;
+    }
     let memories = authenticators.memories(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
@@ -111,6 +117,14 @@ impl Caller {
             scopes: texts(&identity.scopes),
             groups: texts(&identity.groups),
             reason: None,
+        }
+    }
+
+    /// How much it may, besides what holds for everybody.
+    pub(super) fn limits(&self, config: &Config) -> Vec<Policy> {
+        match self.outcome {
+            "known" => policies::of_caller(config, self.consumer.as_deref(), self.plan.as_deref()),
+            _ => Vec::new(),
         }
     }
 
