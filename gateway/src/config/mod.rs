@@ -51,7 +51,8 @@ pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact}
 pub use self::auth::{
     Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, CertificateName, ClaimPath,
     ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, IdentityClaims,
-    JwksUrl, Jwt, JwtAlgorithm, JwtKeys, List, Mtls, Operand, Require, read_expression,
+    JwksUrl, Jwt, JwtAlgorithm, JwtKeys, KeyRegistry, List, Mtls, Operand, Require,
+    read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};
@@ -181,6 +182,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let upstreams = upstreams::upstreams(&raw.upstreams, around, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, (&upstreams, &discovery));
     let auth = auth::authenticators(&raw.auth, folder, at.key("auth"));
+    auth::check_registries(&raw.auth, raw.state.redis.is_some(), at.key("auth"));
     let referred = routes::Around { upstreams: &upstreams, auth: (&auth, &raw.auth) };
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),

@@ -262,6 +262,10 @@ impl Control {
             (Request::Reload, Some(command)) => {
                 self.queue_reload(Some(Later { uid, command, reply }));
             }
+            (Request::Keys(request), _) => {
+                let with = (&*self.config, self.redis.as_ref());
+                self.keys.begin(request, with, (uid, reply));
+            }
             (Request::RefreshList(name), Some(command)) => {
                 let later = Later { uid, command, reply };
                 self.sources.refresh(&self.policy, &name.name, later, instant());
@@ -337,9 +341,8 @@ impl Control {
             }
             Request::PutList(put) => self.policy.put_list(*put, now).map(Answer::Done),
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
-            Request::Keys(request) => self.keys.answer(request, &self.config, now.utc),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
-            Request::Reload | Request::RefreshList(_) => {
+            Request::Reload | Request::RefreshList(_) | Request::Keys(_) => {
                 Err(Refusal::failed("this is answered later"))
             }
             Request::Detach => self.detach().map(Answer::Done),
