@@ -11,6 +11,7 @@ mod claims;
 mod expression;
 mod forward;
 mod identity;
+mod introspection;
 mod json;
 mod jwt;
 mod memory;
@@ -106,6 +107,7 @@ struct Authenticator {
 #[derive(Debug)]
 enum Checker {
     ApiKey(Box<api_key::ApiKey>),
+    Introspection(Box<introspection::Introspection>),
     Jwt(Box<jwt::Jwt>),
     Mtls(mtls::Mtls),
 }
@@ -172,7 +174,9 @@ impl Authenticators {
         for one in authenticators.filter_map(|index| self.all.get(*index)) {
             match &one.kind {
                 Checker::ApiKey(api_key) => api_key.strip(head),
-                Checker::Jwt(_) | Checker::Mtls(_) => {}
+                Checker::Introspection(introspection) => introspection.strip(head),
+                Checker::Jwt(jwt) => jwt.strip(head),
+                Checker::Mtls(_) => {}
             }
         }
     }
@@ -287,6 +291,14 @@ impl Checker {
                 let api_key = api_key::ApiKey::new(name, api_key, registries, consumers)?;
                 Ok(Self::ApiKey(Box::new(api_key)))
             }
+            AuthKind::Introspection(introspection) => {
+                let before = match before {
+                    Some(Self::Introspection(before)) => Some(&**before),
+                    _ => None,
+                };
+                let new = introspection::Introspection::new(name, introspection, consumers, before);
+                new.map(Box::new).map(Self::Introspection)
+            }
             AuthKind::Jwt(jwt) => {
                 let before = match before {
                     Some(Self::Jwt(before)) => Some(&**before),
@@ -302,6 +314,7 @@ impl Checker {
     fn remembers(&self) -> usize {
         match self {
             Self::ApiKey(api_key) => api_key.remembers(),
+            Self::Introspection(introspection) => introspection.remembers(),
             Self::Jwt(jwt) => jwt.remembers(),
             Self::Mtls(_) => 0,
         }
@@ -310,6 +323,7 @@ impl Checker {
     async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
             Self::ApiKey(api_key) => api_key.authenticate(ask, memory).await,
+            Self::Introspection(introspection) => introspection.authenticate(ask, memory).await,
             Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
         }
@@ -319,6 +333,7 @@ impl Checker {
     fn challenge(&self) -> String {
         match self {
             Self::ApiKey(api_key) => api_key.challenge(),
+            Self::Introspection(introspection) => introspection.challenge(),
             Self::Jwt(jwt) => jwt.challenge(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
             Self::Mtls(_) => "Certificate".to_owned(),
@@ -328,12 +343,13 @@ impl Checker {
     fn tick(&self, now: Now) {
         match self {
             Self::Jwt(jwt) => jwt.tick(now),
-            Self::ApiKey(_) | Self::Mtls(_) => {}
+            Self::ApiKey(_) | Self::Introspection(_) | Self::Mtls(_) => {}
         }
     }
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
+            Self::Introspection(introspection) => introspection.peers(),
             Self::Jwt(jwt) => jwt.peers(),
             Self::ApiKey(_) | Self::Mtls(_) => Vec::new(),
         }
