@@ -27,7 +27,6 @@ use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::observe;
 use crate::request::Snapshot;
-use crate::rules::protected::own_addresses;
 use crate::shared::Redis;
 use crate::upstream::directory::Directory;
 
@@ -455,7 +454,7 @@ impl Control {
             user: self.target.name.clone(),
             capabilities: self.capabilities.iter().map(|name| (*name).to_owned()).collect(),
             listen: self.door.addresses().iter().map(ToString::to_string).collect(),
-            listen_absent: absent(self.door.addresses()),
+            listen_absent: views::absent(self.door.addresses()),
             workers: self.config.workers,
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
@@ -475,16 +474,6 @@ async fn changed(links: Option<&Links>) {
         Some(links) => links.changed().await,
         None => std::future::pending().await,
     }
-}
-
-/// The addresses that no interface has.
-fn absent(listen: &[SocketAddr]) -> Vec<String> {
-    let own = own_addresses();
-    let is_here = |address: &&SocketAddr| {
-        let ip = address.ip();
-        ip.is_unspecified() || ip.is_loopback() || own.iter().any(|(_, own)| *own == ip)
-    };
-    listen.iter().filter(|address| !is_here(address)).map(ToString::to_string).collect()
 }
 
 /// Tells systemd, if it asked to be told (sd_notify(3)).
