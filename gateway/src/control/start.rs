@@ -80,7 +80,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let redis = redis::made(&config, None).map_err(RunError::Failed)?;
     let authenticators = Authenticators::new(&config, &Authenticators::default(), redis.as_ref());
     let authenticators = authenticators.map_err(RunError::Failed)?;
-    let limits = Limits::new(&config, config.workers, &Limits::default());
+    let limits = Limits::new(&config, config.workers, &Limits::default(), redis.as_ref());
     let limits = limits.map_err(|error| RunError::Failed(no_room(&error)))?;
     let inheritance = match replace {
         true => Inheritance::ask(&config.admin.socket).map_err(RunError::failed)?,
@@ -178,6 +178,7 @@ impl Started {
             counters,
             access_log: AccessLog::start(self.log).map_err(RunError::failed)?,
         };
+        redis::exchange(self.redis.as_ref(), &shared.snapshot);
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
