@@ -144,9 +144,7 @@ impl Started {
         let mut sources = Sources::new(&self.target.name);
         let lists = (&*self.config, readings);
         sources.configure(&mut self.policy, lists, Now::read());
-        if let Some(redis) = &self.redis {
-            redis.start().map_err(RunError::failed)?;
-        }
+        self.redis.as_ref().map_or(Ok(()), Redis::start).map_err(RunError::failed)?;
         let address = self.echo.as_ref().map(Echo::address);
         let mut names = self.look_up(&sources).await;
         if let Some(echo) = self.echo {

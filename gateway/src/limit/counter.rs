@@ -185,8 +185,8 @@ impl Counter {
 }
 
 impl Counter {
-    /// Learns what all gateways together have taken of a key of a bucket of tokens or a quota: what they leave, and when
-    /// all of it is there again. Nothing that was counted here is forgotten.
+    /// Learns what all gateways together have taken of a key of a token bucket or quota: what they leave, and when all
+    /// of it is there again. Nothing that was counted here is forgotten.
     pub fn raise(&self, hash: u128, (remaining, reset): (u64, Duration), clock: Clock) {
         let now_ns = clock.boot.0;
         let reset_ns = u64::try_from(reset.as_nanos()).unwrap_or(u64::MAX);

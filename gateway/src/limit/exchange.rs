@@ -89,7 +89,7 @@ fn locked(map: &Mutex<Map>) -> MutexGuard<'_, Map> {
 }
 
 impl Limits {
-    /// Reports what this gateway has given away, and learns what all have. Without an answer it is reported the next time.
+    /// Reports what this gateway has given away, and learns what all have. Without an answer it is reported next time.
     pub async fn exchange(&self) {
         let Some(redis) = &self.redis else { return };
         let mut left: Vec<_> = self.exchange.collect().into_iter().collect();
