@@ -6,9 +6,12 @@
 //! the caller is never taken for an anonymous one. Where a credential cannot be checked now, and nobody else knows the
 //! caller, the answer says so, and never that the credential is bad.
 
+mod api_key;
 mod claims;
 mod expression;
+mod forward;
 mod identity;
+mod introspection;
 mod json;
 mod jwt;
 mod memory;
@@ -16,14 +19,17 @@ mod mtls;
 mod outcomes;
 mod place;
 mod require;
+mod strip;
 mod watched;
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
 
+pub use self::forward::{Forward, Made};
 pub use self::identity::{Consumers, Identity};
 pub use self::memory::{Digest, Memory, digest_of};
 
@@ -32,7 +38,9 @@ use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
 use crate::config::{self, Access, AuthKind, Config};
+use crate::http::headers::Names;
 use crate::shared::Redis;
+use crate::store::keys::Registry;
 use crate::tls::session::ClientCertificate;
 
 /// What an authenticator is asked about.
@@ -83,6 +91,8 @@ impl Authorized {
 pub struct Authenticators {
     all: Vec<Authenticator>,
     workers: usize,
+    keys: Option<Registry>,
+    forward: Option<Forward>,
 }
 
 /// A way to know callers.
@@ -96,6 +106,8 @@ struct Authenticator {
 
 #[derive(Debug)]
 enum Checker {
+    ApiKey(Box<api_key::ApiKey>),
+    Introspection(Box<introspection::Introspection>),
     Jwt(Box<jwt::Jwt>),
     Mtls(mtls::Mtls),
 }
@@ -105,6 +117,14 @@ enum Checker {
 pub struct Memories {
     worker: usize,
     all: Vec<Memory>,
+    forged: Option<Rc<Names>>,
+}
+
+impl Memories {
+    /// The names that no field after a body may have.
+    pub fn forged(&self) -> Option<&Rc<Names>> {
+        self.forged.as_ref()
+    }
 }
 
 impl Authenticators {
@@ -112,22 +132,56 @@ impl Authenticators {
     /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
     pub fn new(config: &Config, before: &Self, _redis: Option<&Redis>) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
+        let keys = before.keys.clone().unwrap_or_else(|| Registry::at(&config.state.dir));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
-            let kind = Checker::new(one, &consumers, same.map(|before| &before.kind));
+            let kind = Checker::new(one, (&keys, &consumers), same.map(|before| &before.kind));
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
             let outcomes = same.filter(|_| before.workers == config.workers);
             let outcomes = outcomes.map(|before| before.outcomes.clone());
             let outcomes = outcomes.unwrap_or_else(|| Outcomes::new(config.workers));
             Ok(Authenticator { config: one.clone(), kind, outcomes })
         });
-        Ok(Self { all: all.collect::<Result<_, String>>()?, workers: config.workers })
+        let all = all.collect::<Result<_, String>>()?;
+        let forward = config.told.as_ref().map(Forward::new);
+        Ok(Self { all, workers: config.workers, keys: Some(keys), forward })
+    }
+
+    /// Opens what callers are looked up in. The folder of the state must be there.
+    pub fn open(&self) -> Result<(), String> {
+        let has_keys = self.all.iter().any(|one| matches!(one.kind, Checker::ApiKey(_)));
+        let keys = self.keys.as_ref().filter(|_| has_keys);
+        keys.map_or(Ok(()), |keys| keys.open().map(drop).map_err(|error| error.to_string()))
+    }
+
+    /// The API keys, which one gateway has once.
+    pub fn keys(&self) -> Option<&Registry> {
+        self.keys.as_ref()
+    }
+
+    /// What services are told about callers.
+    pub fn forward(&self) -> Option<&Forward> {
+        self.forward.as_ref()
+    }
+
+    /// Takes credentials out of a request that its route believes, where they are not for services.
+    pub fn strip(&self, access: Option<&Access>, head: &mut Parts) {
+        let authenticators = access.iter().flat_map(|access| &access.authenticators);
+        for one in authenticators.filter_map(|index| self.all.get(*index)) {
+            match &one.kind {
+                Checker::ApiKey(api_key) => api_key.strip(head),
+                Checker::Introspection(introspection) => introspection.strip(head),
+                Checker::Jwt(jwt) => jwt.strip(head),
+                Checker::Mtls(_) => {}
+            }
+        }
     }
 
     /// What the worker of this number begins with.
     pub fn memories(&self, worker: usize) -> Memories {
         let all = self.all.iter().map(|one| Memory::new(one.kind.remembers())).collect();
-        Memories { worker, all }
+        let forged = self.forward.as_ref().map(|forward| Rc::new(forward.removed().clone()));
+        Memories { worker, all, forged }
     }
 
     /// How often requests were answered how, by authenticator.
@@ -224,11 +278,23 @@ pub async fn authorize(
 impl Checker {
     fn new(
         config: &config::Authenticator,
-        consumers: &Arc<Consumers>,
+        (keys, consumers): (&Registry, &Arc<Consumers>),
         before: Option<&Self>,
     ) -> Result<Self, String> {
         let name = &config.name;
         match &config.kind {
+            AuthKind::ApiKey(api_key) => {
+                let api_key = api_key::ApiKey::new(name, api_key, (keys, consumers));
+                Ok(Self::ApiKey(Box::new(api_key)))
+            }
+            AuthKind::Introspection(introspection) => {
+                let before = match before {
+                    Some(Self::Introspection(before)) => Some(&**before),
+                    _ => None,
+                };
+                let new = introspection::Introspection::new(name, introspection, consumers, before);
+                new.map(Box::new).map(Self::Introspection)
+            }
             AuthKind::Jwt(jwt) => {
                 let before = match before {
                     Some(Self::Jwt(before)) => Some(&**before),
@@ -243,6 +309,8 @@ impl Checker {
     /// Callers whom a worker remembers.
     fn remembers(&self) -> usize {
         match self {
+            Self::ApiKey(api_key) => api_key.remembers(),
+            Self::Introspection(introspection) => introspection.remembers(),
             Self::Jwt(jwt) => jwt.remembers(),
             Self::Mtls(_) => 0,
         }
@@ -250,6 +318,8 @@ impl Checker {
 
     async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
+            Self::ApiKey(api_key) => api_key.authenticate(ask, memory),
+            Self::Introspection(introspection) => introspection.authenticate(ask, memory).await,
             Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
         }
@@ -258,6 +328,8 @@ impl Checker {
     /// How callers may say who they are, as in `WWW-Authenticate` (RFC 9110, section 11.6.1).
     fn challenge(&self) -> String {
         match self {
+            Self::ApiKey(api_key) => api_key.challenge(),
+            Self::Introspection(introspection) => introspection.challenge(),
             Self::Jwt(jwt) => jwt.challenge(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
             Self::Mtls(_) => "Certificate".to_owned(),
@@ -267,14 +339,15 @@ impl Checker {
     fn tick(&self, now: Now) {
         match self {
             Self::Jwt(jwt) => jwt.tick(now),
-            Self::Mtls(_) => {}
+            Self::ApiKey(_) | Self::Introspection(_) | Self::Mtls(_) => {}
         }
     }
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
+            Self::Introspection(introspection) => introspection.peers(),
             Self::Jwt(jwt) => jwt.peers(),
-            Self::Mtls(_) => Vec::new(),
+            Self::ApiKey(_) | Self::Mtls(_) => Vec::new(),
         }
     }
 }

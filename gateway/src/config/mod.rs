@@ -17,6 +17,7 @@ mod discovery;
 mod forms;
 mod health;
 mod hedge;
+mod identity;
 mod kernel;
 mod limits;
 mod listen;
@@ -49,9 +50,10 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::auth::{
-    Access, Alternative, Audience, AuthKind, Authenticator, CertificateName, ClaimPath, ClaimRules,
-    Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, IdentityClaims, JwksUrl, Jwt,
-    JwtAlgorithm, JwtKeys, List, Mtls, Operand, Require, read_expression,
+    Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, CertificateName, ClaimPath,
+    ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, IdentityClaims,
+    Introspection, IntrospectionClient, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, List, Mtls, Operand,
+    Require, read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};
@@ -60,6 +62,7 @@ pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::discovery::{Discovery, Family, Name};
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
+pub use self::identity::{Attribute, Told};
 pub use self::limits::{
     Allowance, CallerLimit, CountedIn, Limited, Limiting, Per, Period, Plan, Rate, RateAlgorithm,
     WhenUnavailable,
@@ -219,6 +222,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         trusted_proxies,
         consumers: limits.consumers(consumers, (raw, &limited.plans), at),
         limited,
+        told: identity::identity(raw.identity.as_ref(), &auth, at.key("identity")),
         discovery,
         upstreams,
         auth,
@@ -315,6 +319,8 @@ pub struct Config {
     pub consumers: Vec<Consumer>,
     /// How much callers may, whatever the route.
     pub limited: Limited,
+    /// What services are told about callers; `None`: nobody asks who they are.
+    pub told: Option<Told>,
     /// Routes in the order of the file.
     pub routes: Vec<Route>,
 }

@@ -180,15 +180,22 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Outgoing { route, forward, client, destination, admitted } = outgoing;
-        let Current { snapshot, views, locals, .. } = &**self.current;
+        let Current { snapshot, views, locals, memories } = &**self.current;
         let (mut head, body) = request.into_parts();
+        snapshot.authenticators.strip(route.access.as_ref(), &mut head);
         if let Some(template) = &forward.rewrite {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
         }
         let max_bytes = forward.body_bytes.unwrap_or(snapshot.config.bounds.body_bytes);
-        let body = RequestBody::new(body, max_bytes, self.deadline)?;
+        let mut body = RequestBody::new(body, max_bytes, self.deadline)?;
+        if let Some(forged) = memories.forged() {
+            body = body.without(forged);
+        }
         let mut request =
             prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
+        if let Some(forward) = snapshot.authenticators.forward() {
+            forward.tell(admitted.authorized().identity(), request.headers_mut());
+        }
         self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));
         transform::fields::apply(&route.request_headers, request.headers_mut());
 

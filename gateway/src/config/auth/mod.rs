@@ -1,9 +1,11 @@
 //! `auth`, `consumers` and what routes ask of callers: who may be known how, and what they must be.
 
 mod algorithm;
+mod api_key;
 mod claims;
 mod consumers;
 mod expression;
+mod introspection;
 mod jwt;
 mod mtls;
 mod place;
@@ -21,11 +23,13 @@ use serde::Deserialize;
 use std::path::Path;
 
 pub use self::algorithm::JwtAlgorithm;
+pub use self::api_key::ApiKey;
 pub use self::claims::{Audience, ClaimRules, IdentityClaims};
 pub use self::consumers::Consumer;
 pub use self::expression::{
     Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
 };
+pub use self::introspection::{Introspection, IntrospectionClient};
 pub use self::jwt::{JwksUrl, Jwt, JwtKeys};
 pub use self::mtls::{CertificateName, Mtls};
 pub use self::place::CredentialPlace;
@@ -34,13 +38,15 @@ pub use self::require::{Alternative, ClaimPath, Require};
 pub(super) use self::consumers::{RawConsumer, consumers};
 pub(super) use self::require::RawRequire;
 
+use self::api_key::RawApiKey;
+use self::introspection::RawIntrospection;
 use self::jwt::RawJwt;
 use self::mtls::RawMtls;
 
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`jwt` and `mtls`";
+const KINDS: &str = "`api_key`, `introspection`, `jwt` and `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +60,10 @@ pub struct Authenticator {
 /// How callers are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthKind {
+    /// By API keys.
+    ApiKey(ApiKey),
+    /// By a token that an issuer is asked about.
+    Introspection(Box<Introspection>),
     /// By a token that is verified here.
     Jwt(Box<Jwt>),
     /// By the certificate that the client has shown in the TLS handshake.
@@ -75,6 +85,8 @@ pub struct Access {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawAuthenticator {
+    api_key: Option<RawApiKey>,
+    introspection: Option<RawIntrospection>,
     jwt: Option<RawJwt>,
     mtls: Option<RawMtls>,
 }
@@ -102,13 +114,19 @@ pub(super) fn authenticators(
 }
 
 fn kind(raw: &RawAuthenticator, folder: &Path, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { jwt, mtls } = raw;
+    let RawAuthenticator { api_key, introspection, jwt, mtls } = raw;
+    let api_key = api_key.as_ref();
+    let api_key = api_key.map(|raw| api_key::api_key(raw, at.key("api_key")).map(AuthKind::ApiKey));
+    let introspection = introspection.as_ref().map(|raw| {
+        let meant = introspection::introspection(raw, folder, at.key("introspection"));
+        meant.map(|meant| AuthKind::Introspection(Box::new(meant)))
+    });
     let jwt = jwt.as_ref().map(|raw| {
         let jwt = jwt::jwt(raw, folder, at.key("jwt"));
         jwt.map(|jwt| AuthKind::Jwt(Box::new(jwt)))
     });
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [jwt, mtls].into_iter().flatten();
+    let mut given = [api_key, introspection, jwt, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);

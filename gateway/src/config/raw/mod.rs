@@ -19,6 +19,7 @@ pub(super) use self::upstreams::*;
 use super::auth::{RawAuthenticator, RawConsumer};
 use super::discovery::RawDiscovery;
 pub(super) use super::forms::{Named, Section, TextOr};
+use super::identity::RawIdentity;
 use super::limits::{RawLimit, RawLimiting, RawPlan};
 use super::redis::RawRedis;
 use super::tracing::RawTracing;
@@ -54,6 +55,8 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) plans: Named<RawPlan>,
     /// Limits of all routes.
     pub(in crate::config) limits: Vec<RawLimit>,
+    /// Default: the usual fields, where callers can be known.
+    pub(in crate::config) identity: Option<RawIdentity>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
 
