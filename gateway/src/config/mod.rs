@@ -64,7 +64,8 @@ pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::identity::{Attribute, Told};
 pub use self::limits::{
-    Allowance, CallerLimit, Limited, Limiting, Per, Period, Plan, Rate, RateAlgorithm,
+    Allowance, CallerLimit, CountedIn, Limited, Limiting, Per, Period, Plan, Rate, RateAlgorithm,
+    WhenUnavailable,
 };
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
