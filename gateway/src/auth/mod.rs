@@ -31,6 +31,7 @@ use http::uri::PathAndQuery;
 
 pub use self::forward::{Forward, Made};
 pub use self::identity::{Consumers, Identity};
+pub use self::jwt::usable_keys;
 pub use self::memory::{Digest, Memory, digest_of};
 
 use self::outcomes::Outcomes;
@@ -130,12 +131,13 @@ impl Memories {
 impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
     /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
-    pub fn new(config: &Config, before: &Self, _redis: Option<&Redis>) -> Result<Self, String> {
+    pub fn new(config: &Config, before: &Self, redis: Option<&Redis>) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let keys = before.keys.clone().unwrap_or_else(|| Registry::at(&config.state.dir));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
-            let kind = Checker::new(one, (&keys, &consumers), same.map(|before| &before.kind));
+            let kind =
+                Checker::new(one, ((&keys, redis), &consumers), same.map(|before| &before.kind));
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
             let outcomes = same.filter(|_| before.workers == config.workers);
             let outcomes = outcomes.map(|before| before.outcomes.clone());
@@ -149,7 +151,10 @@ impl Authenticators {
 
     /// Opens what callers are looked up in. The folder of the state must be there.
     pub fn open(&self) -> Result<(), String> {
-        let has_keys = self.all.iter().any(|one| matches!(one.kind, Checker::ApiKey(_)));
+        let has_keys = self.all.iter().any(|one| match &one.kind {
+            Checker::ApiKey(api_key) => api_key.is_embedded(),
+            _ => false,
+        });
         let keys = self.keys.as_ref().filter(|_| has_keys);
         keys.map_or(Ok(()), |keys| keys.open().map(drop).map_err(|error| error.to_string()))
     }
@@ -278,13 +283,13 @@ pub async fn authorize(
 impl Checker {
     fn new(
         config: &config::Authenticator,
-        (keys, consumers): (&Registry, &Arc<Consumers>),
+        (registries, consumers): ((&Registry, Option<&Redis>), &Arc<Consumers>),
         before: Option<&Self>,
     ) -> Result<Self, String> {
         let name = &config.name;
         match &config.kind {
             AuthKind::ApiKey(api_key) => {
-                let api_key = api_key::ApiKey::new(name, api_key, (keys, consumers));
+                let api_key = api_key::ApiKey::new(name, api_key, registries, consumers)?;
                 Ok(Self::ApiKey(Box::new(api_key)))
             }
             AuthKind::Introspection(introspection) => {
@@ -318,7 +323,7 @@ impl Checker {
 
     async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
-            Self::ApiKey(api_key) => api_key.authenticate(ask, memory),
+            Self::ApiKey(api_key) => api_key.authenticate(ask, memory).await,
             Self::Introspection(introspection) => introspection.authenticate(ask, memory).await,
             Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
