@@ -6,7 +6,9 @@
 //! the caller is never taken for an anonymous one. Where a credential cannot be checked now, and nobody else knows the
 //! caller, the answer says so, and never that the credential is bad.
 
+mod basic;
 mod expression;
+mod hmac;
 mod identity;
 mod memory;
 mod mtls;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 
+pub use self::hmac::signature_base;
 pub use self::identity::{Consumers, Identity};
 pub use self::memory::{Digest, Memory, digest_of};
 
@@ -27,7 +30,11 @@ use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
 use crate::config::{self, Access, AuthKind, Config};
+use crate::http::unread::Unread;
 use crate::tls::session::ClientCertificate;
+
+/// Users of Basic whom a worker remembers: as many as share one file, within reason.
+const BASIC_REMEMBERS: usize = 4096;
 
 /// What an authenticator is asked about.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +49,8 @@ pub struct Ask<'a> {
     pub certificate: Option<&'a ClientCertificate>,
     /// Whether it came over TLS.
     pub is_tls: bool,
+    /// What comes behind the head, for whoever must see all of it; `None` where there is no request but its head.
+    pub body: Option<&'a Unread>,
     /// What time it is.
     pub now: fn() -> Now,
 }
@@ -57,6 +66,8 @@ pub enum Answer {
     Refused(&'static str),
     /// It cannot be checked now, and why.
     Unavailable(&'static str),
+    /// The request cannot be read, whoever calls.
+    Failed(Error),
 }
 
 /// A request whose caller may make it. Only [`authorize`] makes one.
@@ -90,6 +101,8 @@ struct Authenticator {
 
 #[derive(Debug)]
 enum Checker {
+    Basic(Box<basic::Basic>),
+    Hmac(hmac::Hmac),
     Mtls(mtls::Mtls),
 }
 
@@ -165,6 +178,7 @@ impl Authenticators {
                 Answer::Known(identity) => return Ok(Some(identity)),
                 Answer::Refused(reason) => refused = refused.or(Some(reason)),
                 Answer::Unavailable(reason) => unavailable = unavailable.or(Some(reason)),
+                Answer::Failed(error) => return Err(error),
             }
         }
         match (unavailable, refused) {
@@ -218,22 +232,37 @@ impl Checker {
     fn new(
         config: &config::Authenticator,
         consumers: &Arc<Consumers>,
-        _before: Option<&Self>,
+        before: Option<&Self>,
     ) -> Result<Self, String> {
+        let name = &*config.name;
         match &config.kind {
-            AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(&config.name, mtls, consumers))),
+            AuthKind::Basic(basic) => {
+                let basic = basic::Basic::new(name, basic, consumers);
+                basic.map(|basic| Self::Basic(Box::new(basic)))
+            }
+            AuthKind::Hmac(hmac) => {
+                let before = before.and_then(|before| match before {
+                    Self::Hmac(before) => Some(before),
+                    _ => None,
+                });
+                hmac::Hmac::new(name, hmac, consumers, before).map(Self::Hmac)
+            }
+            AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(name, mtls, consumers))),
         }
     }
 
     /// Callers whom a worker remembers.
     fn remembers(&self) -> usize {
         match self {
-            Self::Mtls(_) => 0,
+            Self::Basic(_) => BASIC_REMEMBERS,
+            Self::Hmac(_) | Self::Mtls(_) => 0,
         }
     }
 
-    async fn authenticate(&self, ask: &Ask<'_>, _memory: &Memory) -> Answer {
+    async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
+            Self::Basic(basic) => basic.authenticate(ask, memory).await,
+            Self::Hmac(hmac) => hmac.authenticate(ask).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
         }
     }
@@ -241,6 +270,9 @@ impl Checker {
     /// How callers may say who they are, as in `WWW-Authenticate` (RFC 9110, section 11.6.1).
     fn challenge(&self) -> String {
         match self {
+            Self::Basic(basic) => basic.challenge(),
+            // What RFC 9421 calls its fields; there is no scheme for those either.
+            Self::Hmac(_) => "Signature".to_owned(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
             Self::Mtls(_) => "Certificate".to_owned(),
         }
@@ -248,13 +280,14 @@ impl Checker {
 
     fn tick(&self, _now: Now) {
         match self {
-            Self::Mtls(_) => {}
+            Self::Basic(basic) => basic.tick(),
+            Self::Hmac(_) | Self::Mtls(_) => {}
         }
     }
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
-            Self::Mtls(_) => Vec::new(),
+            Self::Basic(_) | Self::Hmac(_) | Self::Mtls(_) => Vec::new(),
         }
     }
 }

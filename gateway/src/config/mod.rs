@@ -47,8 +47,9 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::auth::{
-    Access, Alternative, AuthKind, Authenticator, CertificateName, ClaimPath, Comparison, Consumer,
-    Decimal, Expression, Fact, List, Mtls, Operand, Require, read_expression,
+    Access, Alternative, AuthKind, Authenticator, Basic, CertificateName, ClaimPath, Comparison,
+    Consumer, Decimal, Expression, Fact, Hmac, HmacKey, HmacProof, List, Mtls, Operand, Require,
+    read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};
@@ -175,7 +176,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let around = upstreams::Around { folder, listeners: &own, discovery: &discovery };
     let upstreams = upstreams::upstreams(&raw.upstreams, around, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, (&upstreams, &discovery));
-    let auth = auth::authenticators(&raw.auth, at.key("auth"));
+    let auth = auth::authenticators(&raw.auth, folder, at.key("auth"));
     let referred = routes::Around { upstreams: &upstreams, auth: (&auth, &raw.auth) };
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),

@@ -1,8 +1,6 @@
 //! Where secrets are: in files and in the environment, never in the configuration itself, which people copy, mail and
 //! commit. The section looks at neither; whoever needs a secret reads it once, when the configuration is put in force.
 
-#![expect(dead_code, reason = "the first authenticator with a secret takes this line out")]
-
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;

@@ -12,9 +12,10 @@ use crate::base::error::{Error, Kind};
 use crate::base::random::random;
 use crate::base::time::Now;
 use crate::config::{Action, Forward, Route};
-use crate::http::body::{Incoming, RequestBody};
+use crate::http::body::Incoming;
 use crate::http::deadline::Deadline;
 use crate::http::trace_context::TraceContext;
+use crate::http::unread::Unread;
 use crate::http::{forwarded, grpc, problem};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
@@ -109,6 +110,7 @@ impl Exchange<'_> {
         let Connection { client, listener, .. } = &**self.connection;
         let Current { snapshot, memories, .. } = &**self.current;
         let (mut head, body) = request.into_parts();
+        let body = Unread::new(body, self.deadline);
 
         target::normalise(&mut head, self.connection.scheme())?;
         let client = forwarded::client(*client, &snapshot.config.trusted_proxies, &head.headers);
@@ -129,6 +131,7 @@ impl Exchange<'_> {
             client,
             certificate: self.connection.client_certificate(),
             is_tls: self.connection.tls.is_some(),
+            body: Some(&body),
             now: Now::read,
         };
         let by = (&*snapshot.authenticators, memories);
@@ -145,7 +148,7 @@ impl Exchange<'_> {
     async fn forward(
         &self,
         outgoing: Outgoing<'_>,
-        request: Request<Incoming>,
+        request: Request<Unread>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Outgoing { routed, route, forward, client, authorized } = outgoing;
@@ -156,7 +159,7 @@ impl Exchange<'_> {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
         }
         let max_bytes = forward.body_bytes.unwrap_or(snapshot.config.bounds.body_bytes);
-        let body = RequestBody::new(body, max_bytes, self.deadline)?;
+        let body = body.into_body(max_bytes)?;
         let mut request =
             prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
         self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));

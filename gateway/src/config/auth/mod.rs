@@ -1,7 +1,9 @@
 //! `auth`, `consumers` and what routes ask of callers: who may be known how, and what they must be.
 
+mod basic;
 mod consumers;
 mod expression;
+mod hmac;
 mod mtls;
 mod require;
 
@@ -13,23 +15,28 @@ use super::raw::RawRoute;
 use super::tree::shorten;
 use super::value::name;
 use serde::Deserialize;
+use std::path::Path;
 
+pub use self::basic::Basic;
 pub use self::consumers::Consumer;
 pub use self::expression::{
     Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
 };
+pub use self::hmac::{Hmac, HmacKey, HmacProof};
 pub use self::mtls::{CertificateName, Mtls};
 pub use self::require::{Alternative, ClaimPath, Require};
 
 pub(super) use self::consumers::{RawConsumer, consumers};
 pub(super) use self::require::RawRequire;
 
+use self::basic::RawBasic;
+use self::hmac::RawHmac;
 use self::mtls::RawMtls;
 
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`mtls`";
+const KINDS: &str = "`basic`, `hmac` and `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +50,10 @@ pub struct Authenticator {
 /// How callers are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthKind {
+    /// By name and password.
+    Basic(Basic),
+    /// By the signature of the request.
+    Hmac(Hmac),
     /// By the certificate that the client has shown in the TLS handshake.
     Mtls(Mtls),
 }
@@ -62,6 +73,8 @@ pub struct Access {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawAuthenticator {
+    basic: Option<RawBasic>,
+    hmac: Option<RawHmac>,
     mtls: Option<RawMtls>,
 }
 
@@ -69,7 +82,11 @@ pub(super) struct RawAuthenticator {
 pub(super) type RawAuth = OneOrList<String>;
 
 /// The section as meant. What could not be read has been reported.
-pub(super) fn authenticators(raw: &Named<RawAuthenticator>, at: At<'_>) -> Vec<Authenticator> {
+pub(super) fn authenticators(
+    raw: &Named<RawAuthenticator>,
+    folder: &Path,
+    at: At<'_>,
+) -> Vec<Authenticator> {
     let one = |(index, (called, raw)): (usize, &(String, RawAuthenticator))| {
         let at = at.entry(index);
         let good = name(called, "an authenticator", at.on_key());
@@ -77,16 +94,20 @@ pub(super) fn authenticators(raw: &Named<RawAuthenticator>, at: At<'_>) -> Vec<A
             let message = "`anonymous` stands for callers that are not known";
             at.on_key().error_with_help(message, "choose another name");
         }
-        let kind = kind(raw, at)?;
+        let kind = kind((called, raw), folder, at)?;
         good.then(|| Authenticator { name: called.clone(), kind })
     };
     raw.0.iter().enumerate().filter_map(one).collect()
 }
 
-fn kind(raw: &RawAuthenticator, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { mtls } = raw;
+fn kind((called, raw): (&str, &RawAuthenticator), folder: &Path, at: At<'_>) -> Option<AuthKind> {
+    let RawAuthenticator { basic, hmac, mtls } = raw;
+    let basic = basic
+        .as_ref()
+        .map(|raw| basic::basic(called, raw, folder, at.key("basic")).map(AuthKind::Basic));
+    let hmac = hmac.as_ref().map(|raw| hmac::hmac(raw, folder, at.key("hmac")).map(AuthKind::Hmac));
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [mtls].into_iter().flatten();
+    let mut given = [basic, hmac, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);
