@@ -1,5 +1,5 @@
-//! No header fields make the reader of HTTP Message Signatures panic, and a base that it builds has one line a component
-//! and the parameters as the last.
+//! No header fields make the reader of HTTP Message Signatures panic, and a base that it builds has one line a
+//! component and the parameters as the last.
 #![no_main]
 
 use gateway::auth::signature_base;

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod namespace;
 pub mod origin;
 pub mod programs;
+pub mod redis;
 pub mod site;
 pub mod tls_end;
 pub mod topology;

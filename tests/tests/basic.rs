@@ -39,8 +39,8 @@ impl Setting {
     }
 
     fn gateway(&self, basic: &Value) -> Result<Gateway<'_>> {
-        let mut basic = basic.clone();
-        basic["htpasswd"] = json!(self.file);
+        let mut basic = basic.as_object().cloned().unwrap_or_default();
+        basic.insert("htpasswd".to_owned(), json!(self.file));
         let config = json!({
             "listen": [{"address": self.listen.to_string()}],
             "workers": 2,

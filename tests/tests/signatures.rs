@@ -41,11 +41,12 @@ impl Setting {
 
     fn config(&self, hmac: &Value) -> Value {
         let path = |name: &str| self.folder.path().join(name);
-        let mut hmac = hmac.clone();
-        hmac["keys"] = json!([
+        let mut hmac = hmac.as_object().cloned().unwrap_or_default();
+        let keys = json!([
             {"id": "partner-1", "consumer": "acme", "secret": {"file": path("one")}},
             {"id": "partner-2", "consumer": "acme", "secret": {"file": path("two")}},
         ]);
+        hmac.insert("keys".to_owned(), keys);
         json!({
             "listen": [{"address": self.listen.to_string()}],
             "workers": 2,

@@ -8,6 +8,7 @@ mod kernel;
 mod link;
 mod newcomers;
 mod peers;
+mod policy;
 mod prefixes;
 mod proxy;
 mod random;
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     /// Proxy: another build of the gateway, to be measured beside this one
     #[arg(long, value_name = "BINARY")]
     baseline: Option<PathBuf>,
-    /// Proxy: only these cases [default: all]
+    /// Proxy, policy: only these cases [default: all]
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
     /// Keep the raw rounds in docs/benchmarks/runs
@@ -52,6 +53,8 @@ enum Which {
     Flood,
     /// Processor time a request, beside nginx and HAProxy
     Proxy,
+    /// Nanoseconds of a decision about how much a caller may
+    Policy,
 }
 
 impl Which {
@@ -61,6 +64,7 @@ impl Which {
             Self::Bulk => "bulk",
             Self::Flood => "flood",
             Self::Proxy => "proxy",
+            Self::Policy => "policy",
         }
     }
 }
@@ -71,5 +75,6 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         Which::Bulk => bulk::run(root, args),
         Which::Flood => flood::run(root, args),
         Which::Proxy => proxy::run(root, args),
+        Which::Policy => policy::run(root, args),
     }
 }

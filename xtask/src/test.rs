@@ -13,7 +13,7 @@ use crate::process;
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
-const TOOLS: [(&str, &str); 7] = [
+const TOOLS: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("h2load", "nghttp2-client"),
@@ -21,6 +21,7 @@ const TOOLS: [(&str, &str); 7] = [
     ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
     ("systemd-analyze", "systemd"),
     ("chromium", "chromium"),
+    ("redis-server", "redis-server"),
 ];
 
 /// Arguments of `cargo xtask test`.
@@ -96,6 +97,8 @@ pub(crate) fn provide(program: &str, package: &str, is_root: bool) -> anyhow::Re
         [&["update", "-q"][..], &["install", "-q", "-y", "--no-install-recommends", package]]
     {
         let mut apt = Command::new("apt-get");
+        // In the first runlevel no package starts what it installs (invoke-rc.d(8)).
+        apt.env("RUNLEVEL", "1");
         process::run(apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
             .with_context(|| format!("install {package} for {program}"))?;
     }

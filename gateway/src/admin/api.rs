@@ -13,6 +13,7 @@ use super::guards::GuardView;
 use super::keys::{KeyRequest, KeyView, NewKey};
 use super::monitor::{Events, Top};
 use super::query;
+use super::redis::RedisView;
 use super::rules::{ListView, RuleCounts, RuleView, Why};
 use super::upstreams::UpstreamView;
 use crate::kernel::netlink::Mode;
@@ -400,6 +401,9 @@ pub struct Status {
     /// Breakers and limits of upstreams.
     #[serde(default)]
     pub guards: Vec<GuardView>,
+    /// What several gateways share.
+    #[serde(default)]
+    pub redis: Option<RedisView>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
 }

@@ -13,6 +13,7 @@ pub mod handover;
 pub mod keys;
 pub mod monitor;
 pub mod query;
+pub mod redis;
 pub mod rules;
 pub mod scrape;
 pub mod server;

@@ -7,13 +7,18 @@
 //! caller, the answer says so, and never that the credential is bad.
 
 mod basic;
+mod claims;
 mod expression;
 mod hmac;
 mod identity;
+mod json;
+mod jwt;
 mod memory;
 mod mtls;
 mod outcomes;
+mod place;
 mod require;
+mod watched;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,6 +36,7 @@ use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
 use crate::config::{self, Access, AuthKind, Config};
 use crate::http::unread::Unread;
+use crate::shared::Redis;
 use crate::tls::session::ClientCertificate;
 
 /// Users of Basic whom a worker remembers: as many as share one file, within reason.
@@ -103,6 +109,7 @@ struct Authenticator {
 enum Checker {
     Basic(Box<basic::Basic>),
     Hmac(hmac::Hmac),
+    Jwt(Box<jwt::Jwt>),
     Mtls(mtls::Mtls),
 }
 
@@ -115,12 +122,12 @@ pub struct Memories {
 
 impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
-    /// knows. The error names the authenticator.
-    pub fn new(config: &Config, before: &Self) -> Result<Self, String> {
+    /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
+    pub fn new(config: &Config, before: &Self, redis: Option<&Redis>) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
-            let kind = Checker::new(one, &consumers, same.map(|before| &before.kind));
+            let kind = Checker::new(one, &consumers, redis, same.map(|before| &before.kind));
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
             let outcomes = same.filter(|_| before.workers == config.workers);
             let outcomes = outcomes.map(|before| before.outcomes.clone());
@@ -232,6 +239,7 @@ impl Checker {
     fn new(
         config: &config::Authenticator,
         consumers: &Arc<Consumers>,
+        redis: Option<&Redis>,
         before: Option<&Self>,
     ) -> Result<Self, String> {
         let name = &*config.name;
@@ -241,11 +249,18 @@ impl Checker {
                 basic.map(|basic| Self::Basic(Box::new(basic)))
             }
             AuthKind::Hmac(hmac) => {
-                let before = before.and_then(|before| match before {
-                    Self::Hmac(before) => Some(before),
+                let before = match before {
+                    Some(Self::Hmac(before)) => Some(before),
                     _ => None,
-                });
-                hmac::Hmac::new(name, hmac, consumers, before).map(Self::Hmac)
+                };
+                hmac::Hmac::new((name, hmac), consumers, redis, before).map(Self::Hmac)
+            }
+            AuthKind::Jwt(jwt) => {
+                let before = match before {
+                    Some(Self::Jwt(before)) => Some(&**before),
+                    _ => None,
+                };
+                jwt::Jwt::new(name, jwt, consumers, before).map(Box::new).map(Self::Jwt)
             }
             AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(name, mtls, consumers))),
         }
@@ -255,6 +270,7 @@ impl Checker {
     fn remembers(&self) -> usize {
         match self {
             Self::Basic(_) => BASIC_REMEMBERS,
+            Self::Jwt(jwt) => jwt.remembers(),
             Self::Hmac(_) | Self::Mtls(_) => 0,
         }
     }
@@ -263,6 +279,7 @@ impl Checker {
         match self {
             Self::Basic(basic) => basic.authenticate(ask, memory).await,
             Self::Hmac(hmac) => hmac.authenticate(ask).await,
+            Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
         }
     }
@@ -273,20 +290,23 @@ impl Checker {
             Self::Basic(basic) => basic.challenge(),
             // What RFC 9421 calls its fields; there is no scheme for those either.
             Self::Hmac(_) => "Signature".to_owned(),
+            Self::Jwt(jwt) => jwt.challenge(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
             Self::Mtls(_) => "Certificate".to_owned(),
         }
     }
 
-    fn tick(&self, _now: Now) {
+    fn tick(&self, now: Now) {
         match self {
             Self::Basic(basic) => basic.tick(),
+            Self::Jwt(jwt) => jwt.tick(now),
             Self::Hmac(_) | Self::Mtls(_) => {}
         }
     }
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
+            Self::Jwt(jwt) => jwt.peers(),
             Self::Basic(_) | Self::Hmac(_) | Self::Mtls(_) => Vec::new(),
         }
     }

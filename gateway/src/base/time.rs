@@ -29,10 +29,7 @@ pub struct Now {
 impl Now {
     /// Reads both clocks.
     pub fn read() -> Self {
-        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let seconds = u64::try_from(boot.tv_sec).unwrap_or(0);
-        let nanoseconds = u64::try_from(boot.tv_nsec).unwrap_or(0);
-        Self { boot: BootTime(seconds * 1_000_000_000 + nanoseconds), utc: utc() }
+        Self { boot: boot(), utc: utc() }
     }
 
     /// The kernel's time of a moment of the store. A moment from before the boot is the boot.
@@ -77,6 +74,14 @@ impl UtcMillis {
             |time| humantime::format_rfc3339_seconds(time).to_string(),
         )
     }
+}
+
+/// The clock of the kernel.
+pub fn boot() -> BootTime {
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(boot.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(boot.tv_nsec).unwrap_or(0);
+    BootTime(seconds * 1_000_000_000 + nanoseconds)
 }
 
 /// The wall clock in UTC.

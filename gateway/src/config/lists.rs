@@ -203,7 +203,7 @@ fn feed(raw: &RawFeed, folder: &Path, names: &mut Names, at: At<'_>) -> Option<F
     let most = percent(100_000);
     let least = Share::per_million(1);
     let name = names.add(&raw.name, NAME_HELP, at.key("name"));
-    let url = url(&raw.url, at.key("url"));
+    let url = url(&raw.url, "https://feeds.example.com/drop.txt", at.key("url"));
     let every = interval(&raw.every, MINUTE..=MONTH, at.key("every"));
     let timeout = duration(&raw.timeout, at.key("timeout"));
     let max_bytes = size(&raw.max_bytes, FEED_BYTES, at.key("max_bytes"));
@@ -233,8 +233,9 @@ fn feed(raw: &RawFeed, folder: &Path, names: &mut Names, at: At<'_>) -> Option<F
     })
 }
 
-fn url(text: &str, at: At<'_>) -> Option<Uri> {
-    let example = "write one such as https://feeds.example.com/drop.txt";
+/// A URL that the gateway itself calls.
+pub(super) fn url(text: &str, example: &str, at: At<'_>) -> Option<Uri> {
+    let example = format!("write one such as {example}");
     let known = text.parse().ok().filter(|url: &Uri| {
         matches!(url.scheme_str(), Some("http" | "https"))
             && url.host().is_some_and(|host| !host.is_empty())

@@ -22,6 +22,7 @@ mod listen;
 mod lists;
 mod paths;
 mod raw;
+mod redis;
 mod retry;
 mod routes;
 mod secret;
@@ -47,8 +48,9 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::auth::{
-    Access, Alternative, AuthKind, Authenticator, Basic, CertificateName, ClaimPath, Comparison,
-    Consumer, Decimal, Expression, Fact, Hmac, HmacKey, HmacProof, List, Mtls, Operand, Require,
+    Access, Alternative, Audience, AuthKind, Authenticator, Basic, CertificateName, ClaimPath,
+    ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, Hmac, HmacKey,
+    HmacProof, IdentityClaims, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, List, Mtls, Operand, Require,
     read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
@@ -60,6 +62,7 @@ pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
+pub use self::redis::{Redis, RedisAddress, RedisMode, RedisTls};
 pub use self::retry::{Backoff, FailureSet, Retry};
 pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
@@ -189,7 +192,14 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         },
         zone: raw.zone.clone().filter(|zone| value::name(zone, "a zone", at.key("zone"))),
         user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
-        state: State { dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")) },
+        state: State {
+            dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")),
+            redis: raw
+                .state
+                .redis
+                .as_ref()
+                .map(|raw| redis::redis(raw, folder, at.key("state").key("redis"))),
+        },
         admin: Admin {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
@@ -332,6 +342,8 @@ impl Listener {
 pub struct State {
     /// A directory that the gateway owns: the store of rules.
     pub dir: PathBuf,
+    /// What several gateways share; `None`: each is on its own.
+    pub redis: Option<Redis>,
 }
 
 /// The administrative interface.

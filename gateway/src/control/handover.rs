@@ -88,7 +88,7 @@ impl Control {
         }
         // The successor may have put its own program and maps in the place of this one's.
         let config = Arc::clone(&self.config);
-        if let Err(refusal) = self.reload_kernel(&config) {
+        if let Err(refusal) = self.reload_kernel(&config, None) {
             tracing::error!(error = refusal.error, "the kernel door is not this gateway's again");
         }
     }

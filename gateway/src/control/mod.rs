@@ -28,6 +28,7 @@ use crate::listen;
 use crate::observe;
 use crate::request::Snapshot;
 use crate::rules::protected::own_addresses;
+use crate::shared::Redis;
 use crate::upstream::directory::Directory;
 
 mod access_log;
@@ -44,6 +45,7 @@ pub mod offline;
 pub mod policy;
 pub mod privileges;
 pub mod protect;
+mod redis;
 mod reload;
 pub mod sessions;
 mod signals;
@@ -136,6 +138,7 @@ struct Control {
     names: Names,
     certificates: Certificates,
     authenticators: Arc<Authenticators>,
+    redis: Option<Redis>,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
     pins: Pins,
@@ -398,7 +401,8 @@ impl Control {
 
     /// Whose addresses were looked up, and for what.
     fn peers(&self) -> impl Iterator<Item = (String, IpAddr)> {
-        self.sources.peers().chain(self.names.peers()).chain(self.authenticators.peers())
+        let looked_up = self.sources.peers().chain(self.names.peers());
+        looked_up.chain(self.authenticators.peers()).chain(redis::peers(self.redis.as_ref()))
     }
 
     fn detach(&mut self) -> Result<Done, Refusal> {
@@ -457,6 +461,7 @@ impl Control {
             certificates: self.certificates.views(),
             certificate_notes: self.certificates.notes(),
             guards: guards::views(&self.shared.snapshot.load()),
+            redis: self.redis.as_ref().map(redis::view),
             proxy,
         })
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::{Control, metrics, views};
+use super::{Control, metrics, redis, views};
 use crate::admin::api::{Answer, Refusal, Request};
 use crate::admin::monitor::{Events, RuleHitsView, Top};
 use crate::admin::query;
@@ -175,6 +175,7 @@ impl Control {
         let kernel = kernel.map_err(Refusal::failed)?.unwrap_or_default();
         let names = self.names.page();
         let names = names + &metrics::authentications(&self.authenticators);
+        let names = names + &redis::page(self.redis.as_ref());
         Ok(Answer::Metrics(text + &names + &metrics::lists(&self.lists()) + &kernel))
     }
 }

@@ -14,7 +14,7 @@ use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
 use super::upstreams::uses_echo;
-use super::{Control, access_log, addresses, background, protect, read};
+use super::{Control, access_log, addresses, background, protect, read, redis};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::auth::Authenticators;
 use crate::base::time::Now;
@@ -24,6 +24,7 @@ use crate::kernel::interfaces::Seen;
 use crate::listen::sockets::{Inherited, Sockets};
 use crate::observe::access_log::sink::Sink;
 use crate::route::Table;
+use crate::shared::Redis;
 use crate::tls::store::Store;
 use crate::upstream::echo::Echo;
 
@@ -39,6 +40,7 @@ pub(super) struct Prepared {
     config: Config,
     routes: Table,
     authenticators: Authenticators,
+    redis: Option<Redis>,
     files: Vec<Reading>,
     log: Option<Sink>,
     certificates: Store,
@@ -66,6 +68,7 @@ impl Control {
         let (path, user) = (self.path.clone(), self.target.name.clone());
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
         let (known, authenticators) = (self.names.resolved(), Arc::clone(&self.authenticators));
+        let redis = self.redis.clone();
         tokio::task::spawn_local(async move {
             let reading = background::begin("reload", move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
@@ -74,10 +77,21 @@ impl Control {
                 let certificates = certificates::read_again(&config, &before, &user);
                 let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
                 let routes = Table::new(&config.routes);
-                let authenticators = Authenticators::new(&config, &authenticators);
+                let redis = redis::made(&config, redis.as_ref());
+                let redis = redis.map_err(|error| unchanged_usage(&error))?;
+                let authenticators = Authenticators::new(&config, &authenticators, redis.as_ref());
                 let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
                 let found = Vec::new();
-                Ok(Prepared { config, routes, authenticators, files, log, certificates, found })
+                Ok(Prepared {
+                    config,
+                    routes,
+                    authenticators,
+                    redis,
+                    files,
+                    log,
+                    certificates,
+                    found,
+                })
             });
             let reading = async {
                 reading
@@ -92,8 +106,13 @@ impl Control {
                     READ_MAX.as_secs()
                 ))),
             };
-            if let Ok(Prepared { config, found, .. }) = &mut prepared {
+            if let Ok(Prepared { config, found, redis, .. }) = &mut prepared {
                 *found = look_up_new(config, |name| known.contains(name)).await;
+                if let Some(redis) = redis
+                    && redis.start().is_ok()
+                {
+                    redis.looked_at().await;
+                }
             }
             drop(events.send(Event::Reload(Box::new(prepared))).await);
         });
@@ -123,7 +142,8 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, routes, authenticators, files, log, certificates, found } = prepared;
+        let Prepared { config, routes, authenticators, redis, .. } = prepared;
+        let Prepared { files, log, certificates, found, .. } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -142,7 +162,7 @@ impl Control {
             self.echo = Some(address);
         }
         self.names.learn(&config, found);
-        let reloaded = self.reload_kernel(&config);
+        let reloaded = self.reload_kernel(&config, redis.as_ref());
         self.monitor.watch(self.policy.door.as_ref());
         reloaded?;
         self.policy.publish(Now::read()).map_err(|error| unchanged(&error))?;
@@ -150,6 +170,7 @@ impl Control {
         self.shared.access_log.switch(log);
         self.config = config;
         self.authenticators = Arc::new(authenticators);
+        self.redis = redis;
         self.names.configure(&self.config, &mut self.directory);
         self.publish_snapshot(Arc::new(routes));
         self.configure_checks();
@@ -174,7 +195,7 @@ impl Control {
         let fixed = [
             ("workers", old.workers != new.workers),
             ("user", old.user != new.user),
-            ("state.dir", old.state != new.state),
+            ("state.dir", old.state.dir != new.state.dir),
             ("admin.socket", old.admin != new.admin),
             ("metrics.listen", old.metrics.listen != new.metrics.listen),
             ("kernel.pins", old.kernel.pins != new.kernel.pins),
@@ -188,13 +209,18 @@ impl Control {
     }
 
     /// Puts rules and kernel settings in force, or leaves the old ones.
-    pub(super) fn reload_kernel(&mut self, config: &Config) -> Result<(), Refusal> {
+    pub(super) fn reload_kernel(
+        &mut self,
+        config: &Config,
+        new: Option<&Redis>,
+    ) -> Result<(), Refusal> {
         let now = Now::read();
         let was_open = self.policy.door.is_some();
         self.sessions.look_all(&config.kernel.management_ports);
         let protected = |config: &Config| {
             let peers = self.sources.peers().chain(self.names.peers());
             let peers = peers.chain(self.authenticators.peers());
+            let peers = peers.chain(redis::peers(self.redis.as_ref())).chain(redis::peers(new));
             protect::gather((config, self.echo), peers, &self.directory, &self.sessions)
         };
         self.policy.configure(config, protected(config), now);

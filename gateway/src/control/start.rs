@@ -21,7 +21,7 @@ use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
-use super::{Control, RunError, access_log, addresses, keys, protect, read};
+use super::{Control, RunError, access_log, addresses, keys, protect, read, redis};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::auth::Authenticators;
@@ -37,6 +37,7 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
 use crate::request::Compiled;
 use crate::route::Table;
+use crate::shared::Redis;
 use crate::store::keys::Registry as Keys;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
@@ -49,6 +50,7 @@ pub(super) struct Started {
     config: Arc<Config>,
     certificates: tls::Store,
     authenticators: Authenticators,
+    redis: Option<Redis>,
     policy: Policy,
     keys: Keys,
     sessions: Sessions,
@@ -73,7 +75,8 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     // Those that only root may read are read now, and stay as they are until they change.
     let certificates =
         certificates::read(&config, &target.name).map_err(RunError::Configuration)?;
-    let authenticators = Authenticators::new(&config, &Authenticators::default());
+    let redis = redis::made(&config, None).map_err(RunError::Failed)?;
+    let authenticators = Authenticators::new(&config, &Authenticators::default(), redis.as_ref());
     let authenticators = authenticators.map_err(RunError::Failed)?;
     let inheritance = match replace {
         true => Inheritance::ask(&config.admin.socket).map_err(RunError::failed)?,
@@ -112,6 +115,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         config,
         certificates,
         authenticators,
+        redis,
         policy,
         keys,
         sessions,
@@ -135,6 +139,9 @@ impl Started {
         let mut sources = Sources::new(&self.target.name);
         let lists = (&*self.config, readings);
         sources.configure(&mut self.policy, lists, Now::read());
+        if let Some(redis) = &self.redis {
+            redis.start().map_err(RunError::failed)?;
+        }
         let address = self.echo.as_ref().map(Echo::address);
         let mut names = self.look_up(&sources).await;
         if let Some(echo) = self.echo {
@@ -178,6 +185,7 @@ impl Started {
             names,
             certificates,
             authenticators,
+            redis: self.redis,
             reloads: VecDeque::new(),
             pins: self.pins,
             detached: false,
@@ -201,8 +209,11 @@ impl Started {
     async fn look_up(&mut self, sources: &Sources) -> Names {
         let mut names = Names::new(sources.sender());
         names.learn(&self.config, look_up_new(&self.config, |_| false).await);
+        if let Some(redis) = &self.redis {
+            redis.looked_at().await;
+        }
         let echo = self.echo.as_ref().map(Echo::address);
-        let peers = sources.peers().chain(names.peers());
+        let peers = sources.peers().chain(names.peers()).chain(redis::peers(self.redis.as_ref()));
         let protected = protect::collect(&self.config, echo, peers, &self.sessions);
         protect::refresh(&mut self.policy, protected, Now::read());
         names

@@ -38,9 +38,9 @@ pub struct CaError {
 /// Either kind of connection.
 pub(super) type Stream = Box<dyn Duplex>;
 
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Duplex for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
 
 pub(super) struct Connector {
     /// `None` on a host without authorities.

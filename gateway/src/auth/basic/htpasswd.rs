@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, Params, PasswordVerifier};
@@ -23,10 +24,13 @@ const BCRYPT_COST: std::ops::RangeInclusive<u32> = 4..=16;
 /// What bcrypt reads of a password.
 const BCRYPT_BYTES: usize = 72;
 
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 const HELP: &str = "make a new one, such as by `htpasswd -B -C 12 FILE USER`";
 
 /// The users of a file. At least one.
 pub(super) struct Users {
+    generation: u64,
     numbers: HashMap<Box<str>, usize>,
     hashes: Vec<Hash>,
     hasher: RandomState,
@@ -46,10 +50,15 @@ pub(super) struct Check {
 
 impl Users {
     /// Reads a text. The error names the line and the user, and nothing of a hash.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|_| "is no UTF-8".to_owned())?;
         let mut lines: HashMap<Box<str>, usize> = HashMap::new();
-        let mut users =
-            Self { numbers: HashMap::new(), hashes: Vec::new(), hasher: RandomState::new() };
+        let mut users = Self {
+            generation: NEXT.fetch_add(1, Ordering::Relaxed),
+            numbers: HashMap::new(),
+            hashes: Vec::new(),
+            hasher: RandomState::new(),
+        };
         for (index, line) in text.lines().enumerate() {
             let (number, line) = (index + 1, line.trim());
             if line.is_empty() || line.starts_with('#') {
@@ -71,12 +80,17 @@ impl Users {
                 Entry::Vacant(entry) => entry.insert(number),
             };
             if users.hashes.len() == USERS_MAX {
-                return Err(format!("it has more than {USERS_MAX} users"));
+                return Err(format!("has more than {USERS_MAX} users"));
             }
             users.numbers.insert(user.into(), users.hashes.len());
             users.hashes.push(hash);
         }
-        if users.hashes.is_empty() { Err(format!("it has no users: {HELP}")) } else { Ok(users) }
+        if users.hashes.is_empty() { Err(format!("has no users: {HELP}")) } else { Ok(users) }
+    }
+
+    /// Its number among all that were read.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// What a user's password is checked by. One that does not exist costs what somebody else does, always the same
@@ -173,7 +187,7 @@ mod tests {
     #[test]
     fn both_good_kinds_verify() {
         let text = format!("# users\n\nann:{ARGON2ID}\r\nbob:{}\n", bcrypt_of("secret"));
-        let users = Users::parse(&text).unwrap();
+        let users = Users::parse(text.as_bytes()).unwrap();
         let verifies =
             |user: &str, password: &str| users.check(user).unwrap().verifies(password.as_bytes());
         assert!(verifies("ann", "password"));
@@ -193,7 +207,8 @@ mod tests {
 
     #[test]
     fn who_does_not_exist_is_checked_by_somebody_elses_hash_always_the_same() {
-        let users = Users::parse(&format!("ann:{ARGON2ID}\nbob:{}\n", bcrypt_of("x"))).unwrap();
+        let users =
+            Users::parse(format!("ann:{ARGON2ID}\nbob:{}\n", bcrypt_of("x")).as_bytes()).unwrap();
         let kinds: Vec<bool> = (0..64)
             .map(|number| {
                 let user = format!("nobody-{number}");
@@ -210,7 +225,7 @@ mod tests {
     #[test]
     fn what_is_behind_the_72nd_byte_of_bcrypt_counts_as_wrong() {
         let long = "x".repeat(72);
-        let users = Users::parse(&format!("bob:{}\n", bcrypt_of(&long))).unwrap();
+        let users = Users::parse(format!("bob:{}\n", bcrypt_of(&long)).as_bytes()).unwrap();
         let check = users.check("bob").unwrap();
         assert!(check.verifies(long.as_bytes()));
         assert!(!check.verifies(format!("{long}y").as_bytes()));
@@ -240,14 +255,14 @@ mod tests {
             ("bob", "USER:HASH"),
             (":hash", "USER:HASH"),
         ] {
-            let error = Users::parse(&format!("# first\n{line}\n")).unwrap_err();
+            let error = Users::parse(format!("# first\n{line}\n").as_bytes()).unwrap_err();
             assert!(error.starts_with("line 2"), "{error}");
             assert!(error.contains(said), "{line}: {error}");
             let hash = line.split_once(':').map_or("", |(_, hash)| hash);
             assert!(hash.len() < 9 || !error.contains(hash), "{error}");
         }
         let twice = format!("bob:{ARGON2ID}\nann:{ARGON2ID}\nbob:{ARGON2ID}");
-        assert!(Users::parse(&twice).unwrap_err().contains("line 3: `bob` is in line 1"));
-        assert!(Users::parse("# nobody\n").unwrap_err().contains("no users"));
+        assert!(Users::parse(twice.as_bytes()).unwrap_err().contains("line 3: `bob` is in line 1"));
+        assert!(Users::parse(b"# nobody\n").unwrap_err().contains("no users"));
     }
 }

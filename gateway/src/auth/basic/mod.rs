@@ -5,14 +5,10 @@
 mod htpasswd;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::Guard;
 use aws_lc_rs::{hmac, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,6 +18,7 @@ use quick_cache::unsync::Cache;
 use tokio::sync::{OnceCell, Semaphore};
 
 use self::htpasswd::{FILE_BYTES_MAX, USER_BYTES_MAX, Users};
+use super::watched::Watched;
 use super::{Answer, Ask, Consumers, Digest, Identity, Memory};
 use crate::base::time::BootTime;
 use crate::config;
@@ -38,9 +35,7 @@ pub(super) struct Basic {
     name: Box<str>,
     config: config::Basic,
     consumers: Arc<Consumers>,
-    loaded: ArcSwap<Loaded>,
-    /// Of the file that was read last, also if nothing could be made of it.
-    stamp: Mutex<Option<Stamp>>,
+    users: Watched<Users>,
     /// What digests of credentials are made with: they say nothing outside of this process.
     key: hmac::Key,
     gate: Arc<Semaphore>,
@@ -49,22 +44,8 @@ pub(super) struct Basic {
     failed: Mutex<Cache<Digest, (u64, BootTime)>>,
 }
 
-/// A credential and the users that it is checked by.
+/// A credential and the generation of the users that it is checked by.
 type Name = (Digest, u64);
-
-#[derive(Debug)]
-struct Loaded {
-    users: Users,
-    generation: u64,
-}
-
-/// What changes when a file does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-}
 
 /// A name and a password, as a client says them.
 struct Credential {
@@ -80,15 +61,14 @@ impl Basic {
         config: &config::Basic,
         consumers: &Arc<Consumers>,
     ) -> Result<Self, String> {
-        let (users, stamp) = read(&config.htpasswd)?;
+        let users = Watched::new(&config.htpasswd, FILE_BYTES_MAX, Users::parse)?;
         let mut seed = [0; 32];
         rand::fill(&mut seed).map_err(|_| "the system has no random numbers".to_owned())?;
         Ok(Self {
             name: name.into(),
             config: config.clone(),
             consumers: Arc::clone(consumers),
-            loaded: ArcSwap::from_pointee(Loaded { users, generation: 0 }),
-            stamp: Mutex::new(Some(stamp)),
+            users,
             key: hmac::Key::new(hmac::HMAC_SHA256, &seed),
             gate: Arc::new(Semaphore::new(config.verifications)),
             flights: Mutex::default(),
@@ -104,8 +84,8 @@ impl Basic {
             Err(reason) => return Answer::Refused(reason),
         };
         let Credential { digest, .. } = credential;
-        let loaded = self.loaded.load_full();
-        let (now, generation) = ((ask.now)(), loaded.generation);
+        let users = Guard::into_inner(self.users.load());
+        let (now, generation) = ((ask.now)(), users.generation());
         if let Some(identity) = memory.get(&digest, generation, now) {
             return Answer::Known(identity);
         }
@@ -115,7 +95,7 @@ impl Basic {
             return wrong;
         }
         let user = credential.user.clone();
-        match self.verified(credential, loaded).await {
+        match self.verified(credential, users).await {
             None => Answer::Unavailable("too many passwords are being verified"),
             Some(false) => {
                 let nanos = u64::try_from(FAILED_TIME.as_nanos()).unwrap_or(u64::MAX);
@@ -145,22 +125,11 @@ impl Basic {
 
     /// Reads the file again if it has changed. While nothing can be made of it, the users stay as they were.
     pub(super) fn tick(&self) {
-        let path = &self.config.htpasswd;
-        let mut seen = lock(&self.stamp);
-        let there = stamp(path).ok();
-        if there == *seen {
-            return;
-        }
-        let (authenticator, file) = (&*self.name, path.display());
-        match read(path) {
-            Ok((users, stamp)) => {
-                *seen = Some(stamp);
-                let generation = self.loaded.load().generation + 1;
-                tracing::info!(authenticator, %file, ?users, "read again");
-                self.loaded.store(Arc::new(Loaded { users, generation }));
-            }
+        let authenticator = &*self.name;
+        match self.users.tick() {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(authenticator, users = ?**self.users.load(), "read again"),
             Err(error) => {
-                *seen = there;
                 tracing::warn!(authenticator, error, "the users stay as they were");
             }
         }
@@ -193,11 +162,11 @@ impl Basic {
     }
 
     /// Whether the password is right; `None` if too many are being verified.
-    async fn verified(&self, credential: Credential, loaded: Arc<Loaded>) -> Option<bool> {
-        let flight = self.flight((credential.digest, loaded.generation))?;
+    async fn verified(&self, credential: Credential, users: Arc<Users>) -> Option<bool> {
+        let flight = self.flight((credential.digest, users.generation()))?;
         let verify = async || {
             let permit = Arc::clone(&self.gate).acquire_owned().await.map_err(|_| ())?;
-            let check = loaded.users.check(&credential.user).ok_or(())?;
+            let check = users.check(&credential.user).ok_or(())?;
             let password = credential.password.clone();
             let verification = tokio::task::spawn_blocking(move || {
                 let verifies = check.verifies(&password);
@@ -254,29 +223,4 @@ fn basic(value: &HeaderValue) -> Option<&[u8]> {
     let (scheme, rest) = value.as_bytes().split_at_checked(5)?;
     let rest = rest.strip_prefix(b" ")?;
     scheme.eq_ignore_ascii_case(b"basic").then_some(rest.trim_ascii())
-}
-
-fn read(path: &Path) -> Result<(Users, Stamp), String> {
-    let named = |error: String| format!("{}: {error}", path.display());
-    let unreadable = |error: std::io::Error| {
-        named(format!("cannot be read ({error}): name a file that this user may read"))
-    };
-    let stamp = stamp(path).map_err(unreadable)?;
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(named(format!("has more than {FILE_BYTES_MAX} bytes")));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| named("is no UTF-8".to_owned()))?;
-    Ok((Users::parse(&text).map_err(named)?, stamp))
-}
-
-fn stamp(path: &Path) -> std::io::Result<Stamp> {
-    let metadata = std::fs::metadata(path)?;
-    Ok(Stamp {
-        inode: metadata.ino(),
-        bytes: metadata.len(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-    })
 }

@@ -14,6 +14,7 @@ mod vectors;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -23,6 +24,7 @@ use self::nonces::{Nonce, Nonces, Refused};
 use super::{Answer, Ask, Consumers, Identity};
 use crate::base::time::utc;
 use crate::config::{self, HmacProof, SecretSource};
+use crate::shared::Redis;
 
 /// Bytes of a nonce: enough that nobody guesses one, and no more than a name needs.
 const NONCE_BYTES: std::ops::RangeInclusive<usize> = 16..=128;
@@ -30,9 +32,14 @@ const NONCE_BYTES: std::ops::RangeInclusive<usize> = 16..=128;
 /// Whoever has one of these keys.
 #[derive(Debug)]
 pub(super) struct Hmac {
+    name: Box<str>,
     config: config::Hmac,
     keys: HashMap<Box<str>, Key>,
     nonces: Arc<Nonces>,
+    /// What several gateways share decides for all of them.
+    redis: Option<Redis>,
+    /// What was signed before this second may have been forgotten, with a smaller skew than there is now.
+    known_from: u64,
 }
 
 #[derive(Debug)]
@@ -55,9 +62,9 @@ struct Message<'a> {
 impl Hmac {
     /// Reads the keys. Nonces that were used stay used: they are those of `before`.
     pub(super) fn new(
-        name: &str,
-        config: &config::Hmac,
+        (name, config): (&str, &config::Hmac),
         consumers: &Consumers,
+        redis: Option<&Redis>,
         before: Option<&Self>,
     ) -> Result<Self, String> {
         let mut keys = HashMap::new();
@@ -78,9 +85,21 @@ impl Hmac {
             let identity = Arc::new(consumers.complete(identity));
             keys.insert(one.id.as_str().into(), Key { verifier, identity });
         }
+        let now = utc().0 / 1000;
         let nonces = before.map(|before| Arc::clone(&before.nonces));
-        let nonces = nonces.unwrap_or_else(|| Arc::new(Nonces::new(utc().0 / 1000)));
-        Ok(Self { config: config.clone(), keys, nonces })
+        let nonces = nonces.unwrap_or_else(|| Arc::new(Nonces::new(now)));
+        let known_from = before.map_or(0, |before| match before.config.skew < config.skew {
+            true => before.known_from.max(now.saturating_sub(before.config.skew.as_secs())),
+            false => before.known_from,
+        });
+        Ok(Self {
+            name: name.into(),
+            config: config.clone(),
+            keys,
+            nonces,
+            redis: redis.cloned(),
+            known_from,
+        })
     }
 
     /// Who has signed the request.
@@ -130,13 +149,13 @@ impl Hmac {
         let key = key.ok_or(Answer::Refused("no such key"))?;
         self.is_timely(signed.timestamp, ask)?;
         let nonce = Nonce::of(signed.key, signed.nonce);
-        self.nonces.check(nonce, signed.timestamp).map_err(answer)?;
+        self.is_new(nonce, signed.timestamp)?;
         let body = self.body(ask).await?;
         let text = signed.text(message, &body);
         if !key.verifier.verifies(text.as_bytes(), &signed.signature) {
             return Err(Answer::Refused("the signature does not hold"));
         }
-        self.remember(nonce, signed.timestamp, ask)?;
+        self.remember(nonce, signed.timestamp, ask).await?;
         Ok(&key.identity)
     }
 
@@ -149,7 +168,7 @@ impl Hmac {
         let key = self.keys.get(signed.key.as_str()).ok_or(Answer::Refused("no such key"))?;
         let (created, nonce) = self.is_described(signed, key, ask).map_err(Answer::Refused)?;
         self.is_timely(created, ask)?;
-        self.nonces.check(nonce, created).map_err(answer)?;
+        self.is_new(nonce, created)?;
         let base = signed.base(message).map_err(Answer::Refused)?;
         if !key.verifier.verifies(base.as_bytes(), &signed.signature) {
             return Err(Answer::Refused("the signature does not hold"));
@@ -160,7 +179,7 @@ impl Hmac {
         } else if !body.is_empty() {
             return Err(Answer::Refused("the signature does not cover content-digest"));
         }
-        self.remember(nonce, created, ask)?;
+        self.remember(nonce, created, ask).await?;
         Ok(&key.identity)
     }
 
@@ -199,7 +218,29 @@ impl Hmac {
         body.whole(self.config.body_bytes).await.map_err(Answer::Failed)
     }
 
-    fn remember(&self, nonce: Nonce, signed: u64, ask: &Ask<'_>) -> Result<(), Answer> {
+    /// Refuses what is known to be used before anything costly is done. What decides is [`Self::remember`].
+    fn is_new(&self, nonce: Nonce, signed: u64) -> Result<(), Answer> {
+        if signed < self.known_from {
+            return Err(answer(Refused::Forgotten));
+        }
+        match self.redis {
+            Some(_) => Ok(()),
+            None => self.nonces.check(nonce, signed).map_err(answer),
+        }
+    }
+
+    /// Uses the nonce up, once for all gateways that share Redis, or for this process.
+    async fn remember(&self, nonce: Nonce, signed: u64, ask: &Ask<'_>) -> Result<(), Answer> {
+        if let Some(redis) = &self.redis {
+            // One second more, for both clocks are read to the second.
+            let until = signed.saturating_add(self.config.skew.as_secs() + 1);
+            let keep = Duration::from_secs(until.saturating_sub(seconds(ask)).max(1));
+            return match redis.is_first(&self.name, &nonce.0, keep).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(answer(Refused::Used)),
+                Err(_) => Err(Answer::Unavailable("Redis cannot be asked about the nonce")),
+            };
+        }
         let expired = seconds(ask).saturating_sub(self.config.skew.as_secs());
         self.nonces.remember(nonce, signed, expired, self.config.nonces).map_err(answer)
     }

@@ -78,7 +78,7 @@ fn authorize(
     head: &Parts,
     is_tls: bool,
 ) -> Result<Result<Authorized, Error>, String> {
-    let authenticators = Authenticators::new(asked.config, &Authenticators::default())?;
+    let authenticators = Authenticators::new(asked.config, &Authenticators::default(), None)?;
     let memories = authenticators.memories(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;

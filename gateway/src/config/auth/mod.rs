@@ -1,10 +1,15 @@
 //! `auth`, `consumers` and what routes ask of callers: who may be known how, and what they must be.
 
+mod algorithm;
 mod basic;
+mod claims;
 mod consumers;
 mod expression;
 mod hmac;
+mod jwt;
 mod mtls;
+mod place;
+mod private_url;
 mod require;
 
 use super::PathPattern;
@@ -17,13 +22,17 @@ use super::value::name;
 use serde::Deserialize;
 use std::path::Path;
 
+pub use self::algorithm::JwtAlgorithm;
 pub use self::basic::Basic;
+pub use self::claims::{Audience, ClaimRules, IdentityClaims};
 pub use self::consumers::Consumer;
 pub use self::expression::{
     Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
 };
 pub use self::hmac::{Hmac, HmacKey, HmacProof};
+pub use self::jwt::{JwksUrl, Jwt, JwtKeys};
 pub use self::mtls::{CertificateName, Mtls};
+pub use self::place::CredentialPlace;
 pub use self::require::{Alternative, ClaimPath, Require};
 
 pub(super) use self::consumers::{RawConsumer, consumers};
@@ -31,12 +40,13 @@ pub(super) use self::require::RawRequire;
 
 use self::basic::RawBasic;
 use self::hmac::RawHmac;
+use self::jwt::RawJwt;
 use self::mtls::RawMtls;
 
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`basic`, `hmac` and `mtls`";
+const KINDS: &str = "`basic`, `hmac`, `jwt` and `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +64,8 @@ pub enum AuthKind {
     Basic(Basic),
     /// By the signature of the request.
     Hmac(Hmac),
+    /// By a token that is verified here.
+    Jwt(Box<Jwt>),
     /// By the certificate that the client has shown in the TLS handshake.
     Mtls(Mtls),
 }
@@ -75,6 +87,7 @@ pub struct Access {
 pub(super) struct RawAuthenticator {
     basic: Option<RawBasic>,
     hmac: Option<RawHmac>,
+    jwt: Option<RawJwt>,
     mtls: Option<RawMtls>,
 }
 
@@ -101,13 +114,17 @@ pub(super) fn authenticators(
 }
 
 fn kind((called, raw): (&str, &RawAuthenticator), folder: &Path, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { basic, hmac, mtls } = raw;
+    let RawAuthenticator { basic, hmac, jwt, mtls } = raw;
     let basic = basic
         .as_ref()
         .map(|raw| basic::basic(called, raw, folder, at.key("basic")).map(AuthKind::Basic));
     let hmac = hmac.as_ref().map(|raw| hmac::hmac(raw, folder, at.key("hmac")).map(AuthKind::Hmac));
+    let jwt = jwt.as_ref().map(|raw| {
+        let jwt = jwt::jwt(raw, folder, at.key("jwt"));
+        jwt.map(|jwt| AuthKind::Jwt(Box::new(jwt)))
+    });
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [basic, hmac, mtls].into_iter().flatten();
+    let mut given = [basic, hmac, jwt, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);

@@ -19,6 +19,7 @@ pub(super) use self::upstreams::*;
 use super::auth::{RawAuthenticator, RawConsumer};
 use super::discovery::RawDiscovery;
 pub(super) use super::forms::{Named, Section, TextOr};
+use super::redis::RawRedis;
 use super::tracing::RawTracing;
 
 /// A whole file.
@@ -56,6 +57,8 @@ pub(in crate::config) struct Raw {
 pub(in crate::config) struct RawState {
     /// Default: `/var/lib/gateway` for root.
     pub(in crate::config) dir: Option<String>,
+    /// What several gateways share. Default: nothing.
+    pub(in crate::config) redis: Option<RawRedis>,
 }
 
 /// The administrative interface.
