@@ -1,12 +1,19 @@
 //! API keys through the real binary: what is made is kept and shown once, what is rotated holds for its time of grace,
 //! what is revoked opens nothing.
 
-use std::io::Write;
-use std::process::Stdio;
+#![expect(clippy::disallowed_methods, reason = "a time of grace is as long as it says")]
 
-use harness::Result;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
 use harness::gateway::{Gateway, Outcome};
 use harness::namespace::Namespace;
+use harness::origin::{Origin, Reply, Request};
+use harness::site::Site;
+use harness::{Result, wait_for};
 use serde_json::{Value, json};
 
 /// As root in a namespace of its own, else on a free port of the loopback.
@@ -163,5 +170,214 @@ fn what_makes_no_sense_is_refused_with_the_way_out() -> Result {
         gateway.cli(&command)?.refused(code, complaint)?;
     }
     assert_eq!(list(&gateway, &[])?, Vec::<Value>::new());
+    Ok(())
+}
+
+/// A gateway that asks for API keys in front of `origin`, and where it listens.
+fn asking<'s>(
+    site: &'s Site,
+    origin: &Origin,
+    api_key: Value,
+) -> Result<(Gateway<'s>, SocketAddr)> {
+    let listen = site.free_address()?;
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "workers": 2,
+        "kernel": {"attach": "off"},
+        "auth": {"partners": {"api_key": api_key}},
+        "consumers": {"acme": {"plan": "gold", "tenant": "eu"}},
+        "upstreams": {"service": {"endpoints": [origin.address.to_string()]}},
+        "routes": [
+            {"match": {"path": "/{rest*}"}, "auth": "partners", "upstream": "service"},
+            {"match": {"path": "/read"}, "auth": "partners", "require": {"scopes": ["read"]},
+             "upstream": "service"},
+            {"match": {"path": "/open"}, "auth": "anonymous", "upstream": "service"},
+        ],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    Ok((gateway, listen))
+}
+
+/// The status of a request on a connection of its own.
+fn status(site: &Site, listen: SocketAddr, target: &str, fields: &str) -> Result<u16> {
+    let mut client = site.connect(None, listen)?;
+    let request = format!("GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{fields}\r\n");
+    client.send(request.as_bytes())?;
+    Ok(client.receive()?.status)
+}
+
+fn shown(key: &str) -> String {
+    format!("X-API-Key: {key}\r\n")
+}
+
+fn ok(_: &Request) -> Reply {
+    Reply::Answer(200, "")
+}
+
+#[test]
+fn who_shows_a_key_is_known_and_the_service_does_not_see_it() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let (gateway, listen) = asking(&site, &origin, json!({}))?;
+    let made = create(&gateway, &["--consumer", "acme", "--scope", "write"])?;
+    let key = text(&made, "key");
+    let mut broken = key.to_owned();
+    broken.replace_range(10..11, if &key[10..11] == "a" { "b" } else { "a" });
+    let twice = shown(key).repeat(2);
+    for (fields, expected) in [
+        (String::new(), 401),
+        (shown("secret"), 401),
+        (shown(&broken), 401),
+        (shown("gw_live_0123456789ABCDEFGHIJKLMNOPQRSTUV2qq2kc"), 401),
+        (twice, 401),
+        (format!("Authorization: Bearer {key}\r\n"), 401),
+        (shown(key), 200),
+    ] {
+        assert_eq!(status(&site, listen, "/", &fields)?, expected, "{fields:?}");
+    }
+    assert_eq!(status(&site, listen, "/read", &shown(key))?, 403);
+    let seen = origin.requests();
+    let [seen] = seen.as_slice() else { panic!("{seen:?}") };
+    assert_eq!(seen.header("x-api-key"), None);
+    let told = ["x-consumer", "x-scopes", "x-tenant", "x-user-id"].map(|name| seen.header(name));
+    assert_eq!(told, [Some("acme"), Some("write"), Some("eu"), None]);
+    let everything = format!("{}{}", gateway.log(), gateway.cli(&["metrics"])?);
+    assert!(!everything.contains(&key[8..40]), "the key has leaked");
+    let refused = {
+        let mut client = site.connect(None, listen)?;
+        client.get("/")?
+    };
+    assert_eq!(refused.header("www-authenticate"), Some("ApiKey realm=\"partners\""));
+    Ok(())
+}
+
+#[test]
+fn a_key_is_taken_from_where_it_is_looked_for_and_taken_out_there() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let places = json!([
+        {"header": "Authorization"},
+        {"header": "Authorization", "scheme": "ApiKey"},
+        {"query": "api_key"},
+        {"cookie": "key"},
+    ]);
+    let (gateway, listen) = asking(&site, &origin, json!({"key": places, "prefix": "acme"}))?;
+    let made = create(&gateway, &["--consumer", "acme"])?;
+    let key = text(&made, "key");
+    assert!(key.starts_with("acme_") && key.len() == 43, "{key}");
+    for (target, fields, seen) in [
+        ("/a".to_owned(), format!("Authorization: bearer {key}\r\n"), "GET /a HTTP/1.1"),
+        ("/a?b=1".to_owned(), format!("Authorization: ApiKey {key}\r\n"), "GET /a?b=1 HTTP/1.1"),
+        (format!("/a?b=%20&api%5Fkey={key}&c"), String::new(), "GET /a?b=%20&c HTTP/1.1"),
+        (format!("/a?api_key={key}"), "Cookie: a=1\r\n".to_owned(), "GET /a HTTP/1.1"),
+        ("/a".to_owned(), format!("Cookie: a=1; key={key}; b=2\r\n"), "GET /a HTTP/1.1"),
+    ] {
+        assert_eq!(status(&site, listen, &target, &fields)?, 200, "{target} {fields}");
+        let last = origin.requests().pop();
+        let last = last.ok_or_else(|| anyhow::anyhow!("nothing was sent"))?;
+        assert_eq!(last.line, seen);
+        assert!(!format!("{last:?}").contains(key), "{last:?}");
+        let cookie = last.header("cookie").map(|cookie| cookie.starts_with("a=1"));
+        assert_eq!(cookie, fields.contains("Cookie").then_some(true), "other cookies stay");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_revoked_while_it_is_in_use_is_refused_from_the_next_request_on() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let (gateway, listen) = asking(&site, &origin, json!({}))?;
+    let made = create(&gateway, &["--consumer", "acme"])?;
+    let fields = shown(text(&made, "key"));
+    // Both workers remember it.
+    for _ in 0..20 {
+        assert_eq!(status(&site, listen, "/", &fields)?, 200);
+    }
+    gateway.cli(&["keys", "revoke", text(&made, "id")])?.ok()?;
+    for _ in 0..20 {
+        assert_eq!(status(&site, listen, "/", &fields)?, 401);
+    }
+    Ok(())
+}
+
+#[test]
+fn the_old_key_opens_until_grace_ends_and_the_new_one_goes_on() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let (gateway, listen) = asking(&site, &origin, json!({}))?;
+    let old = create(&gateway, &["--consumer", "acme"])?;
+    let rotate = ["keys", "rotate", text(&old, "id"), "--grace", "3s", "--json"];
+    let begun = Instant::now();
+    let new = gateway.cli(&rotate)?.ok()?.json()?;
+    let of = |key: &Value| status(&site, listen, "/", &shown(text(key, "key")));
+    assert_eq!(of(&new)?, 200);
+    let first = of(&old)?;
+    assert!(first == 200 || begun.elapsed() > Duration::from_secs(2), "within grace: {first}");
+    wait_for("the end of grace", Duration::from_secs(20), || Ok((of(&old)? == 401).then_some(())))?;
+    assert!(begun.elapsed() >= Duration::from_secs(3), "grace was shorter than promised");
+    assert_eq!(of(&new)?, 200);
+    Ok(())
+}
+
+#[test]
+fn while_one_gateway_takes_the_place_of_another_every_key_opens() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    // Nearly every request looks its key up.
+    let (mut gateway, listen) = asking(&site, &origin, json!({"remember": 1}))?;
+    let keys: Vec<Value> =
+        (0..8).map(|_| create(&gateway, &["--consumer", "acme"])).collect::<Result<_>>()?;
+    let (asked, done) = (AtomicU32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| -> Result {
+        let asking = scope.spawn(|| -> Result {
+            for key in keys.iter().cycle() {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                anyhow::ensure!(status(&site, listen, "/", &shown(text(key, "key")))? == 200);
+                asked.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        let enough = |more: u32| {
+            let wanted = asked.load(Ordering::Relaxed) + more;
+            wait_for("requests", Duration::from_secs(20), || {
+                let is_over = asking.is_finished() || asked.load(Ordering::Relaxed) >= wanted;
+                Ok(is_over.then_some(()))
+            })
+        };
+        let replaced = (|| {
+            enough(20)?;
+            gateway.replace()?;
+            enough(20)
+        })();
+        done.store(true, Ordering::Relaxed);
+        let asked = asking.join().map_err(|_| anyhow::anyhow!("the requests panicked"))?;
+        replaced.and(asked)
+    })?;
+    let more = create(&gateway, &["--consumer", "acme"])?;
+    assert_eq!(status(&site, listen, "/", &shown(text(&more, "key")))?, 200);
+    let [first, ..] = &keys[..] else { panic!("no keys") };
+    gateway.cli(&["keys", "revoke", text(first, "id")])?.ok()?;
+    assert_eq!(status(&site, listen, "/", &shown(text(first, "key")))?, 401);
+    Ok(())
+}
+
+#[test]
+fn explain_says_whose_a_key_is_without_showing_it() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let (gateway, listen) = asking(&site, &origin, json!({}))?;
+    let made = create(&gateway, &["--consumer", "acme", "--scope", "read"])?;
+    let config = gateway.config();
+    let config = config.to_str().unwrap_or_default();
+    let (url, field) = (format!("http://{listen}/"), format!("X-API-Key: {}", text(&made, "key")));
+    let explain = ["explain", config, "GET", &url, "-H", &field, "--json"];
+    let shown = gateway.cli(&explain)?.ok()?;
+    assert_eq!(shown.json()?["caller"]["consumer"], "acme", "{shown}");
+    assert_eq!(shown.json()?["caller"]["key"], made["id"], "{shown}");
+    assert!(!shown.stdout.contains(&text(&made, "key")[8..40]), "{shown}");
     Ok(())
 }

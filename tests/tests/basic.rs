@@ -87,6 +87,11 @@ fn the_right_password_opens_and_everything_else_is_a_401_with_a_challenge() -> R
     assert_eq!(setting.status("/ann", "ann", "password")?, 200);
     assert_eq!(setting.status("/ann", "bob", "secret")?, 403);
     assert_eq!(setting.ask("/", &says("bob", "secret").replace("Basic", "bAsIc"))?.0, 200);
+    let mut client = setting.site.connect(None, setting.listen)?;
+    client
+        .send(format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", says("bob", "secret")).as_bytes())?;
+    let seen = client.receive()?.text().to_lowercase();
+    assert!(seen.contains("host") && !seen.contains("authorization"), "{seen}");
     let challenge = "Basic realm=\"the office\", charset=\"UTF-8\"";
     let encoded = STANDARD.encode("bob:secret");
     for bad in [

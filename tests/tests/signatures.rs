@@ -8,10 +8,12 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use gateway::base::time::utc;
-use harness::Result;
+use harness::client::Client;
 use harness::gateway::Gateway;
 use harness::origin::{Origin, Reply};
-use harness::site::Site;
+use harness::redis::Redis;
+use harness::site::{PATIENCE, Site};
+use harness::{Result, wait_for};
 use serde_json::{Value, json};
 
 const SECRET: &str = "an-example-secret-that-all-may-know";
@@ -391,5 +393,66 @@ fn what_cannot_be_a_key_is_explained_and_never_shown() -> Result {
     gateway.write_config(typed)?;
     let said = format!("{:?}", gateway.start_refused()?);
     assert!(said.contains("a secret does not belong into this file"), "{said}");
+    Ok(())
+}
+
+/// A gateway beside others, which share what `redis` knows, and where it listens.
+fn sharing(redis: &Redis, secret: &Path) -> Result<(Gateway<'static>, SocketAddr)> {
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let keys = json!([{"id": "partner-1", "consumer": "acme", "secret": {"file": secret}}]);
+    let mut gateway = Gateway::unprivileged(
+        None,
+        json!({
+            "listen": [{"address": listen.to_string()}],
+            "workers": 1,
+            "kernel": {"attach": "off"},
+            "state": {"redis": {"addresses": [redis.address.to_string()], "timeout": "1s"}},
+            "auth": {"signed": {"hmac": {"keys": keys}}},
+            "upstreams": {"service": {"endpoints": ["echo"]}},
+            "routes": [{"match": {"path": "/{rest*}"}, "auth": "signed", "upstream": "service"}],
+        }),
+    )?;
+    gateway.start()?;
+    Ok((gateway, listen))
+}
+
+#[test]
+fn gateways_that_share_redis_accept_a_nonce_once_together_and_refuse_without_it() -> Result {
+    let folder = tempfile::tempdir()?;
+    readable(folder.path(), 0o755)?;
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, SECRET)?;
+    readable(&secret, 0o644)?;
+    let mut redis = Redis::start()?;
+    let (_one, first) = sharing(&redis, &secret)?;
+    let (_other, second) = sharing(&redis, &secret)?;
+    let ask = |listen: SocketAddr, signed: &Signed| -> Result<u16> {
+        let mut client = Client::connect_here(None, listen, PATIENCE)?;
+        client.send(&signed.bytes())?;
+        Ok(client.receive()?.status)
+    };
+    let settled = |listen: SocketAddr, name: &str| {
+        let mut number = 0;
+        // Until it is known that Redis is there.
+        wait_for("an answer", PATIENCE, || {
+            number += 1;
+            let fresh = Signed::new("GET", "/", &format!("{name}-{number}"), "");
+            Ok((ask(listen, &fresh)? == 200).then_some(fresh))
+        })
+    };
+    let used = settled(first, "first")?;
+    settled(second, "second")?;
+    assert_eq!(ask(second, &used)?, 401, "used at the other gateway");
+    assert_eq!(ask(first, &used)?, 401);
+    redis.kill()?;
+    for listen in [first, second] {
+        assert_eq!(ask(listen, &Signed::new("GET", "/", "without", ""))?, 503);
+        assert_eq!(ask(listen, &used)?, 503, "nobody can tell");
+        let forged = Signed::new("GET", "/", "forged", "");
+        let forged = Signed { signature: "0".repeat(64), ..forged };
+        assert_eq!(ask(listen, &forged)?, 401, "what is wrong anyway is no question for Redis");
+    }
+    redis.start_again()?;
+    settled(first, "again")?;
     Ok(())
 }

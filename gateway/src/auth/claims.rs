@@ -62,6 +62,7 @@ pub(super) fn identity(
         scopes: names(&claims, &from.scopes, true)?,
         groups: names(&claims, &from.groups, false)?,
         claims,
+        ..Identity::default()
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use super::Made;
 use crate::config::Consumer;
 
 /// A caller that is known. Nothing in it is a secret.
@@ -29,6 +30,8 @@ pub struct Identity {
     pub groups: Vec<Box<str>>,
     /// Verified claims, where its credential has any.
     pub claims: Map<String, Value>,
+    /// What services are told about it, made when it is first told.
+    pub made: Made,
 }
 
 /// `consumers`, by name.

@@ -6,9 +6,11 @@
 //! the caller is never taken for an anonymous one. Where a credential cannot be checked now, and nobody else knows the
 //! caller, the answer says so, and never that the credential is bad.
 
+mod api_key;
 mod basic;
 mod claims;
 mod expression;
+mod forward;
 mod hmac;
 mod identity;
 mod json;
@@ -18,14 +20,17 @@ mod mtls;
 mod outcomes;
 mod place;
 mod require;
+mod strip;
 mod watched;
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
 
+pub use self::forward::{Forward, Made};
 pub use self::hmac::signature_base;
 pub use self::identity::{Consumers, Identity};
 pub use self::memory::{Digest, Memory, digest_of};
@@ -35,8 +40,10 @@ use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
 use crate::config::{self, Access, AuthKind, Config};
+use crate::http::headers::Names;
 use crate::http::unread::Unread;
 use crate::shared::Redis;
+use crate::store::keys::Registry;
 use crate::tls::session::ClientCertificate;
 
 /// Users of Basic whom a worker remembers: as many as share one file, within reason.
@@ -94,6 +101,8 @@ impl Authorized {
 pub struct Authenticators {
     all: Vec<Authenticator>,
     workers: usize,
+    keys: Option<Registry>,
+    forward: Option<Forward>,
 }
 
 /// A way to know callers.
@@ -107,6 +116,7 @@ struct Authenticator {
 
 #[derive(Debug)]
 enum Checker {
+    ApiKey(Box<api_key::ApiKey>),
     Basic(Box<basic::Basic>),
     Hmac(hmac::Hmac),
     Jwt(Box<jwt::Jwt>),
@@ -118,6 +128,14 @@ enum Checker {
 pub struct Memories {
     worker: usize,
     all: Vec<Memory>,
+    forged: Option<Rc<Names>>,
+}
+
+impl Memories {
+    /// The names that no field after a body may have.
+    pub fn forged(&self) -> Option<&Rc<Names>> {
+        self.forged.as_ref()
+    }
 }
 
 impl Authenticators {
@@ -125,22 +143,56 @@ impl Authenticators {
     /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
     pub fn new(config: &Config, before: &Self, redis: Option<&Redis>) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
+        let keys = before.keys.clone().unwrap_or_else(|| Registry::at(&config.state.dir));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
-            let kind = Checker::new(one, &consumers, redis, same.map(|before| &before.kind));
+            let around = (&keys, &consumers, redis);
+            let kind = Checker::new(one, around, same.map(|before| &before.kind));
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
             let outcomes = same.filter(|_| before.workers == config.workers);
             let outcomes = outcomes.map(|before| before.outcomes.clone());
             let outcomes = outcomes.unwrap_or_else(|| Outcomes::new(config.workers));
             Ok(Authenticator { config: one.clone(), kind, outcomes })
         });
-        Ok(Self { all: all.collect::<Result<_, String>>()?, workers: config.workers })
+        let all = all.collect::<Result<_, String>>()?;
+        let forward = config.told.as_ref().map(Forward::new);
+        Ok(Self { all, workers: config.workers, keys: Some(keys), forward })
+    }
+
+    /// Opens what callers are looked up in. The folder of the state must be there.
+    pub fn open(&self) -> Result<(), String> {
+        let has_keys = self.all.iter().any(|one| matches!(one.kind, Checker::ApiKey(_)));
+        let keys = self.keys.as_ref().filter(|_| has_keys);
+        keys.map_or(Ok(()), |keys| keys.open().map(drop).map_err(|error| error.to_string()))
+    }
+
+    /// The API keys, which one gateway has once.
+    pub fn keys(&self) -> Option<&Registry> {
+        self.keys.as_ref()
+    }
+
+    /// What services are told about callers.
+    pub fn forward(&self) -> Option<&Forward> {
+        self.forward.as_ref()
+    }
+
+    /// Takes credentials out of a request that its route believes, where they are not for services.
+    pub fn strip(&self, access: Option<&Access>, head: &mut Parts) {
+        let authenticators = access.iter().flat_map(|access| &access.authenticators);
+        for one in authenticators.filter_map(|index| self.all.get(*index)) {
+            match &one.kind {
+                Checker::ApiKey(api_key) => api_key.strip(head),
+                Checker::Basic(basic) => basic.strip(head),
+                Checker::Hmac(_) | Checker::Jwt(_) | Checker::Mtls(_) => {}
+            }
+        }
     }
 
     /// What the worker of this number begins with.
     pub fn memories(&self, worker: usize) -> Memories {
         let all = self.all.iter().map(|one| Memory::new(one.kind.remembers())).collect();
-        Memories { worker, all }
+        let forged = self.forward.as_ref().map(|forward| Rc::new(forward.removed().clone()));
+        Memories { worker, all, forged }
     }
 
     /// How often requests were answered how, by authenticator.
@@ -238,12 +290,15 @@ pub async fn authorize(
 impl Checker {
     fn new(
         config: &config::Authenticator,
-        consumers: &Arc<Consumers>,
-        redis: Option<&Redis>,
+        (keys, consumers, redis): (&Registry, &Arc<Consumers>, Option<&Redis>),
         before: Option<&Self>,
     ) -> Result<Self, String> {
         let name = &*config.name;
         match &config.kind {
+            AuthKind::ApiKey(api_key) => {
+                let api_key = api_key::ApiKey::new(name, api_key, (keys, consumers));
+                Ok(Self::ApiKey(Box::new(api_key)))
+            }
             AuthKind::Basic(basic) => {
                 let basic = basic::Basic::new(name, basic, consumers);
                 basic.map(|basic| Self::Basic(Box::new(basic)))
@@ -269,6 +324,7 @@ impl Checker {
     /// Callers whom a worker remembers.
     fn remembers(&self) -> usize {
         match self {
+            Self::ApiKey(api_key) => api_key.remembers(),
             Self::Basic(_) => BASIC_REMEMBERS,
             Self::Jwt(jwt) => jwt.remembers(),
             Self::Hmac(_) | Self::Mtls(_) => 0,
@@ -277,6 +333,7 @@ impl Checker {
 
     async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
+            Self::ApiKey(api_key) => api_key.authenticate(ask, memory),
             Self::Basic(basic) => basic.authenticate(ask, memory).await,
             Self::Hmac(hmac) => hmac.authenticate(ask).await,
             Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
@@ -287,6 +344,7 @@ impl Checker {
     /// How callers may say who they are, as in `WWW-Authenticate` (RFC 9110, section 11.6.1).
     fn challenge(&self) -> String {
         match self {
+            Self::ApiKey(api_key) => api_key.challenge(),
             Self::Basic(basic) => basic.challenge(),
             // What RFC 9421 calls its fields; there is no scheme for those either.
             Self::Hmac(_) => "Signature".to_owned(),
@@ -300,14 +358,14 @@ impl Checker {
         match self {
             Self::Basic(basic) => basic.tick(),
             Self::Jwt(jwt) => jwt.tick(now),
-            Self::Hmac(_) | Self::Mtls(_) => {}
+            Self::ApiKey(_) | Self::Hmac(_) | Self::Mtls(_) => {}
         }
     }
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
             Self::Jwt(jwt) => jwt.peers(),
-            Self::Basic(_) | Self::Hmac(_) | Self::Mtls(_) => Vec::new(),
+            Self::ApiKey(_) | Self::Basic(_) | Self::Hmac(_) | Self::Mtls(_) => Vec::new(),
         }
     }
 }

@@ -69,7 +69,7 @@ fn in_query<'r>(name: &str, head: &'r Parts) -> Found<'r> {
 }
 
 /// Without `%XX`; what is no such escape stays as it is.
-fn decoded(text: &str) -> Cow<'_, [u8]> {
+pub(super) fn decoded(text: &str) -> Cow<'_, [u8]> {
     if !text.contains('%') {
         return Cow::Borrowed(text.as_bytes());
     }

@@ -1,7 +1,7 @@
 //! The form of an API key: a product's prefix, 32 random digits and letters (190 bits), and six that check them.
 //!
 //! ```text
-//! gw_live_4yJ0uV5cTt3ZLkqk8yq1PjH0sQmWnE7d2k9FQa
+//! gw_live_0123456789ABCDEFGHIJKLMNOPQRSTUV2qq2kc
 //! prefix  random                          CRC-32 of all that stands before it, to base 62
 //! ```
 //!

@@ -194,13 +194,14 @@ pub struct Error {
     /// What the header field says that belongs to the kind.
     told: Option<Box<str>>,
     reason: Option<&'static str>,
-    retry_after: Duration,
+    /// Rounded up. A word less than a duration, which errors are handed about by.
+    retry_after_seconds: u32,
 }
 
 impl Error {
     /// An error with a sentence for the client: what was wrong and what to do.
     pub fn new(kind: Kind, detail: &'static str) -> Self {
-        Self { kind, detail, told: None, reason: None, retry_after: Duration::ZERO }
+        Self { kind, detail, told: None, reason: None, retry_after_seconds: 0 }
     }
 
     /// The route has other methods: `allow` lists them as in the header of that name.
@@ -215,12 +216,13 @@ impl Error {
 
     /// The caller has used up what it may, for so long.
     pub fn rate_limited(detail: &'static str, retry_after: Duration) -> Self {
-        Self { retry_after, ..Self::new(Kind::RateLimited, detail) }
+        let retry_after_seconds = seconds(retry_after);
+        Self { retry_after_seconds, ..Self::new(Kind::RateLimited, detail) }
     }
 
     /// The breaker of the service stays open for so long.
     pub fn breaker_open(retry_after: Duration) -> Self {
-        Self { retry_after, ..Kind::BreakerOpen.into() }
+        Self { retry_after_seconds: seconds(retry_after), ..Kind::BreakerOpen.into() }
     }
 
     /// The same with what the log says of it, which is not for the client.
@@ -253,10 +255,7 @@ impl Error {
             | Kind::RateLimited
             | Kind::AuthUnavailable
             | Kind::LimitUnavailable
-            | Kind::Overloaded => {
-                let started = u64::from(self.retry_after.subsec_nanos() > 0);
-                Some((self.retry_after.as_secs() + started).max(1))
-            }
+            | Kind::Overloaded => Some(u64::from(self.retry_after_seconds).max(1)),
             _ => None,
         }
     }
@@ -270,6 +269,11 @@ impl Error {
     pub fn challenges(&self) -> Option<&str> {
         self.told.as_deref().filter(|_| self.kind == Kind::Unauthenticated)
     }
+}
+
+fn seconds(time: Duration) -> u32 {
+    let started = u64::from(time.subsec_nanos() > 0);
+    u32::try_from(time.as_secs().saturating_add(started)).unwrap_or(u32::MAX)
 }
 
 impl From<Kind> for Error {

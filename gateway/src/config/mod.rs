@@ -17,6 +17,7 @@ mod discovery;
 mod forms;
 mod health;
 mod hedge;
+mod identity;
 mod kernel;
 mod listen;
 mod lists;
@@ -48,10 +49,10 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::auth::{
-    Access, Alternative, Audience, AuthKind, Authenticator, Basic, CertificateName, ClaimPath,
-    ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, Hmac, HmacKey,
-    HmacProof, IdentityClaims, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, List, Mtls, Operand, Require,
-    read_expression,
+    Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, Basic, CertificateName,
+    ClaimPath, ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, Hmac,
+    HmacKey, HmacProof, IdentityClaims, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, List, Mtls, Operand,
+    Require, read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};
@@ -60,6 +61,7 @@ pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::discovery::{Discovery, Family, Name};
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
+pub use self::identity::{Attribute, Told};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::redis::{Redis, RedisAddress, RedisMode, RedisTls};
@@ -210,6 +212,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         listen,
         trusted_proxies,
         consumers: auth::consumers(&raw.consumers, at.key("consumers")),
+        told: identity::identity(raw.identity.as_ref(), &auth, at.key("identity")),
         discovery,
         upstreams,
         auth,
@@ -304,6 +307,8 @@ pub struct Config {
     pub auth: Vec<Authenticator>,
     /// What is known of callers beside their credentials.
     pub consumers: Vec<Consumer>,
+    /// What services are told about callers; `None`: nobody asks who they are.
+    pub told: Option<Told>,
     /// Routes in the order of the file.
     pub routes: Vec<Route>,
 }

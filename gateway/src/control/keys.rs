@@ -9,9 +9,10 @@ use crate::admin::keys::{
     CreateKey, KeyQuery, KeyRequest, KeyView, NewKey, PAGE_MAX_KEYS, REVOKE_MAX_KEYS, RevokeKeys,
     RotateKey, ShownOnce,
 };
-use crate::auth::digest_of;
+use crate::auth::{Authenticators, digest_of};
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::base::{api_key, text};
+use crate::config::{AuthKind, Config};
 use crate::store::keys::{Digest, KEYS_MAX, KeyId, KeyRecord, Keys, Registry};
 
 /// Bytes of what a key is for.
@@ -32,16 +33,30 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(registry: Registry) -> Self {
+    /// On the keys that callers are looked up in.
+    pub(super) fn new(authenticators: &Authenticators, config: &Config) -> Self {
+        let registry = authenticators.keys().cloned();
+        let registry = registry.unwrap_or_else(|| Registry::at(&config.state.dir));
         Self { registry, purge_at: BootTime(0) }
     }
 
     /// Carries out a command.
-    pub(super) fn answer(&self, request: KeyRequest, now: UtcMillis) -> Result<Answer, Refusal> {
+    pub(super) fn answer(
+        &self,
+        request: KeyRequest,
+        config: &Config,
+        now: UtcMillis,
+    ) -> Result<Answer, Refusal> {
         let keys = self.registry.open().map_err(Refusal::failed)?;
         match request {
-            KeyRequest::Create(asked) => create(keys, asked, now),
-            KeyRequest::Rotate(asked) => rotate(keys, &asked, now),
+            KeyRequest::Create(asked) => {
+                let form = Form::of(config, asked.auth.as_deref())?;
+                create(keys, asked, form, now)
+            }
+            KeyRequest::Rotate(asked) => {
+                let form = Form::of(config, asked.auth.as_deref())?;
+                rotate(keys, &asked, form, now)
+            }
             KeyRequest::Revoke(asked) => revoke(keys, &asked, now),
             KeyRequest::List(query) => list(keys, &query, now),
         }
@@ -78,7 +93,46 @@ pub(super) fn offline(
     }
 }
 
-fn create(keys: &Keys, create: CreateKey, now: UtcMillis) -> Result<Answer, Refusal> {
+/// What a new key looks like, and what to know about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Form {
+    prefix: String,
+    notes: Vec<String>,
+}
+
+impl Form {
+    /// That of the keys of an authenticator; of the only ones there are if none is named.
+    fn of(config: &Config, auth: Option<&str>) -> Result<Self, Refusal> {
+        let kinds = config.auth.iter().filter_map(|one| match &one.kind {
+            AuthKind::ApiKey(api_key) => Some((one.name.as_str(), api_key.prefix.as_str())),
+            _ => None,
+        });
+        let named: Vec<_> =
+            kinds.filter(|(name, _)| auth.is_none_or(|auth| auth == *name)).collect();
+        let Some((_, prefix)) = named.first() else {
+            let Some(auth) = auth else {
+                let note = "the configuration has no authenticator with `api_key` yet, so nobody \
+                            asks for keys";
+                let (prefix, notes) = (api_key::PREFIX.to_owned(), vec![note.to_owned()]);
+                return Ok(Self { prefix, notes });
+            };
+            return Err(Refusal::usage(format!(
+                "the configuration has no authenticator `{}` with `api_key`",
+                text::excerpt(auth, 40)
+            )));
+        };
+        if named.iter().any(|(_, other)| other != prefix) {
+            let names: Vec<&str> = named.iter().map(|(name, _)| *name).collect();
+            return Err(Refusal::usage(format!(
+                "keys of several forms are made here: say which with --auth, one of {}",
+                names.join(", ")
+            )));
+        }
+        Ok(Self { prefix: (*prefix).to_owned(), notes: Vec::new() })
+    }
+}
+
+fn create(keys: &Keys, create: CreateKey, form: Form, now: UtcMillis) -> Result<Answer, Refusal> {
     let CreateKey { auth: _, consumer, plan, scopes, label, for_ms } = create;
     is_name("consumer", &consumer)?;
     plan.iter().try_for_each(|plan| is_name("plan", plan))?;
@@ -102,10 +156,10 @@ fn create(keys: &Keys, create: CreateKey, now: UtcMillis) -> Result<Answer, Refu
         revoked: None,
         replaced_by: None,
     };
-    issue(keys, record, None, now)
+    issue(keys, form, (record, None), now)
 }
 
-fn rotate(keys: &Keys, rotate: &RotateKey, now: UtcMillis) -> Result<Answer, Refusal> {
+fn rotate(keys: &Keys, rotate: &RotateKey, form: Form, now: UtcMillis) -> Result<Answer, Refusal> {
     let (digest, mut before) = named(keys, rotate.id)?;
     let state = before.state(now);
     if !state.holds() {
@@ -127,23 +181,22 @@ fn rotate(keys: &Keys, rotate: &RotateKey, now: UtcMillis) -> Result<Answer, Ref
     let expires = life.map(|for_ms| end("--for", for_ms, now)).transpose()?;
     let record = KeyRecord { created: now, expires, ..before.clone() };
     before.expires = Some(before.expires.map_or(grace_ends, |expires| expires.min(grace_ends)));
-    issue(keys, record, Some((digest, before)), now)
+    issue(keys, form, (record, Some((digest, before))), now)
 }
 
 /// Makes the key of a record, and changes the one that it takes the place of with it.
 fn issue(
     keys: &Keys,
-    record: KeyRecord,
-    before: Option<(Digest, KeyRecord)>,
+    Form { prefix, mut notes }: Form,
+    (record, before): (KeyRecord, Option<(Digest, KeyRecord)>),
     now: UtcMillis,
 ) -> Result<Answer, Refusal> {
     if keys.count().map_err(Refusal::failed)? >= KEYS_MAX {
         let error = format!("there are {KEYS_MAX} keys: revoke those that nobody needs");
         return Err(Refusal::failed(error));
     }
-    let (key, digest) = unused(keys)?;
+    let (key, digest) = unused(keys, &prefix)?;
     let id = KeyId::of(&digest);
-    let mut notes = Vec::new();
     let before = before.map(|(digest, before)| {
         let end = before.end().map_or_else(String::new, UtcMillis::display);
         notes.push(format!("{} holds until {end}", KeyId::of(&digest)));
@@ -156,9 +209,9 @@ fn issue(
 }
 
 /// A key whose name no other key has.
-fn unused(keys: &Keys) -> Result<(String, Digest), Refusal> {
+fn unused(keys: &Keys, prefix: &str) -> Result<(String, Digest), Refusal> {
     loop {
-        let key = api_key::generate(api_key::PREFIX).map_err(Refusal::failed)?;
+        let key = api_key::generate(prefix).map_err(Refusal::failed)?;
         let digest = digest_of(key.as_bytes());
         if keys.named(KeyId::of(&digest)).map_err(Refusal::failed)?.is_none() {
             return Ok((key, digest));
@@ -226,6 +279,7 @@ fn is_name(what: &str, text: &str) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
     use crate::store::keys::KeyState;
 
     const NOW: UtcMillis = UtcMillis(1_800_000_000_000);
@@ -244,7 +298,11 @@ mod tests {
     }
 
     fn create_in(keys: &Keys, create: CreateKey) -> Result<Answer, Refusal> {
-        super::create(keys, create, NOW)
+        super::create(keys, create, form(), NOW)
+    }
+
+    fn form() -> Form {
+        Form { prefix: api_key::PREFIX.to_owned(), notes: Vec::new() }
     }
 
     fn rotation(id: KeyId) -> RotateKey {
@@ -262,7 +320,7 @@ mod tests {
         let keys = Keys::open(folder.path()).unwrap();
         let (old, view, _) = new_key(&keys, Some(3 * HOUR_MS));
         let later = UtcMillis(NOW.0 + HOUR_MS);
-        let (new, new_view, notes) = made(rotate(&keys, &rotation(view.id), later));
+        let (new, new_view, notes) = made(rotate(&keys, &rotation(view.id), form(), later));
         assert_ne!(old, new);
         assert_eq!(new_view.until_utc_ms, Some(UtcMillis(NOW.0 + 4 * HOUR_MS)));
         assert!(notes[0].contains("holds until"), "{notes:?}");
@@ -273,10 +331,27 @@ mod tests {
         ] {
             assert_eq!([&old, &new].map(|key| state(&keys, key, after)), both, "{after}");
         }
-        let again = rotate(&keys, &rotation(view.id), later).unwrap_err();
+        let again = rotate(&keys, &rotation(view.id), form(), later).unwrap_err();
         assert!(again.error.contains(&new_view.id.to_string()), "{again:?}");
-        let over = rotate(&keys, &rotation(view.id), UtcMillis(NOW.0 + 5 * HOUR_MS)).unwrap_err();
+        let over =
+            rotate(&keys, &rotation(view.id), form(), UtcMillis(NOW.0 + 5 * HOUR_MS)).unwrap_err();
         assert!(over.error.contains("is expired"), "{over:?}");
+    }
+
+    #[test]
+    fn the_form_of_a_key_is_that_of_its_authenticator() {
+        let config = |auth: &str| {
+            let text = format!("listen: [{{address: 127.0.0.1:80}}]\nauth: {auth}");
+            config::parse("a.yaml", &text).unwrap()
+        };
+        let none = config("{}");
+        assert!(Form::of(&none, None).unwrap().notes[0].contains("nobody asks for keys"));
+        assert!(Form::of(&none, Some("a")).unwrap_err().error.contains("no authenticator `a`"));
+        let same = config("{a: {api_key: {prefix: acme}}, b: {api_key: {prefix: acme}}}");
+        assert_eq!(Form::of(&same, None).unwrap().prefix, "acme");
+        let other = config("{a: {api_key: {}}, b: {api_key: {prefix: acme}}}");
+        assert!(Form::of(&other, None).unwrap_err().error.contains("--auth, one of a, b"));
+        assert_eq!(Form::of(&other, Some("b")).unwrap().prefix, "acme");
     }
 
     #[test]
@@ -284,7 +359,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let keys = Keys::open(folder.path()).unwrap();
         let (old, view, _) = new_key(&keys, Some(HOUR_MS / 2));
-        rotate(&keys, &rotation(view.id), NOW).unwrap();
+        rotate(&keys, &rotation(view.id), form(), NOW).unwrap();
         assert_eq!(state(&keys, &old, HOUR_MS / 2), KeyState::Expired);
     }
 

@@ -337,7 +337,7 @@ impl Control {
             }
             Request::PutList(put) => self.policy.put_list(*put, now).map(Answer::Done),
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
-            Request::Keys(request) => self.keys.answer(request, now.utc),
+            Request::Keys(request) => self.keys.answer(request, &self.config, now.utc),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
             Request::Reload | Request::RefreshList(_) => {
                 Err(Refusal::failed("this is answered later"))

@@ -81,6 +81,7 @@ impl Control {
                 let redis = redis.map_err(|error| unchanged_usage(&error))?;
                 let authenticators = Authenticators::new(&config, &authenticators, redis.as_ref());
                 let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
+                authenticators.open().map_err(|error| unchanged(&error))?;
                 let found = Vec::new();
                 Ok(Prepared {
                     config,

@@ -38,7 +38,6 @@ use crate::observe::access_log::sink::Sink;
 use crate::request::Compiled;
 use crate::route::Table;
 use crate::shared::Redis;
-use crate::store::keys::Registry as Keys;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
 use crate::upstream::directory::Directory;
@@ -52,7 +51,6 @@ pub(super) struct Started {
     authenticators: Authenticators,
     redis: Option<Redis>,
     policy: Policy,
-    keys: Keys,
     sessions: Sessions,
     pins: Pins,
     sockets: Sockets,
@@ -91,7 +89,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor.release().map_err(RunError::failed)?;
     }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
-    let keys = Keys::at(&config.state.dir);
+    authenticators.open().map_err(RunError::Failed)?;
     let mut sessions = Sessions::default();
     sessions.look_all(&config.kernel.management_ports);
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], &sessions);
@@ -117,7 +115,6 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         authenticators,
         redis,
         policy,
-        keys,
         sessions,
         pins,
         sockets,
@@ -157,6 +154,7 @@ impl Started {
         let routes = Arc::new(Table::new(&self.config.routes));
         let own = (address, &counters);
         let authenticators = Arc::new(self.authenticators);
+        let keys = keys::Desk::new(&authenticators, &self.config);
         let compiled = Compiled {
             config: Arc::clone(&self.config),
             routes,
@@ -179,7 +177,7 @@ impl Started {
             path: self.path,
             config: self.config,
             policy: self.policy,
-            keys: keys::Desk::new(self.keys),
+            keys,
             sessions: self.sessions,
             sources,
             names,

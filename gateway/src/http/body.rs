@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::base::error::{Error, Kind};
 use crate::http::deadline::Deadline;
 use crate::http::h1::request_stream::RequestStream;
-use crate::http::headers::remove_forbidden_trailers;
+use crate::http::headers::{Names, remove_forbidden_trailers};
 use crate::http::replay::{Record, Source};
 
 /// What a client sends after the head, as its protocol delivers it.
@@ -114,6 +114,8 @@ pub struct RequestBody {
     source: Source,
     allowed_bytes: u64,
     deadline: Rc<Deadline>,
+    /// What no field after it may be called.
+    forged: Option<Rc<Names>>,
 }
 
 impl RequestBody {
@@ -130,24 +132,32 @@ impl RequestBody {
         if source.size_hint().lower() > max_bytes {
             return Err(Kind::BodyTooLarge.into());
         }
-        Ok(Self { source, allowed_bytes: max_bytes, deadline: Rc::clone(deadline) })
+        let deadline = Rc::clone(deadline);
+        Ok(Self { source, allowed_bytes: max_bytes, deadline, forged: None })
     }
 
     /// The body of a request that has none.
     pub fn empty(deadline: &Rc<Deadline>) -> Self {
-        Self { source: Source::Empty, allowed_bytes: 0, deadline: Rc::clone(deadline) }
+        let deadline = Rc::clone(deadline);
+        Self { source: Source::Empty, allowed_bytes: 0, deadline, forged: None }
+    }
+
+    /// Removes the fields after it that have one of these names.
+    pub fn without(self, names: &Rc<Names>) -> Self {
+        Self { forged: Some(Rc::clone(names)), ..self }
     }
 
     /// Keeps what goes through up to `max_bytes`, so that the request can be sent once more.
     pub fn keep(self, max_bytes: usize) -> (Self, Replay) {
-        let Self { source, allowed_bytes, deadline } = self;
+        let Self { source, allowed_bytes, deadline, forged } = self;
+        let again = forged.clone();
         if let Source::Kept(record, 0) = &source {
-            let replay = Replay { record: Rc::clone(record), allowed_bytes };
-            return (Self { source, allowed_bytes, deadline }, replay);
+            let replay = Replay { record: Rc::clone(record), allowed_bytes, forged: again };
+            return (Self { source, allowed_bytes, deadline, forged }, replay);
         }
         let record = Rc::new(Record::new(source, max_bytes));
-        let body = Self { source: record.replay(), allowed_bytes, deadline };
-        (body, Replay { record, allowed_bytes })
+        let body = Self { source: record.replay(), allowed_bytes, deadline, forged };
+        (body, Replay { record, allowed_bytes, forged: again })
     }
 
     /// The body of a request whose connection becomes a tunnel, which may carry as much as it likes.
@@ -166,6 +176,7 @@ impl RequestBody {
 pub struct Replay {
     record: Rc<Record>,
     allowed_bytes: u64,
+    forged: Option<Rc<Names>>,
 }
 
 impl Replay {
@@ -175,6 +186,7 @@ impl Replay {
             source: self.record.replay(),
             allowed_bytes: self.allowed_bytes,
             deadline: Rc::clone(deadline),
+            forged: self.forged.clone(),
         })
     }
 }
@@ -188,7 +200,7 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.deadline.ask_client();
-        let frame = match ready!(Pin::new(&mut self.source).poll_frame(context)) {
+        let mut frame = match ready!(Pin::new(&mut self.source).poll_frame(context)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 self.deadline.fail(error.kind());
@@ -199,6 +211,9 @@ impl Body for RequestBody {
                 return Poll::Ready(None);
             }
         };
+        if let Some((names, trailers)) = self.forged.as_ref().zip(frame.trailers_mut()) {
+            names.remove_from(trailers);
+        }
         if let Some(data) = frame.data_ref() {
             self.deadline.trail.received(data.len() as u64);
             match self.allowed_bytes.checked_sub(data.len() as u64) {

@@ -121,6 +121,50 @@ pub fn remove_forged(headers: &mut HeaderMap, peer_is_trusted: bool) {
     }
 }
 
+/// Names that only the gateway writes, in every spelling.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// With `-` where a name has `_`.
+    plain: Vec<Box<[u8]>>,
+    /// A bit for each length below 64 that one of them has.
+    lengths: u64,
+}
+
+impl Names {
+    /// These names.
+    pub fn new(names: &[HeaderName]) -> Self {
+        let plain = |name: &HeaderName| name.as_str().bytes().map(plain).collect();
+        let names: Vec<Box<[u8]>> = names.iter().map(plain).collect();
+        let lengths = names.iter().fold(0, |bits, name| bits | Self::bit(name.len()));
+        Self { plain: names, lengths }
+    }
+
+    /// Whether a service may take `name` for one of them.
+    pub fn have(&self, name: &HeaderName) -> bool {
+        let name = name.as_str();
+        let same = |known: &[u8]| {
+            known.len() == name.len()
+                && name.bytes().zip(known).all(|(one, other)| plain(one) == *other)
+        };
+        self.lengths & Self::bit(name.len()) != 0 && self.plain.iter().any(|known| same(known))
+    }
+
+    /// Removes every field that has one of them.
+    pub fn remove_from(&self, headers: &mut HeaderMap) {
+        if headers.keys().any(|name| self.have(name)) {
+            let forged: Vec<HeaderName> =
+                headers.keys().filter(|name| self.have(name)).cloned().collect();
+            for name in forged {
+                headers.remove(name);
+            }
+        }
+    }
+
+    fn bit(length: usize) -> u64 {
+        1 << length.min(63)
+    }
+}
+
 fn says_who_the_client_is(name: &str) -> bool {
     let same = |known: &str| is_spelling(name, known);
     let begins = |known: &str| {

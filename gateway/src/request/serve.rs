@@ -152,16 +152,23 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Outgoing { routed, route, forward, client, authorized } = outgoing;
-        let Current { snapshot, views, locals, .. } = &**self.current;
+        let Current { snapshot, views, locals, memories } = &**self.current;
         let (mut head, body) = request.into_parts();
         let destination = routed.choose(forward, &head.headers, client.ip(), random);
+        snapshot.authenticators.strip(route.access.as_ref(), &mut head);
         if let Some(template) = &forward.rewrite {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
         }
         let max_bytes = forward.body_bytes.unwrap_or(snapshot.config.bounds.body_bytes);
-        let body = body.into_body(max_bytes)?;
+        let mut body = body.into_body(max_bytes)?;
+        if let Some(forged) = memories.forged() {
+            body = body.without(forged);
+        }
         let mut request =
             prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
+        if let Some(forward) = snapshot.authenticators.forward() {
+            forward.tell(authorized.identity(), request.headers_mut());
+        }
         self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));
         transform::fields::apply(&route.request_headers, request.headers_mut());
 

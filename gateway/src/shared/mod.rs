@@ -6,10 +6,12 @@
 //! keys or requests beyond the scripts and stores that lie beside it, and decides nothing about what is to be done
 //! without it.
 
+pub mod count;
 mod counts;
 mod link;
 mod nodes;
 mod nonces;
+pub mod permit;
 pub mod registry;
 pub mod script;
 mod stream;

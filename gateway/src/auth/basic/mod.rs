@@ -13,6 +13,7 @@ use aws_lc_rs::{hmac, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::AUTHORIZATION;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 use quick_cache::unsync::Cache;
 use tokio::sync::{OnceCell, Semaphore};
@@ -115,6 +116,14 @@ impl Basic {
                 memory.put(digest, generation, time, Arc::clone(&identity));
                 Answer::Known(identity)
             }
+        }
+    }
+
+    /// Takes the password out of a request.
+    pub(super) fn strip(&self, head: &mut Parts) {
+        let values = head.headers.get_all(AUTHORIZATION);
+        if self.config.strip && values.iter().any(|value| basic(value).is_some()) {
+            head.headers.remove(AUTHORIZATION);
         }
     }
 

@@ -14,6 +14,7 @@ use crate::base::address::ClientAddr;
 use crate::base::error::Error;
 use crate::base::time::Now;
 use crate::http::problem;
+use crate::store::keys::Keys;
 use crate::tls::session::ClientCertificate;
 
 /// Who calls.
@@ -79,6 +80,9 @@ fn authorize(
     is_tls: bool,
 ) -> Result<Result<Authorized, Error>, String> {
     let authenticators = Authenticators::new(asked.config, &Authenticators::default(), None)?;
+    if Keys::exist(&asked.config.state.dir) {
+        authenticators.open()?;
+    }
     let memories = authenticators.memories(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;

@@ -25,6 +25,8 @@ pub struct Basic {
     pub realm: String,
     /// Whose users they are.
     pub consumer: Option<String>,
+    /// Whether services get requests without the password.
+    pub strip: bool,
     /// How long a right password is remembered.
     pub remember: Duration,
     /// Passwords that are verified at once.
@@ -42,12 +44,18 @@ pub(super) struct RawBasic {
     realm: Option<String>,
     #[serde(default)]
     consumer: Option<String>,
+    #[serde(default = "default_strip")]
+    strip: bool,
     #[serde(default = "default_remember")]
     remember: String,
     #[serde(default)]
     verifications: Option<u64>,
     #[serde(default = "default_waiting")]
     waiting: u64,
+}
+
+fn default_strip() -> bool {
+    true
 }
 
 fn default_remember() -> String {
@@ -82,6 +90,7 @@ pub(super) fn basic(name: &str, raw: &RawBasic, folder: &Path, at: At<'_>) -> Op
         htpasswd: htpasswd?,
         realm,
         consumer: consumer.cloned(),
+        strip: raw.strip,
         remember: remember?,
         verifications: verifications?,
         waiting: waiting?,

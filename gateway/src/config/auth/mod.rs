@@ -1,6 +1,7 @@
 //! `auth`, `consumers` and what routes ask of callers: who may be known how, and what they must be.
 
 mod algorithm;
+mod api_key;
 mod basic;
 mod claims;
 mod consumers;
@@ -23,6 +24,7 @@ use serde::Deserialize;
 use std::path::Path;
 
 pub use self::algorithm::JwtAlgorithm;
+pub use self::api_key::ApiKey;
 pub use self::basic::Basic;
 pub use self::claims::{Audience, ClaimRules, IdentityClaims};
 pub use self::consumers::Consumer;
@@ -38,6 +40,7 @@ pub use self::require::{Alternative, ClaimPath, Require};
 pub(super) use self::consumers::{RawConsumer, consumers};
 pub(super) use self::require::RawRequire;
 
+use self::api_key::RawApiKey;
 use self::basic::RawBasic;
 use self::hmac::RawHmac;
 use self::jwt::RawJwt;
@@ -46,7 +49,7 @@ use self::mtls::RawMtls;
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`basic`, `hmac`, `jwt` and `mtls`";
+const KINDS: &str = "`api_key`, `basic`, `hmac`, `jwt` and `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +63,8 @@ pub struct Authenticator {
 /// How callers are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthKind {
+    /// By API keys.
+    ApiKey(ApiKey),
     /// By name and password.
     Basic(Basic),
     /// By the signature of the request.
@@ -85,6 +90,7 @@ pub struct Access {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawAuthenticator {
+    api_key: Option<RawApiKey>,
     basic: Option<RawBasic>,
     hmac: Option<RawHmac>,
     jwt: Option<RawJwt>,
@@ -114,7 +120,9 @@ pub(super) fn authenticators(
 }
 
 fn kind((called, raw): (&str, &RawAuthenticator), folder: &Path, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { basic, hmac, jwt, mtls } = raw;
+    let RawAuthenticator { api_key, basic, hmac, jwt, mtls } = raw;
+    let api_key = api_key.as_ref();
+    let api_key = api_key.map(|raw| api_key::api_key(raw, at.key("api_key")).map(AuthKind::ApiKey));
     let basic = basic
         .as_ref()
         .map(|raw| basic::basic(called, raw, folder, at.key("basic")).map(AuthKind::Basic));
@@ -124,7 +132,7 @@ fn kind((called, raw): (&str, &RawAuthenticator), folder: &Path, at: At<'_>) -> 
         jwt.map(|jwt| AuthKind::Jwt(Box::new(jwt)))
     });
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [basic, hmac, jwt, mtls].into_iter().flatten();
+    let mut given = [api_key, basic, hmac, jwt, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);

@@ -19,6 +19,7 @@ pub(super) use self::upstreams::*;
 use super::auth::{RawAuthenticator, RawConsumer};
 use super::discovery::RawDiscovery;
 pub(super) use super::forms::{Named, Section, TextOr};
+use super::identity::RawIdentity;
 use super::redis::RawRedis;
 use super::tracing::RawTracing;
 
@@ -48,6 +49,8 @@ pub(in crate::config) struct Raw {
     /// Ways to know callers.
     pub(in crate::config) auth: Named<RawAuthenticator>,
     pub(in crate::config) consumers: Named<RawConsumer>,
+    /// Default: the usual fields, where callers can be known.
+    pub(in crate::config) identity: Option<RawIdentity>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
 

@@ -80,7 +80,7 @@ pub(super) fn answer_fields(raw: &Named<String>, at: At<'_>) -> Vec<(HeaderName,
 }
 
 /// The name of a header field.
-pub(super) fn header_name(text: &str, at: At<'_>) -> Option<HeaderName> {
+pub(in crate::config) fn header_name(text: &str, at: At<'_>) -> Option<HeaderName> {
     let name = HeaderName::from_bytes(text.as_bytes()).ok();
     if name.is_none() {
         at.error_with_help(

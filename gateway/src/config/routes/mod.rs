@@ -18,6 +18,7 @@ pub use self::types::{
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Timeouts, Wanted, WeightedUpstream,
 };
 
+pub(super) use self::fields::header_name;
 pub(super) use self::methods::methods;
 
 use http::Method;
