@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use gateway::outbound::{Bounds, Client, FetchError, Fetched, Reason, Validators};
+use gateway::outbound::{Bounds, Client, FetchError, Fetched, Form, Reason, Validators};
+use http::HeaderValue;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
@@ -174,7 +175,7 @@ fn what_is_no_list_is_an_error_that_says_so() {
     assert_eq!(says(status), "answered 500 Internal Server Error");
     assert_eq!(
         says(&ok("Content-Type: Text/HTML; charset=utf-8\r\n", "<html>")),
-        "answered with a web page (text/html) where a list should be"
+        "answered with a web page (text/html) where data should be"
     );
     assert!(says(&ok("Content-Encoding: gzip\r\n", "\u{1f}")).contains("the encoding gzip"));
     assert_eq!(says(&ok("", "")), "answered with nothing");
@@ -334,4 +335,61 @@ fn a_file_of_authorities_that_is_none_is_an_error() {
     assert!(error().contains("write them as PEM"), "{}", error());
     std::fs::write(&path, vec![b'x'; (1 << 20) + 1]).unwrap();
     assert!(error().contains("longer than 1048576 bytes"), "{}", error());
+}
+
+fn post(url: &str, bounds: Bounds) -> Result<Vec<u8>, FetchError> {
+    let authorization = HeaderValue::from_static("Basic YTpi");
+    let form = Form { body: "token=secret", authorization: Some(&authorization) };
+    let client = Client::new(None).unwrap();
+    let mut peers = Vec::new();
+    let posted = run(client.post(&url.parse().unwrap(), form, bounds, &mut peers));
+    assert!(peers.is_empty() || peers == [IpAddr::from(Ipv4Addr::LOCALHOST)], "{peers:?}");
+    posted
+}
+
+#[test]
+fn a_form_is_sent_with_who_sends_it_and_its_answer_returned() {
+    let server = Server::start(|stream, _| {
+        let mut form = [0; 12];
+        stream.read_exact(&mut form).unwrap();
+        let answer = ok("Content-Type: application/json\r\n", &String::from_utf8_lossy(&form));
+        drop(stream.write_all(answer.as_bytes()));
+    });
+    assert_eq!(post(&server.url("/introspect"), BOUNDS).unwrap(), b"token=secret");
+    let head = server.heads.lock().unwrap().remove(0).to_ascii_lowercase();
+    assert!(head.starts_with("post /introspect http/1.1\r\n"), "{head}");
+    for field in [
+        "content-type: application/x-www-form-urlencoded",
+        "content-length: 12",
+        "authorization: basic yt",
+        "accept-encoding: identity",
+    ] {
+        assert!(head.contains(&format!("\r\n{field}")), "{field}: {head}");
+    }
+}
+
+#[test]
+fn a_form_goes_to_nobody_else_and_its_answer_is_bounded() {
+    let other = Server::saying(&ok("", "{}"));
+    let location = format!("Location: {}\r\n", other.url("/"));
+    for status in ["301 -", "302 -", "307 -", "308 -"] {
+        let server =
+            Server::saying(&format!("HTTP/1.1 {status}\r\n{location}Content-Length: 0\r\n\r\n"));
+        let error = post(&server.url("/"), BOUNDS).unwrap_err();
+        assert!(matches!(error.reason, Reason::FormRedirect), "{error}");
+    }
+    assert!(other.heads.lock().unwrap().is_empty());
+    let error = |answer: &str| post(&Server::saying(answer).url("/"), BOUNDS).unwrap_err();
+    assert!(matches!(error(&ok("", &"x".repeat(1001))).reason, Reason::TooLarge(1000)));
+    assert!(matches!(error(&ok("", " ")).reason, Reason::Empty));
+    assert!(matches!(error(&ok("Content-Type: text/html\r\n", "{}")).reason, Reason::Html(_)));
+    assert!(matches!(error("HTTP/1.1 304 -\r\n\r\n").reason, Reason::Status(_)));
+    assert!(matches!(
+        error("HTTP/1.1 401 -\r\nContent-Length: 0\r\n\r\n").reason,
+        Reason::Status(_)
+    ));
+    let silent = Server::start(|stream, _| drop(stream.read_to_end(&mut Vec::new())));
+    let error = post(&silent.url("/"), Bounds { total_timeout: SHORT, ..BOUNDS }).unwrap_err();
+    assert!(matches!(error.reason, Reason::Timeout(..)), "{error}");
+    assert!(!error.to_string().contains("secret"), "{error}");
 }

@@ -13,6 +13,7 @@ pub mod frames;
 pub mod gateway;
 pub mod h2_service;
 pub mod http2;
+pub mod idp;
 pub mod metrics;
 pub mod namespace;
 pub mod origin;

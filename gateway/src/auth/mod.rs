@@ -13,6 +13,7 @@ mod expression;
 mod forward;
 mod hmac;
 mod identity;
+mod introspection;
 mod json;
 mod jwt;
 mod memory;
@@ -119,6 +120,7 @@ enum Checker {
     ApiKey(Box<api_key::ApiKey>),
     Basic(Box<basic::Basic>),
     Hmac(hmac::Hmac),
+    Introspection(Box<introspection::Introspection>),
     Jwt(Box<jwt::Jwt>),
     Mtls(mtls::Mtls),
 }
@@ -183,7 +185,9 @@ impl Authenticators {
             match &one.kind {
                 Checker::ApiKey(api_key) => api_key.strip(head),
                 Checker::Basic(basic) => basic.strip(head),
-                Checker::Hmac(_) | Checker::Jwt(_) | Checker::Mtls(_) => {}
+                Checker::Introspection(introspection) => introspection.strip(head),
+                Checker::Jwt(jwt) => jwt.strip(head),
+                Checker::Hmac(_) | Checker::Mtls(_) => {}
             }
         }
     }
@@ -310,6 +314,14 @@ impl Checker {
                 };
                 hmac::Hmac::new((name, hmac), consumers, redis, before).map(Self::Hmac)
             }
+            AuthKind::Introspection(introspection) => {
+                let before = match before {
+                    Some(Self::Introspection(before)) => Some(&**before),
+                    _ => None,
+                };
+                let new = introspection::Introspection::new(name, introspection, consumers, before);
+                new.map(Box::new).map(Self::Introspection)
+            }
             AuthKind::Jwt(jwt) => {
                 let before = match before {
                     Some(Self::Jwt(before)) => Some(&**before),
@@ -326,6 +338,7 @@ impl Checker {
         match self {
             Self::ApiKey(api_key) => api_key.remembers(),
             Self::Basic(_) => BASIC_REMEMBERS,
+            Self::Introspection(introspection) => introspection.remembers(),
             Self::Jwt(jwt) => jwt.remembers(),
             Self::Hmac(_) | Self::Mtls(_) => 0,
         }
@@ -336,6 +349,7 @@ impl Checker {
             Self::ApiKey(api_key) => api_key.authenticate(ask, memory),
             Self::Basic(basic) => basic.authenticate(ask, memory).await,
             Self::Hmac(hmac) => hmac.authenticate(ask).await,
+            Self::Introspection(introspection) => introspection.authenticate(ask, memory).await,
             Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
         }
@@ -348,6 +362,7 @@ impl Checker {
             Self::Basic(basic) => basic.challenge(),
             // What RFC 9421 calls its fields; there is no scheme for those either.
             Self::Hmac(_) => "Signature".to_owned(),
+            Self::Introspection(introspection) => introspection.challenge(),
             Self::Jwt(jwt) => jwt.challenge(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
             Self::Mtls(_) => "Certificate".to_owned(),
@@ -358,12 +373,13 @@ impl Checker {
         match self {
             Self::Basic(basic) => basic.tick(),
             Self::Jwt(jwt) => jwt.tick(now),
-            Self::ApiKey(_) | Self::Hmac(_) | Self::Mtls(_) => {}
+            Self::ApiKey(_) | Self::Hmac(_) | Self::Introspection(_) | Self::Mtls(_) => {}
         }
     }
 
     fn peers(&self) -> Vec<IpAddr> {
         match self {
+            Self::Introspection(introspection) => introspection.peers(),
             Self::Jwt(jwt) => jwt.peers(),
             Self::ApiKey(_) | Self::Basic(_) | Self::Hmac(_) | Self::Mtls(_) => Vec::new(),
         }

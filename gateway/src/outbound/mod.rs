@@ -1,8 +1,8 @@
-//! The client for the gateway's own calls: one GET over HTTP/1.1, plain or TLS, in which nothing is unbounded.
+//! The client for the gateway's own calls: one GET or POST over HTTP/1.1, plain or TLS, in which nothing is unbounded.
 //!
 //! It says which addresses it talks to, so that no rule ever blocks them, and never follows a redirect from https to
-//! http. It keeps no connections, knows no proxies and asks for no compression. It runs on a tokio runtime of any kind
-//! and spawns nothing.
+//! http, nor any with a form. It keeps no connections, knows no proxies and asks for no compression. It runs on a tokio
+//! runtime of any kind and spawns nothing.
 
 mod connect;
 mod url;
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Uri};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -53,6 +53,15 @@ pub struct Bounds {
     pub total_timeout: Duration,
     /// Bytes of a body.
     pub body_max_bytes: u64,
+}
+
+/// A form that is sent.
+#[derive(Clone, Copy)]
+pub struct Form<'f> {
+    /// `application/x-www-form-urlencoded`. It may hold secrets, and so is never shown.
+    pub body: &'f str,
+    /// The field `Authorization`.
+    pub authorization: Option<&'f HeaderValue>,
 }
 
 /// What a server said about a version, so that it need not send the same one again.
@@ -124,11 +133,14 @@ pub enum Reason {
     /// Round and round.
     #[error("redirects more than {REDIRECTS_MAX} times")]
     Redirects,
+    /// The form would go to somebody else.
+    #[error("redirects, and what was sent is for nobody else")]
+    FormRedirect,
     /// What was protected would not be any more.
     #[error("redirects from https to http, which anybody on the way can change")]
     Downgrade,
     /// A page for people: a login, an error, a notice.
-    #[error("answered with a web page ({0}) where a list should be")]
+    #[error("answered with a web page ({0}) where data should be")]
     Html(String),
     /// Not as it is.
     #[error("answered in the encoding {0}, which was not asked for")]
@@ -178,6 +190,58 @@ impl Client {
         Err(FetchError { url, reason })
     }
 
+    /// Sends `form` to `url` and returns the body of the answer. Redirects are not followed, for the form is meant for
+    /// nobody else.
+    pub async fn post(
+        &self,
+        url: &Uri,
+        form: Form<'_>,
+        bounds: Bounds,
+        peers: &mut Vec<IpAddr>,
+    ) -> Result<Vec<u8>, FetchError> {
+        let posted = timeout(bounds.total_timeout, self.post_once(url, form, bounds, peers)).await;
+        let posted = posted.unwrap_or(Err(Reason::Timeout("answer in full", bounds.total_timeout)));
+        posted.map_err(|reason| FetchError { url: display(url), reason })
+    }
+
+    async fn post_once(
+        &self,
+        url: &Uri,
+        form: Form<'_>,
+        bounds: Bounds,
+        peers: &mut Vec<IpAddr>,
+    ) -> Result<Vec<u8>, Reason> {
+        let target = Target::of(url).ok_or(Reason::Url)?;
+        let stream = self.connect(&target, bounds, peers).await?;
+        let mut request = Request::post(target.path_and_query.as_str())
+            .header(header::HOST, &target.authority)
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT_ENCODING, "identity")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::from(form.body.to_owned()))
+            .map_err(|_| Reason::Url)?;
+        if let Some(value) = form.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, value.clone());
+        }
+        match exchange(stream, request, url, bounds.body_max_bytes).await? {
+            Step::Done(Fetched::Body { bytes, .. }) => Ok(bytes),
+            Step::Done(Fetched::NotModified) => Err(Reason::Status(StatusCode::NOT_MODIFIED)),
+            Step::Redirect(_) => Err(Reason::FormRedirect),
+        }
+    }
+
+    async fn connect(
+        &self,
+        target: &Target,
+        bounds: Bounds,
+        peers: &mut Vec<IpAddr>,
+    ) -> Result<Stream, Reason> {
+        let connecting = self.0.connect(target, bounds.connect_timeout, peers);
+        let connected = timeout(bounds.connect_timeout, connecting).await;
+        connected.unwrap_or(Err(Reason::Timeout("connect", bounds.connect_timeout)))
+    }
+
     async fn follow(
         &self,
         at: &mut Uri,
@@ -187,10 +251,7 @@ impl Client {
     ) -> Result<Fetched, Reason> {
         for _ in 0..=REDIRECTS_MAX {
             let target = Target::of(at).ok_or(Reason::Url)?;
-            let connecting = self.0.connect(&target, bounds.connect_timeout, peers);
-            let connected = timeout(bounds.connect_timeout, connecting).await;
-            let stream =
-                connected.map_err(|_| Reason::Timeout("connect", bounds.connect_timeout))??;
+            let stream = self.connect(&target, bounds, peers).await?;
             let request = request(&target, validators)?;
             match exchange(stream, request, at, bounds.body_max_bytes).await? {
                 Step::Done(fetched) => return Ok(fetched),
@@ -201,19 +262,25 @@ impl Client {
     }
 }
 
+impl fmt::Debug for Form<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Form").finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Client").finish_non_exhaustive()
     }
 }
 
-fn request(target: &Target, validators: &Validators) -> Result<Request<Empty<Bytes>>, Reason> {
+fn request(target: &Target, validators: &Validators) -> Result<Request<Full<Bytes>>, Reason> {
     let mut request = Request::get(target.path_and_query.as_str())
         .header(header::HOST, &target.authority)
         .header(header::USER_AGENT, USER_AGENT)
         .header(header::ACCEPT, "text/plain, application/json, */*;q=0.5")
         .header(header::ACCEPT_ENCODING, "identity")
-        .body(Empty::new())
+        .body(Full::default())
         .map_err(|_| Reason::Url)?;
     let conditions = [
         (header::IF_NONE_MATCH, &validators.etag),
@@ -230,7 +297,7 @@ fn request(target: &Target, validators: &Validators) -> Result<Request<Empty<Byt
 
 async fn exchange(
     stream: Stream,
-    request: Request<Empty<Bytes>>,
+    request: Request<Full<Bytes>>,
     at: &Uri,
     body_max_bytes: u64,
 ) -> Result<Step, Reason> {

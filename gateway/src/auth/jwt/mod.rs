@@ -17,12 +17,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use http::request::Parts;
+
 use self::issuer::{Issuer, Renewed};
 use self::key::Key;
 use self::key_set::{KeySet, Verdict};
 use self::revocation::Revoked;
 use self::token::Token;
 use super::place::{Found, find};
+use super::strip::strip;
 use super::watched::Watched;
 use super::{Answer, Ask, Consumers, Identity, Memory, claims, digest_of};
 use crate::base::time::{Now, UtcMillis};
@@ -87,6 +90,13 @@ impl Jwt {
     /// Callers whom a worker remembers.
     pub(super) fn remembers(&self) -> usize {
         self.config.remember
+    }
+
+    /// Takes the token out of a request, where it is not for services.
+    pub(super) fn strip(&self, head: &mut Parts) {
+        if self.config.strip {
+            self.config.places.iter().for_each(|place| strip(place, head, |_| true));
+        }
     }
 
     /// As in `WWW-Authenticate` (RFC 6750, section 3).

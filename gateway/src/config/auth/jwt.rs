@@ -23,7 +23,7 @@ const REFRESHES: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::
 const COOLDOWNS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 /// No token of a person is longer, and no head could carry it (unit: bytes).
-const TOKEN_BYTES: RangeInclusive<u64> = 256..=64 << 10;
+pub(super) const TOKEN_BYTES: RangeInclusive<u64> = 256..=64 << 10;
 /// Tokens that one worker remembers: about 2 KiB each.
 const REMEMBERED_MAX: u64 = 1 << 20;
 const PLACES_MAX: usize = 8;
@@ -41,6 +41,8 @@ pub struct Jwt {
     pub places: Vec<CredentialPlace>,
     /// The type that tokens must name in `typ`, in lower case; `None` for whichever.
     pub token_type: Option<String>,
+    /// Whether services get requests without the token.
+    pub strip: bool,
     /// Bytes of a token.
     pub token_bytes: usize,
     /// The file of tokens that hold no longer.
@@ -98,6 +100,7 @@ pub(in crate::config) struct RawJwt {
     token: Option<OneOrList<RawPlace>>,
     /// Default: any.
     token_type: Option<String>,
+    strip: bool,
     token_bytes: String,
     /// Default: none.
     revoked: Option<String>,
@@ -119,6 +122,7 @@ impl Default for RawJwt {
             claims: RawIdentityClaims::default(),
             token: None,
             token_type: None,
+            strip: false,
             token_bytes: "8KiB".to_owned(),
             revoked: None,
             remember: 10_000,
@@ -168,6 +172,7 @@ pub(super) fn jwt(raw: &RawJwt, folder: &Path, at: At<'_>) -> Option<Jwt> {
         rules: rules?,
         places,
         token_type,
+        strip: raw.strip,
         token_bytes: token_bytes.and_then(|bytes| usize::try_from(bytes).ok())?,
         revoked: revoked.flatten(),
         remember: remember?,

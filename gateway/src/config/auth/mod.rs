@@ -7,6 +7,7 @@ mod claims;
 mod consumers;
 mod expression;
 mod hmac;
+mod introspection;
 mod jwt;
 mod mtls;
 mod place;
@@ -32,6 +33,7 @@ pub use self::expression::{
     Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
 };
 pub use self::hmac::{Hmac, HmacKey, HmacProof};
+pub use self::introspection::{Introspection, IntrospectionClient};
 pub use self::jwt::{JwksUrl, Jwt, JwtKeys};
 pub use self::mtls::{CertificateName, Mtls};
 pub use self::place::CredentialPlace;
@@ -43,13 +45,14 @@ pub(super) use self::require::RawRequire;
 use self::api_key::RawApiKey;
 use self::basic::RawBasic;
 use self::hmac::RawHmac;
+use self::introspection::RawIntrospection;
 use self::jwt::RawJwt;
 use self::mtls::RawMtls;
 
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`api_key`, `basic`, `hmac`, `jwt` and `mtls`";
+const KINDS: &str = "`api_key`, `basic`, `hmac`, `introspection`, `jwt` and `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub enum AuthKind {
     Basic(Basic),
     /// By the signature of the request.
     Hmac(Hmac),
+    /// By a token that an issuer is asked about.
+    Introspection(Box<Introspection>),
     /// By a token that is verified here.
     Jwt(Box<Jwt>),
     /// By the certificate that the client has shown in the TLS handshake.
@@ -93,6 +98,7 @@ pub(super) struct RawAuthenticator {
     api_key: Option<RawApiKey>,
     basic: Option<RawBasic>,
     hmac: Option<RawHmac>,
+    introspection: Option<RawIntrospection>,
     jwt: Option<RawJwt>,
     mtls: Option<RawMtls>,
 }
@@ -120,19 +126,23 @@ pub(super) fn authenticators(
 }
 
 fn kind((called, raw): (&str, &RawAuthenticator), folder: &Path, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { api_key, basic, hmac, jwt, mtls } = raw;
+    let RawAuthenticator { api_key, basic, hmac, introspection, jwt, mtls } = raw;
     let api_key = api_key.as_ref();
     let api_key = api_key.map(|raw| api_key::api_key(raw, at.key("api_key")).map(AuthKind::ApiKey));
     let basic = basic
         .as_ref()
         .map(|raw| basic::basic(called, raw, folder, at.key("basic")).map(AuthKind::Basic));
     let hmac = hmac.as_ref().map(|raw| hmac::hmac(raw, folder, at.key("hmac")).map(AuthKind::Hmac));
+    let introspection = introspection.as_ref().map(|raw| {
+        let meant = introspection::introspection(raw, folder, at.key("introspection"));
+        meant.map(|meant| AuthKind::Introspection(Box::new(meant)))
+    });
     let jwt = jwt.as_ref().map(|raw| {
         let jwt = jwt::jwt(raw, folder, at.key("jwt"));
         jwt.map(|jwt| AuthKind::Jwt(Box::new(jwt)))
     });
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [api_key, basic, hmac, jwt, mtls].into_iter().flatten();
+    let mut given = [api_key, basic, hmac, introspection, jwt, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);
