@@ -40,7 +40,12 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 
 fn with_routes(config: Config) -> Compiled {
     let routes = Arc::new(Table::new(&config.routes));
-    Compiled { config: Arc::new(config), routes, authenticators: Arc::default() }
+    Compiled {
+        config: Arc::new(config),
+        routes,
+        authenticators: Arc::default(),
+        limits: Arc::default(),
+    }
 }
 
 fn config(targets: Vec<Target>) -> Config {

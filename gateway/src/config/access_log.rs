@@ -110,13 +110,14 @@ pub enum Field {
     Error,
     Blame,
     Reason,
+    Limit,
     /// One of [`AccessLog::headers`].
     Header(usize),
 }
 
 impl Field {
     /// All of them but header fields, in the order of a JSON line.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::Time,
         Self::RequestId,
         Self::TraceId,
@@ -148,6 +149,7 @@ impl Field {
         Self::Error,
         Self::Blame,
         Self::Reason,
+        Self::Limit,
     ];
 
     /// What it is called in templates and JSON.
@@ -184,6 +186,7 @@ impl Field {
             Self::Error => "error",
             Self::Blame => "blame",
             Self::Reason => "reason",
+            Self::Limit => "limit",
             Self::Header(_) => "headers",
         }
     }

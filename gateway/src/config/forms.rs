@@ -8,6 +8,7 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 
 use super::at::At;
+use super::limits::RawHeader;
 use super::raw::{RawProtectedPorts, RawTargets};
 
 /// A mapping from names, in the order of the file.
@@ -167,6 +168,10 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrList<T> {
 
         deserializer.deserialize_any(Either(PhantomData))
     }
+}
+
+impl Section for RawHeader {
+    const EXPECTED: &'static str = "a word such as `user`, or `{header: NAME}`";
 }
 
 /// What most entries say in one word, and some in a section.

@@ -19,6 +19,7 @@ mod health;
 mod hedge;
 mod identity;
 mod kernel;
+mod limits;
 mod listen;
 mod lists;
 mod paths;
@@ -62,6 +63,9 @@ pub use self::discovery::{Discovery, Family, Name};
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::identity::{Attribute, Told};
+pub use self::limits::{
+    Allowance, CallerLimit, Limited, Limiting, Per, Period, Plan, Rate, RateAlgorithm,
+};
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
 pub use self::redis::{Redis, RedisAddress, RedisMode, RedisTls};
@@ -183,9 +187,13 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let protected = protected(&listen, &trusted_proxies, (&upstreams, &discovery));
     let auth = auth::authenticators(&raw.auth, folder, at.key("auth"));
     let referred = routes::Around { upstreams: &upstreams, auth: (&auth, &raw.auth) };
+    let mut limits = limits::Reader::new(&raw.limiting);
+    let limited = limits.limited(raw, at);
+    let routes = routes::routes(&raw.routes, referred, &mut limits, at.key("routes"));
+    let consumers = auth::consumers(&raw.consumers, at.key("consumers"));
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
-        routes: routes::routes(&raw.routes, referred, at.key("routes")),
+        routes,
         workers: match raw.workers {
             Some(workers) => {
                 value::count(workers, 1..=WORKERS_MAX, at.key("workers")).unwrap_or_default()
@@ -211,7 +219,8 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
-        consumers: auth::consumers(&raw.consumers, at.key("consumers")),
+        consumers: limits.consumers(consumers, (raw, &limited.plans), at),
+        limited,
         told: identity::identity(raw.identity.as_ref(), &auth, at.key("identity")),
         discovery,
         upstreams,
@@ -307,6 +316,8 @@ pub struct Config {
     pub auth: Vec<Authenticator>,
     /// What is known of callers beside their credentials.
     pub consumers: Vec<Consumer>,
+    /// How much callers may, whatever the route.
+    pub limited: Limited,
     /// What services are told about callers; `None`: nobody asks who they are.
     pub told: Option<Told>,
     /// Routes in the order of the file.

@@ -254,15 +254,20 @@ pub(super) fn rate(text: &str, at: At<'_>) -> Option<Bucket> {
     bucket
 }
 
-fn rate_parts(text: &str) -> Option<(u64, u64, Option<u64>)> {
+/// A count, the seconds that it comes in, and what may come at once, as in `5/15min burst 10`.
+pub(super) fn rate_parts(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let mut words = text.split_whitespace();
     let (count, unit) = words.next()?.split_once('/')?;
+    let number = unit.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = unit.split_at_checked(number)?;
+    let number = if number.is_empty() { 1 } else { digits(number).filter(|number| *number > 0)? };
     let seconds = match unit {
         "s" => 1,
         "min" => 60,
         "h" => 3600,
         _ => return None,
     };
+    let seconds = number.checked_mul(seconds)?;
     let burst = match words.next() {
         None => None,
         Some("burst") => Some(digits(words.next()?)?),

@@ -175,8 +175,8 @@ impl Control {
     /// Puts in force what was read because a file changed.
     pub(super) fn renew_certificates(&mut self, store: Store) {
         if self.certificates.take(&self.config, store) {
-            let routes = Arc::clone(self.shared.snapshot.load().routes());
-            self.publish_snapshot(routes);
+            let held = self.shared.snapshot.load_full();
+            self.publish_snapshot(Arc::clone(held.routes()), Arc::clone(held.limits()));
             self.configure_checks();
         }
     }

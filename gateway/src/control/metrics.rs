@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::kernel::Door;
 use crate::kernel::census;
 use crate::kernel::tables::TablesError;
+use crate::limit::Limits;
 use crate::observe::prometheus::Page;
 use crate::observe::traffic::Sum;
 use crate::observe::{ByName, CLASSES, Snapshot};
@@ -81,6 +82,22 @@ pub(super) fn authentications(authenticators: &Authenticators) -> String {
         for (name, outcomes) in authenticators.outcomes() {
             for (outcome, count) in outcomes {
                 asked.with(&[("authenticator", name), ("outcome", outcome)], count);
+            }
+        }
+    }
+    page.text()
+}
+
+/// What limits have decided.
+pub(super) fn limits(limits: &Limits) -> String {
+    let mut page = Page::default();
+    let mut outcomes = limits.outcomes().peekable();
+    if outcomes.peek().is_some() {
+        let help = "Requests that a limit was asked about, by what it decided.";
+        let mut asked = page.counter("gateway_limit_decisions_total", help);
+        for (name, outcomes) in outcomes {
+            for (outcome, count) in outcomes {
+                asked.with(&[("limit", name), ("outcome", outcome)], count);
             }
         }
     }

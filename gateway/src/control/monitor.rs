@@ -176,6 +176,7 @@ impl Control {
         let names = self.names.page();
         let names = names + &metrics::authentications(&self.authenticators);
         let names = names + &redis::page(self.redis.as_ref());
+        let names = names + &metrics::limits(self.shared.snapshot.load().limits());
         Ok(Answer::Metrics(text + &names + &metrics::lists(&self.lists()) + &kernel))
     }
 }

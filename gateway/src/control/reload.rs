@@ -21,6 +21,7 @@ use crate::base::time::Now;
 use crate::config::{Attach, Config};
 use crate::kernel::Door;
 use crate::kernel::interfaces::Seen;
+use crate::limit::{Limits, no_room};
 use crate::listen::sockets::{Inherited, Sockets};
 use crate::observe::access_log::sink::Sink;
 use crate::route::Table;
@@ -40,6 +41,7 @@ pub(super) struct Prepared {
     config: Config,
     routes: Table,
     authenticators: Authenticators,
+    limits: Limits,
     redis: Option<Redis>,
     files: Vec<Reading>,
     log: Option<Sink>,
@@ -68,7 +70,7 @@ impl Control {
         let (path, user) = (self.path.clone(), self.target.name.clone());
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
         let (known, authenticators) = (self.names.resolved(), Arc::clone(&self.authenticators));
-        let redis = self.redis.clone();
+        let (redis, snapshot) = (self.redis.clone(), self.shared.snapshot.load_full());
         tokio::task::spawn_local(async move {
             let reading = background::begin("reload", move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
@@ -81,12 +83,15 @@ impl Control {
                 let redis = redis.map_err(|error| unchanged_usage(&error))?;
                 let authenticators = Authenticators::new(&config, &authenticators, redis.as_ref());
                 let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
+                let limits = Limits::new(&config, config.workers, snapshot.limits());
+                let limits = limits.map_err(|error| unchanged(&no_room(&error)))?;
                 authenticators.open().map_err(|error| unchanged(&error))?;
                 let found = Vec::new();
                 Ok(Prepared {
                     config,
                     routes,
                     authenticators,
+                    limits,
                     redis,
                     files,
                     log,
@@ -143,7 +148,7 @@ impl Control {
 
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
-        let Prepared { config, routes, authenticators, redis, .. } = prepared;
+        let Prepared { config, routes, authenticators, limits, redis, .. } = prepared;
         let Prepared { files, log, certificates, found, .. } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
@@ -173,7 +178,7 @@ impl Control {
         self.authenticators = Arc::new(authenticators);
         self.redis = redis;
         self.names.configure(&self.config, &mut self.directory);
-        self.publish_snapshot(Arc::new(routes));
+        self.publish_snapshot(Arc::new(routes), Arc::new(limits));
         self.configure_checks();
         let about_lists =
             self.sources.configure(&mut self.policy, (&self.config, files), Now::read());

@@ -30,6 +30,7 @@ use crate::base::time::{Now, instant};
 use crate::config::{Attach, Config};
 use crate::kernel::pins::Pins;
 use crate::kernel::{Door, DoorError, Opened, attach};
+use crate::limit::{Limits, no_room};
 use crate::listen::sockets::{Inherited, Sockets, bind_one};
 use crate::listen::{self, Shared};
 use crate::observe::Registry;
@@ -49,6 +50,7 @@ pub(super) struct Started {
     config: Arc<Config>,
     certificates: tls::Store,
     authenticators: Authenticators,
+    limits: Limits,
     redis: Option<Redis>,
     policy: Policy,
     sessions: Sessions,
@@ -76,6 +78,8 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let redis = redis::made(&config, None).map_err(RunError::Failed)?;
     let authenticators = Authenticators::new(&config, &Authenticators::default(), redis.as_ref());
     let authenticators = authenticators.map_err(RunError::Failed)?;
+    let limits = Limits::new(&config, config.workers, &Limits::default());
+    let limits = limits.map_err(|error| RunError::Failed(no_room(&error)))?;
     let inheritance = match replace {
         true => Inheritance::ask(&config.admin.socket).map_err(RunError::failed)?,
         false => None,
@@ -113,6 +117,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         config,
         certificates,
         authenticators,
+        limits,
         redis,
         policy,
         sessions,
@@ -151,14 +156,14 @@ impl Started {
         let counters = Registry::new(self.config.workers);
         let mut directory = Directory::new(self.config.workers);
         names.configure(&self.config, &mut directory);
-        let routes = Arc::new(Table::new(&self.config.routes));
         let own = (address, &counters);
         let authenticators = Arc::new(self.authenticators);
         let keys = keys::Desk::new(&authenticators, &self.config);
         let compiled = Compiled {
             config: Arc::clone(&self.config),
-            routes,
+            routes: Arc::new(Table::new(&self.config.routes)),
             authenticators: Arc::clone(&authenticators),
+            limits: Arc::new(self.limits),
         };
         let first = snapshot(compiled, &mut directory, certificates.clients(), own);
         let mut checks = Checks::new();

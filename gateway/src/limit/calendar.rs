@@ -1,59 +1,38 @@
 //! Days and months of UTC as windows: which one it is, and how long until it ends.
 
-use serde::Deserialize;
-
 use crate::base::time::UtcMillis;
+use crate::config::Period;
 use crate::limit::algorithm::fixed_window::Window;
 
 const DAY_MS: u64 = 86_400_000;
 
-/// A part of the calendar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Period {
-    /// From midnight to midnight.
-    Day,
-    /// From the first to the first.
-    Month,
+/// The window of a period that `now` lies in.
+pub fn window(period: Period, now: UtcMillis) -> Window {
+    let index = index(period, now.0);
+    let [end, next_end] = [1, 2].map(|ahead| start(period, index.saturating_add(ahead)));
+    Window {
+        index: u32::try_from(index).unwrap_or(u32::MAX),
+        left_ns: end.saturating_sub(now.0).saturating_mul(1_000_000),
+        next_ns: next_end.saturating_sub(end).saturating_mul(1_000_000),
+        may_jump: true,
+    }
 }
 
-impl Period {
-    /// As it is written in a quota.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Day => "day",
-            Self::Month => "month",
-        }
+fn index(period: Period, utc_ms: u64) -> u64 {
+    let day = utc_ms / DAY_MS;
+    match period {
+        Period::Day => day,
+        Period::Month => month_of(day),
     }
+}
 
-    /// The window that `now` lies in.
-    pub fn window(self, now: UtcMillis) -> Window {
-        let index = self.index(now.0);
-        let [end, next_end] = [1, 2].map(|ahead| self.start(index.saturating_add(ahead)));
-        Window {
-            index: u32::try_from(index).unwrap_or(u32::MAX),
-            left_ns: end.saturating_sub(now.0).saturating_mul(1_000_000),
-            next_ns: next_end.saturating_sub(end).saturating_mul(1_000_000),
-            may_jump: true,
-        }
-    }
-
-    fn index(self, utc_ms: u64) -> u64 {
-        let day = utc_ms / DAY_MS;
-        match self {
-            Self::Day => day,
-            Self::Month => month_of(day),
-        }
-    }
-
-    /// Milliseconds of UTC at which the period of a number begins.
-    fn start(self, index: u64) -> u64 {
-        let day = match self {
-            Self::Day => index,
-            Self::Month => first_day(index),
-        };
-        day.saturating_mul(DAY_MS)
-    }
+/// Milliseconds of UTC at which the period of a number begins.
+fn start(period: Period, index: u64) -> u64 {
+    let day = match period {
+        Period::Day => index,
+        Period::Month => first_day(index),
+    };
+    day.saturating_mul(DAY_MS)
 }
 
 // Years that begin in March have their leap day at the end, which is what makes this arithmetic: Howard Hinnant,
@@ -107,12 +86,12 @@ mod tests {
         ];
         for (period, now, end) in cases {
             let (now, end) = (utc(now), utc(end));
-            let window = period.window(now);
-            assert_eq!(window.left_ns / 1_000_000, end.0 - now.0, "{now:?}");
-            let next = period.window(end);
-            assert_eq!(next.index, window.index + 1);
-            assert_eq!(next.left_ns, window.next_ns);
-            assert_eq!(period.window(UtcMillis(end.0 - 1)).index, window.index);
+            let found = window(period, now);
+            assert_eq!(found.left_ns / 1_000_000, end.0 - now.0, "{now:?}");
+            let next = window(period, end);
+            assert_eq!(next.index, found.index + 1);
+            assert_eq!(next.left_ns, found.next_ns);
+            assert_eq!(window(period, UtcMillis(end.0 - 1)).index, found.index);
         }
     }
 
@@ -130,7 +109,7 @@ mod tests {
     #[test]
     fn no_time_overflows() {
         for period in [Period::Day, Period::Month] {
-            period.window(UtcMillis(u64::MAX));
+            window(period, UtcMillis(u64::MAX));
         }
     }
 }

@@ -10,13 +10,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::base::time::{self, BootTime, UtcMillis};
+use crate::config::Period;
 use crate::limit::algorithm::Verdict;
 use crate::limit::algorithm::fixed_window::{FixedWindow, Window};
 use crate::limit::algorithm::leaky_bucket::LeakyBucket;
 use crate::limit::algorithm::sliding_log::{Ring, SlidingLog};
 use crate::limit::algorithm::sliding_window::{SlidingWindow, Words};
 use crate::limit::algorithm::token_bucket::TokenBucket;
-use crate::limit::calendar::Period;
+use crate::limit::calendar;
 use crate::limit::table::{Cell, Table};
 use crate::rules::tables::mapping::Mapping;
 
@@ -55,6 +56,7 @@ pub struct Counter {
 /// Where it is kept. It outlives a limit that is replaced by one that reads it the same way.
 pub struct Memory {
     table: Table,
+    keys: usize,
     /// The rings of a sliding log, in the order of the cells.
     rings: Option<Mapping>,
     ring_words: usize,
@@ -83,13 +85,18 @@ impl Memory {
         let ring_words = terms.ring_words();
         let bytes = table.cells().saturating_mul(ring_words).saturating_mul(size_of::<u64>());
         let rings = if bytes > 0 { Some(Mapping::anonymous(bytes)?) } else { None };
-        Ok(Arc::new(Self { table, rings, ring_words }))
+        Ok(Arc::new(Self { table, keys, rings, ring_words }))
     }
 
     /// Bytes of address space; what no key has touched is not taken from the system.
     pub fn bytes(&self) -> usize {
         let rings = self.rings.as_ref().map_or(0, |rings| size_of_val(rings.words()));
         self.table.bytes() + rings
+    }
+
+    /// How many keys it was made for.
+    pub fn keys(&self) -> usize {
+        self.keys
     }
 
     /// How many keys it holds at most.
@@ -157,7 +164,7 @@ impl Counter {
                         .inspect(|it| keep(cell, it, (limit.limit, *window_ns), now_ns))
                 }
                 Terms::Quota(limit, period) => {
-                    let window = period.window(clock.utc());
+                    let window = calendar::window(*period, clock.utc());
                     let take = |word| limit.take(word, window, cost);
                     in_window(cell, take)
                         .inspect(|it| keep(cell, it, (limit.limit, window.next_ns), now_ns))

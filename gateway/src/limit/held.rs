@@ -26,6 +26,7 @@ const WORDS_PER_KEY: usize = 2;
 /// Counts of what is in flight.
 pub struct Held {
     words: Mapping,
+    keys: usize,
     sets: usize,
 }
 
@@ -51,7 +52,12 @@ impl Held {
         let sets = keys.saturating_mul(WORDS_PER_KEY).div_ceil(SET_WORDS).max(1);
         let bytes = sets.checked_mul(SET_WORDS * size_of::<u64>());
         let words = Mapping::anonymous(bytes.ok_or(io::ErrorKind::OutOfMemory)?)?;
-        Ok(Arc::new(Self { words, sets }))
+        Ok(Arc::new(Self { words, keys, sets }))
+    }
+
+    /// How many keys it was made for.
+    pub fn keys(&self) -> usize {
+        self.keys
     }
 
     /// The memory of all words.

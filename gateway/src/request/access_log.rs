@@ -57,6 +57,7 @@ pub(super) struct Ended<'a> {
     pub(super) error: Option<Kind>,
     pub(super) reason: Option<&'static str>,
     pub(super) caller: Option<&'a Identity>,
+    pub(super) limit: Option<&'a str>,
     pub(super) is_whole: bool,
     pub(super) received_bytes: u64,
     pub(super) sent_bytes: u64,
@@ -306,6 +307,7 @@ impl<'l> Line<'l> {
             }
             Field::User => foreign(caller.and_then(|one| Some(one.user.as_ref()?.as_bytes()))),
             Field::Reason => text(ended.reason),
+            Field::Limit => ended.limit.map_or(Value::Absent, Value::Own),
             Field::Upstream => ended.upstream.map_or(Value::Absent, Value::Own),
             Field::Endpoint => ended.endpoint.map_or(Value::Absent, Value::Socket),
             Field::Attempts => Value::Number(ended.attempts.into()),

@@ -17,6 +17,7 @@ use crate::base::error::{Error, Kind};
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1;
 use crate::http::trace_context::TraceContext;
+use crate::limit::Admitted;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
 use crate::request::access_log::{Ended, Entry};
@@ -38,8 +39,10 @@ pub(super) struct Account {
     reason: Cell<Option<&'static str>>,
     /// Who calls, where the log wants to know.
     caller: RefCell<Option<Arc<Identity>>>,
-    /// Its place among the requests that the service has at once.
-    permit: RefCell<Option<Permit>>,
+    /// Its places among the requests that the service, and its caller, has at once.
+    held: RefCell<Option<(Option<Permit>, Admitted)>>,
+    /// The limit that refused it.
+    limit: Cell<Option<usize>>,
     status: Option<StatusCode>,
     sent_bytes: u64,
     /// What the access log wants of the request, where there is one.
@@ -69,7 +72,8 @@ impl Account {
             error: Cell::new(None),
             reason: Cell::new(None),
             caller: RefCell::new(None),
-            permit: RefCell::new(None),
+            held: RefCell::new(None),
+            limit: Cell::new(None),
             status: None,
             sent_bytes: 0,
             entry,
@@ -104,8 +108,13 @@ impl Account {
     }
 
     /// The service has the request until its account is closed.
-    pub(super) fn hold(&self, permit: Option<Permit>) {
-        *self.permit.borrow_mut() = permit;
+    pub(super) fn hold(&self, permit: Option<Permit>, admitted: Admitted) {
+        *self.held.borrow_mut() = Some((permit, admitted));
+    }
+
+    /// The limit of this number has refused the request.
+    pub(super) fn limited(&self, limit: usize) {
+        self.limit.set(Some(limit));
     }
 
     /// The request goes to the upstream of this index.
@@ -151,6 +160,7 @@ impl Account {
             error: self.error.get(),
             reason: self.reason.get(),
             caller: caller.as_deref(),
+            limit: self.limit.get().and_then(|limit| self.current.snapshot.limits.name(limit)),
             is_whole: self.status.is_some() && self.whole,
             received_bytes: trail.received_bytes(),
             sent_bytes: self.sent_bytes,

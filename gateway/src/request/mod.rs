@@ -22,6 +22,7 @@ use crate::base::time::Now;
 use crate::config::{self, Config};
 use crate::http::proxy_protocol::Addresses;
 use crate::http::{forwarded, headers};
+use crate::limit::Limits;
 use crate::observe::access_log::Buffer;
 use crate::observe::traffic::Series;
 use crate::observe::{Counters, Registry};
@@ -44,6 +45,7 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     routes: Arc<route::Table>,
     authenticators: Arc<Authenticators>,
+    limits: Arc<Limits>,
     upstreams: Vec<Upstream>,
     /// What is counted by route, in the order of the routes.
     route_series: Vec<Series>,
@@ -60,6 +62,8 @@ pub struct Compiled {
     pub routes: Arc<route::Table>,
     /// Its ways to know callers.
     pub authenticators: Arc<Authenticators>,
+    /// Its limits.
+    pub limits: Arc<Limits>,
 }
 
 impl Snapshot {
@@ -71,7 +75,7 @@ impl Snapshot {
         clients: &Clients,
         counters: &Registry,
     ) -> Self {
-        let Compiled { config, routes, authenticators } = compiled;
+        let Compiled { config, routes, authenticators, limits } = compiled;
         let upstreams = config.upstreams.iter();
         let upstreams =
             upstreams.map(|service| Upstream::new(service, &config.bounds, directory, clients));
@@ -90,6 +94,7 @@ impl Snapshot {
         Self {
             routes,
             authenticators,
+            limits,
             upstreams,
             route_series: counters.routes(&route_names, max),
             upstream_series: counters.upstreams(&upstream_names, max),
@@ -100,6 +105,11 @@ impl Snapshot {
     /// The routes, as they are looked up.
     pub fn routes(&self) -> &Arc<route::Table> {
         &self.routes
+    }
+
+    /// How much callers may.
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
     }
 
     /// The services, in the order of the configuration.

@@ -1,12 +1,13 @@
 //! The life of a request, in order.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 
-use crate::auth::{self, Ask, Authorized};
+use crate::auth::{self, Ask};
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::random::random;
@@ -17,9 +18,10 @@ use crate::http::deadline::Deadline;
 use crate::http::trace_context::TraceContext;
 use crate::http::unread::Unread;
 use crate::http::{forwarded, grpc, problem};
+use crate::limit::{Admitted, Caller, Inquiry, Standing};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
-use crate::route::Routed;
+use crate::route::Destination;
 use crate::transform;
 use crate::upstream::balance::Choice;
 use crate::upstream::send::Way;
@@ -49,6 +51,7 @@ pub async fn serve(
         current: &current,
         peer_is_trusted,
         trace,
+        standing: Cell::new(None),
     };
     let is_grpc = request.method() == Method::POST && grpc::is_grpc(request.headers());
     if is_grpc {
@@ -63,6 +66,9 @@ pub async fn serve(
             answer.map(Answer::Gateway)
         }
     };
+    if let Some(standing) = exchange.standing.get() {
+        current.snapshot.limits.tell(standing, answer.headers_mut());
+    }
     if let Some(hsts) = &connection.listener.hsts {
         answer.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
@@ -90,15 +96,17 @@ struct Exchange<'a> {
     current: &'a Rc<Current>,
     peer_is_trusted: bool,
     trace: Option<TraceContext<'a>>,
+    /// How the caller stands with its limits.
+    standing: Cell<Option<Standing>>,
 }
 
 /// A request that is to be sent on, and who may have it sent.
 struct Outgoing<'a> {
-    routed: Routed,
     route: &'a Route,
     forward: &'a Forward,
     client: ClientAddr,
-    authorized: Authorized,
+    destination: Destination,
+    admitted: Admitted,
 }
 
 impl Exchange<'_> {
@@ -125,6 +133,27 @@ impl Exchange<'_> {
         let routed = target::route(&snapshot.routes, &mut head)?;
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
+        let destination = match &route.action {
+            Action::Forward(forward) => {
+                Some((forward, routed.choose(forward, &head.headers, client.ip(), random)))
+            }
+            _ => None,
+        };
+        let upstream = destination.as_ref().map(|(_, destination)| destination.upstream());
+        let upstream = upstream.and_then(|index| snapshot.config.upstreams.get(index));
+        let inquiry = Inquiry {
+            caller: Caller {
+                client: client.ip(),
+                headers: &head.headers,
+                route: (routed.route(), &route.name),
+                upstream: upstream.map(|upstream| &*upstream.name),
+            },
+            worker: self.connection.worker.counters.worker,
+            deadline: self.deadline,
+            standing: &self.standing,
+        };
+        let limits = &*snapshot.limits;
+        let screened = limits.screen(&inquiry).await.map_err(|it| self.limited(it))?;
         let ask = Ask {
             head: &head,
             target: asked.as_ref().ok_or(Kind::BadRequest)?,
@@ -137,10 +166,12 @@ impl Exchange<'_> {
         let by = (&*snapshot.authenticators, memories);
         let authorized = auth::authorize(route.access.as_ref(), by, ask).await?;
         self.account.authorized(&authorized);
-        let Action::Forward(forward) = &route.action else {
+        let admitted = limits.admit(authorized, screened, &inquiry).await;
+        let admitted = admitted.map_err(|it| self.limited(it))?;
+        let Some((forward, destination)) = destination else {
             return self.answer_here(route, &head, id);
         };
-        let request = Outgoing { routed, route, forward, client, authorized };
+        let request = Outgoing { route, forward, client, destination, admitted };
         self.forward(request, Request::from_parts(head, body), id).await
     }
 
@@ -151,10 +182,9 @@ impl Exchange<'_> {
         request: Request<Unread>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Outgoing { routed, route, forward, client, authorized } = outgoing;
+        let Outgoing { route, forward, client, destination, admitted } = outgoing;
         let Current { snapshot, views, locals, memories } = &**self.current;
         let (mut head, body) = request.into_parts();
-        let destination = routed.choose(forward, &head.headers, client.ip(), random);
         snapshot.authenticators.strip(route.access.as_ref(), &mut head);
         if let Some(template) = &forward.rewrite {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
@@ -167,7 +197,7 @@ impl Exchange<'_> {
         let mut request =
             prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
         if let Some(forward) = snapshot.authenticators.forward() {
-            forward.tell(authorized.identity(), request.headers_mut());
+            forward.tell(admitted.authorized().identity(), request.headers_mut());
         }
         self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));
         transform::fields::apply(&route.request_headers, request.headers_mut());
@@ -184,11 +214,11 @@ impl Exchange<'_> {
             deadline: self.deadline,
             priority: route.priority,
             timeouts: &forward.timeouts,
-            authorized: &authorized,
+            admitted: &admitted,
         };
         let response = match self.connection.worker.client.send(way, request).await {
             Ok((response, permit)) => {
-                self.account.hold(permit);
+                self.account.hold(permit, admitted);
                 response.map(Answer::Upstream)
             }
             Err(error) => {
@@ -223,6 +253,12 @@ impl Exchange<'_> {
         let mut response = prepare::response(response.map(Answer::Gateway), id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
         Ok(response)
+    }
+
+    /// A limit has refused.
+    fn limited(&self, (error, limit): (Error, usize)) -> Error {
+        self.account.limited(limit);
+        error
     }
 
     fn rules(&self, client: ClientAddr) -> Result<(), Error> {

@@ -11,13 +11,13 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 
-use crate::auth::Authorized;
 use crate::base::error::{Error, Kind};
 use crate::config::{Breaker, Concurrency, Limit, Priority, Timeouts};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::grpc;
 use crate::http::proxy_protocol::Addresses;
+use crate::limit::Admitted;
 use crate::observe::Counters;
 use crate::upstream::balance::{Choice, Group, Picked, Tried, View};
 use crate::upstream::body::{AnswerBody, Carrier};
@@ -56,7 +56,7 @@ pub struct Way<'a> {
     /// How long it may take, where its route says that.
     pub timeouts: &'a Timeouts,
     /// Who may have it sent.
-    pub authorized: &'a Authorized,
+    pub admitted: &'a Admitted,
 }
 
 /// The head of an answer, and whom the rest is to come from.

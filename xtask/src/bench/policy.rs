@@ -7,12 +7,12 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use gateway::config::Period;
 use gateway::limit::algorithm::fixed_window::FixedWindow;
 use gateway::limit::algorithm::leaky_bucket::LeakyBucket;
 use gateway::limit::algorithm::sliding_log::SlidingLog;
 use gateway::limit::algorithm::sliding_window::SlidingWindow;
 use gateway::limit::algorithm::token_bucket::TokenBucket;
-use gateway::limit::calendar::Period;
 use gateway::limit::counter::{Clock, Counter, Memory, Terms};
 use gateway::limit::held::Held;
 use gateway::limit::key::KeyHash;
@@ -126,7 +126,7 @@ fn each_algorithm(
 }
 
 fn hash(key: u64) -> u128 {
-    KeyHash::new(SEED, 1).part(1, &key.to_le_bytes()).hash()
+    KeyHash::new(SEED).part(1, &key.to_le_bytes()).hash()
 }
 
 fn threads() -> usize {

@@ -9,10 +9,12 @@ use rustls::pki_types::pem::PemObject as _;
 use serde::Serialize;
 
 use super::Asked;
+use super::policies::{self, Policy};
 use crate::auth::{self, Ask, Authenticators, Authorized, Identity};
 use crate::base::address::ClientAddr;
 use crate::base::error::Error;
 use crate::base::time::Now;
+use crate::config::Config;
 use crate::http::problem;
 use crate::store::keys::Keys;
 use crate::tls::session::ClientCertificate;
@@ -116,6 +118,14 @@ impl Caller {
             scopes: texts(&identity.scopes),
             groups: texts(&identity.groups),
             reason: None,
+        }
+    }
+
+    /// How much it may, besides what holds for everybody.
+    pub(super) fn limits(&self, config: &Config) -> Vec<Policy> {
+        match self.outcome {
+            "known" => policies::of_caller(config, self.consumer.as_deref(), self.plan.as_deref()),
+            _ => Vec::new(),
         }
     }
 

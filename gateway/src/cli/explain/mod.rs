@@ -126,6 +126,9 @@ fn explain(
     found.policies.extend(policies::of_route(config, route));
     let asked = Asked { config, route, routed, from, target, certificate };
     let caller = caller::find(&asked, &head, scheme == "https");
+    if let Some(Ok(caller)) = &caller {
+        found.policies.extend(caller.limits(config));
+    }
     if let Err(error) = found.act(&asked, head) {
         return found.refused(&error);
     }

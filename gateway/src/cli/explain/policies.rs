@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, Concurrency, Config, Endpoint,
-    FailureSet, FailureShare, Forward, HashKey, HeaderChanges, Health, Limit, Name, Priority,
-    Probe, Retry, Route, Sticky, Target, Timeouts, Upstream, UpstreamTls,
+    Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, CallerLimit, Concurrency, Config,
+    Endpoint, FailureSet, FailureShare, Forward, HashKey, HeaderChanges, Health, Limit, Limited,
+    Name, Priority, Probe, Retry, Route, Sticky, Target, Timeouts, Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -152,6 +152,10 @@ pub(super) fn of_route(config: &Config, route: &Route) -> Vec<Policy> {
         policy("path_parameters", ambiguity(route.path_parameters)),
     ];
     found.extend(own_body_bytes(route).map(|bytes| policy("body_bytes", bytes)));
+    found.extend(limits(config.limited.limits.iter().chain(&route.limits)));
+    if route.cost > 1 {
+        found.push(policy("cost", route.cost));
+    }
     if let Action::Forward(Forward { timeouts, .. }) = &route.action {
         let Timeouts { connect, response, whole, stream_idle } = *timeouts;
         let times = [
@@ -180,6 +184,29 @@ pub(super) fn of_route(config: &Config, route: &Route) -> Vec<Policy> {
         }
     }
     found
+}
+
+/// What its caller may besides, by its own limits or its plan.
+pub(super) fn of_caller(
+    config: &Config,
+    consumer: Option<&str>,
+    plan: Option<&str>,
+) -> Vec<Policy> {
+    let Limited { common, plans, .. } = &config.limited;
+    let own = consumer.and_then(|name| config.consumers.iter().find(|one| one.name == name));
+    let own = own.map(|consumer| &consumer.limits).filter(|limits| !limits.is_empty());
+    let named = plan.and_then(|name| plans.iter().find(|plan| plan.name == name));
+    let plan = named.or_else(|| common.default_plan.and_then(|index| plans.get(index)));
+    let found = own.or_else(|| plan.map(|plan| &plan.limits));
+    limits(found.into_iter().flatten()).collect()
+}
+
+fn limits<'l>(list: impl Iterator<Item = &'l CallerLimit>) -> impl Iterator<Item = Policy> {
+    list.map(|limit| {
+        let per: Vec<String> = limit.per.iter().map(ToString::to_string).collect();
+        let value = format!("{}, per {}", limit.allowance, per.join(", "));
+        policy(&format!("limits.{}", limit.name), value)
+    })
 }
 
 /// Where the request goes, in words.

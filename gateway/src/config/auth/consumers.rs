@@ -5,6 +5,7 @@ use serde::Deserialize;
 use crate::base::text::{NAME_MAX_BYTES, is_name};
 use crate::config::at::At;
 use crate::config::forms::Named;
+use crate::config::limits::{CallerLimit, RawLimit};
 use crate::config::tree::shorten;
 
 /// A party that calls, to which plans belong.
@@ -22,6 +23,8 @@ pub struct Consumer {
     pub scopes: Vec<String>,
     /// In addition to those of its credential.
     pub groups: Vec<String>,
+    /// How much it may, instead of what its plan says; empty: what that says.
+    pub limits: Vec<CallerLimit>,
 }
 
 /// As typed.
@@ -33,6 +36,7 @@ pub(in crate::config) struct RawConsumer {
     roles: Vec<String>,
     scopes: Vec<String>,
     groups: Vec<String>,
+    pub(in crate::config) limits: Vec<RawLimit>,
 }
 
 pub(in crate::config) fn consumers(raw: &Named<RawConsumer>, at: At<'_>) -> Vec<Consumer> {
@@ -47,6 +51,7 @@ pub(in crate::config) fn consumers(raw: &Named<RawConsumer>, at: At<'_>) -> Vec<
             roles: words(&raw.roles, at.key("roles")),
             scopes: words(&raw.scopes, at.key("scopes")),
             groups: words(&raw.groups, at.key("groups")),
+            limits: Vec::new(),
         };
         good.then_some(consumer)
     };

@@ -20,6 +20,7 @@ use super::auth::{RawAuthenticator, RawConsumer};
 use super::discovery::RawDiscovery;
 pub(super) use super::forms::{Named, Section, TextOr};
 use super::identity::RawIdentity;
+use super::limits::{RawLimit, RawLimiting, RawPlan};
 use super::redis::RawRedis;
 use super::tracing::RawTracing;
 
@@ -49,6 +50,11 @@ pub(in crate::config) struct Raw {
     /// Ways to know callers.
     pub(in crate::config) auth: Named<RawAuthenticator>,
     pub(in crate::config) consumers: Named<RawConsumer>,
+    /// What all limits have in common.
+    pub(in crate::config) limiting: RawLimiting,
+    pub(in crate::config) plans: Named<RawPlan>,
+    /// Limits of all routes.
+    pub(in crate::config) limits: Vec<RawLimit>,
     /// Default: the usual fields, where callers can be known.
     pub(in crate::config) identity: Option<RawIdentity>,
     pub(in crate::config) routes: Vec<RawRoute>,

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use super::{Named, Section, TextOr};
 use crate::config::Priority;
 use crate::config::auth::{RawAuth, RawRequire};
+use crate::config::limits::RawLimit;
 
 /// Which requests, and what is done with them.
 #[derive(Debug, Deserialize)]
@@ -50,6 +51,12 @@ pub(in crate::config) struct RawRoute {
     /// What callers must be. Default: known.
     #[serde(default)]
     pub(in crate::config) require: Option<RawRequire>,
+    /// How much they may.
+    #[serde(default)]
+    pub(in crate::config) limits: Vec<RawLimit>,
+    /// What a request takes of limits. Default: 1.
+    #[serde(default)]
+    pub(in crate::config) cost: Option<u64>,
 }
 
 /// How long requests of the route may take. Default: what the upstream says.

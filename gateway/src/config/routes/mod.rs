@@ -28,6 +28,7 @@ use self::taken::Taken;
 use super::at::At;
 use super::auth::{self, RawAuthenticator};
 use super::forms::Named;
+use super::limits;
 use super::raw::{RawAmbiguity, RawMatch, RawRoute};
 use super::{Authenticator, Upstream};
 use crate::base::path::Path;
@@ -47,7 +48,12 @@ pub(super) struct Around<'c> {
     pub(super) auth: (&'c [Authenticator], &'c Named<RawAuthenticator>),
 }
 
-pub(super) fn routes(raw: &[RawRoute], around: Around<'_>, at: At<'_>) -> Vec<Route> {
+pub(super) fn routes(
+    raw: &[RawRoute],
+    around: Around<'_>,
+    limits: &mut limits::Reader<'_>,
+    at: At<'_>,
+) -> Vec<Route> {
     let upstreams = Upstreams::new(around.upstreams);
     let mut taken = Taken::default();
     let routes = raw.iter().enumerate();
@@ -55,7 +61,11 @@ pub(super) fn routes(raw: &[RawRoute], around: Around<'_>, at: At<'_>) -> Vec<Ro
         let at = at.item(index);
         let route = route(raw, &upstreams, &mut taken, at);
         let access = auth::access(raw, route.as_ref().map(|route| &route.path), around.auth, at);
-        Some(Route { access, ..route? })
+        let cost = limits::cost(raw, at);
+        let prefix = route.as_ref().map(|route| &*route.name).unwrap_or_default();
+        let list = limits::List { prefix, per: None, cost };
+        let limits = limits.list(&raw.limits, list, at.key("limits"));
+        Some(Route { access, limits, cost, ..route? })
     };
     routes.filter_map(route).collect()
 }
@@ -87,6 +97,8 @@ fn route(
         path_parameters: ambiguity(raw.path_parameters),
         priority: raw.priority,
         access: None,
+        limits: Vec::new(),
+        cost: 1,
         action: action?,
         request_headers,
         response_headers,

@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::config::auth::Access;
 use crate::config::concurrency::Priority;
+use crate::config::limits::CallerLimit;
 
 /// Which requests, and what is done with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,10 @@ pub struct Route {
     pub priority: Priority,
     /// Who may take it; `None`: nobody asks.
     pub access: Option<Access>,
+    /// How much callers may here, besides what holds for all routes.
+    pub limits: Vec<CallerLimit>,
+    /// What a request takes of limits, at least 1.
+    pub cost: u32,
     /// What is done with the request.
     pub action: Action,
     /// What becomes of the header fields that the service gets.
@@ -58,6 +63,8 @@ impl Route {
             path_parameters: Ambiguity::SameRoute,
             priority: Priority::Normal,
             access: None,
+            limits: Vec::new(),
+            cost: 1,
             action: Action::Forward(forward),
             request_headers: HeaderChanges::default(),
             response_headers: HeaderChanges::default(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{Control, background};
 use crate::config::{Config, Target};
+use crate::limit::Limits;
 use crate::observe::Registry;
 use crate::request::{Compiled, Snapshot};
 use crate::route::Table;
@@ -22,12 +23,13 @@ pub(super) fn uses_echo(config: &Config) -> bool {
 
 impl Control {
     /// Puts the configuration in force as it is compiled now.
-    pub(super) fn publish_snapshot(&mut self, routes: Arc<Table>) {
+    pub(super) fn publish_snapshot(&mut self, routes: Arc<Table>, limits: Arc<Limits>) {
         let (clients, own) = (self.certificates.clients(), (self.echo, &self.shared.counters));
         let compiled = Compiled {
             config: Arc::clone(&self.config),
             routes,
             authenticators: Arc::clone(&self.authenticators),
+            limits,
         };
         let snapshot = snapshot(compiled, &mut self.directory, clients, own);
         self.retired.push(self.shared.snapshot.swap(snapshot));
