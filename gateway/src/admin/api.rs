@@ -20,7 +20,6 @@ use crate::kernel::netlink::Mode;
 use crate::rules::Place;
 use crate::rules::entries::Entries;
 use crate::rules::list_file::{ActionName, Header};
-use crate::store::keys::KeyPlace;
 
 /// One command on its way to `control`.
 #[derive(Debug)]
@@ -226,7 +225,7 @@ pub enum Answer {
         keys: Vec<KeyView>,
         /// Where the next page begins, if there is one.
         #[serde(default)]
-        next: Option<KeyPlace>,
+        next: Option<String>,
     },
     /// To [`KeyRequest::Create`] and [`KeyRequest::Rotate`].
     NewKey(Box<NewKey>),

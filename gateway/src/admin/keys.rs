@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::base::time::UtcMillis;
-use crate::store::keys::{KeyId, KeyPlace, KeyRecord};
+use crate::store::keys::{KeyId, KeyRecord};
 
 /// Keys of one page.
 pub const PAGE_MAX_KEYS: usize = 10_000;
@@ -87,7 +87,7 @@ pub struct KeyQuery {
     /// Keys of the page, at most [`PAGE_MAX_KEYS`].
     pub limit: usize,
     /// Behind this place, which a page names for the next one.
-    pub after: Option<KeyPlace>,
+    pub after: Option<String>,
 }
 
 /// A key as people see it.
@@ -158,6 +158,15 @@ impl KeyView {
 }
 
 impl KeyRequest {
+    /// The authenticator that it names.
+    pub fn auth(&self) -> Option<&str> {
+        let (Self::Create(CreateKey { auth, .. })
+        | Self::Rotate(RotateKey { auth, .. })
+        | Self::Revoke(RevokeKeys { auth, .. })
+        | Self::List(KeyQuery { auth, .. })) = self;
+        auth.as_deref()
+    }
+
     /// Whether it changes anything, and so belongs into the audit trail.
     pub fn changes(&self) -> bool {
         !matches!(self, Self::List(_))

@@ -2,75 +2,169 @@
 //! look-up takes says nothing about keys that are near it. What has not the form of a key is refused without one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::request::Parts;
 
 use super::place::{Found, find};
-use super::{Answer, Ask, Consumers, Identity, Memory, digest_of, strip};
+use super::{Answer, Ask, Consumers, Digest, Identity, Memory, digest_of, strip};
 use crate::base::api_key;
 use crate::base::time::Now;
-use crate::config::{self, CredentialPlace};
+use crate::config::{self, CredentialPlace, KeyRegistry};
+use crate::shared::{self, Redis};
 use crate::store::keys::{KeyId, KeyRecord, KeyState, Registry};
 
 /// How long a worker goes by what it was told, if nobody changes anything. Changes by this process end it at once; this
 /// is for those by another, while one takes the place of the other.
 const REMEMBERED: Duration = Duration::from_mins(1);
 
+/// How often a worker asks for the number of the state in Redis; what was revoked holds so much longer.
+const ASK_EVERY_NS: u64 = 50_000_000;
+
 /// Keys and where they are shown.
 #[derive(Debug)]
 pub(super) struct ApiKey {
     name: Box<str>,
     config: config::ApiKey,
-    registry: Registry,
+    home: Home,
     consumers: Arc<Consumers>,
+}
+
+/// Who knows the keys.
+#[derive(Debug)]
+enum Home {
+    Embedded(Registry),
+    Redis { registry: shared::registry::Registry, seen: Seen },
+}
+
+/// The state in Redis as it was last known, and when: workers read it together and seldom write it.
+#[derive(Debug, Default)]
+struct Seen {
+    generation: AtomicU64,
+    /// 0: never.
+    at_ns: AtomicU64,
+}
+
+/// By which state a key is looked up.
+enum State {
+    Present(u64),
+    /// What is remembered by it still goes, and nothing can be looked up.
+    Stale(u64),
+    Unknown,
+}
+
+impl Seen {
+    fn state(&self, registry: &shared::registry::Registry, now: Now, stale_for: Duration) -> State {
+        let at_ns = self.at_ns.load(Ordering::Acquire);
+        let age_ns = now.boot.0.saturating_sub(at_ns);
+        let known = self.generation.load(Ordering::Acquire);
+        if at_ns != 0 && age_ns < ASK_EVERY_NS {
+            return State::Present(known);
+        }
+        match registry.generation() {
+            Some(generation) => {
+                self.generation.store(generation, Ordering::Release);
+                self.at_ns.store(now.boot.0, Ordering::Release);
+                State::Present(generation)
+            }
+            None if at_ns != 0 && u128::from(age_ns) < stale_for.as_nanos() => State::Stale(known),
+            None => State::Unknown,
+        }
+    }
 }
 
 impl ApiKey {
     pub(super) fn new(
         name: &str,
         config: &config::ApiKey,
-        (registry, consumers): (&Registry, &Arc<Consumers>),
-    ) -> Self {
-        let (registry, consumers) = (registry.clone(), Arc::clone(consumers));
-        Self { name: name.into(), config: config.clone(), registry, consumers }
+        (registry, redis): (&Registry, Option<&Redis>),
+        consumers: &Arc<Consumers>,
+    ) -> Result<Self, String> {
+        let home = match config.registry {
+            KeyRegistry::Embedded => Home::Embedded(registry.clone()),
+            // Without one nothing is asked; `gateway explain` has none.
+            KeyRegistry::Redis => match redis {
+                Some(redis) => Home::Redis { registry: redis.registry(), seen: Seen::default() },
+                None => return Err("`registry: redis` needs `state.redis`".to_owned()),
+            },
+        };
+        let consumers = Arc::clone(consumers);
+        Ok(Self { name: name.into(), config: config.clone(), home, consumers })
     }
 
-    pub(super) fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
+    /// Whether its keys are in the embedded store.
+    pub(super) fn is_embedded(&self) -> bool {
+        matches!(self.home, Home::Embedded(_))
+    }
+
+    pub(super) async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         let key = match find(&self.config.places, ask.head) {
             Found::Nothing => return Answer::Absent,
             Found::Several => return Answer::Refused("more than one API key"),
             Found::One(key) => key,
         };
-        let Some(keys) = self.registry.opened() else {
-            return Answer::Unavailable("the API keys are not open");
-        };
         let (digest, now) = (digest_of(&key), (ask.now)());
         // Before it is looked up: what changes from now on must not be remembered.
-        let generation = keys.generation();
+        let state = match &self.home {
+            Home::Embedded(registry) => {
+                registry.opened().map_or(State::Unknown, |keys| State::Present(keys.generation()))
+            }
+            Home::Redis { registry, seen } => seen.state(registry, now, self.config.stale_for),
+        };
+        let (State::Present(generation) | State::Stale(generation)) = state else {
+            return Answer::Unavailable("API keys are out of reach");
+        };
         if let Some(identity) = memory.get(&digest, generation, now) {
             return Answer::Known(identity);
         }
         if !str::from_utf8(&key).is_ok_and(|key| api_key::is_key(&self.config.prefix, key)) {
             return Answer::Refused("no API key by its form");
         }
-        let record = match keys.find(&digest) {
+        if matches!(state, State::Stale(_)) {
+            return Answer::Unavailable("API keys are out of reach");
+        }
+        let record = match self.find(&digest).await {
             Ok(Some(record)) => record,
             Ok(None) => return Answer::Refused("unknown API key"),
-            Err(error) => {
-                tracing::error!(%error, "API keys cannot be looked up");
-                return Answer::Unavailable("API keys cannot be looked up");
-            }
+            Err(reason) => return Answer::Unavailable(reason),
         };
         match record.state(now.utc) {
             KeyState::Active | KeyState::Retiring => {}
             KeyState::Expired => return Answer::Refused("expired API key"),
             KeyState::Revoked => return Answer::Refused("revoked API key"),
         }
-        let holds_for = holds_for(&record, now);
+        let longest = match self.home {
+            Home::Embedded(_) => REMEMBERED,
+            Home::Redis { .. } => REMEMBERED.saturating_add(self.config.stale_for),
+        };
+        let holds_for = holds_for(&record, now, longest);
         let identity = Arc::new(self.identity(KeyId::of(&digest), record));
         memory.put(digest, generation, (now, holds_for), Arc::clone(&identity));
         Answer::Known(identity)
+    }
+
+    async fn find(&self, digest: &Digest) -> Result<Option<KeyRecord>, &'static str> {
+        const FAILED: &str = "API keys cannot be looked up";
+        match &self.home {
+            Home::Embedded(registry) => {
+                let keys = registry.opened().ok_or(FAILED)?;
+                keys.find(digest).map_err(|error| {
+                    tracing::error!(%error, "API keys cannot be looked up");
+                    FAILED
+                })
+            }
+            Home::Redis { registry, .. } => {
+                let Some(record) = registry.find(digest).await.map_err(|_| FAILED)? else {
+                    return Ok(None);
+                };
+                serde_json::from_slice(&record).map(Some).map_err(|error| {
+                    let id = KeyId::of(digest);
+                    tracing::error!(%id, %error, "an API key in Redis cannot be read");
+                    FAILED
+                })
+            }
+        }
     }
 
     pub(super) fn challenge(&self) -> String {
@@ -112,9 +206,9 @@ impl ApiKey {
     }
 }
 
-fn holds_for(record: &KeyRecord, now: Now) -> Duration {
+fn holds_for(record: &KeyRecord, now: Now, longest: Duration) -> Duration {
     let left = record.end().map(|end| Duration::from_millis(end.0.saturating_sub(now.utc.0)));
-    left.map_or(REMEMBERED, |left| left.min(REMEMBERED))
+    left.map_or(longest, |left| left.min(longest))
 }
 
 #[cfg(test)]
@@ -131,6 +225,7 @@ mod tests {
 
     struct Case {
         api_key: ApiKey,
+        registry: Registry,
         memory: Memory,
         _folder: tempfile::TempDir,
     }
@@ -145,6 +240,8 @@ mod tests {
                 prefix: api_key::PREFIX.to_owned(),
                 strip: true,
                 remember: 100,
+                registry: KeyRegistry::Embedded,
+                stale_for: Duration::ZERO,
             };
             let acme = Consumer {
                 name: "acme".to_owned(),
@@ -153,8 +250,9 @@ mod tests {
                 ..Consumer::default()
             };
             let consumers = Arc::new(Consumers::new(&[acme]));
-            let api_key = ApiKey::new("partners", &config, (&registry, &consumers));
-            Self { api_key, memory: Memory::new(100), _folder: folder }
+            let api_key = ApiKey::new("partners", &config, (&registry, None), &consumers);
+            let api_key = api_key.unwrap();
+            Self { api_key, registry, memory: Memory::new(100), _folder: folder }
         }
 
         fn put(&self, key: &str, change: impl FnOnce(&mut KeyRecord)) {
@@ -169,7 +267,7 @@ mod tests {
                 replaced_by: None,
             };
             change(&mut record);
-            let keys = self.api_key.registry.open().unwrap();
+            let keys = self.registry.open().unwrap();
             keys.put([&(digest_of(key.as_bytes()), record)]).unwrap();
         }
 
@@ -188,7 +286,8 @@ mod tests {
                 body: None,
                 now,
             };
-            self.api_key.authenticate(&ask, &self.memory)
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(self.api_key.authenticate(&ask, &self.memory))
         }
 
         fn ask(&self, keys: &[&str]) -> Answer {

@@ -148,8 +148,8 @@ impl Authenticators {
         let keys = before.keys.clone().unwrap_or_else(|| Registry::at(&config.state.dir));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
-            let around = (&keys, &consumers, redis);
-            let kind = Checker::new(one, around, same.map(|before| &before.kind));
+            let kind =
+                Checker::new(one, ((&keys, redis), &consumers), same.map(|before| &before.kind));
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
             let outcomes = same.filter(|_| before.workers == config.workers);
             let outcomes = outcomes.map(|before| before.outcomes.clone());
@@ -163,7 +163,10 @@ impl Authenticators {
 
     /// Opens what callers are looked up in. The folder of the state must be there.
     pub fn open(&self) -> Result<(), String> {
-        let has_keys = self.all.iter().any(|one| matches!(one.kind, Checker::ApiKey(_)));
+        let has_keys = self.all.iter().any(|one| match &one.kind {
+            Checker::ApiKey(api_key) => api_key.is_embedded(),
+            _ => false,
+        });
         let keys = self.keys.as_ref().filter(|_| has_keys);
         keys.map_or(Ok(()), |keys| keys.open().map(drop).map_err(|error| error.to_string()))
     }
@@ -294,13 +297,13 @@ pub async fn authorize(
 impl Checker {
     fn new(
         config: &config::Authenticator,
-        (keys, consumers, redis): (&Registry, &Arc<Consumers>, Option<&Redis>),
+        (registries, consumers): ((&Registry, Option<&Redis>), &Arc<Consumers>),
         before: Option<&Self>,
     ) -> Result<Self, String> {
         let name = &*config.name;
         match &config.kind {
             AuthKind::ApiKey(api_key) => {
-                let api_key = api_key::ApiKey::new(name, api_key, (keys, consumers));
+                let api_key = api_key::ApiKey::new(name, api_key, registries, consumers)?;
                 Ok(Self::ApiKey(Box::new(api_key)))
             }
             AuthKind::Basic(basic) => {
@@ -312,7 +315,7 @@ impl Checker {
                     Some(Self::Hmac(before)) => Some(before),
                     _ => None,
                 };
-                hmac::Hmac::new((name, hmac), consumers, redis, before).map(Self::Hmac)
+                hmac::Hmac::new((name, hmac), consumers, registries.1, before).map(Self::Hmac)
             }
             AuthKind::Introspection(introspection) => {
                 let before = match before {
@@ -346,7 +349,7 @@ impl Checker {
 
     async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
-            Self::ApiKey(api_key) => api_key.authenticate(ask, memory),
+            Self::ApiKey(api_key) => api_key.authenticate(ask, memory).await,
             Self::Basic(basic) => basic.authenticate(ask, memory).await,
             Self::Hmac(hmac) => hmac.authenticate(ask).await,
             Self::Introspection(introspection) => introspection.authenticate(ask, memory).await,

@@ -53,7 +53,7 @@ pub use self::auth::{
     Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, Basic, CertificateName,
     ClaimPath, ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, Hmac,
     HmacKey, HmacProof, IdentityClaims, Introspection, IntrospectionClient, JwksUrl, Jwt,
-    JwtAlgorithm, JwtKeys, List, Mtls, Operand, Require, read_expression,
+    JwtAlgorithm, JwtKeys, KeyRegistry, List, Mtls, Operand, Require, read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};
@@ -64,7 +64,8 @@ pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::identity::{Attribute, Told};
 pub use self::limits::{
-    Allowance, CallerLimit, Limited, Limiting, Per, Period, Plan, Rate, RateAlgorithm,
+    Allowance, CallerLimit, CountedIn, Limited, Limiting, Per, Period, Plan, Rate, RateAlgorithm,
+    WhenUnavailable,
 };
 pub use self::lists::{Feed, FeedBounds, ListFile, Share};
 pub use self::paths::{Paths, default_paths};
@@ -186,6 +187,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let upstreams = upstreams::upstreams(&raw.upstreams, around, at.key("upstreams"));
     let protected = protected(&listen, &trusted_proxies, (&upstreams, &discovery));
     let auth = auth::authenticators(&raw.auth, folder, at.key("auth"));
+    auth::check_registries(&raw.auth, raw.state.redis.is_some(), at.key("auth"));
     let referred = routes::Around { upstreams: &upstreams, auth: (&auth, &raw.auth) };
     let mut limits = limits::Reader::new(&raw.limiting);
     let limited = limits.limited(raw, at);

@@ -1,19 +1,26 @@
 //! API keys as commands change them: whose they are, how long they hold, and what takes the place of what. What was
 //! answered is on the disk.
 
-use std::path::Path;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
+use super::later::audit;
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::admin::keys::{
     CreateKey, KeyQuery, KeyRequest, KeyView, NewKey, PAGE_MAX_KEYS, REVOKE_MAX_KEYS, RevokeKeys,
     RotateKey, ShownOnce,
 };
 use crate::auth::{Authenticators, digest_of};
-use crate::base::time::{BootTime, Now, UtcMillis};
+use crate::base::time::{BootTime, Now, UtcMillis, utc};
 use crate::base::{api_key, text};
-use crate::config::{AuthKind, Config};
+use crate::config::{AuthKind, Config, KeyRegistry};
+use crate::shared::Redis;
 use crate::store::keys::{Digest, KEYS_MAX, KeyId, KeyRecord, Keys, Registry};
+
+mod home;
+
+use home::{Home, Write};
 
 /// Bytes of what a key is for.
 const LABEL_MAX_BYTES: usize = 256;
@@ -40,25 +47,36 @@ impl Desk {
         Self { registry, purge_at: BootTime(0) }
     }
 
-    /// Carries out a command.
-    pub(super) fn answer(
+    /// Begins to carry out a command, and leaves it to a task of its own: Redis may be slow to answer.
+    pub(super) fn begin(
         &self,
         request: KeyRequest,
-        config: &Config,
-        now: UtcMillis,
-    ) -> Result<Answer, Refusal> {
-        let keys = self.registry.open().map_err(Refusal::failed)?;
-        match request {
-            KeyRequest::Create(asked) => {
-                let form = Form::of(config, asked.auth.as_deref())?;
-                create(keys, asked, form, now)
+        (config, redis): (&Config, Option<&Redis>),
+        (uid, reply): (u32, oneshot::Sender<Result<Answer, Refusal>>),
+    ) {
+        let command = request.changes().then(|| request.to_string());
+        let meant = Meant::of(config, request.auth());
+        let home = meant.and_then(|meant| Ok((self.home(&meant, redis)?, meant)));
+        tokio::task::spawn_local(async move {
+            let answer = match home {
+                Ok((home, meant)) => answer(&home, meant, request, utc()).await,
+                Err(refusal) => Err(refusal),
+            };
+            if let Some(command) = command {
+                audit(uid, &command, &answer);
             }
-            KeyRequest::Rotate(asked) => {
-                let form = Form::of(config, asked.auth.as_deref())?;
-                rotate(keys, &asked, form, now)
+            // Whoever asked may have gone; what was done stays done.
+            drop(reply.send(answer));
+        });
+    }
+
+    fn home(&self, meant: &Meant, redis: Option<&Redis>) -> Result<Home, Refusal> {
+        match meant.registry {
+            KeyRegistry::Embedded => Ok(Home::Embedded(self.registry.clone())),
+            KeyRegistry::Redis => {
+                let redis = redis.ok_or_else(|| Refusal::failed("there is no `state.redis`"))?;
+                Ok(Home::Redis(redis.registry()))
             }
-            KeyRequest::Revoke(asked) => revoke(keys, &asked, now),
-            KeyRequest::List(query) => list(keys, &query, now),
         }
     }
 
@@ -76,21 +94,48 @@ impl Desk {
     }
 }
 
+async fn answer(
+    home: &Home,
+    meant: Meant,
+    request: KeyRequest,
+    now: UtcMillis,
+) -> Result<Answer, Refusal> {
+    match request {
+        KeyRequest::Create(asked) => create(home, asked, meant.form()?, now).await,
+        KeyRequest::Rotate(asked) => rotate(home, &asked, meant.form()?, now).await,
+        KeyRequest::Revoke(asked) => revoke(home, &asked, now).await,
+        KeyRequest::List(query) => list(home, &query, now).await,
+    }
+}
+
 /// Answers while no gateway runs; `None` where that takes a running one, or where there are no keys.
 pub(super) fn offline(
-    directory: &Path,
+    config: &Config,
     request: &KeyRequest,
     now: UtcMillis,
 ) -> Option<Result<Answer, Refusal>> {
-    if !Keys::exist(directory) {
+    if !Keys::exist(&config.state.dir) {
         return None;
     }
-    let opened = || Keys::open(directory).map_err(Refusal::failed);
-    match request {
-        KeyRequest::Revoke(asked) => Some(opened().and_then(|keys| revoke(&keys, asked, now))),
-        KeyRequest::List(query) => Some(opened().and_then(|keys| list(&keys, query, now))),
-        KeyRequest::Create(_) | KeyRequest::Rotate(_) => None,
+    if matches!(request, KeyRequest::Create(_) | KeyRequest::Rotate(_)) {
+        return None;
     }
+    let meant = match Meant::of(config, request.auth()) {
+        Ok(meant) if meant.registry == KeyRegistry::Embedded => meant,
+        Ok(_) => return None,
+        Err(refusal) => return Some(Err(refusal)),
+    };
+    let home = Home::Embedded(Registry::at(&config.state.dir));
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(Refusal::failed);
+    Some(runtime.and_then(|runtime| runtime.block_on(answer(&home, meant, request.clone(), now))))
+}
+
+/// The authenticators whose keys a command is about.
+struct Meant {
+    names: Vec<String>,
+    prefixes: Vec<String>,
+    registry: KeyRegistry,
 }
 
 /// What a new key looks like, and what to know about it.
@@ -100,39 +145,59 @@ struct Form {
     notes: Vec<String>,
 }
 
-impl Form {
-    /// That of the keys of an authenticator; of the only ones there are if none is named.
+impl Meant {
+    /// The one of this name; all of them if none is named.
     fn of(config: &Config, auth: Option<&str>) -> Result<Self, Refusal> {
         let kinds = config.auth.iter().filter_map(|one| match &one.kind {
-            AuthKind::ApiKey(api_key) => Some((one.name.as_str(), api_key.prefix.as_str())),
+            AuthKind::ApiKey(api_key) => Some((&one.name, api_key)),
             _ => None,
         });
         let named: Vec<_> =
             kinds.filter(|(name, _)| auth.is_none_or(|auth| auth == *name)).collect();
-        let Some((_, prefix)) = named.first() else {
-            let Some(auth) = auth else {
-                let note = "the configuration has no authenticator with `api_key` yet, so nobody \
-                            asks for keys";
-                let (prefix, notes) = (api_key::PREFIX.to_owned(), vec![note.to_owned()]);
-                return Ok(Self { prefix, notes });
-            };
+        if let Some(auth) = auth.filter(|_| named.is_empty()) {
             return Err(Refusal::usage(format!(
                 "the configuration has no authenticator `{}` with `api_key`",
                 text::excerpt(auth, 40)
             )));
-        };
-        if named.iter().any(|(_, other)| other != prefix) {
-            let names: Vec<&str> = named.iter().map(|(name, _)| *name).collect();
-            return Err(Refusal::usage(format!(
-                "keys of several forms are made here: say which with --auth, one of {}",
-                names.join(", ")
-            )));
         }
-        Ok(Self { prefix: (*prefix).to_owned(), notes: Vec::new() })
+        let registry = named.first().map_or(KeyRegistry::Embedded, |(_, one)| one.registry);
+        let mut meant = Self { names: Vec::new(), prefixes: Vec::new(), registry };
+        for (name, one) in &named {
+            meant.names.push((*name).clone());
+            if !meant.prefixes.contains(&one.prefix) {
+                meant.prefixes.push(one.prefix.clone());
+            }
+        }
+        match named.iter().all(|(_, one)| one.registry == registry) {
+            true => Ok(meant),
+            false => Err(meant.several("there are several registries of keys")),
+        }
+    }
+
+    fn form(&self) -> Result<Form, Refusal> {
+        match self.prefixes.as_slice() {
+            [] => {
+                let note = "the configuration has no authenticator with `api_key` yet, so nobody \
+                            asks for keys";
+                Ok(Form { prefix: api_key::PREFIX.to_owned(), notes: vec![note.to_owned()] })
+            }
+            [prefix] => Ok(Form { prefix: prefix.clone(), notes: Vec::new() }),
+            _ => Err(self.several("keys of several forms are made here")),
+        }
+    }
+
+    fn several(&self, what: &str) -> Refusal {
+        let names = self.names.join(", ");
+        Refusal::usage(format!("{what}: say which with --auth, one of {names}"))
     }
 }
 
-fn create(keys: &Keys, create: CreateKey, form: Form, now: UtcMillis) -> Result<Answer, Refusal> {
+async fn create(
+    home: &Home,
+    create: CreateKey,
+    form: Form,
+    now: UtcMillis,
+) -> Result<Answer, Refusal> {
     let CreateKey { auth: _, consumer, plan, scopes, label, for_ms } = create;
     is_name("consumer", &consumer)?;
     plan.iter().try_for_each(|plan| is_name("plan", plan))?;
@@ -156,11 +221,16 @@ fn create(keys: &Keys, create: CreateKey, form: Form, now: UtcMillis) -> Result<
         revoked: None,
         replaced_by: None,
     };
-    issue(keys, form, (record, None), now)
+    issue(home, form, (record, None), now).await
 }
 
-fn rotate(keys: &Keys, rotate: &RotateKey, form: Form, now: UtcMillis) -> Result<Answer, Refusal> {
-    let (digest, mut before) = named(keys, rotate.id)?;
+async fn rotate(
+    home: &Home,
+    rotate: &RotateKey,
+    form: Form,
+    now: UtcMillis,
+) -> Result<Answer, Refusal> {
+    let (digest, before) = named(home, rotate.id).await?;
     let state = before.state(now);
     if !state.holds() {
         return Err(Refusal::failed(format!(
@@ -180,77 +250,77 @@ fn rotate(keys: &Keys, rotate: &RotateKey, form: Form, now: UtcMillis) -> Result
     let life = rotate.for_ms.or(lived);
     let expires = life.map(|for_ms| end("--for", for_ms, now)).transpose()?;
     let record = KeyRecord { created: now, expires, ..before.clone() };
-    before.expires = Some(before.expires.map_or(grace_ends, |expires| expires.min(grace_ends)));
-    issue(keys, form, (record, Some((digest, before))), now)
+    let expires = before.expires.map_or(grace_ends, |expires| expires.min(grace_ends));
+    let after = KeyRecord { expires: Some(expires), ..before.clone() };
+    issue(home, form, (record, Some(Write { digest, before: Some(before), after })), now).await
 }
 
 /// Makes the key of a record, and changes the one that it takes the place of with it.
-fn issue(
-    keys: &Keys,
+async fn issue(
+    home: &Home,
     Form { prefix, mut notes }: Form,
-    (record, before): (KeyRecord, Option<(Digest, KeyRecord)>),
+    (record, before): (KeyRecord, Option<Write>),
     now: UtcMillis,
 ) -> Result<Answer, Refusal> {
-    if keys.count().map_err(Refusal::failed)? >= KEYS_MAX {
+    if !home.has_room()? {
         let error = format!("there are {KEYS_MAX} keys: revoke those that nobody needs");
         return Err(Refusal::failed(error));
     }
-    let (key, digest) = unused(keys, &prefix)?;
+    let (key, digest) = unused(home, &prefix).await?;
     let id = KeyId::of(&digest);
-    let before = before.map(|(digest, before)| {
-        let end = before.end().map_or_else(String::new, UtcMillis::display);
-        notes.push(format!("{} holds until {end}", KeyId::of(&digest)));
-        (digest, KeyRecord { replaced_by: Some(id), ..before })
-    });
-    let made = (digest, record);
-    keys.put([&made].into_iter().chain(&before)).map_err(Refusal::failed)?;
-    let view = KeyView::new(id, made.1, now);
+    let mut writes = vec![Write { digest, before: None, after: record.clone() }];
+    if let Some(mut before) = before {
+        let end = before.after.end().map_or_else(String::new, UtcMillis::display);
+        notes.push(format!("{} holds until {end}", KeyId::of(&before.digest)));
+        before.after.replaced_by = Some(id);
+        // First, so that of two who rotate one key at a time one is refused.
+        writes.insert(0, before);
+    }
+    home.write(writes).await?;
+    let view = KeyView::new(id, record, now);
     Ok(Answer::NewKey(Box::new(NewKey { key: ShownOnce(key), view, notes })))
 }
 
 /// A key whose name no other key has.
-fn unused(keys: &Keys, prefix: &str) -> Result<(String, Digest), Refusal> {
+async fn unused(home: &Home, prefix: &str) -> Result<(String, Digest), Refusal> {
     loop {
         let key = api_key::generate(prefix).map_err(Refusal::failed)?;
         let digest = digest_of(key.as_bytes());
-        if keys.named(KeyId::of(&digest)).map_err(Refusal::failed)?.is_none() {
+        if home.named(KeyId::of(&digest)).await?.is_none() {
             return Ok((key, digest));
         }
     }
 }
 
-fn revoke(keys: &Keys, revoke: &RevokeKeys, now: UtcMillis) -> Result<Answer, Refusal> {
+async fn revoke(home: &Home, revoke: &RevokeKeys, now: UtcMillis) -> Result<Answer, Refusal> {
     if revoke.ids.is_empty() || revoke.ids.len() > REVOKE_MAX_KEYS {
         let error = format!("name 1 to {REVOKE_MAX_KEYS} keys, each by its id");
         return Err(Refusal::usage(error));
     }
-    let (mut changed, mut done) = (Vec::new(), Done::default());
+    let (mut writes, mut done) = (Vec::new(), Done::default());
     for id in &revoke.ids {
-        let (digest, record) = named(keys, *id)?;
+        let (digest, record) = named(home, *id).await?;
         if record.revoked.is_some() {
             done.notes.push(format!("{id} was revoked before"));
             continue;
         }
         done.done.push(format!("{id} of {}: revoked", record.consumer));
-        changed.push((digest, KeyRecord { revoked: Some(now), ..record }));
+        let after = KeyRecord { revoked: Some(now), ..record.clone() };
+        writes.push(Write { digest, before: Some(record), after });
     }
-    keys.put(&changed).map_err(Refusal::failed)?;
+    home.write(writes).await?;
     Ok(Answer::Done(done))
 }
 
-fn list(keys: &Keys, query: &KeyQuery, now: UtcMillis) -> Result<Answer, Refusal> {
+async fn list(home: &Home, query: &KeyQuery, now: UtcMillis) -> Result<Answer, Refusal> {
     let limit = query.limit.min(PAGE_MAX_KEYS);
-    let page = keys.page(query.consumer.as_deref(), query.after.as_ref(), limit);
-    let page = page.map_err(Refusal::failed)?;
-    let is_full = page.len() == limit;
-    let last = page.last().map(|(id, record)| (record.consumer.clone(), *id));
+    let (page, next) = home.page(query, limit, now).await?;
     let keys = page.into_iter().map(|(id, record)| KeyView::new(id, record, now)).collect();
-    Ok(Answer::Keys { keys, next: last.filter(|_| is_full) })
+    Ok(Answer::Keys { keys, next })
 }
 
-fn named(keys: &Keys, id: KeyId) -> Result<(Digest, KeyRecord), Refusal> {
-    let found = keys.named(id).map_err(Refusal::failed)?;
-    found.ok_or_else(|| {
+async fn named(home: &Home, id: KeyId) -> Result<(Digest, KeyRecord), Refusal> {
+    home.named(id).await?.ok_or_else(|| {
         Refusal::failed(format!("there is no key {id}: `gateway keys list` shows those there are"))
     })
 }
@@ -292,13 +362,29 @@ mod tests {
         }
     }
 
-    fn new_key(keys: &Keys, for_ms: Option<u64>) -> (String, KeyView, Vec<String>) {
+    fn new_key(keys: &Home, for_ms: Option<u64>) -> (String, KeyView, Vec<String>) {
         let create = CreateKey { consumer: "acme".to_owned(), for_ms, ..CreateKey::default() };
         made(create_in(keys, create))
     }
 
-    fn create_in(keys: &Keys, create: CreateKey) -> Result<Answer, Refusal> {
-        super::create(keys, create, form(), NOW)
+    fn create_in(keys: &Home, create: CreateKey) -> Result<Answer, Refusal> {
+        wait(super::create(keys, create, form(), NOW))
+    }
+
+    fn wait<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
+
+    fn home(folder: &tempfile::TempDir) -> Home {
+        Home::Embedded(Registry::at(folder.path()))
+    }
+
+    fn rotate(keys: &Home, id: KeyId, now: UtcMillis) -> Result<Answer, Refusal> {
+        wait(super::rotate(keys, &rotation(id), form(), now))
+    }
+
+    fn revoke(keys: &Home, ids: &[KeyId]) -> Result<Answer, Refusal> {
+        wait(super::revoke(keys, &RevokeKeys { auth: None, ids: ids.to_vec() }, NOW))
     }
 
     fn form() -> Form {
@@ -309,18 +395,19 @@ mod tests {
         RotateKey { auth: None, id, grace_ms: HOUR_MS, for_ms: None }
     }
 
-    fn state(keys: &Keys, key: &str, after_ms: u64) -> KeyState {
-        let record = keys.find(&digest_of(key.as_bytes())).unwrap().unwrap();
+    fn state(keys: &Home, key: &str, after_ms: u64) -> KeyState {
+        let id = KeyId::of(&digest_of(key.as_bytes()));
+        let (_, record) = wait(keys.named(id)).unwrap().unwrap();
         record.state(UtcMillis(NOW.0 + after_ms))
     }
 
     #[test]
     fn both_keys_hold_for_the_time_of_grace_and_the_new_one_as_long_as_the_old_was_made_for() {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
+        let keys = home(&folder);
         let (old, view, _) = new_key(&keys, Some(3 * HOUR_MS));
         let later = UtcMillis(NOW.0 + HOUR_MS);
-        let (new, new_view, notes) = made(rotate(&keys, &rotation(view.id), form(), later));
+        let (new, new_view, notes) = made(rotate(&keys, view.id, later));
         assert_ne!(old, new);
         assert_eq!(new_view.until_utc_ms, Some(UtcMillis(NOW.0 + 4 * HOUR_MS)));
         assert!(notes[0].contains("holds until"), "{notes:?}");
@@ -331,10 +418,9 @@ mod tests {
         ] {
             assert_eq!([&old, &new].map(|key| state(&keys, key, after)), both, "{after}");
         }
-        let again = rotate(&keys, &rotation(view.id), form(), later).unwrap_err();
+        let again = rotate(&keys, view.id, later).unwrap_err();
         assert!(again.error.contains(&new_view.id.to_string()), "{again:?}");
-        let over =
-            rotate(&keys, &rotation(view.id), form(), UtcMillis(NOW.0 + 5 * HOUR_MS)).unwrap_err();
+        let over = rotate(&keys, view.id, UtcMillis(NOW.0 + 5 * HOUR_MS)).unwrap_err();
         assert!(over.error.contains("is expired"), "{over:?}");
     }
 
@@ -344,39 +430,39 @@ mod tests {
             let text = format!("listen: [{{address: 127.0.0.1:80}}]\nauth: {auth}");
             config::parse("a.yaml", &text).unwrap()
         };
+        let of = |config: &Config, auth: Option<&str>| Meant::of(config, auth)?.form();
         let none = config("{}");
-        assert!(Form::of(&none, None).unwrap().notes[0].contains("nobody asks for keys"));
-        assert!(Form::of(&none, Some("a")).unwrap_err().error.contains("no authenticator `a`"));
+        assert!(of(&none, None).unwrap().notes[0].contains("nobody asks for keys"));
+        assert!(of(&none, Some("a")).unwrap_err().error.contains("no authenticator `a`"));
         let same = config("{a: {api_key: {prefix: acme}}, b: {api_key: {prefix: acme}}}");
-        assert_eq!(Form::of(&same, None).unwrap().prefix, "acme");
+        assert_eq!(of(&same, None).unwrap().prefix, "acme");
         let other = config("{a: {api_key: {}}, b: {api_key: {prefix: acme}}}");
-        assert!(Form::of(&other, None).unwrap_err().error.contains("--auth, one of a, b"));
-        assert_eq!(Form::of(&other, Some("b")).unwrap().prefix, "acme");
+        assert!(of(&other, None).unwrap_err().error.contains("--auth, one of a, b"));
+        assert_eq!(of(&other, Some("b")).unwrap().prefix, "acme");
     }
 
     #[test]
     fn grace_makes_no_key_last_longer() {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
+        let keys = home(&folder);
         let (old, view, _) = new_key(&keys, Some(HOUR_MS / 2));
-        rotate(&keys, &rotation(view.id), form(), NOW).unwrap();
+        rotate(&keys, view.id, NOW).unwrap();
         assert_eq!(state(&keys, &old, HOUR_MS / 2), KeyState::Expired);
     }
 
     #[test]
     fn all_are_revoked_or_none() {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
+        let keys = home(&folder);
         let (one, view, _) = new_key(&keys, None);
         let mut ids = vec![view.id, KeyId::of(&[0; 32])];
-        let refusal = revoke(&keys, &RevokeKeys { auth: None, ids: ids.clone() }, NOW).unwrap_err();
+        let refusal = revoke(&keys, &ids).unwrap_err();
         assert!(refusal.error.contains("no key 0000000000000000"), "{refusal:?}");
         assert_eq!(state(&keys, &one, 0), KeyState::Active);
         ids.pop();
-        revoke(&keys, &RevokeKeys { auth: None, ids: ids.clone() }, NOW).unwrap();
+        revoke(&keys, &ids).unwrap();
         assert_eq!(state(&keys, &one, 0), KeyState::Revoked);
-        let Answer::Done(done) = revoke(&keys, &RevokeKeys { auth: None, ids }, NOW).unwrap()
-        else {
+        let Answer::Done(done) = revoke(&keys, &ids).unwrap() else {
             panic!("no answer");
         };
         assert!(done.done.is_empty() && done.notes[0].contains("before"), "{done:?}");
@@ -385,7 +471,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
+        let keys = home(&folder);
         let good = CreateKey { consumer: "acme".to_owned(), ..CreateKey::default() };
         let cases = [
             (CreateKey { consumer: "a b".to_owned(), ..good.clone() }, "name of a consumer"),
@@ -399,6 +485,7 @@ mod tests {
             let refusal = create_in(&keys, create).unwrap_err();
             assert!(refusal.usage && refusal.error.contains(complaint), "{refusal:?}");
         }
-        assert_eq!(keys.count().unwrap(), 0);
+        let none = wait(keys.page(&KeyQuery::default(), 9, NOW)).unwrap();
+        assert_eq!(none, (Vec::new(), None));
     }
 }

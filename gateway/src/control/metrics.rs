@@ -101,6 +101,17 @@ pub(super) fn limits(limits: &Limits) -> String {
             }
         }
     }
+    let mut fallbacks = limits.fallbacks().peekable();
+    if fallbacks.peek().is_some() {
+        let help =
+            "Requests that a limit of all gateways decided about without Redis, by what it did.";
+        let mut asked = page.counter("gateway_limit_fallbacks_total", help);
+        for (name, counts) in fallbacks {
+            for (fallback, count) in counts {
+                asked.with(&[("limit", name), ("fallback", fallback)], count);
+            }
+        }
+    }
     page.text()
 }
 

@@ -27,7 +27,6 @@ use crate::kernel::pins::Pins;
 use crate::listen;
 use crate::observe;
 use crate::request::Snapshot;
-use crate::rules::protected::own_addresses;
 use crate::shared::Redis;
 use crate::upstream::directory::Directory;
 
@@ -262,6 +261,10 @@ impl Control {
             (Request::Reload, Some(command)) => {
                 self.queue_reload(Some(Later { uid, command, reply }));
             }
+            (Request::Keys(request), _) => {
+                let with = (&*self.config, self.redis.as_ref());
+                self.keys.begin(request, with, (uid, reply));
+            }
             (Request::RefreshList(name), Some(command)) => {
                 let later = Later { uid, command, reply };
                 self.sources.refresh(&self.policy, &name.name, later, instant());
@@ -337,9 +340,8 @@ impl Control {
             }
             Request::PutList(put) => self.policy.put_list(*put, now).map(Answer::Done),
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
-            Request::Keys(request) => self.keys.answer(request, &self.config, now.utc),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
-            Request::Reload | Request::RefreshList(_) => {
+            Request::Reload | Request::RefreshList(_) | Request::Keys(_) => {
                 Err(Refusal::failed("this is answered later"))
             }
             Request::Detach => self.detach().map(Answer::Done),
@@ -452,7 +454,7 @@ impl Control {
             user: self.target.name.clone(),
             capabilities: self.capabilities.iter().map(|name| (*name).to_owned()).collect(),
             listen: self.door.addresses().iter().map(ToString::to_string).collect(),
-            listen_absent: absent(self.door.addresses()),
+            listen_absent: views::absent(self.door.addresses()),
             workers: self.config.workers,
             kernel: kernel.map_err(Refusal::failed)?,
             rules: views::counts(&self.policy),
@@ -472,16 +474,6 @@ async fn changed(links: Option<&Links>) {
         Some(links) => links.changed().await,
         None => std::future::pending().await,
     }
-}
-
-/// The addresses that no interface has.
-fn absent(listen: &[SocketAddr]) -> Vec<String> {
-    let own = own_addresses();
-    let is_here = |address: &&SocketAddr| {
-        let ip = address.ip();
-        ip.is_unspecified() || ip.is_loopback() || own.iter().any(|(_, own)| *own == ip)
-    };
-    listen.iter().filter(|address| !is_here(address)).map(ToString::to_string).collect()
 }
 
 /// Tells systemd, if it asked to be told (sd_notify(3)).

@@ -34,7 +34,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
     };
     let now = Now::read();
     if let Request::Keys(request) = request {
-        return keys::offline(&config.state.dir, request, now.utc);
+        return keys::offline(&config, request, now.utc);
     }
     let pins = Pins::at(&config.kernel.pins);
     if !Store::exists(&config.state.dir) {

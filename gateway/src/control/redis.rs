@@ -1,11 +1,17 @@
 //! The Redis of the configuration: made, kept over reloads where nothing about it changed, shown.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admin::redis::{RedisView, ServerView};
 use crate::config::Config;
+use crate::limit::EXCHANGE_EVERY;
 use crate::observe::prometheus::Page;
+use crate::request::Snapshot;
 use crate::shared::{NodeStatus, Redis, Status, Unavailable};
 
 /// The one that `config` names, with its secrets read. `before` stays where it still is that.
@@ -24,6 +30,21 @@ pub(super) fn made(config: &Config, before: Option<&Redis>) -> Result<Option<Red
 pub(super) fn peers(redis: Option<&Redis>) -> impl Iterator<Item = (String, IpAddr)> + use<> {
     let peers = redis.map(Redis::peers).unwrap_or_default();
     peers.into_iter().map(|address| ("state.redis".to_owned(), address))
+}
+
+/// Has what limits tell each other exchanged from now on, by those of `snapshot` as it is then.
+pub(super) fn exchange(redis: Option<&Redis>, snapshot: &Arc<ArcSwap<Snapshot>>) {
+    let Some(redis) = redis else { return };
+    let snapshot = Arc::clone(snapshot);
+    redis.beside(async move {
+        let mut due = interval(EXCHANGE_EVERY);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            due.tick().await;
+            let limits = Arc::clone(snapshot.load().limits());
+            limits.exchange().await;
+        }
+    });
 }
 
 pub(super) fn view(redis: &Redis) -> RedisView {

@@ -83,7 +83,8 @@ impl Control {
                 let redis = redis.map_err(|error| unchanged_usage(&error))?;
                 let authenticators = Authenticators::new(&config, &authenticators, redis.as_ref());
                 let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
-                let limits = Limits::new(&config, config.workers, snapshot.limits());
+                let limits =
+                    Limits::new(&config, config.workers, snapshot.limits(), redis.as_ref());
                 let limits = limits.map_err(|error| unchanged(&no_room(&error)))?;
                 authenticators.open().map_err(|error| unchanged(&error))?;
                 let found = Vec::new();
@@ -177,6 +178,7 @@ impl Control {
         self.config = config;
         self.authenticators = Arc::new(authenticators);
         self.redis = redis;
+        redis::exchange(self.redis.as_ref(), &self.shared.snapshot);
         self.names.configure(&self.config, &mut self.directory);
         self.publish_snapshot(Arc::new(routes), Arc::new(limits));
         self.configure_checks();

@@ -78,7 +78,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let redis = redis::made(&config, None).map_err(RunError::Failed)?;
     let authenticators = Authenticators::new(&config, &Authenticators::default(), redis.as_ref());
     let authenticators = authenticators.map_err(RunError::Failed)?;
-    let limits = Limits::new(&config, config.workers, &Limits::default());
+    let limits = Limits::new(&config, config.workers, &Limits::default(), redis.as_ref());
     let limits = limits.map_err(|error| RunError::Failed(no_room(&error)))?;
     let inheritance = match replace {
         true => Inheritance::ask(&config.admin.socket).map_err(RunError::failed)?,
@@ -141,9 +141,7 @@ impl Started {
         let mut sources = Sources::new(&self.target.name);
         let lists = (&*self.config, readings);
         sources.configure(&mut self.policy, lists, Now::read());
-        if let Some(redis) = &self.redis {
-            redis.start().map_err(RunError::failed)?;
-        }
+        self.redis.as_ref().map_or(Ok(()), Redis::start).map_err(RunError::failed)?;
         let address = self.echo.as_ref().map(Echo::address);
         let mut names = self.look_up(&sources).await;
         if let Some(echo) = self.echo {
@@ -175,6 +173,7 @@ impl Started {
             counters,
             access_log: AccessLog::start(self.log).map_err(RunError::failed)?,
         };
+        redis::exchange(self.redis.as_ref(), &shared.snapshot);
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());

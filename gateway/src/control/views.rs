@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use gateway_common::layout::Hits;
 use gateway_common::rule::{Action, Origin};
@@ -18,6 +18,7 @@ use crate::kernel::interfaces::Seen;
 use crate::kernel::tables::TablesError;
 use crate::rules::classify::Entry;
 use crate::rules::list::List;
+use crate::rules::protected::own_addresses;
 use crate::rules::{Place, RuleRef};
 use gateway_common::verdict::Verdict;
 
@@ -326,4 +327,14 @@ fn verdict(policy: &Policy, action: Option<Action>, running: bool) -> String {
         true => format!("{sentence} (dry run: nothing is dropped)"),
         false => sentence.to_owned(),
     }
+}
+
+/// The addresses that no interface has.
+pub fn absent(listen: &[SocketAddr]) -> Vec<String> {
+    let own = own_addresses();
+    let is_here = |address: &&SocketAddr| {
+        let ip = address.ip();
+        ip.is_unspecified() || ip.is_loopback() || own.iter().any(|(_, own)| *own == ip)
+    };
+    listen.iter().filter(|address| !is_here(address)).map(ToString::to_string).collect()
 }

@@ -12,15 +12,24 @@ use super::algorithm::sliding_window::SlidingWindow;
 use super::algorithm::token_bucket::TokenBucket;
 use super::answer::Told;
 use super::counter::{Counter, Memory, Terms};
+use super::exchange::Exchange;
 use super::held::Held;
 use super::outcomes::Outcomes;
+use super::together::Together;
 use super::{Counting, Limit, Limits, OfRoute, is_of_caller};
 use crate::base::random::random;
 use crate::config::{Allowance, CallerLimit, Config, Per, Rate, RateAlgorithm};
+use crate::shared::Redis;
 
 impl Limits {
-    /// Those of `config`, for so many workers. What is counted by one that was there before goes on.
-    pub fn new(config: &Config, workers: usize, before: &Self) -> io::Result<Self> {
+    /// Those of `config`, for so many workers. What is counted by one that was there before goes on. `redis` is what
+    /// several gateways share, if they do.
+    pub fn new(
+        config: &Config,
+        workers: usize,
+        before: &Self,
+        redis: Option<&Redis>,
+    ) -> io::Result<Self> {
         let mut new = Self {
             all: Vec::new(),
             routes: Vec::new(),
@@ -28,6 +37,11 @@ impl Limits {
             consumers: HashMap::new(),
             default_plan: Box::default(),
             common: config.limited.common.clone(),
+            redis: redis.cloned(),
+            exchange: match before.all.is_empty() {
+                true => Exchange::new(workers),
+                false => before.exchange.clone(),
+            },
             seed: if before.seed == 0 { random() } else { before.seed },
         };
         let known = before.all.iter();
@@ -107,6 +121,7 @@ impl Limit {
         let outcomes = before.map(|before| before.outcomes.clone());
         Ok(Self {
             counting,
+            together: Together::new(limit, before.and_then(|before| before.together.as_ref())),
             outcomes: outcomes.unwrap_or_else(|| Outcomes::new(workers)),
             told: Told::new(&limit.name, &limit.allowance),
             config: limit.clone(),

@@ -8,11 +8,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::time::Duration;
 
 use crate::base::time::{self, BootTime, UtcMillis};
 use crate::config::Period;
 use crate::limit::algorithm::Verdict;
-use crate::limit::algorithm::fixed_window::{FixedWindow, Window};
+use crate::limit::algorithm::fixed_window::{FixedWindow, Window, join, split};
 use crate::limit::algorithm::leaky_bucket::LeakyBucket;
 use crate::limit::algorithm::sliding_log::{Ring, SlidingLog};
 use crate::limit::algorithm::sliding_window::{SlidingWindow, Words};
@@ -178,6 +179,48 @@ impl Counter {
             };
             if let Some(verdict) = verdict {
                 return verdict;
+            }
+        }
+    }
+}
+
+impl Counter {
+    /// Learns what all gateways together have taken of a key of a token bucket or quota: what they leave, and when all
+    /// of it is there again. Nothing that was counted here is forgotten.
+    pub fn raise(&self, hash: u128, (remaining, reset): (u64, Duration), clock: Clock) {
+        let now_ns = clock.boot.0;
+        let reset_ns = u64::try_from(reset.as_nanos()).unwrap_or(u64::MAX);
+        let nothing = Verdict { admitted: true, remaining, reset_ns, wait_ns: 0 };
+        loop {
+            let cell = self.memory.cell(hash, now_ns);
+            let raised = match &self.terms {
+                Terms::TokenBucket(_) => {
+                    let full_at = now_ns.saturating_add(reset_ns);
+                    in_bucket(cell, |word| (word.max(full_at), nothing))
+                }
+                Terms::Quota(limit, period) => {
+                    let window = calendar::window(*period, clock.utc());
+                    // Around the end of a period two clocks may mean different ones.
+                    if reset_ns.abs_diff(window.left_ns) > window.next_ns / 2 {
+                        return;
+                    }
+                    let left = u32::try_from(remaining).unwrap_or(u32::MAX);
+                    let gone = limit.limit.saturating_sub(left);
+                    let raise = |word| {
+                        let (index, count) = split(word);
+                        let count = if index == window.index { count.max(gone) } else { gone };
+                        (
+                            if index > window.index { word } else { join(window.index, count) },
+                            nothing,
+                        )
+                    };
+                    in_window(cell, raise)
+                        .inspect(|it| keep(cell, it, (limit.limit, window.next_ns), now_ns))
+                }
+                _ => return,
+            };
+            if raised.is_some() {
+                return;
             }
         }
     }

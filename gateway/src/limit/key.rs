@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use http::HeaderMap;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -36,6 +37,8 @@ pub(super) struct Asked<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct KeyHash {
     hash: u128,
+    /// By SHA-256.
+    is_digest: bool,
 }
 
 const CONSUMER: u8 = 1;
@@ -49,6 +52,12 @@ const UPSTREAM: u8 = 8;
 const AUTHENTICATOR: u8 = 9;
 
 impl Asked<'_> {
+    /// The same for all gateways, so that they count together: nobody can find two keys that have the same.
+    pub(super) fn digest(&self, per: &[Per], ipv6_prefix: u8) -> [u8; 16] {
+        let digest = KeyHash { hash: 0, is_digest: true };
+        per.iter().fold(digest, |hash, per| self.part(hash, per, ipv6_prefix)).hash.to_be_bytes()
+    }
+
     /// The hash of the key that the request has for a limit of these parts.
     pub(super) fn hash(&self, per: &[Per], seed: u64, ipv6_prefix: u8) -> u128 {
         let hash = KeyHash::new(seed);
@@ -110,15 +119,28 @@ fn address(hash: KeyHash, client: IpAddr, ipv6_prefix: u8) -> KeyHash {
 impl KeyHash {
     /// The key without parts.
     pub fn new(seed: u64) -> Self {
-        Self { hash: u128::from(mix(seed)) }
+        Self { hash: u128::from(mix(seed)), is_digest: false }
     }
 
     /// With one more part.
     #[must_use]
     pub fn part(self, kind: u8, bytes: &[u8]) -> Self {
+        if self.is_digest {
+            return self.digested(kind, bytes);
+        }
         let [low, high] = [self.hash, self.hash >> 64].map(|half| half as u64);
         let seed = low ^ high.rotate_left(32) ^ u64::from(kind).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { hash: xxh3_128_with_seed(bytes, seed) }
+        Self { hash: xxh3_128_with_seed(bytes, seed), is_digest: false }
+    }
+
+    fn digested(self, kind: u8, bytes: &[u8]) -> Self {
+        let mut whole = Context::new(&SHA256);
+        whole.update(&self.hash.to_be_bytes());
+        whole.update(&[kind]);
+        whole.update(bytes);
+        let half = whole.finish();
+        let half = half.as_ref().first_chunk().copied().unwrap_or_default();
+        Self { hash: u128::from_be_bytes(half), is_digest: true }
     }
 
     /// The hash, of which each half is as good as a hash of its own.

@@ -11,10 +11,12 @@ mod answer;
 pub mod calendar;
 mod compile;
 pub mod counter;
+mod exchange;
 pub mod held;
 pub mod key;
 mod outcomes;
 pub mod table;
+mod together;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -28,13 +30,17 @@ use crate::auth::{Authorized, Identity};
 use crate::base::error::{Error, Kind};
 use crate::config::{Allowance, CallerLimit, Limiting, Per, Rate, RateAlgorithm};
 use crate::http::deadline::Deadline;
+use crate::shared::{self, Redis};
 use algorithm::Verdict;
 use answer::Told;
 use counter::{Clock, Counter};
+use exchange::Exchange;
 use held::{Held, Permit, Refused};
 use key::Asked;
 use outcomes::Outcomes;
+use together::Together;
 
+pub use exchange::EXCHANGE_EVERY;
 pub use key::Caller;
 
 /// All limits of a configuration, compiled. Shared by the workers.
@@ -49,6 +55,9 @@ pub struct Limits {
     default_plan: Box<[usize]>,
     common: Limiting,
     seed: u64,
+    /// Where limits are counted that all gateways count together.
+    redis: Option<Redis>,
+    exchange: Exchange,
 }
 
 /// One limit.
@@ -56,6 +65,8 @@ pub struct Limits {
 struct Limit {
     config: CallerLimit,
     counting: Counting,
+    /// Where it is counted by all gateways; then `counting` is for when that is out of reach.
+    together: Option<Together>,
     outcomes: Outcomes,
     told: Told,
 }
@@ -103,6 +114,7 @@ impl Admitted {
 struct Permits {
     first: Option<Permit>,
     more: Vec<Permit>,
+    together: Vec<shared::permit::Permit>,
 }
 
 impl Permits {
@@ -139,6 +151,7 @@ pub struct Inquiry<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Turn {
     Counts,
+    Together,
     Waits,
     Holds,
 }
@@ -206,31 +219,53 @@ impl Limits {
         (inquiry, key, cost): (&Inquiry<'_>, Asked<'_>, u32),
         permits: &mut Permits,
     ) -> Result<(), (Error, usize)> {
-        let clock = Clock::read();
-        for turn in [Turn::Counts, Turn::Waits, Turn::Holds] {
-            for index in limits.clone() {
-                let Some(limit) = self.all.get(*index).filter(|limit| limit.turn() == turn) else {
-                    continue;
-                };
-                let hash = key.hash(&limit.config.per, self.seed, self.common.ipv6_prefix);
-                let verdict = match &limit.counting {
-                    Counting::Local(counter) => counter.take(hash, cost, clock),
-                    Counting::InFlight(held) => {
-                        let permit = limit.enter(held, hash, inquiry.worker);
-                        permits.add(permit.map_err(|error| (error, *index))?);
-                        continue;
-                    }
-                };
-                let waits = verdict.wait_ns > 0;
-                limit.outcomes.count(inquiry.worker, verdict.admitted, waits);
-                self.stands(inquiry, Standing { limit: *index, verdict });
-                let wait = Duration::from_nanos(verdict.wait_ns);
-                if !verdict.admitted {
-                    return Err((refused(&limit.config.allowance, wait), *index));
+        for turn in [Turn::Counts, Turn::Together, Turn::Waits, Turn::Holds] {
+            let mut whose = limits.clone().filter_map(|index| {
+                let limit = self.all.get(*index).filter(|limit| limit.turn() == turn)?;
+                Some((*index, limit))
+            });
+            if turn == Turn::Together {
+                if whose.next().is_some() {
+                    // On the heap, for few requests go there.
+                    let asked = (inquiry, key, cost);
+                    Box::pin(self.ask_together(limits.clone(), asked, permits)).await?;
                 }
-                inquiry.deadline.pause(wait).await;
+                continue;
+            }
+            for limit in whose {
+                self.ask_local(limit, (inquiry, key, cost), permits).await?;
             }
         }
+        Ok(())
+    }
+
+    async fn ask_local(
+        &self,
+        (index, limit): (usize, &Limit),
+        (inquiry, key, cost): (&Inquiry<'_>, Asked<'_>, u32),
+        permits: &mut Permits,
+    ) -> Result<(), (Error, usize)> {
+        let hash = key.hash(&limit.config.per, self.seed, self.common.ipv6_prefix);
+        let verdict = match &limit.counting {
+            Counting::Local(counter) => counter.take(hash, cost, Clock::read()),
+            Counting::InFlight(held) => {
+                let permit = limit.enter(held, hash, inquiry.worker);
+                permits.add(permit.map_err(|error| (error, index))?);
+                return Ok(());
+            }
+        };
+        let waits = verdict.wait_ns > 0;
+        limit.outcomes.count(inquiry.worker, verdict.admitted, waits);
+        self.stands(inquiry, Standing { limit: index, verdict });
+        let wait = Duration::from_nanos(verdict.wait_ns);
+        if !verdict.admitted {
+            return Err((refused(&limit.config.allowance, wait), index));
+        }
+        if let Some(together) = limit.together.as_ref().filter(|it| it.is_synchronised()) {
+            let whose = || key.digest(&limit.config.per, self.common.ipv6_prefix);
+            self.exchange.owe(inquiry.worker, (together.id(), hash), cost, whose);
+        }
+        inquiry.deadline.pause(wait).await;
         Ok(())
     }
 
@@ -249,6 +284,9 @@ impl Limits {
 
 impl Limit {
     fn turn(&self) -> Turn {
+        if self.together.as_ref().is_some_and(|together| !together.is_synchronised()) {
+            return Turn::Together;
+        }
         match self.config.allowance {
             Allowance::Rate(Rate { algorithm: RateAlgorithm::LeakyBucket(_), .. }) => Turn::Waits,
             Allowance::Rate(_) | Allowance::Quota(..) => Turn::Counts,

@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -95,6 +95,9 @@ struct Inner {
     registry: registry::Watched,
     /// Whether its thread has been started.
     started: AtomicBool,
+    runtime: OnceLock<tokio::runtime::Handle>,
+    /// Whether its thread has been given something else to do.
+    has_work: AtomicBool,
 }
 
 /// What one thread has of one [`Redis`].
@@ -125,6 +128,8 @@ impl Redis {
             status: Mutex::default(),
             registry: registry::Watched::default(),
             started: AtomicBool::new(false),
+            runtime: OnceLock::new(),
+            has_work: AtomicBool::new(false),
         };
         inner.tell(inner.topology.load().nodes().iter().map(|node| node.address.ip()));
         Ok(Self(Arc::new(inner)))

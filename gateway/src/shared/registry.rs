@@ -4,6 +4,8 @@
 //!
 //! A record is in the hash `PREFIX:keys:{NNN}`, NNN the first twelve bits of its digest. The word is `PREFIX:keys`.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,6 +56,23 @@ pub struct Registry {
 pub struct Cursor {
     bucket: u16,
     at: u64,
+}
+
+/// As it is written between two pages.
+impl fmt::Display for Cursor {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.bucket, self.at)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (bucket, at) = text.split_once(':').ok_or(())?;
+        let bucket = bucket.parse().ok().filter(|bucket| *bucket < BUCKETS).ok_or(())?;
+        Ok(Self { bucket, at: at.parse().map_err(|_| ())? })
+    }
 }
 
 /// A page of a listing.
@@ -128,6 +147,27 @@ impl Registry {
         self.redis.call_patiently(word.as_bytes(), &change).await?;
         self.redis.0.look.notify_one();
         Ok(done == Value::Int(1))
+    }
+
+    /// The first record whose digest begins with these bytes, for somebody who can wait.
+    pub async fn beginning(
+        &self,
+        first: [u8; 8],
+    ) -> Result<Option<(Digest, Vec<u8>)>, Unavailable> {
+        let [one, two, ..] = first;
+        let key = self.bucket((u16::from(one) << 4) | u16::from(two >> 4));
+        let mut at = 0;
+        loop {
+            let mut scan = Cmd::new();
+            scan.arg("HSCAN").arg(&key).arg(at.to_string()).arg("COUNT").arg("1000");
+            let answer = self.redis.call_patiently(key.as_bytes(), &scan).await?;
+            let mut found = Vec::new();
+            at = records(answer, &mut found).ok_or(Unavailable::Refused)?;
+            let one = found.into_iter().find(|(digest, _)| digest.starts_with(&first));
+            if one.is_some() || at == 0 {
+                return Ok(one);
+            }
+        }
     }
 
     /// About `count` records from `cursor` on (at most 1000). Within `state.redis.connect_timeout`.

@@ -1,6 +1,7 @@
 //! The thread that looks after the servers: which they are, whether they answer, and whether registered keys changed.
 //! No request waits for it.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -57,6 +58,8 @@ impl Redis {
             return Ok(());
         }
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+        // It is started once.
+        self.0.runtime.set(runtime.handle().clone()).ok();
         let shared = Arc::downgrade(&self.0);
         thread::Builder::new().name("redis".to_owned()).spawn(move || {
             runtime.block_on(tend(shared));
@@ -64,6 +67,15 @@ impl Redis {
             runtime.shutdown_background();
         })?;
         Ok(())
+    }
+
+    /// Runs `work` on that thread, for as long as it lasts. Only the first is taken, and none before [`Self::start`].
+    pub fn beside(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = self.0.runtime.get()
+            && !self.0.has_work.swap(true, Ordering::Relaxed)
+        {
+            runtime.spawn(work);
+        }
     }
 
     /// Waits until it has been looked at once, or for as long as connecting may take.

@@ -115,6 +115,11 @@ impl KeyId {
         Self([a, b, c, d, e, f, g, h])
     }
 
+    /// The bytes that the digest begins with.
+    pub fn bytes(self) -> [u8; 8] {
+        self.0
+    }
+
     /// The lowest and the highest digest of a key of this name.
     fn digests(self) -> (Digest, Digest) {
         let [mut low, mut high] = [[0; 32], [u8::MAX; 32]];

@@ -1,5 +1,8 @@
 //! `auth.NAME.api_key`: where callers show their keys, what those look like, and who knows them.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use http::HeaderName;
 use http::header::AUTHORIZATION;
 use serde::Deserialize;
@@ -18,6 +21,7 @@ const PLACES_MAX: usize = 8;
 /// Keys that a worker remembers.
 const REMEMBER: usize = 10_000;
 const REMEMBER_MAX: u64 = 1_000_000;
+const STALE_FOR: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24);
 
 /// Callers by API keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +34,21 @@ pub struct ApiKey {
     pub strip: bool,
     /// How many keys each worker remembers.
     pub remember: usize,
+    /// Who knows the keys.
+    pub registry: KeyRegistry,
+    /// How long remembered keys go on while Redis is out of reach.
+    pub stale_for: Duration,
+}
+
+/// Who knows the keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyRegistry {
+    /// This gateway alone.
+    #[default]
+    Embedded,
+    /// All gateways that share a Redis.
+    Redis,
 }
 
 /// As typed.
@@ -41,6 +60,8 @@ pub(super) struct RawApiKey {
     prefix: Option<String>,
     strip: Option<bool>,
     remember: Option<u64>,
+    pub(super) registry: KeyRegistry,
+    stale_for: Option<String>,
 }
 
 pub(super) fn api_key(raw: &RawApiKey, at: At<'_>) -> Option<ApiKey> {
@@ -61,7 +82,12 @@ pub(super) fn api_key(raw: &RawApiKey, at: At<'_>) -> Option<ApiKey> {
         None => REMEMBER,
     };
     let places = places(raw, at)?;
-    Some(ApiKey { places, prefix, strip: raw.strip.unwrap_or(true), remember })
+    let stale_for = match &raw.stale_for {
+        Some(text) => value::interval(text, STALE_FOR, at.key("stale_for"))?,
+        None => Duration::from_mins(5),
+    };
+    let (strip, registry) = (raw.strip.unwrap_or(true), raw.registry);
+    Some(ApiKey { places, prefix, strip, remember, registry, stale_for })
 }
 
 fn places(raw: &RawApiKey, at: At<'_>) -> Option<Vec<CredentialPlace>> {

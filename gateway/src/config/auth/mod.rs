@@ -25,7 +25,7 @@ use serde::Deserialize;
 use std::path::Path;
 
 pub use self::algorithm::JwtAlgorithm;
-pub use self::api_key::ApiKey;
+pub use self::api_key::{ApiKey, KeyRegistry};
 pub use self::basic::Basic;
 pub use self::claims::{Audience, ClaimRules, IdentityClaims};
 pub use self::consumers::Consumer;
@@ -123,6 +123,19 @@ pub(super) fn authenticators(
         good.then(|| Authenticator { name: called.clone(), kind })
     };
     raw.0.iter().enumerate().filter_map(one).collect()
+}
+
+/// Reports registries in a Redis that there is not.
+pub(super) fn check_registries(raw: &Named<RawAuthenticator>, has_redis: bool, at: At<'_>) {
+    for (index, (_, raw)) in raw.0.iter().enumerate() {
+        let registry = raw.api_key.as_ref().map(|raw| raw.registry);
+        if registry == Some(KeyRegistry::Redis) && !has_redis {
+            at.entry(index).key("api_key").key("registry").error_with_help(
+                "there is no Redis to keep keys in",
+                "add `state.redis`, or leave `registry` out",
+            );
+        }
+    }
 }
 
 fn kind((called, raw): (&str, &RawAuthenticator), folder: &Path, at: At<'_>) -> Option<AuthKind> {

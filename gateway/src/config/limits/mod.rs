@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use humantime::format_duration;
+use serde::Deserialize;
 
 pub(super) use self::read::{List, RawHeader, RawLimit, RawLimiting, RawPlan, Reader, cost};
 
@@ -55,6 +56,31 @@ pub struct CallerLimit {
     pub allowance: Allowance,
     /// Keys that are remembered.
     pub keys: usize,
+    /// Where it is counted.
+    pub counted_in: CountedIn,
+}
+
+/// Where a limit is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CountedIn {
+    /// In each gateway by itself.
+    #[default]
+    Process,
+    /// In Redis, by all gateways together.
+    Redis(WhenUnavailable),
+    /// In each gateway, which tells the others.
+    Synchronised,
+}
+
+/// What is done while Redis does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenUnavailable {
+    /// Each gateway counts by itself.
+    #[default]
+    Local,
+    /// Requests are refused.
+    Refuse,
 }
 
 /// A part of a key: requests that have all parts in common are counted together.

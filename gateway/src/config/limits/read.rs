@@ -7,7 +7,10 @@ use http::HeaderName;
 use serde::Deserialize;
 
 use super::rate::{allowance, check_log};
-use super::{CallerLimit, Limited, Limiting, Per, Plan};
+use super::{
+    Allowance, CallerLimit, CountedIn, Limited, Limiting, Per, Plan, Rate, RateAlgorithm,
+    WhenUnavailable,
+};
 use crate::config::Consumer;
 use crate::config::at::At;
 use crate::config::diagnostic::suggestion;
@@ -67,6 +70,17 @@ pub(in crate::config) struct RawLimit {
     pub(super) concurrency: Option<u64>,
     /// Default: `limiting.keys`.
     pub(super) keys: Option<u64>,
+    pub(super) count: RawCount,
+    pub(super) when_unavailable: Option<WhenUnavailable>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawCount {
+    #[default]
+    Local,
+    Redis,
+    Synchronised,
 }
 
 /// A word, or `header: NAME`.
@@ -82,6 +96,7 @@ pub(in crate::config) struct RawHeader {
 pub(in crate::config) struct Reader<'r> {
     common: &'r RawLimiting,
     taken: HashSet<String>,
+    has_redis: bool,
     /// The highest cost of all routes.
     cost: u32,
 }
@@ -159,12 +174,13 @@ fn plan_of(called: &str, plans: &[Plan], at: At<'_>) -> Option<usize> {
 
 impl<'r> Reader<'r> {
     pub(in crate::config) fn new(common: &'r RawLimiting) -> Self {
-        Self { common, taken: HashSet::new(), cost: 1 }
+        Self { common, taken: HashSet::new(), has_redis: false, cost: 1 }
     }
 
     /// What holds for all routes.
     pub(in crate::config) fn limited(&mut self, raw: &Raw, at: At<'_>) -> Limited {
         self.cost = highest_cost(raw);
+        self.has_redis = raw.state.redis.is_some();
         let list = List { prefix: "", per: None, cost: self.cost };
         let limits = self.list(&raw.limits, list, at.key("limits"));
         let plans = self.plans(&raw.plans, at.key("plans"));
@@ -233,7 +249,41 @@ impl<'r> Reader<'r> {
             );
         }
         let name = self.name(raw, list, &per, at);
-        Some(CallerLimit { name, per, allowance, keys })
+        let counted_in = self.counted_in(raw, &allowance, at);
+        Some(CallerLimit { name, per, allowance, keys, counted_in })
+    }
+
+    fn counted_in(&self, raw: &RawLimit, allowance: &Allowance, at: At<'_>) -> CountedIn {
+        if raw.count != RawCount::Redis && raw.when_unavailable.is_some() {
+            at.key("when_unavailable").on_key().error_with_help(
+                "`when_unavailable` means nothing where each gateway counts by itself",
+                "remove it, or write count: redis",
+            );
+        }
+        if raw.count == RawCount::Local {
+            return CountedIn::Process;
+        }
+        if !self.has_redis {
+            at.key("count").error_with_help(
+                "there is no Redis to count in",
+                "add `state.redis`, or write count: local",
+            );
+        }
+        if raw.count == RawCount::Redis {
+            return CountedIn::Redis(raw.when_unavailable.unwrap_or_default());
+        }
+        let bucket = matches!(
+            allowance,
+            Allowance::Quota(..)
+                | Allowance::Rate(Rate { algorithm: RateAlgorithm::TokenBucket(_), .. })
+        );
+        if !bucket {
+            at.key("count").error_with_help(
+                format!("what is synchronised is a token bucket or a quota, not {allowance}"),
+                "write count: redis, or algorithm: token_bucket",
+            );
+        }
+        CountedIn::Synchronised
     }
 
     /// The name that is given, or one that says where the limit stands and what it is by.
