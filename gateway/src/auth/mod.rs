@@ -34,6 +34,7 @@ use http::uri::PathAndQuery;
 pub use self::forward::{Forward, Made};
 pub use self::hmac::signature_base;
 pub use self::identity::{Consumers, Identity};
+pub use self::jwt::usable_keys;
 pub use self::memory::{Digest, Memory, digest_of};
 
 use self::outcomes::Outcomes;

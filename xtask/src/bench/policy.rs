@@ -1,6 +1,8 @@
 //! `cargo xtask bench policy`: what it costs to decide how much callers may, in the process itself: a million keys, all
-//! CPUs at once, each decision with its own clock and hash. Processor time, so that what else runs meanwhile is not
-//! measured.
+//! CPUs at once, each decision with its own clock and hash; and to know who calls. Processor time, so that what else
+//! runs meanwhile is not measured.
+
+mod tokens;
 
 use std::path::Path;
 use std::sync::Barrier;
@@ -27,7 +29,8 @@ const SEED: u64 = 0x5eed;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// What is measured, by its name in `--case`.
-const CASES: [(&str, Case); 2] = [("local", local), ("local_one_key", local_one_key)];
+const CASES: [(&str, Case); 3] =
+    [("local", local), ("local_one_key", local_one_key), ("tokens", tokens::tokens)];
 
 type Case = fn(&Args, &str, &mut Report) -> anyhow::Result<()>;
 
@@ -49,7 +52,8 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         }
     }
     let of = |subject| Comparison { figure: "ns_per_decision", subject, peer: "clock" };
-    report.finish(&subjects().map(|(name, _)| of(name)))
+    let local = subjects().map(|(name, _)| of(name));
+    report.finish(&local.into_iter().chain(tokens::comparisons()).collect::<Vec<_>>())
 }
 
 /// The same once more, by a build that is worth measuring.

@@ -53,6 +53,11 @@ enum Keys {
     Issuer(Arc<Issuer>),
 }
 
+/// How many keys of a set as issuers publish it (RFC 7517) can be used; the error says why none can.
+pub fn usable_keys(jwks: &[u8]) -> Result<usize, String> {
+    KeySet::of_jwks(jwks, false, &[]).map(|keys| keys.len())
+}
+
 /// Why a token is not taken.
 enum Refusal {
     Bad(&'static str),
