@@ -35,9 +35,9 @@ impl Town {
 
     /// The gateway of the example, with certificates, secrets and an identity provider that are there.
     fn gateway(&self) -> Result<Gateway<'_>> {
-        let gateway = Gateway::unprivileged(self.site.namespace.as_ref(), json!({}))?;
-        let mut own: Value = serde_json::from_str(&fs::read_to_string(gateway.config())?)?;
-        own["kernel"]["attach"] = "off".into();
+        let own = json!({"kernel": {"attach": "off"}});
+        let gateway = Gateway::unprivileged(self.site.namespace.as_ref(), own)?;
+        let own: Value = serde_json::from_str(&fs::read_to_string(gateway.config())?)?;
         let folder = gateway.config().parent().context("a file is in a folder")?.to_owned();
         let secrets = folder.join("secrets");
         fs::create_dir(&secrets)?;
