@@ -29,7 +29,8 @@ pub(crate) struct Args {
     #[arg(long)]
     quick: bool,
     /// How often each subject is measured in each case; policy: 3 unless said
-    #[arg(long, default_value_if("which", "policy", "3"), default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_if("which", "policy", "3"), default_value_t = 7)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Proxy: another build of the gateway, to be measured beside this one
     #[arg(long, value_name = "BINARY")]
