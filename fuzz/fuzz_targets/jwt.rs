@@ -43,7 +43,15 @@ fn claims(token: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
     let (head, ()) = request.body(()).ok()?.into_parts();
     let target = head.uri.path_and_query()?;
     let client = ClientAddr::believed([192, 0, 2, 1].into());
-    let ask = Ask { head: &head, target, client, certificate: None, is_tls: true, now: || NOW };
+    let ask = Ask {
+        head: &head,
+        target,
+        client,
+        certificate: None,
+        is_tls: true,
+        body: None,
+        now: || NOW,
+    };
     let memories: Memories = authenticators.memories(0);
     let access = config.routes[0].access.as_ref();
     let known = pin!(authorize(access, (authenticators, &memories), ask));
