@@ -283,6 +283,7 @@ mod tests {
                 client: ClientAddr::believed("192.0.2.1".parse().unwrap()),
                 certificate: None,
                 is_tls: false,
+                body: None,
                 now,
             };
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -7,9 +7,11 @@
 //! caller, the answer says so, and never that the credential is bad.
 
 mod api_key;
+mod basic;
 mod claims;
 mod expression;
 mod forward;
+mod hmac;
 mod identity;
 mod identity_token;
 mod introspection;
@@ -31,6 +33,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 
 pub use self::forward::{Forward, Made};
+pub use self::hmac::signature_base;
 pub use self::identity::{Consumers, Identity};
 pub use self::jwt::usable_keys;
 pub use self::memory::{Digest, Memory, digest_of};
@@ -41,9 +44,13 @@ use crate::base::error::{Error, Kind};
 use crate::base::time::Now;
 use crate::config::{self, Access, AuthKind, Config};
 use crate::http::headers::Names;
+use crate::http::unread::Unread;
 use crate::shared::Redis;
 use crate::store::keys::Registry;
 use crate::tls::session::ClientCertificate;
+
+/// Users of Basic whom a worker remembers: as many as share one file, within reason.
+const BASIC_REMEMBERS: usize = 4096;
 
 /// What an authenticator is asked about.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +65,8 @@ pub struct Ask<'a> {
     pub certificate: Option<&'a ClientCertificate>,
     /// Whether it came over TLS.
     pub is_tls: bool,
+    /// What comes behind the head, for whoever must see all of it; `None` where there is no request but its head.
+    pub body: Option<&'a Unread>,
     /// What time it is.
     pub now: fn() -> Now,
 }
@@ -73,6 +82,8 @@ pub enum Answer {
     Refused(&'static str),
     /// It cannot be checked now, and why.
     Unavailable(&'static str),
+    /// The request cannot be read, whoever calls.
+    Failed(Error),
 }
 
 /// A request whose caller may make it. Only [`authorize`] makes one.
@@ -109,6 +120,8 @@ struct Authenticator {
 #[derive(Debug)]
 enum Checker {
     ApiKey(Box<api_key::ApiKey>),
+    Basic(Box<basic::Basic>),
+    Hmac(hmac::Hmac),
     Introspection(Box<introspection::Introspection>),
     Jwt(Box<jwt::Jwt>),
     Mtls(mtls::Mtls),
@@ -176,9 +189,10 @@ impl Authenticators {
         for one in authenticators.filter_map(|index| self.all.get(*index)) {
             match &one.kind {
                 Checker::ApiKey(api_key) => api_key.strip(head),
+                Checker::Basic(basic) => basic.strip(head),
                 Checker::Introspection(introspection) => introspection.strip(head),
                 Checker::Jwt(jwt) => jwt.strip(head),
-                Checker::Mtls(_) => {}
+                Checker::Hmac(_) | Checker::Mtls(_) => {}
             }
         }
     }
@@ -232,6 +246,7 @@ impl Authenticators {
                 Answer::Known(identity) => return Ok(Some(identity)),
                 Answer::Refused(reason) => refused = refused.or(Some(reason)),
                 Answer::Unavailable(reason) => unavailable = unavailable.or(Some(reason)),
+                Answer::Failed(error) => return Err(error),
             }
         }
         match (unavailable, refused) {
@@ -287,11 +302,22 @@ impl Checker {
         (registries, consumers): ((&Registry, Option<&Redis>), &Arc<Consumers>),
         before: Option<&Self>,
     ) -> Result<Self, String> {
-        let name = &config.name;
+        let name = &*config.name;
         match &config.kind {
             AuthKind::ApiKey(api_key) => {
                 let api_key = api_key::ApiKey::new(name, api_key, registries, consumers)?;
                 Ok(Self::ApiKey(Box::new(api_key)))
+            }
+            AuthKind::Basic(basic) => {
+                let basic = basic::Basic::new(name, basic, consumers);
+                basic.map(|basic| Self::Basic(Box::new(basic)))
+            }
+            AuthKind::Hmac(hmac) => {
+                let before = match before {
+                    Some(Self::Hmac(before)) => Some(before),
+                    _ => None,
+                };
+                hmac::Hmac::new((name, hmac), consumers, registries.1, before).map(Self::Hmac)
             }
             AuthKind::Introspection(introspection) => {
                 let before = match before {
@@ -316,15 +342,18 @@ impl Checker {
     fn remembers(&self) -> usize {
         match self {
             Self::ApiKey(api_key) => api_key.remembers(),
+            Self::Basic(_) => BASIC_REMEMBERS,
             Self::Introspection(introspection) => introspection.remembers(),
             Self::Jwt(jwt) => jwt.remembers(),
-            Self::Mtls(_) => 0,
+            Self::Hmac(_) | Self::Mtls(_) => 0,
         }
     }
 
     async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
         match self {
             Self::ApiKey(api_key) => api_key.authenticate(ask, memory).await,
+            Self::Basic(basic) => basic.authenticate(ask, memory).await,
+            Self::Hmac(hmac) => hmac.authenticate(ask).await,
             Self::Introspection(introspection) => introspection.authenticate(ask, memory).await,
             Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
             Self::Mtls(mtls) => mtls.authenticate(ask),
@@ -335,6 +364,9 @@ impl Checker {
     fn challenge(&self) -> String {
         match self {
             Self::ApiKey(api_key) => api_key.challenge(),
+            Self::Basic(basic) => basic.challenge(),
+            // What RFC 9421 calls its fields; there is no scheme for those either.
+            Self::Hmac(_) => "Signature".to_owned(),
             Self::Introspection(introspection) => introspection.challenge(),
             Self::Jwt(jwt) => jwt.challenge(),
             // There is no scheme for what happens before HTTP; a 401 needs one all the same.
@@ -344,8 +376,9 @@ impl Checker {
 
     fn tick(&self, now: Now) {
         match self {
+            Self::Basic(basic) => basic.tick(),
             Self::Jwt(jwt) => jwt.tick(now),
-            Self::ApiKey(_) | Self::Introspection(_) | Self::Mtls(_) => {}
+            Self::ApiKey(_) | Self::Hmac(_) | Self::Introspection(_) | Self::Mtls(_) => {}
         }
     }
 
@@ -353,7 +386,7 @@ impl Checker {
         match self {
             Self::Introspection(introspection) => introspection.peers(),
             Self::Jwt(jwt) => jwt.peers(),
-            Self::ApiKey(_) | Self::Mtls(_) => Vec::new(),
+            Self::ApiKey(_) | Self::Basic(_) | Self::Hmac(_) | Self::Mtls(_) => Vec::new(),
         }
     }
 }

@@ -90,6 +90,12 @@ impl<'a> At<'a> {
         self.report(Problem::new(self.span, message).help(help));
     }
 
+    /// The same about what must not be shown.
+    pub(super) fn secret_error(self, message: impl Into<String>, help: impl Into<String>) {
+        let problem = Problem::new(self.span, message).help(help);
+        self.report(Problem { is_secret: true, ..problem });
+    }
+
     fn report(self, problem: Problem) {
         if !self.hole {
             self.problems.borrow_mut().push(problem);

@@ -64,10 +64,10 @@ impl Error {
         match self.kind {
             Kind::Value { message, help } => {
                 let Some((node, _)) = node_at(tree, &path) else {
-                    return Problem { span: tree.span, message, help };
+                    return Problem { span: tree.span, message, help, is_secret: false };
                 };
                 node.value = Value::Hole;
-                Problem { span: node.span, message, help }
+                Problem { span: node.span, message, help, is_secret: false }
             }
             Kind::UnknownKey { message, meant, help } => {
                 let index = path.pop().unwrap_or_default();
@@ -76,7 +76,7 @@ impl Error {
                     _ => None,
                 };
                 let span = entries.and_then(|entries| rename(entries, index, meant));
-                Problem { span: span.unwrap_or(tree.span), message, help }
+                Problem { span: span.unwrap_or(tree.span), message, help, is_secret: false }
             }
             Kind::Missing(field) => {
                 let problem = |span| Problem::new(span, format!("`{field}` is missing"));

@@ -1,6 +1,7 @@
 //! What is wrong with a file: where, what, and what to do about it. For people in the compiler's style, for programs
 //! as one JSON object a line. Decides nothing.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Serialize;
@@ -147,11 +148,13 @@ pub(super) struct Problem {
     pub(super) span: Span,
     pub(super) message: String,
     pub(super) help: Option<String>,
+    /// Whether what stands there must not be shown.
+    pub(super) is_secret: bool,
 }
 
 impl Problem {
     pub(super) fn new(span: Span, message: impl Into<String>) -> Self {
-        Self { span, message: message.into(), help: None }
+        Self { span, message: message.into(), help: None, is_secret: false }
     }
 
     pub(super) fn help(self, help: impl Into<String>) -> Self {
@@ -164,7 +167,11 @@ pub(super) fn explain(file: &str, text: &str, mut problems: Vec<Problem>) -> Err
     problems.sort_by(|one, other| (one.span, &one.message).cmp(&(other.span, &other.message)));
     problems.dedup();
     let count = problems.len();
-    let lines: Vec<&str> = text.lines().collect();
+    let secrets: Vec<Span> =
+        problems.iter().filter(|problem| problem.is_secret).map(|problem| problem.span).collect();
+    let lines: Vec<Cow<'_, str>> =
+        text.lines().enumerate().map(|(index, line)| without(&secrets, index + 1, line)).collect();
+    let lines: Vec<&str> = lines.iter().map(|line| &**line).collect();
     let shown = problems.into_iter().take(SHOWN_MAX).map(|problem| Diagnostic {
         file: file.to_owned(),
         place: Some(Place::new(&lines, problem.span)),
@@ -172,6 +179,18 @@ pub(super) fn explain(file: &str, text: &str, mut problems: Vec<Problem>) -> Err
         help: problem.help,
     });
     Errors { shown: shown.collect(), count }
+}
+
+/// A line up to the first secret in it, whatever else is wrong there.
+fn without<'t>(secrets: &[Span], number: usize, line: &'t str) -> Cow<'t, str> {
+    let columns = secrets.iter().filter(|span| span.line == number).map(|span| span.column);
+    match columns.min() {
+        None => Cow::Borrowed(line),
+        Some(column) => {
+            let shown: String = line.chars().take(column.saturating_sub(1)).collect();
+            Cow::Owned(shown + "***")
+        }
+    }
 }
 
 /// The one of `known` that `typed` was probably meant to be.

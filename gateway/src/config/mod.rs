@@ -51,10 +51,10 @@ use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
 pub use self::auth::{
-    Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, CertificateName, ClaimPath,
-    ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, IdentityClaims,
-    Introspection, IntrospectionClient, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, KeyRegistry, List,
-    Mtls, Operand, Require, read_expression,
+    Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, Basic, CertificateName,
+    ClaimPath, ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, Hmac,
+    HmacKey, HmacProof, IdentityClaims, Introspection, IntrospectionClient, JwksUrl, Jwt,
+    JwtAlgorithm, JwtKeys, KeyRegistry, List, Mtls, Operand, Require, read_expression,
 };
 pub use self::balance::{Algorithm, Balance, Ejection, HashKey};
 pub use self::breaker::{Breaker, FailureShare, Fallback};

@@ -84,7 +84,7 @@ pub(super) fn secret(raw: &RawSecret, folder: &Path, at: At<'_>) -> Option<Secre
     match raw {
         // What was typed is not repeated: it may well be the secret.
         RawSecret::Text(_) => {
-            at.error_with_help("a secret does not belong into this file", help);
+            at.secret_error("a secret does not belong into this file", help);
             None
         }
         RawSecret::Section(RawSecretPlace { file: Some(path), env: None }) => {
@@ -136,5 +136,15 @@ mod tests {
         }
         let source = SecretSource::Env("GATEWAY_NO_SUCH_VARIABLE".to_owned());
         assert!(source.read().unwrap_err().contains("GATEWAY_NO_SUCH_VARIABLE is not set"));
+    }
+
+    #[test]
+    fn a_secret_that_was_typed_is_not_repeated_whatever_else_is_wrong_in_its_line() {
+        let text =
+            "auth:\n  a:\n    jwt: {secret: hunter2-hunter2, leeway: x, nonsense: hunter3}\n";
+        let said = crate::config::parse("x.yaml", text).unwrap_err();
+        let (shown, lines) = (said.to_string(), said.json_lines());
+        assert!(shown.contains("a secret does not belong into this file"), "{shown}");
+        assert!(!shown.contains("hunter2") && !lines.contains("hunter2"), "{shown}");
     }
 }

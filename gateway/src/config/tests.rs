@@ -62,6 +62,7 @@ fn every_example_is_valid() {
             "behind-a-load-balancer.yaml",
             "public-api.yaml",
             "quickstart.yaml",
+            "ride-sharing.yaml",
             "routes.yaml",
             "sick-endpoints.yaml"
         ]

@@ -121,11 +121,18 @@ pub struct RequestBody {
 impl RequestBody {
     /// Bounds a body. One that declares more than `max_bytes` is refused before a byte of it is read.
     pub fn new(incoming: Incoming, max_bytes: u64, deadline: &Rc<Deadline>) -> Result<Self, Error> {
-        if incoming.size_hint().lower() > max_bytes {
+        Self::from_source(Source::Once(incoming), max_bytes, deadline)
+    }
+
+    pub(super) fn from_source(
+        source: Source,
+        max_bytes: u64,
+        deadline: &Rc<Deadline>,
+    ) -> Result<Self, Error> {
+        if source.size_hint().lower() > max_bytes {
             return Err(Kind::BodyTooLarge.into());
         }
         let deadline = Rc::clone(deadline);
-        let source = Source::Once(incoming);
         Ok(Self { source, allowed_bytes: max_bytes, deadline, forged: None })
     }
 

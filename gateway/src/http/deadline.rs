@@ -290,6 +290,14 @@ impl Deadline {
         }
     }
 
+    /// The request's body is read in full before anything is sent.
+    pub fn collect(&self) {
+        self.client_is_asked.set(false);
+        self.pace.reset(self.idle_timeout);
+        self.response_timeout.set(self.idle_timeout);
+        self.enter(Phase::Upload, self.idle_timeout);
+    }
+
     /// The client is asked for the next piece of the request's body.
     pub fn ask_client(&self) {
         self.client_is_asked.set(true);

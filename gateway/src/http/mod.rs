@@ -14,3 +14,4 @@ pub mod proxy_protocol;
 pub mod replay;
 pub mod socket;
 pub mod trace_context;
+pub mod unread;

@@ -23,6 +23,8 @@ pub(super) enum Source {
     Once(Incoming),
     /// Nobody: there is none.
     Empty,
+    /// Memory: it was read in full before it went anywhere. Not empty.
+    Whole(Box<Bytes>),
     /// A record, from the piece with this number on, and then the client.
     Kept(Rc<Record>, usize),
 }
@@ -134,6 +136,11 @@ impl Body for Source {
         match &mut *self {
             Self::Once(incoming) => Pin::new(incoming).poll_frame(context),
             Self::Empty => Poll::Ready(None),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(&mut **bytes);
+                *self = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
             Self::Kept(record, next) => {
                 if let Some(frame) = record.piece(*next) {
                     *next += 1;
@@ -155,6 +162,7 @@ impl Body for Source {
         match self {
             Self::Once(incoming) => incoming.is_end_stream(),
             Self::Empty => true,
+            Self::Whole(_) => false,
             Self::Kept(record, next) => {
                 *next >= record.pieces.borrow().len()
                     && (record.ended.get() || record.client.borrow().is_end_stream())
@@ -166,6 +174,7 @@ impl Body for Source {
         match self {
             Self::Once(incoming) => incoming.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Kept(record, next) => {
                 let (kept, rest) = (record.bytes_from(*next), record.client.borrow().size_hint());
                 let mut hint = SizeHint::new();

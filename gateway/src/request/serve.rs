@@ -14,9 +14,10 @@ use crate::base::error::{Error, Kind};
 use crate::base::random::random;
 use crate::base::time::Now;
 use crate::config::{Action, Forward, Route};
-use crate::http::body::{Incoming, RequestBody};
+use crate::http::body::Incoming;
 use crate::http::deadline::Deadline;
 use crate::http::trace_context::TraceContext;
+use crate::http::unread::Unread;
 use crate::http::{forwarded, grpc, problem};
 use crate::limit::{Admitted, Caller, Inquiry, Standing};
 use crate::request::account::{Account, Answer, ResponseBody};
@@ -118,6 +119,7 @@ impl Exchange<'_> {
         let Connection { client, .. } = &**self.connection;
         let Current { snapshot, memories, .. } = &**self.current;
         let (mut head, body) = request.into_parts();
+        let body = Unread::new(body, self.deadline);
 
         target::normalise(&mut head, self.connection.scheme())?;
         let client = forwarded::client(*client, &snapshot.config.trusted_proxies, &head.headers);
@@ -158,6 +160,7 @@ impl Exchange<'_> {
             client,
             certificate: self.connection.client_certificate(),
             is_tls: self.connection.tls.is_some(),
+            body: Some(&body),
             now: Now::read,
         };
         let by = (&*snapshot.authenticators, memories);
@@ -176,7 +179,7 @@ impl Exchange<'_> {
     async fn forward(
         &self,
         outgoing: Outgoing<'_>,
-        request: Request<Incoming>,
+        request: Request<Unread>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Outgoing { route, forward, client, destination, admitted } = outgoing;
@@ -187,7 +190,7 @@ impl Exchange<'_> {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
         }
         let max_bytes = forward.body_bytes.unwrap_or(snapshot.config.bounds.body_bytes);
-        let mut body = RequestBody::new(body, max_bytes, self.deadline)?;
+        let mut body = body.into_body(max_bytes)?;
         if let Some(forged) = memories.forged() {
             body = body.without(forged);
         }

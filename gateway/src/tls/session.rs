@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
@@ -40,6 +41,8 @@ pub struct ClientCertificate {
     pub names: Vec<AlternativeName>,
     /// The serial number in hexadecimal.
     pub serial: String,
+    /// The SHA-256 of all of it.
+    pub fingerprint: [u8; 32],
     /// What services are sent as `Client-Cert` (RFC 9440), if they are.
     pub header: Option<HeaderValue>,
 }
@@ -89,7 +92,11 @@ impl ClientCertificate {
         let subject = parsed.subject();
         let common_names = subject.iter_common_name().filter_map(|name| name.as_str().ok());
         let header = forwards.then(|| format!(":{}:", STANDARD.encode(leaf)));
+        let mut fingerprint = [0; 32];
+        let digest = digest(&SHA256, leaf);
+        fingerprint.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
         Some(Self {
+            fingerprint,
             subject: subject.to_string(),
             common_names: common_names.map(str::to_owned).collect(),
             names: alternative_names(&parsed)?,

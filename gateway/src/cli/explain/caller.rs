@@ -95,6 +95,7 @@ fn authorize(
         client: ClientAddr::believed(asked.from.unwrap_or(super::SOMEWHERE)),
         certificate: asked.certificate,
         is_tls,
+        body: None,
         now: Now::read,
     };
     let access = asked.route.access.as_ref();

@@ -2,9 +2,11 @@
 
 mod algorithm;
 mod api_key;
+mod basic;
 mod claims;
 mod consumers;
 mod expression;
+mod hmac;
 mod introspection;
 mod jwt;
 mod mtls;
@@ -24,11 +26,13 @@ use std::path::Path;
 
 pub use self::algorithm::JwtAlgorithm;
 pub use self::api_key::{ApiKey, KeyRegistry};
+pub use self::basic::Basic;
 pub use self::claims::{Audience, ClaimRules, IdentityClaims};
 pub use self::consumers::Consumer;
 pub use self::expression::{
     Comparison, Decimal, Expression, List, Operand, Subject as Fact, read_expression,
 };
+pub use self::hmac::{Hmac, HmacKey, HmacProof};
 pub use self::introspection::{Introspection, IntrospectionClient};
 pub use self::jwt::{JwksUrl, Jwt, JwtKeys};
 pub use self::mtls::{CertificateName, Mtls};
@@ -40,6 +44,8 @@ pub(super) use self::consumers::{RawConsumer, consumers};
 pub(super) use self::require::RawRequire;
 
 use self::api_key::RawApiKey;
+use self::basic::RawBasic;
+use self::hmac::RawHmac;
 use self::introspection::RawIntrospection;
 use self::jwt::RawJwt;
 use self::mtls::RawMtls;
@@ -47,7 +53,7 @@ use self::mtls::RawMtls;
 /// The word for callers that are not known.
 const ANONYMOUS: &str = "anonymous";
 /// What an authenticator may be.
-const KINDS: &str = "`api_key`, `introspection`, `jwt` and `mtls`";
+const KINDS: &str = "`api_key`, `basic`, `hmac`, `introspection`, `jwt` and `mtls`";
 
 /// A way to know callers, by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +69,10 @@ pub struct Authenticator {
 pub enum AuthKind {
     /// By API keys.
     ApiKey(ApiKey),
+    /// By name and password.
+    Basic(Basic),
+    /// By the signature of the request.
+    Hmac(Hmac),
     /// By a token that an issuer is asked about.
     Introspection(Box<Introspection>),
     /// By a token that is verified here.
@@ -87,6 +97,8 @@ pub struct Access {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RawAuthenticator {
     api_key: Option<RawApiKey>,
+    basic: Option<RawBasic>,
+    hmac: Option<RawHmac>,
     introspection: Option<RawIntrospection>,
     jwt: Option<RawJwt>,
     mtls: Option<RawMtls>,
@@ -108,7 +120,7 @@ pub(super) fn authenticators(
             let message = "`anonymous` stands for callers that are not known";
             at.on_key().error_with_help(message, "choose another name");
         }
-        let kind = kind(raw, folder, at)?;
+        let kind = kind((called, raw), folder, at)?;
         good.then(|| Authenticator { name: called.clone(), kind })
     };
     raw.0.iter().enumerate().filter_map(one).collect()
@@ -127,10 +139,14 @@ pub(super) fn check_registries(raw: &Named<RawAuthenticator>, has_redis: bool, a
     }
 }
 
-fn kind(raw: &RawAuthenticator, folder: &Path, at: At<'_>) -> Option<AuthKind> {
-    let RawAuthenticator { api_key, introspection, jwt, mtls } = raw;
+fn kind((called, raw): (&str, &RawAuthenticator), folder: &Path, at: At<'_>) -> Option<AuthKind> {
+    let RawAuthenticator { api_key, basic, hmac, introspection, jwt, mtls } = raw;
     let api_key = api_key.as_ref();
     let api_key = api_key.map(|raw| api_key::api_key(raw, at.key("api_key")).map(AuthKind::ApiKey));
+    let basic = basic
+        .as_ref()
+        .map(|raw| basic::basic(called, raw, folder, at.key("basic")).map(AuthKind::Basic));
+    let hmac = hmac.as_ref().map(|raw| hmac::hmac(raw, folder, at.key("hmac")).map(AuthKind::Hmac));
     let introspection = introspection.as_ref().map(|raw| {
         let meant = introspection::introspection(raw, folder, at.key("introspection"));
         meant.map(|meant| AuthKind::Introspection(Box::new(meant)))
@@ -140,7 +156,7 @@ fn kind(raw: &RawAuthenticator, folder: &Path, at: At<'_>) -> Option<AuthKind> {
         jwt.map(|jwt| AuthKind::Jwt(Box::new(jwt)))
     });
     let mtls = mtls.as_ref().map(|raw| mtls::mtls(raw, at.key("mtls")).map(AuthKind::Mtls));
-    let mut given = [api_key, introspection, jwt, mtls].into_iter().flatten();
+    let mut given = [api_key, basic, hmac, introspection, jwt, mtls].into_iter().flatten();
     let Some(kind) = given.next() else {
         let help = format!("add one of {KINDS}");
         at.on_key().error_with_help("this does not say how callers are known", help);

@@ -1,9 +1,12 @@
 //! `auth.NAME.mtls`: whose certificate is whose.
 
+use std::net::IpAddr;
+
 use serde::Deserialize;
 
 use super::consumers::word;
 use crate::config::at::At;
+use crate::config::tree::shorten;
 
 /// Bytes of a name in a certificate.
 const NAME_BYTES_MAX: usize = 1024;
@@ -28,6 +31,16 @@ pub enum CertificateName {
     Uri(String),
     /// An alternative name: a mailbox.
     Email(String),
+    /// An alternative name: an address.
+    Ip(IpAddr),
+    /// A host with one label before this, which begins with a dot: `*.example.com`.
+    DnsBelow(String),
+    /// A URI that goes on behind this, which ends in a slash: `spiffe://example.com/ns/*`.
+    UriBelow(String),
+    /// A mailbox at this host, which begins with the sign: `*@example.com`.
+    EmailAt(String),
+    /// The SHA-256 of the certificate.
+    Fingerprint([u8; 32]),
 }
 
 /// As typed.
@@ -50,6 +63,10 @@ struct RawClient {
     uri: Option<String>,
     #[serde(default)]
     email: Option<String>,
+    #[serde(default)]
+    ip: Option<String>,
+    #[serde(default)]
+    fingerprint: Option<String>,
 }
 
 pub(super) fn mtls(raw: &RawMtls, at: At<'_>) -> Option<Mtls> {
@@ -63,29 +80,143 @@ pub(super) fn mtls(raw: &RawMtls, at: At<'_>) -> Option<Mtls> {
 }
 
 fn client(raw: &RawClient, at: At<'_>) -> Option<(CertificateName, String)> {
-    let RawClient { consumer, subject, dns, uri, email } = raw;
+    let RawClient { consumer, subject, dns, uri, email, ip, fingerprint } = raw;
     let names = [
-        subject.clone().map(|name| ("subject", CertificateName::Subject(name))),
-        dns.as_ref().map(|name| ("dns", CertificateName::Dns(name.to_ascii_lowercase()))),
-        uri.clone().map(|name| ("uri", CertificateName::Uri(name))),
-        email.clone().map(|name| ("email", CertificateName::Email(name))),
+        ("subject", subject),
+        ("dns", dns),
+        ("uri", uri),
+        ("email", email),
+        ("ip", ip),
+        ("fingerprint", fingerprint),
     ];
-    let mut names = names.into_iter().flatten();
-    let (Some((key, name)), None) = (names.next(), names.next()) else {
+    let mut names = names.iter().filter_map(|(key, text)| text.as_deref().map(|text| (*key, text)));
+    let (Some((key, text)), None) = (names.next(), names.next()) else {
         at.error_with_help(
             "a client has one name",
-            "write one of `subject`, `dns`, `uri` and `email` beside `consumer`",
+            "write one of `subject`, `dns`, `uri`, `email`, `ip` and `fingerprint` beside `consumer`",
         );
         return None;
     };
-    let (CertificateName::Subject(text)
-    | CertificateName::Dns(text)
-    | CertificateName::Uri(text)
-    | CertificateName::Email(text)) = &name;
-    let good = (1..=NAME_BYTES_MAX).contains(&text.len());
-    if !good {
+    let name = if (1..=NAME_BYTES_MAX).contains(&text.len()) {
+        name(key, text).map_err(|help| (format!("`{}` names no certificate", shorten(text)), help))
+    } else {
         let message = format!("the name has {} bytes", text.len());
-        at.key(key).error_with_help(message, format!("write 1 to {NAME_BYTES_MAX}"));
+        Err((message, format!("write 1 to {NAME_BYTES_MAX}")))
+    };
+    let name = name.map_err(|(message, help)| at.key(key).error_with_help(message, help)).ok();
+    word(consumer, at.key("consumer")).then_some((name?, consumer.clone()))
+}
+
+/// What a text names; the error says what to write. A `*` stands for something in one place alone.
+fn name(key: &str, text: &str) -> Result<CertificateName, String> {
+    let (stars, text) = (text.matches('*').count(), text.to_owned());
+    match key {
+        "subject" => Ok(CertificateName::Subject(text)),
+        "dns" => {
+            let text = text.to_ascii_lowercase();
+            match text.strip_prefix('*') {
+                Some(rest) if stars == 1 && rest.starts_with('.') && rest.len() > 1 => {
+                    Ok(CertificateName::DnsBelow(rest.to_owned()))
+                }
+                None if stars == 0 => Ok(CertificateName::Dns(text)),
+                _ => Err("write a host, or `*.example.com` for one label before it".to_owned()),
+            }
+        }
+        "uri" => match text.strip_suffix('*') {
+            Some(rest) if stars == 1 && rest.ends_with('/') && !rest.ends_with("//") => {
+                Ok(CertificateName::UriBelow(rest.to_owned()))
+            }
+            None if stars == 0 => Ok(CertificateName::Uri(text)),
+            _ => Err("write a URI, or `spiffe://example.com/ns/*` for all below".to_owned()),
+        },
+        "email" => match text.strip_prefix('*') {
+            Some(rest) if stars == 1 && rest.starts_with('@') && rest.len() > 1 => {
+                Ok(CertificateName::EmailAt(rest.to_ascii_lowercase()))
+            }
+            None if stars == 0 => Ok(CertificateName::Email(text)),
+            _ => Err("write a mailbox, or `*@example.com` for all at a host".to_owned()),
+        },
+        "ip" => {
+            let ip = text.parse().map(CertificateName::Ip);
+            ip.map_err(|_| {
+                "write an address, such as 192.0.2.1; prefixes are in no certificate".to_owned()
+            })
+        }
+        _ => fingerprint(&text).map(CertificateName::Fingerprint).ok_or_else(|| {
+            "write the SHA-256 of the certificate in hexadecimal, as \
+             `openssl x509 -fingerprint -sha256` prints it"
+                .to_owned()
+        }),
     }
-    (word(consumer, at.key("consumer")) && good).then(|| (name, consumer.clone()))
+}
+
+/// 64 hexadecimal digits, in pairs with colons between them or without.
+fn fingerprint(text: &str) -> Option<[u8; 32]> {
+    let with_colons = text.contains(':');
+    let good = |(index, byte): (usize, u8)| {
+        if with_colons && index % 3 == 2 { byte == b':' } else { byte.is_ascii_hexdigit() }
+    };
+    if text.len() != if with_colons { 95 } else { 64 } || !text.bytes().enumerate().all(good) {
+        return None;
+    }
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    let pairs =
+        (0..32).map(|index| u8::from_str_radix(digits.get(2 * index..2 * index + 2)?, 16).ok());
+    pairs.collect::<Option<Vec<u8>>>()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_in_one_place() {
+        for (key, text) in [
+            ("dns", "*.Example.com"),
+            ("dns", "a.example.com"),
+            ("uri", "spiffe://example.com/ns/*"),
+            ("uri", "spiffe://example.com/ns/a"),
+            ("email", "*@example.com"),
+            ("email", "a@example.com"),
+            ("ip", "2001:db8::1"),
+            ("subject", "CN=*"),
+        ] {
+            assert!(name(key, text).is_ok(), "{key} {text}");
+        }
+        for (key, text) in [
+            ("dns", "*"),
+            ("dns", "*."),
+            ("dns", "*example.com"),
+            ("dns", "a.*.com"),
+            ("dns", "*.*.com"),
+            ("uri", "*"),
+            ("uri", "spiffe://*"),
+            ("uri", "spiffe://example.com/a*"),
+            ("uri", "spiffe://example.com/*/b"),
+            ("email", "*"),
+            ("email", "*@"),
+            ("email", "a*@example.com"),
+            ("ip", "192.0.2.0/24"),
+        ] {
+            assert!(name(key, text).is_err(), "{key} {text}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_is_read_as_openssl_prints_it() {
+        let plain = "00".repeat(31) + "aB";
+        let colons = vec!["00"; 31].join(":") + ":AB";
+        assert_eq!(fingerprint(&plain).unwrap()[31], 0xab);
+        assert_eq!(fingerprint(&plain), fingerprint(&colons));
+        for bad in [
+            "",
+            "00",
+            &"zz".repeat(32),
+            &(colons.clone() + ":"),
+            &plain[1..],
+            &"0:".repeat(48)[1..],
+        ] {
+            assert_eq!(fingerprint(bad), None, "{bad}");
+        }
+    }
 }

@@ -155,7 +155,15 @@ impl Gate {
         let target = self.head.uri.path_and_query().context("no path")?;
         let client = ClientAddr::believed([192, 0, 2, 1].into());
         let head = &self.head;
-        let ask = Ask { head, target, client, certificate: None, is_tls: true, now: Now::read };
+        let ask = Ask {
+            head,
+            target,
+            client,
+            certificate: None,
+            is_tls: true,
+            body: None,
+            now: Now::read,
+        };
         let access = self.config.routes.first().and_then(|route| route.access.as_ref());
         let known = pin!(authorize(access, (&self.authenticators, &self.memories), ask));
         // The key is here, so that nothing is waited for.

@@ -159,6 +159,6 @@ fn head(token: &str) -> Parts {
 fn ask(jwt: &Jwt, head: &Parts, memory: &Memory, now: fn() -> Now) -> Answer {
     let target = head.uri.path_and_query().unwrap();
     let client = ClientAddr::believed("192.0.2.1".parse().unwrap());
-    let ask = Ask { head, target, client, certificate: None, is_tls: true, now };
+    let ask = Ask { head, target, client, certificate: None, is_tls: true, body: None, now };
     block_on(jwt.authenticate(&ask, memory))
 }

@@ -110,6 +110,7 @@ fn what_the_configuration_knows_of_the_consumer_is_added() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("keys.json"), jwks().to_string()).unwrap();
     let text = "listen: [{address: 127.0.0.1:80}]\nauth: {x: {jwt: {jwks_file: keys.json}}}\n\
+                plans: {gold: {limits: [{rate: 1/s}]}}\n\
                 consumers: {app: {plan: gold, roles: [partner]}}";
     let config = parse(folder.path().join("a.yaml").to_str().unwrap(), text).unwrap();
     let AuthKind::Jwt(jwt) = &config.auth[0].kind else { panic!("another kind") };

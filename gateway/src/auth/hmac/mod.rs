@@ -1,0 +1,271 @@
+//! Callers by the signature of their request: four header fields, or HTTP Message Signatures (RFC 9421). What is
+//! signed is what the client has sent, before anything is rewritten; nothing of a body goes on before its digest was
+//! checked, and a nonce is used up only by a signature that holds.
+
+mod digest;
+mod fields;
+mod headers;
+mod key;
+mod message;
+mod nonces;
+mod query;
+#[cfg(test)]
+mod vectors;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+
+use self::key::Verifier;
+use self::nonces::{Nonce, Nonces, Refused};
+use super::{Answer, Ask, Consumers, Identity};
+use crate::base::time::utc;
+use crate::config::{self, HmacProof, SecretSource};
+use crate::shared::Redis;
+
+/// Bytes of a nonce: enough that nobody guesses one, and no more than a name needs.
+const NONCE_BYTES: std::ops::RangeInclusive<usize> = 16..=128;
+
+/// Whoever has one of these keys.
+#[derive(Debug)]
+pub(super) struct Hmac {
+    name: Box<str>,
+    config: config::Hmac,
+    keys: HashMap<Box<str>, Key>,
+    nonces: Arc<Nonces>,
+    /// What several gateways share decides for all of them.
+    redis: Option<Redis>,
+    /// What was signed before this second may have been forgotten, with a smaller skew than there is now.
+    known_from: u64,
+}
+
+#[derive(Debug)]
+struct Key {
+    verifier: Verifier,
+    identity: Arc<Identity>,
+}
+
+/// What of a request signatures are over.
+#[derive(Clone, Copy, Debug)]
+struct Message<'a> {
+    method: &'a Method,
+    /// Path and query as the client has sent them.
+    target: &'a str,
+    headers: &'a HeaderMap,
+    /// `https` or `http`.
+    scheme: &'static str,
+}
+
+impl Hmac {
+    /// Reads the keys. Nonces that were used stay used: they are those of `before`.
+    pub(super) fn new(
+        (name, config): (&str, &config::Hmac),
+        consumers: &Consumers,
+        redis: Option<&Redis>,
+        before: Option<&Self>,
+    ) -> Result<Self, String> {
+        let mut keys = HashMap::new();
+        for one in &config.keys {
+            let verifier = match &one.proof {
+                HmacProof::Secret(source) => Verifier::shared(source.read()?.bytes()),
+                HmacProof::PublicKey(path) => {
+                    Verifier::public(SecretSource::File(path.clone()).read()?.bytes())
+                }
+            };
+            let verifier = verifier.map_err(|error| format!("the key `{}`: {error}", one.id))?;
+            let identity = Identity {
+                authenticator: name.into(),
+                consumer: Some(one.consumer.as_str().into()),
+                key: Some(one.id.as_str().into()),
+                ..Identity::default()
+            };
+            let identity = Arc::new(consumers.complete(identity));
+            keys.insert(one.id.as_str().into(), Key { verifier, identity });
+        }
+        let now = utc().0 / 1000;
+        let nonces = before.map(|before| Arc::clone(&before.nonces));
+        let nonces = nonces.unwrap_or_else(|| Arc::new(Nonces::new(now)));
+        let known_from = before.map_or(0, |before| match before.config.skew < config.skew {
+            true => before.known_from.max(now.saturating_sub(before.config.skew.as_secs())),
+            false => before.known_from,
+        });
+        Ok(Self {
+            name: name.into(),
+            config: config.clone(),
+            keys,
+            nonces,
+            redis: redis.cloned(),
+            known_from,
+        })
+    }
+
+    /// Who has signed the request.
+    pub(super) async fn authenticate(&self, ask: &Ask<'_>) -> Answer {
+        let message = Message {
+            method: &ask.head.method,
+            target: ask.target.as_str(),
+            headers: &ask.head.headers,
+            scheme: if ask.is_tls { "https" } else { "http" },
+        };
+        match self.signer(ask, &message).await {
+            Ok(Some(identity)) => Answer::Known(Arc::clone(identity)),
+            Ok(None) => Answer::Absent,
+            Err(answer) => answer,
+        }
+    }
+
+    async fn signer(
+        &self,
+        ask: &Ask<'_>,
+        message: &Message<'_>,
+    ) -> Result<Option<&Arc<Identity>>, Answer> {
+        let config::Hmac { headers, rfc9421, .. } = self.config;
+        let fields = headers.then(|| headers::Signed::of(message.headers)).transpose();
+        let known = |key: &str| self.keys.contains_key(key);
+        let described = rfc9421.then(|| message::Signed::of(message.headers, known)).transpose();
+        match (fields.map_err(Answer::Refused)?.flatten(), described) {
+            (Some(signed), Ok(None | Some(None))) => {
+                self.by_fields(&signed, ask, message).await.map(Some)
+            }
+            (None, Ok(Some(Some(signed)))) => {
+                self.by_description(&signed, ask, message).await.map(Some)
+            }
+            (None, Ok(None | Some(None))) => Ok(None),
+            (None, Err(reason)) => Err(Answer::Refused(reason)),
+            (Some(_), _) => Err(Answer::Refused("the request is signed in two ways")),
+        }
+    }
+
+    async fn by_fields(
+        &self,
+        signed: &headers::Signed<'_>,
+        ask: &Ask<'_>,
+        message: &Message<'_>,
+    ) -> Result<&Arc<Identity>, Answer> {
+        let key = self.keys.get(signed.key).filter(|key| key.verifier.is_shared());
+        let key = key.ok_or(Answer::Refused("no such key"))?;
+        self.is_timely(signed.timestamp, ask)?;
+        let nonce = Nonce::of(signed.key, signed.nonce);
+        self.is_new(nonce, signed.timestamp)?;
+        let body = self.body(ask).await?;
+        let text = signed.text(message, &body);
+        if !key.verifier.verifies(text.as_bytes(), &signed.signature) {
+            return Err(Answer::Refused("the signature does not hold"));
+        }
+        self.remember(nonce, signed.timestamp, ask).await?;
+        Ok(&key.identity)
+    }
+
+    async fn by_description(
+        &self,
+        signed: &message::Signed,
+        ask: &Ask<'_>,
+        message: &Message<'_>,
+    ) -> Result<&Arc<Identity>, Answer> {
+        let key = self.keys.get(signed.key.as_str()).ok_or(Answer::Refused("no such key"))?;
+        let (created, nonce) = self.is_described(signed, key, ask).map_err(Answer::Refused)?;
+        self.is_timely(created, ask)?;
+        self.is_new(nonce, created)?;
+        let base = signed.base(message).map_err(Answer::Refused)?;
+        if !key.verifier.verifies(base.as_bytes(), &signed.signature) {
+            return Err(Answer::Refused("the signature does not hold"));
+        }
+        let body = self.body(ask).await?;
+        if signed.covers_body() {
+            digest::verify(message.headers, &body).map_err(Answer::Refused)?;
+        } else if !body.is_empty() {
+            return Err(Answer::Refused("the signature does not cover content-digest"));
+        }
+        self.remember(nonce, created, ask).await?;
+        Ok(&key.identity)
+    }
+
+    /// What a description must say: everything that is required, and nothing that contradicts the key.
+    fn is_described(
+        &self,
+        signed: &message::Signed,
+        key: &Key,
+        ask: &Ask<'_>,
+    ) -> Result<(u64, Nonce), &'static str> {
+        signed.covers_enough(&self.config.cover)?;
+        if signed.algorithm.as_ref().is_some_and(|named| named != key.verifier.algorithm()) {
+            return Err("the signature names another algorithm than its key has");
+        }
+        if signed.expires.is_some_and(|expires| expires <= seconds(ask)) {
+            return Err("the signature has expired");
+        }
+        let created = signed.created.ok_or("the signature does not say when it was created")?;
+        let nonce = signed.nonce.as_deref().ok_or("the signature has no nonce")?;
+        if !nonce_is_good(nonce) {
+            return Err("the nonce of the signature is no nonce");
+        }
+        Ok((created, Nonce::of(&signed.key, nonce)))
+    }
+
+    fn is_timely(&self, signed: u64, ask: &Ask<'_>) -> Result<(), Answer> {
+        if seconds(ask).abs_diff(signed) > self.config.skew.as_secs() {
+            return Err(Answer::Refused("signed too long ago, or by a clock that is ahead"));
+        }
+        Ok(())
+    }
+
+    /// The whole body, of which nothing has gone on yet.
+    async fn body(&self, ask: &Ask<'_>) -> Result<Bytes, Answer> {
+        let Some(body) = ask.body else { return Ok(Bytes::new()) };
+        body.whole(self.config.body_bytes).await.map_err(Answer::Failed)
+    }
+
+    /// Refuses what is known to be used before anything costly is done. What decides is [`Self::remember`].
+    fn is_new(&self, nonce: Nonce, signed: u64) -> Result<(), Answer> {
+        if signed < self.known_from {
+            return Err(answer(Refused::Forgotten));
+        }
+        match self.redis {
+            Some(_) => Ok(()),
+            None => self.nonces.check(nonce, signed).map_err(answer),
+        }
+    }
+
+    /// Uses the nonce up, once for all gateways that share Redis, or for this process.
+    async fn remember(&self, nonce: Nonce, signed: u64, ask: &Ask<'_>) -> Result<(), Answer> {
+        if let Some(redis) = &self.redis {
+            // One second more, for both clocks are read to the second.
+            let until = signed.saturating_add(self.config.skew.as_secs() + 1);
+            let keep = Duration::from_secs(until.saturating_sub(seconds(ask)).max(1));
+            return match redis.is_first(&self.name, &nonce.0, keep).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(answer(Refused::Used)),
+                Err(_) => Err(Answer::Unavailable("Redis cannot be asked about the nonce")),
+            };
+        }
+        let expired = seconds(ask).saturating_sub(self.config.skew.as_secs());
+        self.nonces.remember(nonce, signed, expired, self.config.nonces).map_err(answer)
+    }
+}
+
+fn seconds(ask: &Ask<'_>) -> u64 {
+    (ask.now)().utc.0 / 1000
+}
+
+fn answer(refused: Refused) -> Answer {
+    match refused {
+        Refused::Used => Answer::Refused("the nonce was used before"),
+        Refused::Forgotten => Answer::Refused("signed before what is still known of nonces"),
+        Refused::Full => Answer::Unavailable("the table of nonces is full"),
+    }
+}
+
+fn nonce_is_good(nonce: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    NONCE_BYTES.contains(&nonce.len()) && nonce.bytes().all(good)
+}
+
+/// What would be signed, for the fuzz target: nothing that clients send makes it panic.
+pub fn signature_base(headers: &HeaderMap) -> Option<String> {
+    let message = Message { method: &Method::GET, target: "/a?b=c", headers, scheme: "https" };
+    let signed = message::Signed::of(headers, |_| true).ok()??;
+    signed.base(&message).ok()
+}

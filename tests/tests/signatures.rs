@@ -1,0 +1,458 @@
+//! Signed requests through the real binary: what is accepted once, and everything that is not.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use gateway::base::time::utc;
+use harness::client::Client;
+use harness::gateway::Gateway;
+use harness::origin::{Origin, Reply};
+use harness::redis::Redis;
+use harness::site::{PATIENCE, Site};
+use harness::{Result, wait_for};
+use serde_json::{Value, json};
+
+const SECRET: &str = "an-example-secret-that-all-may-know";
+const OTHER: &str = "another-secret-that-is-long-enough-too";
+
+struct Setting {
+    site: Site,
+    origin: Origin,
+    listen: SocketAddr,
+    folder: tempfile::TempDir,
+}
+
+impl Setting {
+    fn new() -> Result<Self> {
+        let site = Site::new()?;
+        let origin = site.origin(|_| Reply::Answer(200, "ok"))?;
+        let listen = site.free_address()?;
+        let folder = tempfile::tempdir()?;
+        readable(folder.path(), 0o755)?;
+        for (name, secret) in [("one", SECRET), ("two", OTHER)] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, format!("{secret}\n"))?;
+            readable(&path, 0o644)?;
+        }
+        Ok(Self { site, origin, listen, folder })
+    }
+
+    fn config(&self, hmac: &Value) -> Value {
+        let path = |name: &str| self.folder.path().join(name);
+        let mut hmac = hmac.as_object().cloned().unwrap_or_default();
+        let keys = json!([
+            {"id": "partner-1", "consumer": "acme", "secret": {"file": path("one")}},
+            {"id": "partner-2", "consumer": "acme", "secret": {"file": path("two")}},
+        ]);
+        hmac.insert("keys".to_owned(), keys);
+        json!({
+            "listen": [{"address": self.listen.to_string()}],
+            "workers": 2,
+            "kernel": {"attach": "off"},
+            "auth": {"signed": {"hmac": hmac}},
+            "upstreams": {"service": {"endpoints": [self.origin.address.to_string()]}},
+            "routes": [{
+                "match": {"path": "/{rest*}"},
+                "auth": "signed",
+                "require": {"consumers": ["acme"]},
+                "upstream": "service",
+                "rewrite": "/behind/{rest}",
+            }],
+        })
+    }
+
+    fn gateway(&self, hmac: &Value) -> Result<Gateway<'_>> {
+        let mut gateway = Gateway::unprivileged(self.site.namespace.as_ref(), self.config(hmac))?;
+        gateway.start()?;
+        Ok(gateway)
+    }
+
+    /// The status of a request over a connection of its own.
+    fn ask(&self, request: &[u8]) -> Result<u16> {
+        let mut client = self.site.connect(None, self.listen)?;
+        client.send(request)?;
+        Ok(client.receive()?.status)
+    }
+}
+
+fn readable(path: &Path, mode: u32) -> Result {
+    use std::os::unix::fs::PermissionsExt as _;
+    Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?)
+}
+
+fn now() -> u64 {
+    utc().0 / 1000
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A request in parts, so that a test can change each of them behind its signature.
+#[derive(Clone)]
+struct Signed {
+    method: &'static str,
+    target: String,
+    timestamp: String,
+    nonce: String,
+    key: &'static str,
+    signature: String,
+    body: &'static str,
+}
+
+impl Signed {
+    fn new(method: &'static str, target: &str, nonce: &str, body: &'static str) -> Self {
+        Self::at(now(), (method, target), nonce, body)
+    }
+
+    fn at(
+        timestamp: u64,
+        (method, target): (&'static str, &str),
+        nonce: &str,
+        body: &'static str,
+    ) -> Self {
+        let nonce = format!("{nonce:-<16}");
+        let hash = hex(digest(&SHA256, body.as_bytes()).as_ref());
+        let text = format!("{method}\n{target}\n{timestamp}\n{nonce}\n{hash}");
+        let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+        Self {
+            method,
+            target: target.to_owned(),
+            timestamp: timestamp.to_string(),
+            nonce,
+            key: "partner-1",
+            signature: hex(hmac::sign(&key, text.as_bytes()).as_ref()),
+            body,
+        }
+    }
+
+    fn head(&self, more: &str) -> String {
+        let Self { method, target, timestamp, nonce, key, signature, .. } = self;
+        format!(
+            "{method} {target} HTTP/1.1\r\nHost: h\r\nX-API-Key: {key}\r\nX-Timestamp: {timestamp}\r\n\
+             X-Nonce: {nonce}\r\nX-Signature: {signature}\r\n{more}\r\n"
+        )
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let length = format!("Content-Length: {}\r\n", self.body.len());
+        [self.head(&length).as_bytes(), self.body.as_bytes()].concat()
+    }
+
+    fn chunked(&self) -> Vec<u8> {
+        let mut bytes = self.head("Transfer-Encoding: chunked\r\n").into_bytes();
+        for piece in self.body.as_bytes().chunks(3) {
+            bytes.extend(format!("{:x}\r\n", piece.len()).into_bytes());
+            bytes.extend([piece, b"\r\n"].concat());
+        }
+        bytes.extend(b"0\r\nX-Trailer: unsigned\r\n\r\n");
+        bytes
+    }
+}
+
+#[test]
+fn a_signed_request_is_accepted_once_whatever_happens_in_between() -> Result {
+    let setting = Setting::new()?;
+    let gateway = setting.gateway(&json!({}))?;
+    let signed = Signed::new("POST", "/orders?page=2&sort=-date", "once", "{\"hello\": \"world\"}");
+    assert_eq!(setting.ask(&signed.bytes())?, 200);
+    let seen = setting.origin.requests().pop().expect("the service was asked");
+    assert_eq!(seen.line, "POST /behind/orders?page=2&sort=-date HTTP/1.1");
+    assert_eq!(seen.body, signed.body.as_bytes());
+    assert_eq!(setting.ask(&signed.bytes())?, 401, "the same once more");
+
+    gateway.write_config(setting.config(&json!({"skew": "10m"})))?;
+    gateway.cli(&["reload"])?.ok()?;
+    assert_eq!(setting.ask(&signed.bytes())?, 401, "the same after a reload");
+    let again = Signed::new("GET", "/", "twice", "");
+    assert_eq!(setting.ask(&again.bytes())?, 200);
+    assert_eq!(setting.origin.requests().len(), 2);
+    assert!(!gateway.log().contains(SECRET) && !gateway.log().contains(&signed.signature));
+    Ok(())
+}
+
+#[test]
+fn whatever_is_changed_behind_its_signature_is_noticed() -> Result {
+    let setting = Setting::new()?;
+    let _gateway = setting.gateway(&json!({}))?;
+    let good = Signed::new("PUT", "/a%2Db?q=a+b", "changed", "body");
+    let (mut method, mut body, mut key) = (good.clone(), good.clone(), good.clone());
+    method.method = "POST";
+    body.body = "Body";
+    key.key = "partner-2";
+    let mut changed = vec![method, body, key];
+    for target in
+        ["/a-b?q=a+b", "/a%2db?q=a+b", "/a%2Db?q=a%20b", "/a%2Db", "/A%2Db?q=a+b", "/a%2Db?q=a+b&"]
+    {
+        changed.push(Signed { target: target.to_owned(), ..good.clone() });
+    }
+    for signature in [
+        good.signature[..62].to_owned(),
+        good.signature.to_uppercase(),
+        format!("{}00", good.signature),
+        "0".repeat(64),
+        String::new(),
+    ] {
+        changed.push(Signed { signature, ..good.clone() });
+    }
+    let later = (now() + 1).to_string();
+    changed.push(Signed { timestamp: later, ..good.clone() });
+    changed.push(Signed { timestamp: format!("0{}", good.timestamp), ..good.clone() });
+    changed.push(Signed { nonce: format!("{}x", good.nonce), ..good.clone() });
+    changed.push(Signed { key: "partner-9", ..good.clone() });
+    for (index, request) in changed.iter().enumerate() {
+        assert_eq!(setting.ask(&request.bytes())?, 401, "number {index}");
+    }
+    for twice in
+        ["X-API-Key: partner-1", "X-Timestamp: 1", "X-Nonce: 1", "X-Signature: 1", "x-nonce: "]
+    {
+        let request = good.head(&format!("{twice}\r\nContent-Length: 4\r\n")) + good.body;
+        assert_eq!(setting.ask(request.as_bytes())?, 401, "{twice}");
+    }
+    assert!(setting.origin.requests().is_empty(), "nothing of it was forwarded");
+    assert_eq!(setting.ask(&good.bytes())?, 200, "none of that has used the nonce up");
+    Ok(())
+}
+
+#[test]
+fn a_clock_may_be_off_by_the_skew_and_no_more() -> Result {
+    let setting = Setting::new()?;
+    let _gateway = setting.gateway(&json!({"skew": "5m"}))?;
+    for (timestamp, status) in [
+        (now() + 200, 200),
+        (now() + 400, 401),
+        (now() - 400, 401),
+        // Within the skew, but before the gateway was started: it may have been used then.
+        (now() - 200, 401),
+        (0, 401),
+    ] {
+        let signed = Signed::at(timestamp, ("GET", "/"), &format!("t{timestamp}"), "");
+        assert_eq!(setting.ask(&signed.bytes())?, status, "{timestamp} at {}", now());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_body_is_read_in_full_within_its_bound_before_anything_goes_on() -> Result {
+    let setting = Setting::new()?;
+    let _gateway = setting.gateway(&json!({"body_bytes": 64}))?;
+    let chunked = Signed::new("POST", "/", "chunked", "a body in pieces");
+    assert_eq!(setting.ask(&chunked.chunked())?, 200);
+    let seen = setting.origin.requests().pop().expect("the service was asked");
+    assert_eq!(seen.body, b"a body in pieces");
+
+    const LONG: &str =
+        "more than the bound: 0123456789012345678901234567890123456789012345678901234567890";
+    for nonce in ["declared", "pieces"] {
+        let long = Signed::new("POST", "/", nonce, LONG);
+        let bytes = if nonce == "pieces" { long.chunked() } else { long.bytes() };
+        assert_eq!(setting.ask(&bytes)?, 413, "{nonce}");
+    }
+    let mut wrong = Signed::new("POST", "/", "mismatch", "right");
+    wrong.body = "wrong";
+    assert_eq!(setting.ask(&wrong.chunked())?, 401);
+    assert_eq!(setting.origin.requests().len(), 1);
+
+    let waiting = Signed::new("POST", "/", "expect", "body");
+    let mut client = setting.site.connect(None, setting.listen)?;
+    client.send(waiting.head("Expect: 100-continue\r\nContent-Length: 4\r\n").as_bytes())?;
+    assert_eq!(client.receive()?.status, 100);
+    client.send(b"body")?;
+    assert_eq!(client.receive()?.status, 200);
+    let unknown = Signed { key: "nobody", ..Signed::new("POST", "/", "unknown", "body") };
+    client.send(unknown.head("Expect: 100-continue\r\nContent-Length: 4\r\n").as_bytes())?;
+    assert_eq!(client.receive()?.status, 401, "nobody asks for a body that does not matter");
+    Ok(())
+}
+
+#[test]
+fn http2_is_signed_as_http1_is() -> Result {
+    let setting = Setting::new()?;
+    let _gateway = setting.gateway(&json!({}))?;
+    let signed = Signed::new("POST", "/x?y=%31", "http2", "body");
+    let url = format!("http://{}{}", setting.listen, signed.target);
+    let fields = [
+        "X-API-Key: partner-1".to_owned(),
+        format!("X-Timestamp: {}", signed.timestamp),
+        format!("X-Nonce: {}", signed.nonce),
+        format!("X-Signature: {}", signed.signature),
+    ];
+    let mut arguments = vec!["--http2-prior-knowledge", "-d", "body", "-w", " %{http_code}", &url];
+    fields.iter().for_each(|field| arguments.extend(["-H", field]));
+    let said = setting.site.curl(&arguments)?;
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "ok 200");
+    let said = setting.site.curl(&arguments)?;
+    assert!(String::from_utf8_lossy(&said.stdout).ends_with(" 401"));
+    Ok(())
+}
+
+#[test]
+fn a_full_table_of_nonces_refuses_and_a_bad_signature_takes_no_place_in_it() -> Result {
+    let setting = Setting::new()?;
+    let _gateway = setting.gateway(&json!({"nonces": 1000}))?;
+    let mut client = setting.site.connect(None, setting.listen)?;
+    let mut status = |signed: &Signed| -> Result<u16> {
+        client.send(&signed.bytes())?;
+        Ok(client.receive()?.status)
+    };
+    for number in 0..1200 {
+        let forged = Signed::new("GET", "/", &format!("forged-{number}"), "");
+        assert_eq!(status(&Signed { signature: "0".repeat(64), ..forged })?, 401);
+    }
+    let mut found = Vec::new();
+    for number in 0..1100 {
+        found.push(status(&Signed::new("GET", "/", &format!("number-{number}"), ""))?);
+    }
+    assert_eq!(found[0], 200);
+    assert!(found.contains(&503) && found.iter().all(|status| [200, 503].contains(status)));
+    Ok(())
+}
+
+/// A request signed as RFC 9421 has it.
+fn described(components: &str, base: &str, params: &str, more: &str, body: &str) -> String {
+    let params = format!("({components}){params}");
+    let base = format!("{base}\"@signature-params\": {params}");
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    let signature = STANDARD.encode(hmac::sign(&key, base.as_bytes()));
+    format!(
+        "POST /x?y=z HTTP/1.1\r\nHost: Example.com:80\r\nSignature-Input: s={params}\r\n\
+         Signature: s=:{signature}:\r\nContent-Length: {}\r\n{more}\r\n{body}",
+        body.len()
+    )
+}
+
+#[test]
+fn message_signatures_are_accepted_if_they_cover_enough() -> Result {
+    let setting = Setting::new()?;
+    let _gateway = setting.gateway(&json!({"cover": ["x-account"]}))?;
+    let digest = format!("sha-256=:{}:", STANDARD.encode(digest(&SHA256, b"body")));
+    let fields = format!("Content-Digest: {digest}\r\nX-Account: 7\r\n");
+    let all = "\"@method\" \"@target-uri\" \"content-digest\" \"x-account\"";
+    let base = format!(
+        "\"@method\": POST\n\"@target-uri\": http://example.com/x?y=z\n\"content-digest\": {digest}\n\
+         \"x-account\": 7\n"
+    );
+    let params = |nonce: &str, more: &str| {
+        format!(";created={};keyid=\"partner-1\";nonce=\"{nonce:-<16}\"{more}", now())
+    };
+    let good = described(all, &base, &params("good", ""), &fields, "body");
+    assert_eq!(setting.ask(good.as_bytes())?, 200);
+    assert_eq!(setting.ask(good.as_bytes())?, 401, "once more");
+    let named = described(all, &base, &params("alg", ";alg=\"hmac-sha256\""), &fields, "body");
+    assert_eq!(setting.ask(named.as_bytes())?, 200);
+
+    let refused = |what: &str, request: &str| -> Result {
+        assert_eq!(setting.ask(request.as_bytes())?, 401, "{what}");
+        Ok(())
+    };
+    let with = |more: &str| described(all, &base, &params("other", more), &fields, "body");
+    refused("another algorithm", &with(";alg=\"ed25519\""))?;
+    refused("expired", &with(&format!(";expires={}", now() - 1)))?;
+    let body = with("").replace("\r\n\r\nbody", "\r\n\r\nBODY");
+    refused("another body", &body)?;
+    let field = with("").replace("X-Account: 7", "X-Account: 8");
+    refused("another field", &field)?;
+    let twice = with("").replace("X-Account: 7", "X-Account: 7\r\nX-Account: 7");
+    refused("a field twice", &twice)?;
+    let label = with("").replace("Signature: s=", "Signature: s=:AAAA:, s=");
+    refused("a label twice", &label)?;
+    let both = with("").replace("X-Account", "X-Signature: 00\r\nX-Account");
+    refused("two ways at once", &both)?;
+    let no_nonce = format!(";created={};keyid=\"partner-1\"", now());
+    refused("no nonce", &described(all, &base, &no_nonce, &fields, "body"))?;
+    let no_time = ";keyid=\"partner-1\";nonce=\"no-time---------\"";
+    refused("no time", &described(all, &base, no_time, &fields, "body"))?;
+    let little = "\"@method\" \"@target-uri\" \"x-account\"";
+    let base_of_little =
+        "\"@method\": POST\n\"@target-uri\": http://example.com/x?y=z\n\"x-account\": 7\n";
+    let bodiless = described(little, base_of_little, &params("little", ""), &fields, "body");
+    refused("a body that is not covered", &bodiless)?;
+    let empty = described(little, base_of_little, &params("empty", ""), &fields, "");
+    assert_eq!(setting.ask(empty.as_bytes())?, 200, "no body needs no digest");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_a_key_is_explained_and_never_shown() -> Result {
+    let setting = Setting::new()?;
+    std::fs::write(setting.folder.path().join("one"), "too-short")?;
+    let config = setting.config(&json!({}));
+    let mut gateway = Gateway::unprivileged(setting.site.namespace.as_ref(), config)?;
+    let outcome = gateway.start_refused()?;
+    let said = format!("{outcome:?}");
+    assert!(
+        said.contains("auth.signed: the key `partner-1`") && !said.contains("too-short"),
+        "{said}"
+    );
+    let mut typed = setting.config(&json!({}));
+    typed["auth"]["signed"]["hmac"]["keys"][0]["secret"] = json!("typed-into-the-file");
+    gateway.write_config(typed)?;
+    let said = format!("{:?}", gateway.start_refused()?);
+    assert!(said.contains("a secret does not belong into this file"), "{said}");
+    Ok(())
+}
+
+/// A gateway beside others, which share what `redis` knows, and where it listens.
+fn sharing(redis: &Redis, secret: &Path) -> Result<(Gateway<'static>, SocketAddr)> {
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let keys = json!([{"id": "partner-1", "consumer": "acme", "secret": {"file": secret}}]);
+    let mut gateway = Gateway::unprivileged(
+        None,
+        json!({
+            "listen": [{"address": listen.to_string()}],
+            "workers": 1,
+            "kernel": {"attach": "off"},
+            "state": {"redis": {"addresses": [redis.address.to_string()], "timeout": "1s"}},
+            "auth": {"signed": {"hmac": {"keys": keys}}},
+            "upstreams": {"service": {"endpoints": ["echo"]}},
+            "routes": [{"match": {"path": "/{rest*}"}, "auth": "signed", "upstream": "service"}],
+        }),
+    )?;
+    gateway.start()?;
+    Ok((gateway, listen))
+}
+
+#[test]
+fn gateways_that_share_redis_accept_a_nonce_once_together_and_refuse_without_it() -> Result {
+    let folder = tempfile::tempdir()?;
+    readable(folder.path(), 0o755)?;
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, SECRET)?;
+    readable(&secret, 0o644)?;
+    let mut redis = Redis::start()?;
+    let (_one, first) = sharing(&redis, &secret)?;
+    let (_other, second) = sharing(&redis, &secret)?;
+    let ask = |listen: SocketAddr, signed: &Signed| -> Result<u16> {
+        let mut client = Client::connect_here(None, listen, PATIENCE)?;
+        client.send(&signed.bytes())?;
+        Ok(client.receive()?.status)
+    };
+    let settled = |listen: SocketAddr, name: &str| {
+        let mut number = 0;
+        // Until it is known that Redis is there.
+        wait_for("an answer", PATIENCE, || {
+            number += 1;
+            let fresh = Signed::new("GET", "/", &format!("{name}-{number}"), "");
+            Ok((ask(listen, &fresh)? == 200).then_some(fresh))
+        })
+    };
+    let used = settled(first, "first")?;
+    settled(second, "second")?;
+    assert_eq!(ask(second, &used)?, 401, "used at the other gateway");
+    assert_eq!(ask(first, &used)?, 401);
+    redis.kill()?;
+    for listen in [first, second] {
+        assert_eq!(ask(listen, &Signed::new("GET", "/", "without", ""))?, 503);
+        assert_eq!(ask(listen, &used)?, 503, "nobody can tell");
+        let forged = Signed::new("GET", "/", "forged", "");
+        let forged = Signed { signature: "0".repeat(64), ..forged };
+        assert_eq!(ask(listen, &forged)?, 401, "what is wrong anyway is no question for Redis");
+    }
+    redis.start_again()?;
+    settled(first, "again")?;
+    Ok(())
+}
