@@ -245,9 +245,10 @@ fn verified(token: &str, keys: &Value) -> Result<Value> {
     let parts: Vec<Value> = token.split('.').map(Value::from).collect();
     let [header, claims, signature] = parts.as_slice() else { anyhow::bail!("no token: {token}") };
     let header: Value = serde_json::from_slice(&decode(header)?)?;
-    let known = keys["keys"].as_array().into_iter().flatten();
-    let key = known.filter(|key| key["kid"] == header["kid"] && key["alg"] == header["alg"]).last();
-    let x = decode(&key.ok_or_else(|| anyhow::anyhow!("no key for {header}"))?["x"])?;
+    let known = keys.get("keys").and_then(Value::as_array).into_iter().flatten();
+    let is_named = |key: &&Value| ["kid", "alg"].iter().all(|it| key.get(it) == header.get(it));
+    let x = known.filter(is_named).find_map(|key| key.get("x"));
+    let x = decode(x.ok_or_else(|| anyhow::anyhow!("no key for {header}"))?)?;
     let signed = token.rsplit_once('.').map_or("", |(signed, _)| signed);
     UnparsedPublicKey::new(&ED25519, x).verify(signed.as_bytes(), &decode(signature)?)?;
     Ok(serde_json::from_slice(&decode(claims)?)?)
