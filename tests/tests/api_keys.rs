@@ -185,6 +185,7 @@ fn asking<'s>(
         "workers": 2,
         "kernel": {"attach": "off"},
         "auth": {"partners": {"api_key": api_key}},
+        "plans": {"gold": {"limits": [{"rate": "1000000/s"}]}},
         "consumers": {"acme": {"plan": "gold", "tenant": "eu"}},
         "upstreams": {"service": {"endpoints": [origin.address.to_string()]}},
         "routes": [

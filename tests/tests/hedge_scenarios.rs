@@ -106,7 +106,9 @@ fn what_may_not_be_sent_twice_or_has_no_budget_is_not_hedged() -> Result {
     let mut statuses = [ask(address, "GET", "")?, ask(address, "GET", "")?];
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 504], "without a budget each waits for its own");
-    assert_eq!(counted(&without, "/hedges_refused/budget")?, 1);
+    // The slow one for sure, and the other one too where this host is slower than a millisecond.
+    let refused = counted(&without, "/hedges_refused/budget")?;
+    assert!((1..=2).contains(&refused), "{refused}");
     drop(without);
 
     let plenty = json!({

@@ -106,7 +106,8 @@ pub(crate) fn provide(program: &str, package: &str, is_root: bool) -> anyhow::Re
     Ok(())
 }
 
-fn found(program: &str) -> bool {
+/// Whether a program is installed.
+pub(crate) fn found(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Servers are where only root looks.
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into()]);

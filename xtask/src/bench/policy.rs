@@ -1,7 +1,9 @@
 //! `cargo xtask bench policy`: what it costs to decide how much callers may, in the process itself: a million keys, all
 //! CPUs at once, each decision with its own clock and hash; and to know who calls. Processor time, so that what else
-//! runs meanwhile is not measured.
+//! runs meanwhile is not measured. And what all of it adds to a request, in a gateway under load.
 
+mod redis;
+mod requests;
 mod tokens;
 
 use std::path::Path;
@@ -38,22 +40,29 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     if cfg!(debug_assertions) {
         return optimised(root);
     }
-    let known = CASES.map(|(name, _)| name);
+    let of_requests = requests::CASES.map(|(name, _)| name);
+    let known = [&CASES.map(|(name, _)| name)[..], &of_requests[..]].concat();
     for case in &args.cases {
         ensure!(known.contains(&&**case), "no case `{case}`: there are {}", known.join(", "));
     }
+    let is_chosen = |name: &str| args.cases.is_empty() || args.cases.iter().any(|c| c == name);
     let mut setup = Map::new();
     setup.insert("keys".to_owned(), json!(KEYS));
     setup.insert("threads".to_owned(), json!(threads()));
+    setup.insert("seconds_per_round".to_owned(), json!(requests::seconds(args)));
     let mut report = Report::start(root, args, setup)?;
     for (name, case) in CASES {
-        if args.cases.is_empty() || args.cases.iter().any(|wanted| wanted == name) {
+        if is_chosen(name) {
             case(args, name, &mut report).with_context(|| format!("case {name}"))?;
         }
     }
+    requests::run(root, args, is_chosen, &mut report)?;
     let of = |subject| Comparison { figure: "ns_per_decision", subject, peer: "clock" };
-    let local = subjects().map(|(name, _)| of(name));
-    report.finish(&local.into_iter().chain(tokens::comparisons()).collect::<Vec<_>>())
+    let mut comparisons: Vec<_> = subjects().map(|(name, _)| of(name)).into();
+    comparisons.extend(tokens::comparisons());
+    comparisons.extend(requests::comparisons());
+    comparisons.extend(redis::comparisons());
+    report.finish(&comparisons)
 }
 
 /// The same once more, by a build that is worth measuring.

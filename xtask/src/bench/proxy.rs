@@ -3,12 +3,12 @@
 //! loopback.
 
 mod cases;
-mod configs;
+pub(super) mod configs;
 mod idle;
-mod load;
-mod origins;
+pub(super) mod load;
+pub(super) mod origins;
 mod reload;
-mod subjects;
+pub(super) mod subjects;
 mod websocket;
 
 use std::ops::RangeInclusive;
@@ -44,19 +44,19 @@ const PEERS: [&str; 5] = ["nginx", "haproxy", "haproxy-tcp", subjects::BASELINE,
 
 /// CPUs by what runs there.
 #[derive(Clone, Copy)]
-struct Cpus {
+pub(super) struct Cpus {
     /// The subject.
-    subject: usize,
+    pub(super) subject: usize,
     /// The origins and the load generators.
-    rest: usize,
+    pub(super) rest: usize,
 }
 
 /// What holds for each measurement.
 #[derive(Clone)]
-struct Run {
-    cpus: Cpus,
-    seconds: u32,
-    interrupted: Arc<AtomicBool>,
+pub(super) struct Run {
+    pub(super) cpus: Cpus,
+    pub(super) seconds: u32,
+    pub(super) interrupted: Arc<AtomicBool>,
 }
 
 /// Figures of one measurement, with their units in their names.
@@ -176,7 +176,7 @@ fn setup(args: &Args) -> anyhow::Result<Map<String, Value>> {
 
 impl Cpus {
     /// The first and the last CPU that this process may use.
-    fn find() -> anyhow::Result<Self> {
+    pub(super) fn find() -> anyhow::Result<Self> {
         let allowed = sched_getaffinity(Pid::from_raw(0))?;
         let mut allowed = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
         match (allowed.next(), allowed.next_back()) {

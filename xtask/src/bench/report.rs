@@ -28,6 +28,7 @@ pub(super) struct Report {
     json: bool,
     file: Option<PathBuf>,
     lines: Vec<String>,
+    skipped: u32,
     /// Case, subject and figure, in the order in which they were first seen.
     series: Vec<((String, String, String), Vec<f64>)>,
 }
@@ -47,6 +48,7 @@ impl Report {
             json: args.json || !std::io::stdout().is_terminal(),
             file: args.keep.then(|| root.join(RUNS).join(file)),
             lines: Vec::new(),
+            skipped: 0,
             series: Vec::new(),
         };
         let mut head = machine(root, date)?;
@@ -85,6 +87,7 @@ impl Report {
         if !self.json {
             println!("{case:<16} skipped: {reason}");
         }
+        self.skipped += 1;
         self.line(json!({ "case": case, "skipped": reason }));
     }
 
@@ -105,6 +108,9 @@ impl Report {
             self.line(json!({
                 "case": case, "figure": figure, "subject": subject, "peer": peer, "ratio": ratio
             }));
+        }
+        if self.skipped > 0 {
+            eprintln!("cases skipped: {}", self.skipped);
         }
         let Some(file) = self.file else { return Ok(()) };
         std::fs::create_dir_all(file.parent().unwrap_or(&file))?;
@@ -205,7 +211,8 @@ mod tests {
 
     #[test]
     fn a_ratio_is_subject_over_peer_of_medians_and_only_where_both_ran() {
-        let mut report = Report { json: true, file: None, lines: Vec::new(), series: Vec::new() };
+        let mut report =
+            Report { json: true, file: None, lines: Vec::new(), skipped: 0, series: Vec::new() };
         for (round, value) in [(1, 10.0), (2, 30.0), (3, 20.0)] {
             report.round("one", "ours", round, &[("ns", value)]);
             report.round("one", "theirs", round, &[("ns", 2.0 * value)]);

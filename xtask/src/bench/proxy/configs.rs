@@ -10,10 +10,10 @@ use super::origins::BODY;
 
 /// Where a subject listens.
 #[derive(Clone, Copy)]
-pub(super) struct Places {
-    pub(super) plain: SocketAddr,
-    pub(super) tls: SocketAddr,
-    pub(super) h2c: SocketAddr,
+pub(in crate::bench) struct Places {
+    pub(in crate::bench) plain: SocketAddr,
+    pub(in crate::bench) tls: SocketAddr,
+    pub(in crate::bench) h2c: SocketAddr,
 }
 
 /// What is behind the subjects.
@@ -120,7 +120,8 @@ pub(super) fn origin(files: &Path, address: SocketAddr) -> String {
     location / {{ return 200 '{BODY}'; }}
     location = /64k {{ }}
     location = /10m {{ }}
-    location = /seen {{ return 200 '{{{seen}}}'; }} }}"
+    location = /seen {{ return 200 '{{{seen}}}'; }}
+    location = /caller {{ return 200 '$http_x_consumer|$http_x_user_id'; }} }}"
     ))
 }
 

@@ -15,31 +15,31 @@ use super::subjects::{Running, pinned};
 
 /// What is loaded.
 #[derive(Clone, Copy)]
-pub(super) struct Target {
-    pub(super) address: SocketAddr,
-    pub(super) is_tls: bool,
+pub(in crate::bench) struct Target {
+    pub(in crate::bench) address: SocketAddr,
+    pub(in crate::bench) is_tls: bool,
 }
 
 /// Load by wrk: each connection has one request at a time, HTTP/1.1.
-pub(super) struct Wrk {
-    pub(super) path: &'static str,
-    pub(super) connections: u32,
+pub(in crate::bench) struct Wrk {
+    pub(in crate::bench) path: &'static str,
+    pub(in crate::bench) connections: u32,
     /// A connection for each request.
-    pub(super) close: bool,
+    pub(in crate::bench) close: bool,
 }
 
 /// Load by h2load.
-pub(super) struct H2load {
-    pub(super) path: &'static str,
-    pub(super) clients: u32,
+pub(in crate::bench) struct H2load {
+    pub(in crate::bench) path: &'static str,
+    pub(in crate::bench) clients: u32,
     /// Requests at a time on each connection.
-    pub(super) streams: u32,
-    pub(super) kind: Kind,
+    pub(in crate::bench) streams: u32,
+    pub(in crate::bench) kind: Kind,
 }
 
 /// What h2load speaks.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::bench) enum Kind {
     Http1,
     Http2,
     /// HTTP/2 with the header fields and a message of gRPC.
@@ -48,11 +48,11 @@ pub(super) enum Kind {
 
 /// What a round came to.
 #[derive(Debug, PartialEq)]
-pub(super) struct Load {
-    pub(super) requests: f64,
-    pub(super) requests_per_second: f64,
-    pub(super) p50_us: f64,
-    pub(super) p99_us: f64,
+pub(in crate::bench) struct Load {
+    pub(in crate::bench) requests: f64,
+    pub(in crate::bench) requests_per_second: f64,
+    pub(in crate::bench) p50_us: f64,
+    pub(in crate::bench) p99_us: f64,
 }
 
 impl Target {
@@ -63,13 +63,26 @@ impl Target {
 }
 
 impl Wrk {
-    pub(super) fn run(&self, target: Target, run: &Run) -> anyhow::Result<Load> {
+    pub(in crate::bench) fn run(&self, target: Target, run: &Run) -> anyhow::Result<Load> {
+        self.run_with(target, run, None)
+    }
+
+    /// With this header field in every request.
+    pub(in crate::bench) fn run_with(
+        &self,
+        target: Target,
+        run: &Run,
+        field: Option<&str>,
+    ) -> anyhow::Result<Load> {
         let mut command = pinned(run.cpus.rest, "wrk");
         command.args(["--threads", "1", "--latency", "--timeout", "10s"]);
         command.args(["--connections".to_owned(), self.connections.to_string()]);
         command.args(["--duration".to_owned(), format!("{}s", run.seconds)]);
         if self.close {
             command.args(["--header", "Connection: close"]);
+        }
+        if let Some(field) = field {
+            command.args(["--header", field]);
         }
         let said = output(command.arg(target.url(self.path)), run, run.seconds)?;
         parse_wrk(&said).with_context(|| format!("wrk said\n{said}"))
@@ -78,7 +91,12 @@ impl Wrk {
 
 impl H2load {
     /// At `rate` requests per second, or as fast as can be.
-    pub(super) fn run(&self, target: Target, run: &Run, rate: Option<f64>) -> anyhow::Result<Load> {
+    pub(in crate::bench) fn run(
+        &self,
+        target: Target,
+        run: &Run,
+        rate: Option<f64>,
+    ) -> anyhow::Result<Load> {
         let folder = tempfile::tempdir()?;
         let log = folder.path().join("log");
         let mut command = pinned(run.cpus.rest, "h2load");
@@ -172,7 +190,7 @@ fn parse_h2load(said: &str, log: &str, seconds: f64) -> anyhow::Result<Load> {
 }
 
 /// Of sorted values, that which so many percent of them do not exceed.
-pub(super) fn quantile(sorted: &[f64], percent: usize) -> anyhow::Result<f64> {
+pub(in crate::bench) fn quantile(sorted: &[f64], percent: usize) -> anyhow::Result<f64> {
     let index = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
     sorted.get(index).copied().context("nothing was measured")
 }

@@ -9,7 +9,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 /// What the origin answers.
-pub(super) const BODY: &str = concat!(
+pub(in crate::bench) const BODY: &str = concat!(
     r#"{"id":4711,"name":"Ada Lovelace","mail":"ada@example.com","#,
     r#""roles":["reader","writer"],"active":true,"score":98.2500}"#
 );
@@ -61,7 +61,7 @@ pub(super) fn head(stream: &mut TcpStream) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Keeps the calling thread on this CPU.
-pub(super) fn pin(cpu: usize) -> anyhow::Result<()> {
+pub(in crate::bench) fn pin(cpu: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)

@@ -46,16 +46,16 @@ pub(super) struct Field {
 }
 
 /// One proxy.
-pub(super) struct Subject {
+pub(in crate::bench) struct Subject {
     /// As the report calls it.
-    pub(super) name: &'static str,
+    pub(in crate::bench) name: &'static str,
     places: Places,
     processes: Vec<i32>,
     _running: Running,
 }
 
 /// A program and all that it started.
-pub(super) struct Running(Child);
+pub(in crate::bench) struct Running(Child);
 
 impl Field {
     pub(super) fn new(binary: &Path, baseline: Option<&Path>, cpus: Cpus) -> anyhow::Result<Self> {
@@ -114,20 +114,26 @@ impl Field {
 
     /// Empties the access logs: they are written, and nobody reads them.
     pub(super) fn forget_logs(&self) -> anyhow::Result<()> {
-        for entry in fs::read_dir(self.folder.path())? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "access") {
-                File::options().write(true).open(path)?.set_len(0)?;
-            }
-        }
-        Ok(())
+        forget_logs(self.folder.path())
     }
 }
 
-struct Setting<'a> {
-    folder: &'a Path,
-    cpus: Cpus,
-    binary: &'a Path,
+/// Empties the access logs in a folder.
+pub(in crate::bench) fn forget_logs(folder: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "access") {
+            File::options().write(true).open(path)?.set_len(0)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where subjects are, and of which build.
+pub(in crate::bench) struct Setting<'a> {
+    pub(in crate::bench) folder: &'a Path,
+    pub(in crate::bench) cpus: Cpus,
+    pub(in crate::bench) binary: &'a Path,
 }
 
 impl Setting<'_> {
@@ -141,7 +147,16 @@ impl Setting<'_> {
         let plain = free_address()?;
         let places = Places { plain, tls: free_address()?, h2c: plain };
         let config = configs::gateway(name, self.folder, &places, behind);
-        let config = configs::with_routes(config, routes);
+        self.configured(name, places, &configs::with_routes(config, routes))
+    }
+
+    /// A gateway of this configuration, which is kept as `NAME.yaml`.
+    pub(in crate::bench) fn configured(
+        &self,
+        name: &'static str,
+        places: Places,
+        config: &Value,
+    ) -> anyhow::Result<Subject> {
         let file = self.write(&format!("{name}.yaml"), &config.to_string())?;
         let mut command = pinned(self.cpus.subject, &self.binary.to_string_lossy());
         self.subject(name, places, command.arg("run").arg(file))
@@ -166,7 +181,8 @@ impl Setting<'_> {
         self.subject(name, places, &mut command)
     }
 
-    fn origin(&self, address: SocketAddr) -> anyhow::Result<Running> {
+    /// The service behind them.
+    pub(in crate::bench) fn origin(&self, address: SocketAddr) -> anyhow::Result<Running> {
         let files = self.folder.join("files");
         fs::create_dir_all(&files)?;
         for (name, bytes) in origins::FILES {
@@ -245,11 +261,16 @@ impl Subject {
         Ok(Self { name, places, processes, _running: running })
     }
 
+    /// Its listener without TLS.
+    pub(in crate::bench) fn plain(&self) -> Target {
+        Target { address: self.places.plain, is_tls: false }
+    }
+
     /// What to load.
     pub(super) fn port(&self, port: Port) -> Target {
-        let Places { plain, tls, h2c } = self.places;
+        let Places { tls, h2c, .. } = self.places;
         match port {
-            Port::Plain => Target { address: plain, is_tls: false },
+            Port::Plain => self.plain(),
             Port::Tls => Target { address: tls, is_tls: true },
             Port::H2c => Target { address: h2c, is_tls: false },
         }
@@ -280,7 +301,7 @@ impl Subject {
     }
 
     /// Time on the CPU since the start, of all its processes.
-    pub(super) fn cpu_ns(&self) -> anyhow::Result<f64> {
+    pub(in crate::bench) fn cpu_ns(&self) -> anyhow::Result<f64> {
         let mut sum = 0.0;
         for process in &self.processes {
             for task in fs::read_dir(format!("/proc/{process}/task"))? {
@@ -369,7 +390,8 @@ pub(super) fn pinned(cpu: usize, program: &str) -> Command {
     command
 }
 
-fn free_address() -> anyhow::Result<SocketAddr> {
+/// One of loopback that nobody listens at.
+pub(in crate::bench) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
