@@ -1,11 +1,17 @@
 //! What services are told about callers, through the real binary: nothing that a client says about itself gets through,
 //! over HTTP/1 and HTTP/2, before and after the body, known or not.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use harness::Result;
+use harness::client::Response;
 use harness::gateway::Gateway;
 use harness::http2::{Frame, Http2, block, flag, kind, request};
 use harness::origin::{Origin, Reply, Request};
@@ -225,5 +231,93 @@ fn a_reload_changes_what_is_told_of_callers_that_were_known_before() -> Result {
     gateway.cli(&["reload"])?.ok()?;
     let seen = ask()?;
     assert_eq!((seen.header("x-tenant"), seen.header("x-org")), (None, Some("us")));
+    Ok(())
+}
+
+fn new_key() -> Result<String> {
+    let text = STANDARD.encode(Ed25519KeyPair::generate()?.to_pkcs8v1()?);
+    Ok(format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"))
+}
+
+/// What a token says that holds by one of these keys.
+fn verified(token: &str, keys: &Value) -> Result<Value> {
+    let decode = |text: &Value| URL_SAFE_NO_PAD.decode(text.as_str().unwrap_or_default());
+    let parts: Vec<Value> = token.split('.').map(Value::from).collect();
+    let [header, claims, signature] = parts.as_slice() else { anyhow::bail!("no token: {token}") };
+    let header: Value = serde_json::from_slice(&decode(header)?)?;
+    let known = keys.get("keys").and_then(Value::as_array).into_iter().flatten();
+    let is_named = |key: &&Value| ["kid", "alg"].iter().all(|it| key.get(it) == header.get(it));
+    let x = known.filter(is_named).find_map(|key| key.get("x"));
+    let x = decode(x.ok_or_else(|| anyhow::anyhow!("no key for {header}"))?)?;
+    let signed = token.rsplit_once('.').map_or("", |(signed, _)| signed);
+    UnparsedPublicKey::new(&ED25519, x).verify(signed.as_bytes(), &decode(signature)?)?;
+    Ok(serde_json::from_slice(&decode(claims)?)?)
+}
+
+#[test]
+fn a_service_gets_a_token_that_holds_by_the_published_keys_and_never_that_of_a_client() -> Result {
+    let (site, folder) = (Site::new()?, tempfile::tempdir()?);
+    let origin = site.origin(ok)?;
+    let file = |name: &str| folder.path().join(name);
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+    std::fs::write(file("first"), new_key()?)?;
+    std::fs::write(file("second"), new_key()?)?;
+    let token = json!({
+        "key": {"file": file("first")}, "issuer": "gate", "audience": "orders", "lifetime": "10m",
+    });
+    let (gateway, key, listen) = gateway(&site, origin.address, json!({"token": token}))?;
+    let path = "/.well-known/gateway-identity/jwks.json";
+    let mut client = site.connect(None, listen)?;
+    let mut ask = |method: &str, path: &str, fields: &str| -> Result<Response> {
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: h\r\n{fields}\r\n").as_bytes())?;
+        client.receive()
+    };
+    let keys = ask("GET", path, "")?;
+    assert_eq!(keys.header("content-type"), Some("application/jwk-set+json"));
+    assert_eq!(keys.header("cache-control"), Some("public, max-age=300"));
+    assert!(!keys.text().contains("\"d\""), "{}", keys.text());
+    let refused = ask("POST", path, "Content-Length: 0\r\n")?;
+    assert_eq!((refused.status, refused.header("allow")), (405, Some("GET, HEAD")));
+    assert!(origin.requests().is_empty(), "a service has seen what is for the gateway");
+    let keys: Value = serde_json::from_str(&keys.text())?;
+
+    let forged = "X-Identity-Token: forged\r\nx_identity_token: forged\r\n";
+    assert_eq!(ask("GET", "/", forged)?.status, 200);
+    assert!(!format!("{:?}", last(&origin)?).contains("forged"));
+    let known = format!("{forged}X-API-Key: {key}\r\n");
+    let told = |answer: Response| -> Result<(String, Request)> {
+        assert_eq!(answer.status, 200);
+        let seen = last(&origin)?;
+        Ok((seen.header("x-identity-token").unwrap_or_default().to_owned(), seen))
+    };
+    let (token, seen) = told(ask("GET", "/", &known)?)?;
+    assert!(!format!("{seen:?}").contains("forged"), "{seen:?}");
+    let claims = verified(&token, &keys)?;
+    for (name, value) in [
+        ("iss", json!("gate")),
+        ("aud", json!("orders")),
+        ("sub", json!("acme")),
+        ("tenant", json!("eu")),
+        ("roles", json!(["buyer", "50%_off"])),
+        ("scopes", json!(["read"])),
+    ] {
+        assert_eq!(claims[name], value, "{name}");
+    }
+    assert_eq!(claims["exp"].as_u64(), claims["iat"].as_u64().map(|issued| issued + 600));
+    assert_eq!(told(ask("GET", "/", &known)?)?.0, token, "it is signed once");
+
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(gateway.config())?)?;
+    config["identity"]["token"]["previous_keys"] = json!([{"file": file("first")}]);
+    config["identity"]["token"]["key"] = json!({"file": file("second")});
+    gateway.write_config(config.clone())?;
+    gateway.cli(&["reload"])?.ok()?;
+    let (renewed, _) = told(ask("GET", "/", &known)?)?;
+    assert!(verified(&renewed, &keys).is_err(), "it is signed by the new key");
+    let keys: Value = serde_json::from_str(&ask("GET", path, "")?.text())?;
+    assert_eq!(verified(&renewed, &keys)?["sub"], verified(&token, &keys)?["sub"]);
+
+    config["identity"]["token"]["key"] = json!({"file": file("none")});
+    gateway.write_config(config)?;
+    gateway.cli(&["reload"])?.refused(2, "openssl genpkey -algorithm ed25519 -out FILE")?;
     Ok(())
 }

@@ -9,15 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use super::Identity;
+use super::identity_token::IdentityToken;
+use crate::base::time::Now;
 use crate::config::{self, Attribute};
 use crate::http::headers::Names;
 
 /// Bytes of one value; what is longer is not told at all.
-const VALUE_MAX_BYTES: usize = 8 * 1024;
+pub(super) const VALUE_MAX_BYTES: usize = 8 * 1024;
 
 /// What services are told, compiled.
 #[derive(Debug)]
@@ -25,6 +28,7 @@ pub struct Forward {
     /// Which configuration this is, so that nothing made by another is used.
     id: u64,
     told: config::Told,
+    token: Option<IdentityToken>,
     removed: Names,
 }
 
@@ -34,15 +38,18 @@ pub struct Made(ArcSwapOption<Fields>);
 
 struct Fields {
     by: u64,
+    /// When, where a token is among them.
+    at: Option<Now>,
     fields: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Forward {
-    /// Compiles what the configuration says.
-    pub(super) fn new(told: &config::Told) -> Self {
+    /// Compiles what the configuration says. The error names the setting.
+    pub(super) fn new(told: &config::Told) -> Result<Self, String> {
         static IDS: AtomicU64 = AtomicU64::new(1);
         let id = IDS.fetch_add(1, Ordering::Relaxed);
-        Self { id, told: told.clone(), removed: Names::new(&told.removed) }
+        let token = told.token.as_ref().map(IdentityToken::new).transpose()?;
+        Ok(Self { id, told: told.clone(), token, removed: Names::new(&told.removed) })
     }
 
     /// The names that never come from clients.
@@ -50,17 +57,34 @@ impl Forward {
         &self.removed
     }
 
+    /// The keys that services verify tokens by, if they are published at `path`.
+    pub fn jwks(&self, path: &str) -> Option<&Bytes> {
+        self.token.as_ref()?.jwks(path)
+    }
+
     /// Tells a service who calls, and nothing that the client said about it.
-    pub fn tell(&self, identity: Option<&Arc<Identity>>, headers: &mut HeaderMap) {
+    pub fn tell(
+        &self,
+        identity: Option<&Arc<Identity>>,
+        headers: &mut HeaderMap,
+        now: impl FnOnce() -> Now,
+    ) {
         self.removed.remove_from(headers);
         let Some(identity) = identity else { return };
+        let token = self.token.as_ref().map(|token| (token, now()));
+        let is_fresh = |made: &Fields| match (token, made.at) {
+            (Some((token, now)), Some(at)) => token.is_fresh(at, now),
+            (token, _) => token.is_none(),
+        };
         let made = identity.made.0.load();
-        match made.as_ref().filter(|made| made.by == self.id) {
+        match made.as_ref().filter(|made| made.by == self.id && is_fresh(made)) {
             Some(made) => write(&made.fields, headers),
             None => {
-                let fields = self.fields(identity);
+                let mut fields = self.fields(identity);
+                fields.extend(token.and_then(|(token, now)| token.field(identity, now.utc)));
                 write(&fields, headers);
-                identity.made.0.store(Some(Arc::new(Fields { by: self.id, fields })));
+                let at = token.map(|(_, now)| now);
+                identity.made.0.store(Some(Arc::new(Fields { by: self.id, at, fields })));
             }
         }
     }
@@ -68,12 +92,15 @@ impl Forward {
     fn fields(&self, identity: &Identity) -> Vec<(HeaderName, HeaderValue)> {
         let field = |(name, attribute): &(HeaderName, Attribute)| {
             let text = text(attribute, identity).filter(|text| text.len() <= VALUE_MAX_BYTES)?;
-            // Names of its own: workers do not count the holders of one name together.
-            let name = HeaderName::from_bytes(name.as_str().as_bytes()).ok()?;
-            Some((name, HeaderValue::from_str(&text).ok()?))
+            Some((unshared(name)?, HeaderValue::from_str(&text).ok()?))
         };
         self.told.fields.iter().filter_map(field).collect()
     }
+}
+
+/// A name of its own: workers do not count the holders of one name together.
+pub(super) fn unshared(name: &HeaderName) -> Option<HeaderName> {
+    HeaderName::from_bytes(name.as_str().as_bytes()).ok()
 }
 
 fn write(fields: &[(HeaderName, HeaderValue)], headers: &mut HeaderMap) {
@@ -176,7 +203,12 @@ mod tests {
             .map(|(name, attribute)| (HeaderName::from_static(name), attribute.clone()))
             .collect();
         let removed = fields.iter().map(|(name, _)| name.clone()).collect();
-        Forward::new(&config::Told { fields, removed })
+        Forward::new(&config::Told { fields, token: None, removed }).unwrap()
+    }
+
+    /// Without a token nobody asks what time it is.
+    fn never() -> Now {
+        panic!("the time was asked for")
     }
 
     fn headers(fields: &[(&str, &str)]) -> HeaderMap {
@@ -196,11 +228,11 @@ mod tests {
         let mut asked = headers(&forged);
         asked.extend(headers(&[("X-Roles", "admin"), ("X-User-Idx", "stays")]));
         let mut known = asked.clone();
-        forward.tell(None, &mut asked);
+        forward.tell(None, &mut asked, never);
         assert_eq!(asked, headers(&[("x-user-idx", "stays")]));
         let caller = Identity { user: Some("eve".into()), ..Identity::default() };
         for _ in 0..2 {
-            forward.tell(Some(&Arc::new(caller.clone())), &mut known);
+            forward.tell(Some(&Arc::new(caller.clone())), &mut known, never);
             assert_eq!(known, headers(&[("x-user-id", "eve"), ("x-user-idx", "stays")]));
         }
     }
@@ -209,11 +241,11 @@ mod tests {
     fn what_was_made_by_another_configuration_is_not_used() {
         let caller = Arc::new(Identity { user: Some("eve".into()), ..Identity::default() });
         let mut told = HeaderMap::new();
-        forward(&[("x-old", Attribute::User)]).tell(Some(&caller), &mut told);
+        forward(&[("x-old", Attribute::User)]).tell(Some(&caller), &mut told, never);
         let mut told = HeaderMap::new();
         let new = forward(&[("x-new", Attribute::User)]);
         for _ in 0..2 {
-            new.tell(Some(&caller), &mut told);
+            new.tell(Some(&caller), &mut told, never);
             assert_eq!(told, headers(&[("x-new", "eve")]));
         }
     }
@@ -253,7 +285,8 @@ mod tests {
         for (length, told) in [(VALUE_MAX_BYTES, 1), (VALUE_MAX_BYTES + 1, 0)] {
             let user = Some("x".repeat(length).into());
             let mut headers = headers(&[("X-User-Id", "admin")]);
-            forward.tell(Some(&Arc::new(Identity { user, ..Identity::default() })), &mut headers);
+            let caller = Arc::new(Identity { user, ..Identity::default() });
+            forward.tell(Some(&caller), &mut headers, never);
             assert_eq!(headers.len(), told);
         }
     }

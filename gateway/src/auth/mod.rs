@@ -13,6 +13,7 @@ mod expression;
 mod forward;
 mod hmac;
 mod identity;
+mod identity_token;
 mod introspection;
 mod json;
 mod jwt;
@@ -158,7 +159,7 @@ impl Authenticators {
             Ok(Authenticator { config: one.clone(), kind, outcomes })
         });
         let all = all.collect::<Result<_, String>>()?;
-        let forward = config.told.as_ref().map(Forward::new);
+        let forward = config.told.as_ref().map(Forward::new).transpose()?;
         Ok(Self { all, workers: config.workers, keys: Some(keys), forward })
     }
 

@@ -1,6 +1,8 @@
 //! `identity`: what services are told about callers, in which header fields. Whatever clients send under these names,
 //! in any spelling, never reaches a service, also where nobody is known.
 
+use std::path::Path;
+
 use http::HeaderName;
 use http::header::AUTHORIZATION;
 use serde::Deserialize;
@@ -8,13 +10,16 @@ use serde::Deserialize;
 use super::at::At;
 use super::auth::{Authenticator, ClaimPath};
 use super::forms::Named;
+use super::identity_token::{IdentityToken, RawIdentityToken, token};
 use super::routes::header_name;
 use super::tree::shorten;
 
 /// Claims that are told.
-const CLAIMS_MAX: usize = 32;
-/// What stands for no field.
-const OFF: &str = "off";
+pub(super) const CLAIMS_MAX: usize = 32;
+/// What stands for nothing.
+pub(super) const OFF: &str = "off";
+/// The field of the token.
+const TOKEN: &str = "x-identity-token";
 /// Fields by which messages are framed and routed, or that the gateway writes by other rules.
 const TAKEN: [&str; 22] = [
     "accept",
@@ -71,7 +76,9 @@ pub enum Attribute {
 pub struct Told {
     /// Each field with what it says.
     pub fields: Vec<(HeaderName, Attribute)>,
-    /// Names that never come from clients: those of `fields`, and the usual ones that are off.
+    /// The same, signed.
+    pub token: Option<IdentityToken>,
+    /// Names that never come from clients: those in use, and the usual ones that are off.
     pub removed: Vec<HeaderName>,
 }
 
@@ -89,20 +96,22 @@ pub(super) struct RawIdentity {
     key: Option<String>,
     authenticator: Option<String>,
     claims: Named<String>,
+    token: Option<RawIdentityToken>,
 }
 
 /// What services are told, where callers can be known or the section is there.
 pub(super) fn identity(
     raw: Option<&RawIdentity>,
     auth: &[Authenticator],
+    folder: &Path,
     at: At<'_>,
 ) -> Option<Told> {
     let usual = RawIdentity::default();
     let raw = raw.or((!auth.is_empty()).then_some(&usual));
-    raw.map(|raw| told(raw, at))
+    raw.map(|raw| told(raw, folder, at))
 }
 
-fn told(raw: &RawIdentity, at: At<'_>) -> Told {
+fn told(raw: &RawIdentity, folder: &Path, at: At<'_>) -> Told {
     let attributes = [
         ("user", &raw.user, Some("x-user-id"), Attribute::User),
         ("roles", &raw.roles, Some("x-roles"), Attribute::Roles),
@@ -114,7 +123,7 @@ fn told(raw: &RawIdentity, at: At<'_>) -> Told {
         ("key", &raw.key, None, Attribute::Key),
         ("authenticator", &raw.authenticator, None, Attribute::Authenticator),
     ];
-    let mut told = Told { fields: Vec::new(), removed: Vec::new() };
+    let mut told = Told { fields: Vec::new(), token: None, removed: Vec::new() };
     for (key, typed, usual, attribute) in attributes {
         let usual = usual.map(HeaderName::from_static);
         told.removed.extend(usual.clone());
@@ -125,22 +134,13 @@ fn told(raw: &RawIdentity, at: At<'_>) -> Told {
         };
         told.fields.extend(name.map(|name| (name, attribute)));
     }
-    let at = at.key("claims");
-    if raw.claims.0.len() > CLAIMS_MAX {
-        let message = format!("{} claims are too many", raw.claims.0.len());
-        at.on_key().error_with_help(message, format!("name at most {CLAIMS_MAX}"));
-    }
-    for (index, (typed, path)) in raw.claims.0.iter().enumerate() {
-        let at = at.entry(index);
-        let Some(path) = ClaimPath::parse(path) else {
-            at.error_with_help(
-                format!("`{}` is no path to a claim", shorten(path)),
-                "write the names from the outermost on, with dots between: realm_access.roles",
-            );
-            continue;
-        };
-        let name = name(typed, &told, at.on_key());
-        told.fields.extend(name.map(|name| (name, Attribute::Claim(path))));
+    claims(&raw.claims, &mut told, at.key("claims"));
+    if let Some(raw) = &raw.token {
+        let at = at.key("token");
+        let header = token_header(raw.header.as_deref(), &told, at.key("header"));
+        told.removed.push(HeaderName::from_static(TOKEN));
+        told.removed.extend(header.clone());
+        told.token = token(raw, header, folder, at);
     }
     for (name, _) in &told.fields {
         if !told.removed.contains(name) {
@@ -148,6 +148,39 @@ fn told(raw: &RawIdentity, at: At<'_>) -> Told {
         }
     }
     told
+}
+
+fn claims(raw: &Named<String>, told: &mut Told, at: At<'_>) {
+    if raw.0.len() > CLAIMS_MAX {
+        let message = format!("{} claims are too many", raw.0.len());
+        at.on_key().error_with_help(message, format!("name at most {CLAIMS_MAX}"));
+    }
+    for (index, (typed, path)) in raw.0.iter().enumerate() {
+        let at = at.entry(index);
+        let Some(path) = claim_path(path, at) else { continue };
+        let name = name(typed, told, at.on_key());
+        told.fields.extend(name.map(|name| (name, Attribute::Claim(path))));
+    }
+}
+
+/// Where a claim is.
+pub(super) fn claim_path(text: &str, at: At<'_>) -> Option<ClaimPath> {
+    let path = ClaimPath::parse(text);
+    if path.is_none() {
+        at.error_with_help(
+            format!("`{}` is no path to a claim", shorten(text)),
+            "write the names from the outermost on, with dots between: realm_access.roles",
+        );
+    }
+    path
+}
+
+fn token_header(typed: Option<&str>, told: &Told, at: At<'_>) -> Option<HeaderName> {
+    if typed == Some(OFF) {
+        at.error_with_help("a token needs a header", "leave the section out for no token");
+        return None;
+    }
+    name(typed.unwrap_or(TOKEN), told, at)
 }
 
 fn name(typed: &str, told: &Told, at: At<'_>) -> Option<HeaderName> {

@@ -18,6 +18,7 @@ mod forms;
 mod health;
 mod hedge;
 mod identity;
+mod identity_token;
 mod kernel;
 mod limits;
 mod listen;
@@ -63,6 +64,7 @@ pub use self::discovery::{Discovery, Family, Name};
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::identity::{Attribute, Told};
+pub use self::identity_token::IdentityToken;
 pub use self::limits::{
     Allowance, CallerLimit, CountedIn, Limited, Limiting, Per, Period, Plan, Rate, RateAlgorithm,
     WhenUnavailable,
@@ -223,7 +225,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         trusted_proxies,
         consumers: limits.consumers(consumers, (raw, &limited.plans), at),
         limited,
-        told: identity::identity(raw.identity.as_ref(), &auth, at.key("identity")),
+        told: identity::identity(raw.identity.as_ref(), &auth, folder, at.key("identity")),
         discovery,
         upstreams,
         auth,

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use bytes::Bytes;
 use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
@@ -115,7 +116,7 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { client, listener, .. } = &**self.connection;
+        let Connection { client, .. } = &**self.connection;
         let Current { snapshot, memories, .. } = &**self.current;
         let (mut head, body) = request.into_parts();
         let body = Unread::new(body, self.deadline);
@@ -124,10 +125,9 @@ impl Exchange<'_> {
         let client = forwarded::client(*client, &snapshot.config.trusted_proxies, &head.headers);
         self.account.client(client);
         self.rules(client)?;
-        if let Some(port) = listener.redirect {
+        if let Some(response) = self.before_routes(&head)? {
             self.deadline.refused();
-            let response = target::redirect(&head, port)?.map(Answer::Gateway);
-            return Ok(prepare::response(response, id));
+            return Ok(prepare::response(response.map(Answer::Gateway), id));
         }
         let asked = head.uri.path_and_query().cloned();
         let routed = target::route(&snapshot.routes, &mut head)?;
@@ -197,7 +197,8 @@ impl Exchange<'_> {
         let mut request =
             prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
         if let Some(forward) = snapshot.authenticators.forward() {
-            forward.tell(admitted.authorized().identity(), request.headers_mut());
+            let identity = admitted.authorized().identity();
+            forward.tell(identity, request.headers_mut(), Now::read);
         }
         self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));
         transform::fields::apply(&route.request_headers, request.headers_mut());
@@ -233,6 +234,16 @@ impl Exchange<'_> {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         Ok(response)
+    }
+
+    /// The answer to what no route decides.
+    fn before_routes(&self, head: &Parts) -> Result<Option<Response<Bytes>>, Error> {
+        if let Some(port) = self.connection.listener.redirect {
+            return target::redirect(head, port).map(Some);
+        }
+        let forward = self.current.snapshot.authenticators.forward();
+        let keys = forward.and_then(|forward| forward.jwks(head.uri.path()));
+        keys.map(|keys| transform::answer::jwks(keys, &head.method)).transpose()
     }
 
     /// The answer of a route that needs no service.

@@ -1,9 +1,9 @@
-//! Answers that a route gives itself.
+//! Answers that need no service: those that a route gives itself, and the keys of the gateway.
 
 use bytes::Bytes;
-use http::header::LOCATION;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::request::Parts;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Method, Response};
 
 use super::target;
 use crate::base::error::{Error, Kind};
@@ -33,4 +33,17 @@ pub fn respond(respond: &Respond) -> Response<Bytes> {
         headers.append(name.clone(), value.clone());
     }
     response
+}
+
+/// The keys that services verify tokens of the gateway by (RFC 7517).
+pub fn jwks(keys: &Bytes, method: &Method) -> Result<Response<Bytes>, Error> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Err(Error::method_not_allowed("GET, HEAD".to_owned()));
+    }
+    let mut response = Response::new(keys.clone());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
+    // For five minutes: so long before it signs, a key is to be published.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
+    Ok(response)
 }

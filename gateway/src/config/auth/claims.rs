@@ -118,7 +118,8 @@ pub(super) fn rules(raw: &RawRules<'_>, at: At<'_>) -> Option<ClaimRules> {
     })
 }
 
-fn texts(raw: &OneOrList<String>, at: At<'_>) -> Vec<String> {
+/// Texts that stand in tokens letter by letter, each once.
+pub(in crate::config) fn texts(raw: &OneOrList<String>, at: At<'_>) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for (text, at) in raw.each(at) {
         if text.is_empty() {

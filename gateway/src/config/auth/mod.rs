@@ -39,6 +39,7 @@ pub use self::mtls::{CertificateName, Mtls};
 pub use self::place::CredentialPlace;
 pub use self::require::{Alternative, ClaimPath, Require};
 
+pub(super) use self::claims::texts;
 pub(super) use self::consumers::{RawConsumer, consumers};
 pub(super) use self::require::RawRequire;
 
