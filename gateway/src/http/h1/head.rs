@@ -171,8 +171,7 @@ pub struct RequestHead {
 
 /// Reads the head of a request, as [`Scan::find`] has found it.
 pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
-    let end = memchr(b'\r', head).unwrap_or_default();
-    let line = head.get(..end).unwrap_or_default();
+    let (line, begin) = first_line(head);
     let not_a_line = || bad("this is not a request line");
     let method = memchr(b' ', line).ok_or_else(not_a_line)?;
     let version =
@@ -186,7 +185,7 @@ pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
         .ok_or_else(not_a_line)?;
     parts.uri = target(head.slice(method + 1..version), limits)?;
     let mut said = Said::default();
-    parts.headers = fields(head, end + 2, Some(&mut said))?;
+    parts.headers = fields(head, begin, Some(&mut said))?;
     said.check(parts.version)?;
     let is_current = parts.version == Version::HTTP_11;
     if said.upgrade
@@ -223,15 +222,14 @@ pub struct AnswerHead {
 
 /// Reads the head of an answer, as [`Scan::find`] has found it. To the method HEAD there comes no body.
 pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
-    let end = memchr(b'\r', head).unwrap_or_default();
-    let line = head.get(..end).unwrap_or_default();
+    let (line, begin) = first_line(head);
     let (version, rest) =
         line.split_at_checked(VERSION_BYTES).ok_or_else(|| bad("this is not a status line"))?;
     let mut parts = Response::new(()).into_parts().0;
     parts.version = read_version(Some(version))?;
     parts.status = status(rest).ok_or_else(|| bad("this is not a status line"))?;
     let mut said = Said::default();
-    parts.headers = fields(head, end + 2, Some(&mut said))?;
+    parts.headers = fields(head, begin, Some(&mut said))?;
     said.check(parts.version)?;
     let has_none = to_head
         || parts.status.is_informational()
@@ -253,6 +251,13 @@ pub fn answer(head: &Bytes, to_head: bool) -> Result<AnswerHead, Error> {
 /// Reads the fields after a chunked body, as [`Scan::find`] has found them.
 pub fn trailers(section: &Bytes) -> Result<HeaderMap, Error> {
     fields(section, 0, None)
+}
+
+/// The first line, and where the second begins. A CR alone ends no line: what stands behind it would be taken for the
+/// first field, or for the end of all.
+fn first_line(head: &Bytes) -> (&[u8], usize) {
+    let end = memchr(b'\n', head).unwrap_or_default();
+    (head.get(..end).and_then(|line| line.strip_suffix(b"\r")).unwrap_or_default(), end + 1)
 }
 
 const VERSION_BYTES: usize = "HTTP/1.1".len();
@@ -463,6 +468,14 @@ mod tests {
     }
 
     #[test]
+    fn a_cr_alone_ends_no_first_line() {
+        for line in ["GET / HTTP/1.0\rX", "GET / HTTP/1.0\r", "GET / HTTP/1.1\r\r"] {
+            let head = format!("{line}\r\nHost: a\r\nContent-Length: 5\r\n\r\n");
+            assert!(read(head.as_bytes(), head.len()).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
     fn what_could_be_read_in_two_ways_is_refused() {
         for line in [
             "Content-Length: 1\r\nContent-Length: 1",
@@ -598,6 +611,8 @@ mod tests {
             "HTTP/1.1 2000 OK\r\n\r\n",
             "HTTP/1.1 600 OK\r\n\r\n",
             "HTTP/1.1 200 O\0K\r\n\r\n",
+            "HTTP/1.1 200 OK\r!\r\nContent-Length: 3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\r\nContent-Length: 3\r\n\r\n",
             "HTTP/1.2 200 OK\r\n\r\n",
             "\r\nHTTP/1.1 200 OK\r\n\r\n",
         ] {
