@@ -26,7 +26,7 @@ use crate::base::time::UtcMillis;
 /// The SHA-256 of a key.
 pub type Digest = [u8; 32];
 
-/// Keys that the store takes; 10 million use about a gigabyte and a half of disk.
+/// Keys that the store takes.
 pub const KEYS_MAX: u64 = 20_000_000;
 /// How long a key is listed after its end.
 pub const KEPT_AFTER_END: Duration = Duration::from_hours(30 * 24);
