@@ -33,6 +33,7 @@ const RANKS: [(&str, u8); 25] = [
     ("discovery", 3),
     ("auth", 4),
     ("feedback", 4),
+    ("feedback", 4),
     ("limit", 5),
     ("cache", 6),
     ("transform", 6),
