@@ -166,8 +166,8 @@ impl Exchange<'_> {
         Ok(client)
     }
 
-    /// Whether a request may be sent on: it is within the limits by address, its caller is known and may make it, and is
-    /// within all other limits.
+    /// Whether a request may be sent on: it is within the limits by address, its caller is known and may make it, and
+    /// it is within all other limits.
     async fn admitted(
         &self,
         (routed, route): (Routed, &Route),

@@ -54,7 +54,7 @@ pub(super) fn redirect(head: &Parts, port: u16) -> Result<Response<Bytes>, Error
     Ok(response)
 }
 
-/// The route of a request, whose path is left in its normal form, and the target as it was sent, where that was another.
+/// The route of a request, whose path is left in its normal form; and its target as it was sent, if that was another.
 pub fn route(routes: &Table, head: &mut Parts) -> Result<(Routed, Option<Uri>), Error> {
     let bad_path = || Error::new(Kind::BadRequest, "the path can be read in two ways");
     let path = Path::of(head.uri.path()).ok_or_else(bad_path)?;
