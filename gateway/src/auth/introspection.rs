@@ -405,3 +405,21 @@ impl fmt::Debug for Shared {
         formatter.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_was_active_has_expired_and_one_that_never_was_is_refused() {
+        let active = || Verdict::Active(Arc::default());
+        let (refused, expired) = (|| Verdict::Refused("x"), || Verdict::Expired("x"));
+        for before in [active(), expired()] {
+            assert!(matches!(refused().after(Some(&before)), Verdict::Expired("x")));
+        }
+        assert!(matches!(refused().after(None), Verdict::Refused("x")));
+        assert!(matches!(refused().after(Some(&refused())), Verdict::Refused("x")));
+        assert!(matches!(expired().after(None), Verdict::Expired("x")));
+        assert!(matches!(active().after(Some(&expired())), Verdict::Active(_)));
+    }
+}

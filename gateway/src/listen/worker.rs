@@ -18,7 +18,9 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::{ClientAddr, PeerAddr};
+use crate::base::signal::Signal;
 use crate::config::Config;
+use crate::feedback::evidence::Source;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
@@ -104,7 +106,7 @@ impl Worker {
                 &shared.snapshot,
                 &shared.rules,
                 counters,
-                log,
+                (log, shared.reporter.clone()),
             )),
             listeners: RefCell::new(Cache::new(Arc::clone(&shared.listeners))),
             handshakes: Handshakes::new(),
@@ -203,7 +205,7 @@ impl Worker {
             return counters.refused(Refusal::ProxySender);
         }
         let config = self.requests.config();
-        let slot = Slot::take(self, peer.ip());
+        let slot = Slot::take(self, peer);
         if slot.taken_before >= config.bounds.connections {
             return counters.refused(Refusal::TooMany);
         }
@@ -251,6 +253,7 @@ impl Worker {
     /// Lets what is in flight finish, for as long as it may.
     async fn drain(&self) {
         self.draining.set(true);
+        self.requests.stop_noticing();
         for told in self.open.borrow().connections.values() {
             told.waker.wake_by_ref();
         }
@@ -279,13 +282,13 @@ pub(super) struct Slot {
     taken_before: usize,
     /// Where its source is counted.
     source: Cell<Option<usize>>,
-    peer: IpAddr,
-    client: Cell<Option<IpAddr>>,
+    peer: PeerAddr,
+    client: Cell<Option<ClientAddr>>,
     denied: Rc<Cell<bool>>,
 }
 
 impl Slot {
-    fn take(worker: &Rc<Worker>, peer: IpAddr) -> Self {
+    fn take(worker: &Rc<Worker>, peer: PeerAddr) -> Self {
         worker.requests.counters.connections_open.add(1);
         let taken_before = worker.sources.open();
         let mut open = worker.open.borrow_mut();
@@ -317,13 +320,23 @@ impl Slot {
     /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
     pub(super) fn register(&self, waker: &Waker) {
         let (denied, waker) = (Rc::clone(&self.denied), waker.clone());
-        let told = Told { peer: self.peer, client: self.client.get(), denied, waker };
+        let client = self.client.get().map(ClientAddr::ip);
+        let told = Told { peer: self.peer.ip(), client, denied, waker };
         self.worker.open.borrow_mut().connections.insert(self.number, told);
     }
 
     /// From now on rules about `client` concern the connection too.
     pub(super) fn believe(&self, client: ClientAddr) {
-        self.client.set(Some(client.ip()));
+        self.client.set(Some(client));
+    }
+
+    /// The client did something odd; `reason` is what a story says of it. Nobody answers for what a rule ended.
+    pub(super) fn notice(&self, signal: Signal, reason: &'static str) {
+        let peer = || Source::Peer(self.peer);
+        let source = self.client.get().map_or_else(peer, Source::Believed);
+        if !self.is_denied() {
+            self.worker.requests.notice(signal, source, reason);
+        }
     }
 
     /// Whether a rule denies the peer since it was let in.
