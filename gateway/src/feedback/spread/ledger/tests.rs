@@ -1,3 +1,5 @@
+//! Tests of the ledger: whoever hears the same comes to know the same.
+
 use proptest::prelude::*;
 
 use super::*;

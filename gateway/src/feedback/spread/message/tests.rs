@@ -1,3 +1,5 @@
+//! Tests of messages: what is believed, and each reason why not.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -163,7 +165,9 @@ fn a_long_story_is_told_short_and_a_short_one_whole() {
 
 proptest! {
     #[test]
-    fn no_bytes_are_believed_and_none_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+    fn no_bytes_are_believed_and_none_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..5000),
+    ) {
         let keys = keys("g", &[1]);
         prop_assert!(keys.open(&bytes, NOW).is_err());
         let order = format!("{:016x}{:016x}{:016x}", NOW.0, 1, 1);
@@ -171,7 +175,10 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_changed_in_a_message_it_is_no_longer_believed(at in 0_usize..10_000, to in any::<u8>()) {
+    fn whatever_is_changed_in_a_message_it_is_no_longer_believed(
+        at in 0_usize..10_000,
+        to in any::<u8>(),
+    ) {
         let keys = keys("g", &[1]);
         let good = keys.seal(&message(What::Ban(ban(soon()))));
         let mut bad = good.clone();
