@@ -7,6 +7,7 @@ pub mod decision;
 pub mod evidence;
 pub mod good;
 pub mod paths;
+pub mod spread;
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;

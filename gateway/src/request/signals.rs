@@ -33,7 +33,7 @@ const PRESSURE_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 /// What a configuration looks for.
 #[derive(Debug)]
 pub(super) struct Watch {
-    /// A bit for each signal that some rule counts and that weighs anything.
+    /// A bit for each signal that weighs anything, and that some rule counts if there are any.
     counted: u16,
     /// Whether some rule asks for pressure.
     pressure: bool,
@@ -64,11 +64,14 @@ impl Watch {
     pub(super) fn new(feedback: &Feedback) -> Self {
         let weighs = Signal::ALL.into_iter().zip(feedback.weights);
         let weighs = weighs.filter(|(_, weight)| *weight > 0).map(|(signal, _)| signal);
-        let is_used =
-            |signal: &Signal| feedback.rules.iter().any(|rule| rule.signals.contains(signal));
+        let rules = &feedback.rules;
+        // Without any rule signals are counted all the same, for metrics.
+        let is_used = |signal: &Signal| {
+            rules.is_empty() || rules.iter().any(|rule| rule.signals.contains(signal))
+        };
         Self {
             counted: weighs.filter(is_used).fold(0, |bits, signal| bits | bit(signal)),
-            pressure: feedback.rules.iter().any(|rule| rule.under_pressure),
+            pressure: rules.iter().any(|rule| rule.under_pressure),
             scanner_paths: ScannerPaths::new(&feedback.scanner_paths),
         }
     }
@@ -469,6 +472,8 @@ mod tests {
         weights[NotFound as usize] = 0;
         let watch = Watch::new(&feedback(&Signal::ALL, weights));
         assert_eq!(watch.signal(&noted("/a", false), &status(404)), None);
+        assert!(watch.counts(Scanner) && !watch.counts(NotFound));
+        let watch = Watch::new(&Feedback { rules: Vec::new(), ..feedback(&[], weights) });
         assert!(watch.counts(Scanner) && !watch.counts(NotFound));
     }
 
