@@ -65,6 +65,7 @@ fn hash(source: Source, consumer: Option<u64>) -> u64 {
 mod tests {
     use std::collections::HashMap;
 
+    use proptest::option;
     use proptest::prelude::*;
 
     use super::*;
@@ -77,7 +78,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_told_is_what_was_added(
-            requests in proptest::collection::vec((0u32..2000, proptest::option::of(0u64..3)), 0..3000),
+            requests in proptest::collection::vec((0u32..2000, option::of(0u64..3)), 0..3000),
         ) {
             let mut tally = Tally::default();
             let (mut added, mut told) = (HashMap::new(), HashMap::new());
