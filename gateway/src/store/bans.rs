@@ -17,7 +17,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, database_error};
+use super::{Store, StoreError, database_error, io_error};
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::rules::Until;
 
@@ -106,7 +106,7 @@ struct State<T> {
 
 impl<T: Serialize + Send + Sync + 'static> Behind<T> {
     /// Begins to write to a store.
-    pub fn start(store: &Store) -> io::Result<Self> {
+    pub fn start(store: &Store) -> Result<Self, StoreError> {
         let state = State {
             queue: BTreeMap::new(),
             database: store.database.clone(),
@@ -121,7 +121,8 @@ impl<T: Serialize + Send + Sync + 'static> Behind<T> {
         let thread = thread::Builder::new().name("bans".to_owned()).spawn({
             let (shared, path) = (Arc::clone(&shared), path.clone());
             move || run(&shared, &path)
-        })?;
+        });
+        let thread = thread.map_err(|source| io_error(&store.path, source))?;
         Ok(Self { shared, thread: Some(thread), path })
     }
 
@@ -204,7 +205,8 @@ fn run<T: Serialize>(shared: &Shared<T>, path: &str) {
         state.writing = true;
         state.hurry = false;
         drop(state);
-        let written = write(&database, &batch).map_err(|error| database_error(path.as_ref(), error));
+        let written =
+            write(&database, &batch).map_err(|error| database_error(path.as_ref(), error));
         drop(database);
         state = shared.lock();
         state.writing = false;

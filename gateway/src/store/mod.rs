@@ -335,7 +335,8 @@ impl Store {
         database_error(&self.path, error)
     }
 
-    fn bad_entry(&self, key: &str, reason: String) -> StoreError {
+    /// An entry of this store makes no sense.
+    pub fn bad_entry(&self, key: &str, reason: String) -> StoreError {
         StoreError::Entry { path: self.path.display().to_string(), key: key.to_owned(), reason }
     }
 }
