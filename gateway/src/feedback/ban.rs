@@ -1,5 +1,5 @@
-//! Bans: what became of decisions, and what is remembered of them. A ban that has ended or was lifted is remembered for as
-//! long as it makes the next decision about its subject another one.
+//! Bans: what became of decisions, and what is remembered of them. A ban that has ended or was lifted is remembered for
+//! as long as it makes the next decision about its subject another one.
 
 use std::fmt;
 use std::str::FromStr;

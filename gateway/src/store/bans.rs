@@ -1,5 +1,5 @@
-//! Bans as they are kept, by subject, as JSON. They are enforced first and written behind: one thread takes all that has
-//! changed since it last did, and puts it on the disk in one transaction. It knows keys and values, and no ban.
+//! Bans as they are kept, by subject, as JSON. They are enforced first and written behind: one thread takes all that
+//! has changed since it last did, and puts it on the disk in one transaction. It knows keys and values, and no ban.
 //!
 //! ```text
 //! put ──▶ what changed, the last value of each key ──▶ thread ──▶ one transaction

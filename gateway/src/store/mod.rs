@@ -1,8 +1,8 @@
 //! The embedded store: what was acknowledged to somebody survives `kill -9`, a restart and a reboot.
 //!
 //! One file: rules by prefix and origin and bans by subject, as JSON. Every change of rules is one transaction that is
-//! on the disk before it returns; bans follow within moments. Times are UTC; the kernel's own time is kept beside them and believed within the same boot, so
-//! that a step of the wall clock changes no live expiry.
+//! on the disk before it returns; bans follow within moments. Times are UTC; the kernel's own time is kept beside them
+//! and believed within the same boot, so that a step of the wall clock changes no live expiry.
 
 use std::fs::{self, DirBuilder};
 use std::io;

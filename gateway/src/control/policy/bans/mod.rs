@@ -391,8 +391,8 @@ impl Policy {
         self.apply_believed(inside.into_iter(), now)
     }
 
-    /// Takes out the bans of believed addresses that have ended, notes those of packets that `over` has, and forgets what
-    /// means nothing any more.
+    /// Takes out the bans of believed addresses that have ended, notes those of packets that `over` has, and forgets
+    /// what means nothing any more.
     pub(super) fn expire_bans(&mut self, over: &[IpNet], now: Now) -> Result<(), TablesError> {
         let believed = match self.bans.believed.next_end() {
             Some(end) if end <= now.boot => self.bans.believed.expire(now.boot).over,
