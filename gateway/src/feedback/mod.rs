@@ -6,6 +6,7 @@
 pub mod ban;
 pub mod decision;
 pub mod evidence;
+pub mod spread;
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
