@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::base::signal::Signal;
 use crate::config::Config;
+use crate::feedback::decision::{Place, Subject};
 use crate::feedback::evidence::Source;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
@@ -39,6 +40,8 @@ pub(super) enum Order {
     Listen { addresses: Vec<SocketAddr>, sockets: Vec<Socket> },
     /// Close the connections of those whom a rule denies by now.
     Recheck,
+    /// The same, where it can only be these.
+    Close(Arc<[Subject]>),
     /// Stop listening, finish what is in flight, end.
     Drain,
 }
@@ -74,9 +77,18 @@ struct Open {
 struct Told {
     peer: IpAddr,
     /// Whom a PROXY protocol sender speaks for.
-    client: Option<IpAddr>,
+    client: Option<ClientAddr>,
     denied: Rc<Cell<bool>>,
     waker: Waker,
+}
+
+impl Told {
+    /// Whether a rule about `subject` may concern it.
+    fn is_of(&self, subject: &Subject) -> bool {
+        let is_believed = || self.client.is_some_and(|one| subject.prefix.contains(&one.ip()));
+        let is_peer = subject.place == Place::Kernel && subject.prefix.contains(&self.peer);
+        is_peer || is_believed()
+    }
 }
 
 struct Listening {
@@ -147,7 +159,10 @@ impl Worker {
                             .for_each(|(_, gone)| self.close(&gone));
                         self.listen(sockets, &mut listening)?;
                     }
-                    Some(Order::Recheck) => self.recheck(),
+                    Some(Order::Recheck) => self.recheck(|_| true),
+                    Some(Order::Close(subjects)) => {
+                        self.recheck(|told| subjects.iter().any(|subject| told.is_of(subject)));
+                    }
                     Some(Order::Drain) | None => break,
                 },
                 _ = sweep.tick() => self.requests.sweep(),
@@ -241,11 +256,13 @@ impl Worker {
         Rc::clone(listener)
     }
 
-    fn recheck(&self) {
-        for Told { peer, client, denied, waker } in self.open.borrow().connections.values() {
-            if self.requests.denies(*peer) || client.is_some_and(|ip| self.requests.denies(ip)) {
-                denied.set(true);
-                waker.wake_by_ref();
+    /// Closes the connections of those whom a rule denies by now, among those that `may` tells.
+    fn recheck(&self, may: impl Fn(&Told) -> bool) {
+        for told in self.open.borrow().connections.values().filter(|told| may(told)) {
+            let believed = |client| self.requests.denies_believed(client);
+            if self.requests.denies(told.peer) || told.client.is_some_and(believed) {
+                told.denied.set(true);
+                told.waker.wake_by_ref();
             }
         }
     }
@@ -320,8 +337,7 @@ impl Slot {
     /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
     pub(super) fn register(&self, waker: &Waker) {
         let (denied, waker) = (Rc::clone(&self.denied), waker.clone());
-        let client = self.client.get().map(ClientAddr::ip);
-        let told = Told { peer: self.peer.ip(), client, denied, waker };
+        let told = Told { peer: self.peer.ip(), client: self.client.get(), denied, waker };
         self.worker.open.borrow_mut().connections.insert(self.number, told);
     }
 
