@@ -239,26 +239,24 @@ fn what_went_well_is_told_together_and_a_sick_service_says_nothing() {
         gateway.get("127.0.0.2", "/there", "");
         gateway.get("127.0.0.3", "/gone", "");
     }
-    let mut good = 0;
-    while good < 5 {
-        if let Report::Good(goods, _) = gateway.report() {
-            for Good { source, consumer, requests } in goods {
-                assert!(is_peer(source, "127.0.0.2") && consumer.is_none(), "{source:?}");
-                good += requests;
-            }
-        }
-    }
-    assert_eq!(good, 5);
     for _ in 0..3 {
         gateway.get("127.0.0.2", "/sick", "");
     }
-    gateway.get("127.0.0.2", "/nothing", "");
-    let mut missing = 0;
-    while missing < 6 {
+    let (mut good, mut missing) = (0, 0);
+    while (good, missing) != (5, 5) {
         match gateway.report() {
-            Report::Odd(evidence) if evidence.signal == Signal::NotFound => missing += 1,
-            Report::Good(..) => {}
-            report => panic!("{report:?}"),
+            Report::Good(goods, _) => {
+                for Good { source, consumer, requests } in goods {
+                    assert!(is_peer(source, "127.0.0.2") && consumer.is_none(), "{source:?}");
+                    good += requests;
+                }
+            }
+            Report::Odd(evidence) => {
+                assert_eq!(evidence.signal, Signal::NotFound);
+                assert!(is_peer(evidence.source, "127.0.0.3"), "{evidence:?}");
+                missing += 1;
+            }
+            Report::Pressure(..) => panic!("nobody waited"),
         }
     }
 }
