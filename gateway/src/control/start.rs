@@ -160,7 +160,6 @@ impl Started {
         names.configure(&self.config, &mut directory);
         let own = (address, &counters);
         let authenticators = Arc::new(self.authenticators);
-        let keys = keys::Desk::new(&authenticators, &self.config);
         let compiled = Compiled {
             config: Arc::clone(&self.config),
             routes: Arc::new(Table::new(&self.config.routes)),
@@ -185,9 +184,9 @@ impl Started {
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
             path: self.path,
+            keys: keys::Desk::new(&authenticators, &self.config),
             config: self.config,
             policy: self.policy,
-            keys,
             sessions: self.sessions,
             sources,
             names,
