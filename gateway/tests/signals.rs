@@ -45,7 +45,8 @@ kernel: {attach: off}
 trusted_proxies: [127.0.0.9]
 upstreams: {nobody: {endpoints: [127.0.0.1:9]}}
 routes:
-  - {name: own, match: {path: /own}, limits: [{name: mine, per: client_address, rate: 1/h}], respond: {body: own}}
+  - {name: own, match: {path: /own}, respond: {body: own},
+     limits: [{name: mine, per: client_address, rate: 1/h}]}
   - {name: there, match: {path: /there}, respond: {body: here}}
   - {name: gone, match: {path: /gone}, respond: {status: 404}}
   - {name: sick, match: {path: /sick}, upstream: nobody}
