@@ -1,5 +1,5 @@
-//! Gateways that tell each other about sources in a real Redis: what one does is known to all, whatever happens to Redis
-//! meanwhile, and what nobody has signed is believed by none.
+//! Gateways that tell each other about sources in a real Redis: what one does is known to all, whatever happens to
+//! Redis meanwhile, and what nobody has signed is believed by none.
 #![expect(clippy::disallowed_methods, reason = "patience is measured by the clock")]
 #![expect(clippy::unwrap_used, reason = "what helps tests fails as they do")]
 

@@ -1,5 +1,5 @@
-//! What gateways told each other about sources, as one of them knows it, and how far it has read. It knows texts by key,
-//! and nothing of what they mean.
+//! What gateways told each other about sources, as one of them knows it, and how far it has read. It knows texts by
+//! key, and nothing of what they mean.
 //!
 //! A file of its own, which two gateways may have open at a time, as while one takes the place of the other.
 
@@ -64,8 +64,8 @@ impl Messages {
         Ok(kept)
     }
 
-    /// Keeps messages, or forgets them (`None`), and how far it has been read: in one transaction, on the disk when this
-    /// returns.
+    /// Keeps messages, or forgets them (`None`), and how far it has been read: in one transaction, on the disk when
+    /// this returns.
     pub fn write(
         &self,
         messages: &[(String, Option<Vec<u8>>)],

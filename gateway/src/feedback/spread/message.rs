@@ -249,26 +249,6 @@ fn is_text(text: &str, chars_max: usize) -> bool {
     text.chars().take(chars_max + 1).count() <= chars_max && !text.chars().any(is_hidden)
 }
 
-/// What a subject is called in Redis and on the disk.
-pub fn key_of(subject: &Subject) -> String {
-    let place = match subject.place {
-        Place::Kernel => "kernel",
-        Place::UserSpace => "user_space",
-    };
-    format!("{place} {}", subject.prefix)
-}
-
-/// The subject that is called so.
-pub fn subject_of(key: &str) -> Option<Subject> {
-    let (place, prefix) = key.split_once(' ')?;
-    let place = match place {
-        "kernel" => Place::Kernel,
-        "user_space" => Place::UserSpace,
-        _ => return None,
-    };
-    Some(Subject { prefix: prefix::parse(prefix).ok()?, place })
-}
-
 /// What gateways sign with and believe. Those of one group have one in common.
 pub struct Keys {
     group: String,

@@ -1,5 +1,5 @@
-//! The thread that talks to the other gateways: it follows, tells, compares and keeps. Whatever fails is tried again, at
-//! most every second; nobody waits for it.
+//! The thread that talks to the other gateways: it follows, tells, compares and keeps. Whatever fails is tried again,
+//! at most every second; nobody waits for it.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -11,7 +11,7 @@ use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::message::{AHEAD_MAX, Message, Refused, key_of, subject_of};
+use super::message::{AHEAD_MAX, Message, Refused};
 use super::{Kept, Link, Position, Shared};
 use crate::base::random::random;
 use crate::base::time::{instant, utc};
@@ -189,7 +189,7 @@ enum Compared {
 fn compare_one(shared: &Shared, link: &Link, key: &[u8], bytes: &[u8]) -> Compared {
     let now = utc();
     let opened = link.keys.open(bytes, now);
-    let opened = opened.and_then(|message| match key_of(&message.subject).as_bytes() == key {
+    let opened = opened.and_then(|message| match message.subject.to_string().as_bytes() == key {
         true => Ok(message),
         // A message in the place of another one.
         false => Err(Refused::Malformed),
@@ -207,7 +207,7 @@ fn compare_one(shared: &Shared, link: &Link, key: &[u8], bytes: &[u8]) -> Compar
         Err(why) => why,
     };
     shared.refuse(why);
-    let subject = std::str::from_utf8(key).ok().and_then(subject_of);
+    let subject = std::str::from_utf8(key).ok().and_then(|key| key.parse().ok());
     let is_known = subject.is_some_and(|subject| shared.state().ledger.known(&subject).is_some());
     // Who is ahead may be right, and what is full here need not be there.
     match is_known && !matches!(why, Refused::Future | Refused::Full) {
@@ -230,7 +230,7 @@ async fn publish(shared: &Shared, link: &Link) {
             continue;
         }
         let sealed: Vec<_> =
-            outgoing.iter().map(|one| (key_of(&one.subject), link.keys.seal(one))).collect();
+            outgoing.iter().map(|one| (one.subject.to_string(), link.keys.seal(one))).collect();
         let Ok(published) = link.board.publish(&sealed).await else {
             // Who follows says when it is back.
             timeout(PAUSE_MAX, shared.publish.notified()).await.ok();
@@ -285,7 +285,7 @@ async fn keep(shared: &Shared, messages: &Arc<Messages>) {
             Err(error) => error.to_string(),
         };
         tracing::error!(error, "what other gateways are to be told cannot be kept");
-        let again = changes.iter().filter_map(|(key, _)| subject_of(key));
+        let again = changes.iter().filter_map(|(key, _)| key.parse::<Subject>().ok());
         shared.state().dirty.extend(again);
         sleep(PAUSE_MAX).await;
         shared.changed.notify_one();
@@ -315,7 +315,7 @@ fn changed(shared: &Shared) -> Changed {
             outgoing: state.ledger.is_outgoing(&subject),
         });
         // Strings, numbers that are finite and nothing else: it has a text.
-        (key_of(&subject), kept.map(|kept| serde_json::to_vec(&kept).unwrap_or_default()))
+        (subject.to_string(), kept.map(|kept| serde_json::to_vec(&kept).unwrap_or_default()))
     };
     let messages = dirty.into_iter().map(one).collect();
     Changed { messages, position: serde_json::to_vec(&state.position).unwrap_or_default() }
