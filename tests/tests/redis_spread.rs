@@ -74,7 +74,7 @@ impl Gateway {
     }
 
     fn refused(&self, why: Refused) -> u64 {
-        self.of().counts().refused[why as usize]
+        self.of().counts().refused.get(why as usize).copied().unwrap()
     }
 }
 
