@@ -220,6 +220,11 @@ impl Worker {
             && matches!(rules.action(address, Now::read().boot), Some(Action::Deny | Action::Reset))
     }
 
+    /// Whether the rule that keeps `address` out wants it told so by a TCP RST.
+    pub fn resets(&self, address: IpAddr) -> bool {
+        self.rules().held.action(address, Now::read().boot) == Some(Action::Reset)
+    }
+
     /// Whether `address` is one that must never be blocked, or that many clients share.
     pub fn spares(&self, address: IpAddr) -> bool {
         let trusted = &self.current().snapshot.config.trusted_proxies;
