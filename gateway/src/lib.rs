@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod discovery;
+pub mod feedback;
 pub mod http;
 pub mod kernel;
 pub mod limit;

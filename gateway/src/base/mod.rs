@@ -12,6 +12,7 @@ pub mod path;
 pub mod prefix;
 pub mod random;
 pub mod secret;
+pub mod signal;
 pub mod stamp;
 pub mod text;
 pub mod time;

@@ -14,6 +14,7 @@ mod concurrency;
 mod de;
 mod diagnostic;
 mod discovery;
+mod feedback;
 mod forms;
 mod health;
 mod hedge;
@@ -43,6 +44,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use gateway_common::bucket::Bucket;
@@ -61,6 +63,7 @@ pub use self::breaker::{Breaker, FailureShare, Fallback};
 pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::discovery::{Discovery, Family, Name};
+pub use self::feedback::{Ceiling, Feedback, FeedbackBy, FeedbackRule, Measure, SharedSource};
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::identity::{Attribute, Told};
@@ -225,6 +228,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         trusted_proxies,
         consumers: limits.consumers(consumers, (raw, &limited.plans), at),
         limited,
+        feedback: None,
         told: identity::identity(raw.identity.as_ref(), &auth, folder, at.key("identity")),
         discovery,
         upstreams,
@@ -324,6 +328,8 @@ pub struct Config {
     pub limited: Limited,
     /// What services are told about callers; `None`: nobody asks who they are.
     pub told: Option<Told>,
+    /// What becomes of what clients do; `None`: nothing is noticed.
+    pub feedback: Option<Arc<Feedback>>,
     /// Routes in the order of the file.
     pub routes: Vec<Route>,
 }

@@ -67,8 +67,8 @@ async fn agree(
         let said = said.map_err(|Invalid| Failure::Refused(Refusal::ProxyHeader))?;
         addresses = said.unwrap_or(addresses);
         let client = ClientAddr::believed(addresses.source.ip());
-        if slot.requests().denies(client.ip()) {
-            if slot.requests().resets(client.ip()) {
+        if slot.requests().denies_believed(client) {
+            if slot.requests().resets_believed(client) {
                 // What fails has been closed already.
                 stream.set_zero_linger().ok();
             }
