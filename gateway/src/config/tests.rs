@@ -536,7 +536,7 @@ fn events_resets_and_metrics() {
     assert_eq!(with("kernel: {}").unwrap().kernel.resets, Bucket::per_second(1000, 100));
     assert_eq!(resets("off"), None);
     assert_eq!(resets("100000/s burst 1"), Bucket::per_second(100_000, 1));
-    for rate in ["100001/s", "unlimited"] {
+    for rate in ["101000/s", "unlimited"] {
         let message = format!("`{rate}` answers a flood with a flood");
         only(&format!("kernel: {{resets: {rate}}}"), &message, rate);
     }
