@@ -367,7 +367,7 @@ impl Slot {
     /// Whether that rule wants the connection ended by a TCP RST.
     pub(super) fn is_reset(&self) -> bool {
         let requests = self.requests();
-        requests.resets(self.peer)
+        requests.resets(self.peer.ip())
             || self.client.get().is_some_and(|one| requests.resets_believed(one))
     }
 
