@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Share;
 use crate::base::signal::Signal;
 
@@ -65,7 +67,8 @@ pub enum FeedbackBy {
 }
 
 /// What is done about a source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Measure {
     /// Its packets are dropped.
     Ban,

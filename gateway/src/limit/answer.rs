@@ -20,8 +20,8 @@ pub(super) struct Told {
     /// Its name as a string of structured fields (RFC 9651).
     name: String,
     most: u64,
-    /// The same as text. Texts are copied into answers: the holders of a value that is cloned are counted by all workers
-    /// in one place.
+    /// The same as text. Texts are copied into answers: who holds a value that is cloned, all workers would count in
+    /// one place.
     most_text: String,
     policy: String,
 }

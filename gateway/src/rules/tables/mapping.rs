@@ -44,8 +44,7 @@ impl Mapping {
         Ok(Self { memory: memory.cast(), words: bytes / size_of::<AtomicU64>() })
     }
 
-    /// The same in pages of the largest size that the system has, where it has any free: whoever touches a word takes so
-    /// much at once then.
+    /// The same in huge pages, where the system has any: whoever touches a word takes a whole one.
     #[must_use]
     pub fn in_huge_pages(self) -> Self {
         let bytes = self.words * size_of::<AtomicU64>();
@@ -57,8 +56,8 @@ impl Mapping {
         self
     }
 
-    /// Has the word of this number, which is about to be asked for, brought from memory meanwhile; where the CPU has no way
-    /// to say so, it is brought when it is asked for.
+    /// Has the word of this number brought from memory, before anybody waits for it; where that cannot be said to a
+    /// CPU, it is brought when it is asked for.
     pub fn prefetch(&self, word: usize) {
         #[cfg(target_arch = "x86_64")]
         if let Some(word) = self.words().get(word) {
