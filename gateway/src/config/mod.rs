@@ -6,6 +6,7 @@
 
 mod access_log;
 mod at;
+mod audit;
 mod auth;
 mod balance;
 mod bounds;
@@ -52,6 +53,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
+pub use self::audit::{AUDIT_FILES, Audit};
 pub use self::auth::{
     Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, Basic, CertificateName,
     ClaimPath, ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, Hmac,
@@ -198,6 +200,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let limited = limits.limited(raw, at);
     let routes = routes::routes(&raw.routes, referred, &mut limits, at.key("routes"));
     let consumers = auth::consumers(&raw.consumers, at.key("consumers"));
+    let state_dir = path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir"));
     Config {
         kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
         routes,
@@ -209,8 +212,9 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         },
         zone: raw.zone.clone().filter(|zone| value::name(zone, "a zone", at.key("zone"))),
         user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
+        audit: audit::audit(&raw.audit, &state_dir, at.key("audit")),
         state: State {
-            dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")),
+            dir: state_dir,
             redis: raw
                 .state
                 .redis
@@ -304,6 +308,8 @@ pub struct Config {
     pub state: State,
     /// The administrative interface.
     pub admin: Admin,
+    /// Where changes are written down.
+    pub audit: Audit,
     /// Metrics.
     pub metrics: Metrics,
     /// What is written down of requests; `None`: nothing.
@@ -431,6 +437,8 @@ pub struct Kernel {
     pub ipv6_source_length: u8,
     /// Dropped packets that are reported as events, by all CPUs together; `None` for none.
     pub events: Option<Bucket>,
+    /// New connections that `reset` rules answer, of all sources together; `None` for none.
+    pub resets: Option<Bucket>,
     /// Rules of one address family that the kernel's tables hold (unit: rules).
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).
