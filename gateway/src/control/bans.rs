@@ -21,9 +21,9 @@ impl Control {
 
     /// Writes down what happened to bans.
     pub(super) fn note_bans(&mut self) {
-        for change in self.policy.take_ban_changes() {
-            audit::ban(&self.trail, &change);
-        }
+        let changes = self.policy.take_ban_changes();
+        changes.iter().for_each(|change| audit::ban(&self.trail, change));
+        self.feedback.changed(&changes, Now::read());
     }
 
     /// Where rules changed, closes the connections of those whom they deny by now.
