@@ -1,5 +1,5 @@
-//! What others decide about sources, through the real binary: `gateway ban` and `gateway unban`, and the commands of the
-//! action for fail2ban as fail2ban would run them.
+//! What others decide about sources, through the real binary: `gateway ban` and `gateway unban`, and the commands of
+//! the action for fail2ban as fail2ban would run them.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
