@@ -29,6 +29,7 @@ use crate::store::bans::Behind;
 use crate::store::{Store, StoreError};
 
 pub(in crate::control) mod commands;
+mod outside;
 #[cfg(test)]
 pub(in crate::control) mod tests;
 pub(in crate::control) mod views;
