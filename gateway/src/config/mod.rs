@@ -198,8 +198,17 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let limited = limits.limited(raw, at);
     let routes = routes::routes(&raw.routes, referred, &mut limits, at.key("routes"));
     let consumers = auth::consumers(&raw.consumers, at.key("consumers"));
+    let consumers = limits.consumers(consumers, (raw, &limited.plans), at);
+    let kernel = kernel::kernel(&raw.kernel, folder, protected, at.key("kernel"));
+    let feedback = raw.feedback.as_ref().map(|raw| {
+        let limits = names_of_limits(&limited, &consumers, &routes);
+        let profiles: Vec<&str> = kernel.profiles.iter().map(|one| one.name.as_str()).collect();
+        let ipv6_source_length = kernel.ipv6_source_length;
+        let around = feedback::Around { profiles: &profiles, limits: &limits, ipv6_source_length };
+        Arc::new(feedback::feedback(raw, around, at.key("feedback")))
+    });
     Config {
-        kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
+        kernel,
         routes,
         workers: match raw.workers {
             Some(workers) => {
@@ -226,14 +235,26 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
-        consumers: limits.consumers(consumers, (raw, &limited.plans), at),
+        consumers,
         limited,
-        feedback: None,
+        feedback,
         told: identity::identity(raw.identity.as_ref(), &auth, folder, at.key("identity")),
         discovery,
         upstreams,
         auth,
     }
+}
+
+fn names_of_limits<'c>(
+    limited: &'c Limited,
+    consumers: &'c [Consumer],
+    routes: &'c [Route],
+) -> Vec<&'c str> {
+    let plans = limited.plans.iter().flat_map(|plan| &plan.limits);
+    let consumers = consumers.iter().flat_map(|consumer| &consumer.limits);
+    let routes = routes.iter().flat_map(|route| &route.limits);
+    let all = limited.limits.iter().chain(plans).chain(consumers).chain(routes);
+    all.map(|limit| limit.name.as_str()).collect()
 }
 
 /// What the file itself says must never be blocked, besides `kernel.never_block`.
