@@ -200,13 +200,8 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let consumers = auth::consumers(&raw.consumers, at.key("consumers"));
     let consumers = limits.consumers(consumers, (raw, &limited.plans), at);
     let kernel = kernel::kernel(&raw.kernel, folder, protected, at.key("kernel"));
-    let feedback = raw.feedback.as_ref().map(|raw| {
-        let limits = names_of_limits(&limited, &consumers, &routes);
-        let profiles: Vec<&str> = kernel.profiles.iter().map(|one| one.name.as_str()).collect();
-        let ipv6_source_length = kernel.ipv6_source_length;
-        let around = feedback::Around { profiles: &profiles, limits: &limits, ipv6_source_length };
-        Arc::new(feedback::feedback(raw, around, at.key("feedback")))
-    });
+    let named = names_of_limits(&limited, &consumers, &routes);
+    let feedback = feedback::feedback(raw.feedback.as_ref(), (&kernel, &named), at.key("feedback"));
     Config {
         kernel,
         routes,

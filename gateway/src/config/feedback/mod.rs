@@ -6,7 +6,7 @@ mod read;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) use self::read::{Around, RawFeedback, feedback};
+pub(super) use self::read::{RawFeedback, feedback};
 use super::Share;
 use crate::base::signal::Signal;
 

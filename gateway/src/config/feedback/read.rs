@@ -9,12 +9,12 @@ use serde::Deserialize;
 
 use super::{Ceiling, Feedback, FeedbackBy, FeedbackRule, Measure, SharedSource, defaults};
 use crate::base::signal::Signal;
-use crate::config::Share;
 use crate::config::at::At;
 use crate::config::diagnostic::suggestion;
 use crate::config::forms::{Named, OneOrList};
 use crate::config::tree::shorten;
 use crate::config::value::{count, interval, name, share, within_u32};
+use crate::config::{Kernel, Profile, Share};
 
 const RULES_MAX: usize = 32;
 const COUNT_MAX: u64 = 1_000_000;
@@ -153,20 +153,23 @@ impl Default for RawCeiling {
 
 /// What rules refer to.
 #[derive(Clone, Copy)]
-pub(in crate::config) struct Around<'a> {
-    /// Names of `kernel.profiles`.
-    pub(in crate::config) profiles: &'a [&'a str],
+struct Around<'a> {
+    profiles: &'a [Profile],
     /// Names of all limits.
-    pub(in crate::config) limits: &'a [&'a str],
-    /// `kernel.ipv6_source_length`.
-    pub(in crate::config) ipv6_source_length: u8,
+    limits: &'a [&'a str],
 }
 
 type Weights = [u32; Signal::ALL.len()];
 
-pub(in crate::config) fn feedback(raw: &RawFeedback, around: Around<'_>, at: At<'_>) -> Feedback {
+pub(in crate::config) fn feedback(
+    raw: Option<&RawFeedback>,
+    (kernel, limits): (&Kernel, &[&str]),
+    at: At<'_>,
+) -> Option<Arc<Feedback>> {
+    let raw = raw?;
+    let around = Around { profiles: &kernel.profiles, limits };
     let weights = weights(&raw.weights, at.key("weights"));
-    Feedback {
+    Some(Arc::new(Feedback {
         dry_run: raw.dry_run,
         rules: match &raw.rules {
             Some(raw) => rules(raw, &weights, around, at.key("rules")),
@@ -180,10 +183,10 @@ pub(in crate::config) fn feedback(raw: &RawFeedback, around: Around<'_>, at: At<
         max_sources: raw.max_sources.map_or(65_536, |most| {
             within_u32(most, MAX_SOURCES, at.key("max_sources")).unwrap_or_default()
         }),
-        prefix_bits: prefix_bits(&raw.prefixes, around.ipv6_source_length, at.key("prefixes")),
+        prefix_bits: prefix_bits(&raw.prefixes, kernel.ipv6_source_length, at.key("prefixes")),
         shared: shared(&raw.shared, at.key("shared")),
         ceiling: ceiling(&raw.ceiling, at.key("ceiling")),
-    }
+    }))
 }
 
 fn signal(text: &str, at: At<'_>) -> Option<Signal> {
@@ -352,10 +355,11 @@ fn measure(raw: &RawRule, around: Around<'_>, at: At<'_>) -> Option<(Measure, [D
 }
 
 fn profile(text: &str, around: Around<'_>, at: At<'_>) -> Option<String> {
-    if around.profiles.contains(&text) {
+    let profiles = around.profiles.iter().map(|profile| profile.name.as_str());
+    if profiles.clone().any(|name| name == text) {
         return Some(text.to_owned());
     }
-    let help = suggestion(text, around.profiles.iter().copied());
+    let help = suggestion(text, profiles);
     let help = help.unwrap_or_else(|| "add it to `kernel.profiles`".to_owned());
     at.error_with_help(format!("there is no profile `{}`", shorten(text)), help);
     None
@@ -527,13 +531,14 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let own = read(
-            "dry_run: true, weights: {scanner: 2, not_found: 0.5}, scanner_paths: [/.ENV, '/wp-*'], \
-             max_sources: 2048, prefixes: {ipv4: 22, ipv6: 40}, shared: {consumers: 5, evidence: 20}, \
+            "dry_run: true, weights: {scanner: 2, not_found: 0.5}, \
+             scanner_paths: [/.ENV, '/wp-*'], max_sources: 2048, \
+             prefixes: {ipv4: 22, ipv6: 40}, shared: {consumers: 5, evidence: 20}, \
              ceiling: {bans_per_minute: 5, good_share: 0.5%}, rules: [\
-             {name: stuffing, when: {signal: auth_failed, count: 200, per: 10m, by: prefix, sources: 12}, \
-             reset: {for: 1m, doubling_up_to: 1h}}, \
-             {name: eager, when: {signal: [rate_limited, not_found], limit: logins, count: 3, per: 5s, \
-             under_pressure: true}, slow_down: {profile: tight, for: 2m}}]",
+             {name: stuffing, reset: {for: 1m, doubling_up_to: 1h}, \
+             when: {signal: auth_failed, count: 200, per: 10m, by: prefix, sources: 12}}, \
+             {name: eager, slow_down: {profile: tight, for: 2m}, when: {limit: logins, \
+             signal: [rate_limited, not_found], count: 3, per: 5s, under_pressure: true}}]",
         );
         let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
         assert_eq!((own.dry_run, own.max_sources, own.prefix_bits), (true, 2048, [22, 40]));
@@ -589,13 +594,14 @@ mod tests {
             "sources",
         );
         rule(&when("by: prefix, sources: 129"), BAN, "129 is out of bounds", "129");
-        let none = "`limit` means nothing without the signal rate_limited";
-        assert!(
-            wrong(&format!(
-                "feedback: {{rules: [{{name: a, when: {}, {BAN}}}]}}",
+        only(
+            &format!(
+                "limits: [{{name: x, per: global, rate: 5/s}}]\n\
+                 feedback: {{rules: [{{name: a,\n when: {},\n {BAN}}}]}}",
                 when("limit: x")
-            ))
-            .contains(&(none.to_owned(), "limit".to_owned()))
+            ),
+            "`limit` means nothing without the signal rate_limited",
+            "limit",
         );
         rule(
             "{signal: rate_limited, limit: login, count: 1, per: 1m}",
@@ -619,14 +625,19 @@ mod tests {
         );
         rule(WHEN, "slow_down: {profile: tight, for: 1m}", "there is no profile `tight`", "tight");
         let twice = format!("{{name: a, when: {WHEN}, {BAN}}}");
-        only(&format!("feedback: {{rules: [{twice}, {twice}]}}"), "two rules are called `a`", "a");
+        only(
+            &format!("feedback: {{rules: [{twice},\n {twice}]}}"),
+            "two rules are called `a`",
+            "a",
+        );
     }
 
     #[test]
     fn suggestions_name_what_there_is() {
-        let text = "kernel: {profiles: {tight: {packets: 10/s}}}\nlimits: [{name: logins, per: global, rate: 5/s}]\n\
-                    feedback: {rules: [{name: a, when: {signal: [rate_limit], limit: login, count: 1, per: 1m}, \
-                    slow_down: {profile: tigth, for: 1m}}]}";
+        let text = "kernel: {profiles: {tight: {packets: 10/s}}}\n\
+                    limits: [{name: logins, per: global, rate: 5/s}]\n\
+                    feedback: {rules: [{name: a, slow_down: {profile: tigth, for: 1m}, \
+                    when: {signal: [rate_limit], limit: login, count: 1, per: 1m}}]}";
         let errors = with(text).unwrap_err().to_string();
         for help in
             ["did you mean `rate_limited`?", "did you mean `logins`?", "did you mean `tight`?"]
