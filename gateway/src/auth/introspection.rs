@@ -155,11 +155,11 @@ impl Introspection {
         if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
             return Answer::Refused("the token is none");
         }
-        let (digest, now) = (digest_of(&token), (ask.now)());
+        let (digest, now) = (digest_of(&token), ask.moment.now());
         if let Some(known) = memory.get(&digest, 0, now) {
             return Answer::Known(known);
         }
-        match self.shared.answer(digest, &token, ask.now).await {
+        match self.shared.answer(digest, &token, now).await {
             Ok(Kept { verdict: Verdict::Active(identity), from, time }) => {
                 let identity = Arc::new(self.consumers.complete((*identity).clone()));
                 memory.put(digest, 0, (from, time), Arc::clone(&identity));
@@ -176,9 +176,8 @@ impl Shared {
         self: &Arc<Self>,
         digest: Digest,
         token: &[u8],
-        clock: fn() -> Now,
+        now: Now,
     ) -> Result<Kept, &'static str> {
-        let now = clock();
         if let Some(kept) = self.kept(&digest, now) {
             return Ok(kept);
         }
@@ -191,7 +190,7 @@ impl Shared {
                     if let Some(kept) = self.kept(&digest, now) {
                         return Ok(kept);
                     }
-                    self.call(&mut state, digest, token, clock)?
+                    self.call(&mut state, digest, token, now)?
                 }
             }
         };
@@ -212,10 +211,10 @@ impl Shared {
         state: &mut State,
         digest: Digest,
         token: &[u8],
-        clock: fn() -> Now,
+        now: Now,
     ) -> Result<watch::Receiver<Option<Outcome>>, &'static str> {
         let is_probing = state.failures >= self.config.failures;
-        if clock().boot < state.paused_until || (is_probing && !state.waiting.is_empty()) {
+        if now.boot < state.paused_until || (is_probing && !state.waiting.is_empty()) {
             return Err("the issuer is left alone for a while");
         }
         if state.waiting.len() >= WAITING_MAX {
@@ -224,7 +223,7 @@ impl Shared {
         let (sender, receiver) = watch::channel(None);
         state.waiting.insert(digest, receiver.clone());
         let call = Call { shared: Arc::clone(self), digest, sender };
-        tokio::spawn(call.run(self.form(token), clock));
+        tokio::spawn(call.run(self.form(token)));
         Ok(receiver)
     }
 
@@ -297,10 +296,10 @@ struct Call {
 }
 
 impl Call {
-    async fn run(self, form: String, clock: fn() -> Now) {
+    async fn run(self, form: String) {
         let shared = &self.shared;
         let answer = shared.ask(form).await;
-        let now = clock();
+        let now = Now::read();
         let kept = answer.and_then(|answer| {
             let kept = shared.understand(&answer, now);
             kept.map_err(|reason| format!("{} {reason}", display(&shared.config.url)))

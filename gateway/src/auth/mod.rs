@@ -30,7 +30,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::Uri;
 
 pub use self::forward::{Forward, Made};
 pub use self::hmac::signature_base;
@@ -41,7 +41,7 @@ pub use self::memory::{Digest, Memory, digest_of};
 use self::outcomes::Outcomes;
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
-use crate::base::time::Now;
+use crate::base::time::{Moment, Now};
 use crate::config::{self, Access, AuthKind, Config};
 use crate::http::headers::Names;
 use crate::http::unread::Unread;
@@ -58,7 +58,7 @@ pub struct Ask<'a> {
     /// The head of the request: one Host, the target in origin form and its path in normal form.
     pub head: &'a Parts,
     /// Path and query as the client has sent them, which is what signatures are over.
-    pub target: &'a PathAndQuery,
+    pub target: &'a Uri,
     /// Whom the request is believed to come from.
     pub client: ClientAddr,
     /// What the client has proven to be in the TLS handshake.
@@ -68,7 +68,7 @@ pub struct Ask<'a> {
     /// What comes behind the head, for whoever must see all of it; `None` where there is no request but its head.
     pub body: Option<&'a Unread>,
     /// What time it is.
-    pub now: fn() -> Now,
+    pub moment: &'a Moment,
 }
 
 /// What an authenticator says.

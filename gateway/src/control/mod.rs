@@ -21,6 +21,7 @@ use crate::admin::server;
 use crate::auth::Authenticators;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, OnExit};
+use crate::feedback::evidence::Report;
 use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
@@ -154,6 +155,9 @@ struct Control {
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
     monitor: Monitor,
+    /// What the workers notice about clients.
+    #[expect(dead_code, reason = "nothing is reported before there is a section `feedback`")]
+    reports: mpsc::Receiver<Report>,
     started: Instant,
 }
 

@@ -28,6 +28,7 @@ use crate::auth::Authenticators;
 use crate::base::folder;
 use crate::base::time::{Now, instant};
 use crate::config::{Attach, Config};
+use crate::feedback::Reporter;
 use crate::kernel::pins::Pins;
 use crate::kernel::{Door, DoorError, Opened, attach};
 use crate::limit::{Limits, no_room};
@@ -144,9 +145,7 @@ impl Started {
         self.redis.as_ref().map_or(Ok(()), Redis::start).map_err(RunError::failed)?;
         let address = self.echo.as_ref().map(Echo::address);
         let mut names = self.look_up(&sources).await;
-        if let Some(echo) = self.echo {
-            echo.spawn().map_err(RunError::failed)?;
-        }
+        self.echo.map_or(Ok(()), Echo::spawn).map_err(RunError::failed)?;
         self.certificates.look_again(&self.target.name);
         let mut certificates = Certificates::new(&self.target.name);
         let compiled = certificates.compile(&self.config, self.certificates);
@@ -166,12 +165,14 @@ impl Started {
         let first = snapshot(compiled, &mut directory, certificates.clients(), own);
         let mut checks = Checks::new();
         checks.configure(&self.config, &directory, certificates.clients());
+        let (reporter, reports) = Reporter::new();
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::new(first)),
             listeners: certificates.listeners(),
             rules: self.policy.classifier(),
             counters,
             access_log: AccessLog::start(self.log).map_err(RunError::failed)?,
+            reporter,
         };
         redis::exchange(self.redis.as_ref(), &shared.snapshot);
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
@@ -201,6 +202,7 @@ impl Started {
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,
             monitor,
+            reports,
             started: instant(),
         };
         Ok((control, self.inlets, self.predecessor))

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::Duration;
 
-use crate::base::time::{self, BootTime, UtcMillis};
+use crate::base::time::Moment;
 use crate::config::Period;
 use crate::limit::algorithm::Verdict;
 use crate::limit::algorithm::fixed_window::{FixedWindow, Window, join, split};
@@ -39,13 +39,6 @@ pub enum Terms {
     Quota(FixedWindow, Period),
 }
 
-/// The clocks of one decision.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    boot: BootTime,
-    utc: Option<UtcMillis>,
-}
-
 /// The keys of a limit and what was taken of each.
 #[derive(Debug)]
 pub struct Counter {
@@ -61,22 +54,6 @@ pub struct Memory {
     /// The rings of a sliding log, in the order of the cells.
     rings: Option<Mapping>,
     ring_words: usize,
-}
-
-impl Clock {
-    /// The clocks as they are. The calendar is read only where somebody counts by it.
-    pub fn read() -> Self {
-        Self { boot: time::boot(), utc: None }
-    }
-
-    /// Clocks that say this.
-    pub fn at(boot: BootTime, utc: UtcMillis) -> Self {
-        Self { boot, utc: Some(utc) }
-    }
-
-    fn utc(self) -> UtcMillis {
-        self.utc.unwrap_or_else(time::utc)
-    }
 }
 
 impl Memory {
@@ -147,8 +124,8 @@ impl Counter {
     }
 
     /// Takes `cost` of the limit of a key.
-    pub fn take(&self, hash: u128, cost: u32, clock: Clock) -> Verdict {
-        let now_ns = clock.boot.0;
+    pub fn take(&self, hash: u128, cost: u32, moment: &Moment) -> Verdict {
+        let now_ns = moment.boot().0;
         loop {
             let cell = self.memory.cell(hash, now_ns);
             let verdict = match &self.terms {
@@ -165,7 +142,7 @@ impl Counter {
                         .inspect(|it| keep(cell, it, (limit.limit, *window_ns), now_ns))
                 }
                 Terms::Quota(limit, period) => {
-                    let window = calendar::window(*period, clock.utc());
+                    let window = calendar::window(*period, moment.utc());
                     let take = |word| limit.take(word, window, cost);
                     in_window(cell, take)
                         .inspect(|it| keep(cell, it, (limit.limit, window.next_ns), now_ns))
@@ -187,8 +164,8 @@ impl Counter {
 impl Counter {
     /// Learns what all gateways together have taken of a key of a token bucket or quota: what they leave, and when all
     /// of it is there again. Nothing that was counted here is forgotten.
-    pub fn raise(&self, hash: u128, (remaining, reset): (u64, Duration), clock: Clock) {
-        let now_ns = clock.boot.0;
+    pub fn raise(&self, hash: u128, (remaining, reset): (u64, Duration), moment: &Moment) {
+        let now_ns = moment.boot().0;
         let reset_ns = u64::try_from(reset.as_nanos()).unwrap_or(u64::MAX);
         let nothing = Verdict { admitted: true, remaining, reset_ns, wait_ns: 0 };
         loop {
@@ -199,7 +176,7 @@ impl Counter {
                     in_bucket(cell, |word| (word.max(full_at), nothing))
                 }
                 Terms::Quota(limit, period) => {
-                    let window = calendar::window(*period, clock.utc());
+                    let window = calendar::window(*period, moment.utc());
                     // Around the end of a period two clocks may mean different ones.
                     if reset_ns.abs_diff(window.left_ns) > window.next_ns / 2 {
                         return;
@@ -334,6 +311,7 @@ fn keep(cell: Cell<'_>, verdict: &Verdict, (limit, span_ns): (u32, u64), now_ns:
 mod tests {
     use super::*;
     use crate::base::random::mix;
+    use crate::base::time::{BootTime, Now, UtcMillis};
     use std::sync::atomic::AtomicU32;
 
     const SECOND: u64 = 1_000_000_000;
@@ -358,8 +336,9 @@ mod tests {
         Counter::new(terms, Memory::new(keys, &terms).unwrap())
     }
 
-    fn clock(boot_ns: u64) -> Clock {
-        Clock::at(BootTime(boot_ns), UtcMillis(1_800_000_000_000 + boot_ns / 1_000_000))
+    fn at(boot_ns: u64) -> Moment {
+        let utc = UtcMillis(1_800_000_000_000 + boot_ns / 1_000_000);
+        Moment::at(Now { boot: BootTime(boot_ns), utc })
     }
 
     #[test]
@@ -368,14 +347,14 @@ mod tests {
             let counter = counter(terms, 100);
             for key in 0..20 {
                 for left in (0..5).rev() {
-                    let verdict = counter.take(hash(key), 1, clock(10 * SECOND));
+                    let verdict = counter.take(hash(key), 1, &at(10 * SECOND));
                     assert!(verdict.admitted, "{terms:?}");
                     assert_eq!(verdict.remaining, left, "{terms:?}");
                 }
-                let refused = counter.take(hash(key), 1, clock(10 * SECOND));
+                let refused = counter.take(hash(key), 1, &at(10 * SECOND));
                 assert!(!refused.admitted && refused.remaining == 0, "{terms:?}");
-                let later = clock(10 * SECOND + refused.wait_ns);
-                assert!(counter.take(hash(key), 1, later).admitted, "{terms:?}");
+                let later = at(10 * SECOND + refused.wait_ns);
+                assert!(counter.take(hash(key), 1, &later).admitted, "{terms:?}");
             }
         }
     }
@@ -394,7 +373,7 @@ mod tests {
                             for turn in 0..3000 {
                                 let key = turn % admitted.len();
                                 let verdict =
-                                    counter.take(hash(key as u64), cost, clock(10 * SECOND));
+                                    counter.take(hash(key as u64), cost, &at(10 * SECOND));
                                 let taken = if verdict.admitted { cost } else { 0 };
                                 admitted[key].fetch_add(taken, Relaxed);
                             }
@@ -422,7 +401,7 @@ mod tests {
                     scope.spawn(|| {
                         for step in 0..20_000 {
                             let now = 10 * SECOND + step * (SPAN_NS / 20_000);
-                            let verdict = counter.take(hash(1), 1, clock(now));
+                            let verdict = counter.take(hash(1), 1, &at(now));
                             admitted.fetch_add(u32::from(verdict.admitted), Relaxed);
                         }
                     });
@@ -442,13 +421,13 @@ mod tests {
             let counter = counter(terms, 500);
             let now = 10 * SECOND;
             for key in 0..50 {
-                (0..10).for_each(|_| assert!(counter.take(hash(key), 1, clock(now)).admitted));
+                (0..10).for_each(|_| assert!(counter.take(hash(key), 1, &at(now)).admitted));
             }
             for key in 1000..40_000 {
-                counter.take(hash(key), 1, clock(now + key));
+                counter.take(hash(key), 1, &at(now + key));
             }
             let kept =
-                (0..50).filter(|key| !counter.take(hash(*key), 1, clock(now + 50_000)).admitted);
+                (0..50).filter(|key| !counter.take(hash(*key), 1, &at(now + 50_000)).admitted);
             assert_eq!(kept.count(), 50, "{terms:?}");
         }
     }
@@ -457,11 +436,11 @@ mod tests {
     fn a_quota_is_of_the_calendar_and_not_of_the_uptime() {
         let counter = counter(Terms::Quota(FixedWindow { limit: 1 }, Period::Day), 10);
         let midnight = 20_000 * 86_400_000;
-        let at = |boot, utc| Clock::at(BootTime(boot), UtcMillis(utc));
-        assert!(counter.take(hash(1), 1, at(1, midnight - 1000)).admitted);
-        let refused = counter.take(hash(1), 1, at(2, midnight - 1000));
+        let at = |boot, utc| Moment::at(Now { boot: BootTime(boot), utc: UtcMillis(utc) });
+        assert!(counter.take(hash(1), 1, &at(1, midnight - 1000)).admitted);
+        let refused = counter.take(hash(1), 1, &at(2, midnight - 1000));
         assert_eq!((refused.admitted, refused.wait_ns), (false, SECOND));
-        assert!(counter.take(hash(1), 1, at(3, midnight)).admitted);
-        assert!(!counter.take(hash(1), 1, at(4, midnight - 1000)).admitted, "the clock went back");
+        assert!(counter.take(hash(1), 1, &at(3, midnight)).admitted);
+        assert!(!counter.take(hash(1), 1, &at(4, midnight - 1000)).admitted, "the clock went back");
     }
 }

@@ -33,7 +33,7 @@ use crate::http::deadline::Deadline;
 use crate::shared::{self, Redis};
 use algorithm::Verdict;
 use answer::Told;
-use counter::{Clock, Counter};
+use counter::Counter;
 use exchange::Exchange;
 use held::{Held, Permit, Refused};
 use key::Asked;
@@ -247,7 +247,7 @@ impl Limits {
     ) -> Result<(), (Error, usize)> {
         let hash = key.hash(&limit.config.per, self.seed, self.common.ipv6_prefix);
         let verdict = match &limit.counting {
-            Counting::Local(counter) => counter.take(hash, cost, Clock::read()),
+            Counting::Local(counter) => counter.take(hash, cost, &inquiry.deadline.moment),
             Counting::InFlight(held) => {
                 let permit = limit.enter(held, hash, inquiry.worker);
                 permits.add(permit.map_err(|error| (error, index))?);

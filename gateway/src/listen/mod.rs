@@ -20,6 +20,7 @@ use std::thread;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use crate::feedback::Reporter;
 use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::request::listener::Listeners;
@@ -41,6 +42,8 @@ pub struct Shared {
     pub counters: Registry,
     /// Where requests are written down.
     pub access_log: AccessLog,
+    /// Where it is told what clients do.
+    pub reporter: Reporter,
 }
 
 /// The door while it is open.

@@ -18,7 +18,7 @@ use http::HeaderValue;
 
 use crate::auth::{Authenticators, Memories};
 use crate::base::address::{ClientAddr, PeerAddr};
-use crate::base::time::Now;
+use crate::base::time;
 use crate::config::{self, Config};
 use crate::http::proxy_protocol::Addresses;
 use crate::http::{forwarded, headers};
@@ -217,14 +217,14 @@ impl Worker {
     pub fn denies(&self, address: IpAddr) -> bool {
         let rules = &self.rules().held;
         !rules.is_empty()
-            && matches!(rules.action(address, Now::read().boot), Some(Action::Deny | Action::Reset))
+            && matches!(rules.action(address, time::boot()), Some(Action::Deny | Action::Reset))
     }
 
     /// Whether `address` is one that must never be blocked, or that many clients share.
     pub fn spares(&self, address: IpAddr) -> bool {
         let trusted = &self.current().snapshot.config.trusted_proxies;
         let is_protected = || {
-            let found = self.rules().held.find(address, Now::read().boot);
+            let found = self.rules().held.find(address, time::boot());
             found.is_some_and(|(_, entry)| entry.origin == Origin::Protected)
         };
         forwarded::is_trusted(trusted, address) || is_protected()

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 
 use self::key::Verifier;
@@ -106,7 +107,7 @@ impl Hmac {
     pub(super) async fn authenticate(&self, ask: &Ask<'_>) -> Answer {
         let message = Message {
             method: &ask.head.method,
-            target: ask.target.as_str(),
+            target: ask.target.path_and_query().map_or("/", PathAndQuery::as_str),
             headers: &ask.head.headers,
             scheme: if ask.is_tls { "https" } else { "http" },
         };
@@ -247,7 +248,7 @@ impl Hmac {
 }
 
 fn seconds(ask: &Ask<'_>) -> u64 {
-    (ask.now)().utc.0 / 1000
+    ask.moment.utc().0 / 1000
 }
 
 fn answer(refused: Refused) -> Answer {

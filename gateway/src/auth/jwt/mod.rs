@@ -117,7 +117,7 @@ impl Jwt {
             Found::One(token) => token,
         };
         // Before anything that it stands for: what changes meanwhile makes the result be forgotten.
-        let (generation, now) = (self.generation(), (ask.now)());
+        let (generation, now) = (self.generation(), ask.moment.now());
         let digest = (self.config.remember > 0 && token.len() <= self.config.token_bytes)
             .then(|| digest_of(&token));
         if let Some(known) = digest.and_then(|digest| memory.get(&digest, generation, now)) {
