@@ -458,7 +458,7 @@ fn ceiling(raw: &RawCeiling, at: At<'_>) -> Ceiling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::{only, with, wrong};
+    use crate::config::tests::{only, with};
 
     fn read(keys: &str) -> Feedback {
         let text = format!(
