@@ -5,6 +5,7 @@
 
 pub mod decision;
 pub mod evidence;
+pub mod spread;
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
