@@ -15,6 +15,7 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 use crate::rules::list_file::ActionName;
 
+mod bans;
 mod check;
 mod drain;
 mod events;
@@ -100,6 +101,9 @@ enum Verb {
     /// API keys of callers, for `auth.NAME.api_key`
     #[command(subcommand)]
     Keys(keys::KeysVerb),
+    /// Sources that the gateway itself holds off, see `feedback`
+    #[command(subcommand)]
+    Bans(bans::BansVerb),
     /// Which rule decides about an address, whose it is, since when, until when, and what it met
     Why {
         /// IPv4 or IPv6 address
@@ -345,6 +349,7 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Confirm => list::confirm(&place, output),
         Verb::Lists { verb } => lists::run(&place, verb, output),
         Verb::Keys(verb) => keys::run(&place, verb, output),
+        Verb::Bans(verb) => bans::run(&place, verb, output),
         Verb::Why { address } => why::run(&place, address, output),
         Verb::Events(arguments) => events::run(&place, &arguments, output),
         Verb::Metrics => metrics::run(&place),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::policy::Policy;
 use super::sessions::Sessions;
-use super::{keys, privileges, protect, read, views};
+use super::{bans, keys, privileges, protect, read, views};
 use crate::admin::api::{Answer, Refusal, Request};
 use crate::base::folder;
 use crate::base::time::Now;
@@ -24,6 +24,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
             | Request::RemoveList(_)
             | Request::Confirm
             | Request::Keys(_)
+            | Request::Bans(_)
     );
     if !possible {
         return None;
@@ -45,6 +46,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
         folder::check(&config.state.dir, user).map_err(Refusal::failed)?;
         let store = Store::open(&config.state.dir).map_err(Refusal::failed)?;
         let door = Door::pinned(&pins).map_err(Refusal::failed)?;
+        let uid = rustix::process::getuid().as_raw();
         let mut sessions = Sessions::default();
         sessions.look_all(&config.kernel.management_ports);
         let protected = protect::collect(&config, None, [], &sessions);
@@ -58,6 +60,7 @@ pub fn answer(path: Option<&Path>, request: &Request) -> Option<Result<Answer, R
             Request::Why(address) => Ok(Answer::Why(Box::new(views::why(&policy, *address, now)?))),
             Request::Remove(remove) => policy.remove(remove, now).map(Answer::Done),
             Request::Confirm => policy.confirm(now).map(Answer::Done),
+            Request::Bans(request) => bans::answer(&mut policy, request.clone(), (uid, now)),
             Request::RemoveList(remove) => policy.remove_list(remove, now).map(Answer::Done),
             Request::List(query) => views::list(&policy, query, now),
             Request::Lists => Ok(Answer::Lists { lists: policy.list_views() }),

@@ -22,7 +22,7 @@ use crate::rules::protected::own_addresses;
 use crate::rules::{Place, RuleRef};
 use gateway_common::verdict::Verdict;
 
-use super::policy::Policy;
+use super::policy::{Policy, bans};
 
 /// The rules that are asked for, as many as the limit allows.
 pub fn list(policy: &Policy, query: &ListQuery, now: Now) -> Result<Answer, Refusal> {
@@ -133,7 +133,8 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
     }
     others.reverse();
     let action = decided.map(|(_, entry)| entry.action);
-    Ok(Why { address, verdict: verdict(policy, action, running), rule, others })
+    let bans = bans::views::about(policy, address, now);
+    Ok(Why { address, verdict: verdict(policy, action, running), rule, others, bans })
 }
 
 /// The kernel door as the kernel reports it.
@@ -229,6 +230,11 @@ pub fn counts(policy: &Policy) -> RuleCounts {
         }
     }
     counts
+}
+
+/// One rule.
+pub fn rule(policy: &Policy, rule: &RuleRef<'_>, now: Now) -> RuleView {
+    view(policy, rule, is_running(policy), now)
 }
 
 fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleView {

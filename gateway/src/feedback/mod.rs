@@ -3,6 +3,7 @@
 //! Workers report, without ever waiting; one thread scores, deterministically under the clock of the reports; `control`
 //! carries decisions out. Nothing here blocks anybody by itself, and nothing here knows of requests or maps.
 
+pub mod ban;
 pub mod decision;
 pub mod evidence;
 pub mod spread;

@@ -67,7 +67,7 @@ async fn agree(
         let said = said.map_err(|Invalid| Failure::Refused(Refusal::ProxyHeader))?;
         addresses = said.unwrap_or(addresses);
         let client = ClientAddr::believed(addresses.source.ip());
-        if slot.requests().denies(client.ip()) {
+        if slot.requests().denies_believed(client) {
             return Err(Failure::Refused(Refusal::Denied));
         }
         slot.believe(client);

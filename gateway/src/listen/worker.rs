@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::config::Config;
+use crate::feedback::decision::{Place, Subject};
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
@@ -37,6 +38,8 @@ pub(super) enum Order {
     Listen { addresses: Vec<SocketAddr>, sockets: Vec<Socket> },
     /// Close the connections of those whom a rule denies by now.
     Recheck,
+    /// The same, where it can only be these.
+    Close(Arc<[Subject]>),
     /// Stop listening, finish what is in flight, end.
     Drain,
 }
@@ -72,9 +75,18 @@ struct Open {
 struct Told {
     peer: IpAddr,
     /// Whom a PROXY protocol sender speaks for.
-    client: Option<IpAddr>,
+    client: Option<ClientAddr>,
     denied: Rc<Cell<bool>>,
     waker: Waker,
+}
+
+impl Told {
+    /// Whether a rule about `subject` may concern it.
+    fn is_of(&self, subject: &Subject) -> bool {
+        let is_believed = || self.client.is_some_and(|one| subject.prefix.contains(&one.ip()));
+        let is_peer = subject.place == Place::Kernel && subject.prefix.contains(&self.peer);
+        is_peer || is_believed()
+    }
 }
 
 struct Listening {
@@ -145,7 +157,10 @@ impl Worker {
                             .for_each(|(_, gone)| self.close(&gone));
                         self.listen(sockets, &mut listening)?;
                     }
-                    Some(Order::Recheck) => self.recheck(),
+                    Some(Order::Recheck) => self.recheck(|_| true),
+                    Some(Order::Close(subjects)) => {
+                        self.recheck(|told| subjects.iter().any(|subject| told.is_of(subject)));
+                    }
                     Some(Order::Drain) | None => break,
                 },
                 _ = sweep.tick() => self.requests.sweep(),
@@ -239,11 +254,13 @@ impl Worker {
         Rc::clone(listener)
     }
 
-    fn recheck(&self) {
-        for Told { peer, client, denied, waker } in self.open.borrow().connections.values() {
-            if self.requests.denies(*peer) || client.is_some_and(|ip| self.requests.denies(ip)) {
-                denied.set(true);
-                waker.wake_by_ref();
+    /// Closes the connections of those whom a rule denies by now, among those that `may` tells.
+    fn recheck(&self, may: impl Fn(&Told) -> bool) {
+        for told in self.open.borrow().connections.values().filter(|told| may(told)) {
+            let believed = |client| self.requests.denies_believed(client);
+            if self.requests.denies(told.peer) || told.client.is_some_and(believed) {
+                told.denied.set(true);
+                told.waker.wake_by_ref();
             }
         }
     }
@@ -280,7 +297,7 @@ pub(super) struct Slot {
     /// Where its source is counted.
     source: Cell<Option<usize>>,
     peer: IpAddr,
-    client: Cell<Option<IpAddr>>,
+    client: Cell<Option<ClientAddr>>,
     denied: Rc<Cell<bool>>,
 }
 
@@ -323,7 +340,7 @@ impl Slot {
 
     /// From now on rules about `client` concern the connection too.
     pub(super) fn believe(&self, client: ClientAddr) {
-        self.client.set(Some(client.ip()));
+        self.client.set(Some(client));
     }
 
     /// Whether a rule denies the peer since it was let in.

@@ -220,6 +220,16 @@ impl Worker {
             && matches!(rules.action(address, time::boot()), Some(Action::Deny | Action::Reset))
     }
 
+    /// Whether a rule keeps requests out that are believed to come from `client`.
+    pub fn denies_believed(&self, client: ClientAddr) -> bool {
+        let rules = &self.rules().held;
+        if rules.is_empty() {
+            return false;
+        }
+        let found = rules.find_believed(client.ip(), time::boot());
+        found.is_some_and(|(_, entry)| matches!(entry.action, Action::Deny | Action::Reset))
+    }
+
     /// Whether `address` is one that must never be blocked, or that many clients share.
     pub fn spares(&self, address: IpAddr) -> bool {
         let trusted = &self.current().snapshot.config.trusted_proxies;

@@ -160,7 +160,7 @@ impl Exchange<'_> {
         let client = forwarded::client(*client, trusted, &head.headers);
         self.account.client(client);
         let forwarded = client.ip() != peer.ip();
-        if !self.connection.admits_peer() || forwarded && worker.denies(client.ip()) {
+        if !self.connection.admits_peer() || forwarded && worker.denies_believed(client) {
             return Err(Kind::Denied.into());
         }
         Ok(client)

@@ -6,6 +6,8 @@ mod read;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub(super) use self::read::{RawFeedback, feedback};
 use super::Share;
 use crate::base::signal::Signal;
@@ -69,7 +71,8 @@ pub enum FeedbackBy {
 }
 
 /// What is done about a source.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Measure {
     /// Its packets are dropped.
     Ban,
