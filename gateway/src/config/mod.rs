@@ -6,6 +6,7 @@
 
 mod access_log;
 mod at;
+mod audit;
 mod auth;
 mod balance;
 mod bounds;
@@ -52,6 +53,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
+pub use self::audit::{AUDIT_FILES, Audit};
 pub use self::auth::{
     Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, Basic, CertificateName,
     ClaimPath, ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, Hmac,
@@ -201,8 +203,9 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let consumers = limits.consumers(consumers, (raw, &limited.plans), at);
     let kernel = kernel::kernel(&raw.kernel, folder, protected, at.key("kernel"));
     let named = names_of_limits(&limited, &consumers, &routes);
-    let feedback = feedback::feedback(raw.feedback.as_ref(), (&kernel, &named), at.key("feedback"));
+    let state_dir = path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir"));
     Config {
+        feedback: feedback::feedback(&raw.feedback, (&kernel, &named), at.key("feedback")),
         kernel,
         routes,
         workers: match raw.workers {
@@ -213,8 +216,9 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         },
         zone: raw.zone.clone().filter(|zone| value::name(zone, "a zone", at.key("zone"))),
         user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
+        audit: audit::audit(&raw.audit, &state_dir, at.key("audit")),
         state: State {
-            dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")),
+            dir: state_dir,
             redis: raw
                 .state
                 .redis
@@ -232,7 +236,6 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         trusted_proxies,
         consumers,
         limited,
-        feedback,
         told: identity::identity(raw.identity.as_ref(), &auth, folder, at.key("identity")),
         discovery,
         upstreams,
@@ -320,6 +323,8 @@ pub struct Config {
     pub state: State,
     /// The administrative interface.
     pub admin: Admin,
+    /// Where changes are written down.
+    pub audit: Audit,
     /// Metrics.
     pub metrics: Metrics,
     /// What is written down of requests; `None`: nothing.

@@ -2,7 +2,7 @@
 
 use super::policy::bans::commands::Verb;
 use super::policy::bans::views;
-use super::{Control, Policy};
+use super::{Control, Policy, audit};
 use crate::admin::api::{Answer, Refusal};
 use crate::admin::bans::BanRequest;
 use crate::base::time::Now;
@@ -14,7 +14,16 @@ const CLOSED_MAX: usize = 64;
 impl Control {
     /// Carries out a command about bans.
     pub(super) fn bans(&mut self, request: BanRequest, uid: u32) -> Result<Answer, Refusal> {
-        answer(&mut self.policy, request, (uid, Now::read()))
+        let answer = answer(&mut self.policy, request, (uid, Now::read()));
+        self.note_bans();
+        answer
+    }
+
+    /// Writes down what happened to bans.
+    pub(super) fn note_bans(&mut self) {
+        for change in self.policy.take_ban_changes() {
+            audit::ban(&self.trail, &change);
+        }
     }
 
     /// Where rules changed, closes the connections of those whom they deny by now.

@@ -73,6 +73,14 @@ pub(super) fn page(
     page.text()
 }
 
+/// Lines of the audit trail that were not written.
+pub(super) fn audit(lost: u64) -> String {
+    let mut page = Page::default();
+    let help = "Lines of the audit trail that could not be written.";
+    page.counter("gateway_audit_lines_lost_total", help).only(lost);
+    page.text()
+}
+
 /// What was found out about callers.
 pub(super) fn authentications(authenticators: &Authenticators) -> String {
     let mut page = Page::default();

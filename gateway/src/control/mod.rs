@@ -26,11 +26,13 @@ use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
+use crate::observe::audit::Trail;
 use crate::request::Snapshot;
 use crate::shared::Redis;
 use crate::upstream::directory::Directory;
 
 mod access_log;
+mod audit;
 mod background;
 mod bans;
 pub mod certificates;
@@ -57,7 +59,7 @@ pub mod views;
 
 use certificates::Certificates;
 use handover::Inlets;
-use later::{Later, audit};
+use later::Later;
 use monitor::Monitor;
 use names::Names;
 use policy::Policy;
@@ -156,6 +158,8 @@ struct Control {
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
     monitor: Monitor,
+    /// Where changes are written down.
+    trail: Trail,
     /// What the workers notice about clients.
     #[expect(dead_code, reason = "nothing is reported before there is a section `feedback`")]
     reports: mpsc::Receiver<Report>,
@@ -214,7 +218,7 @@ impl Control {
                 }
                 order = signals.next() => match order {
                     Order::Reload => self.queue_reload(None),
-                    Order::Reopen => self.reopen_access_log(),
+                    Order::Reopen => self.reopen_logs(),
                     Order::End => break false,
                 },
             }
@@ -225,7 +229,7 @@ impl Control {
 
     /// Lets requests finish, then leaves the kernel as the configuration says. A second signal does not wait.
     async fn end(self, signals: &mut Signals, replaced: bool) -> Result<Ended, RunError> {
-        let Self { config, policy, mut door, shared, .. } = self;
+        let Self { config, policy, mut door, shared, trail, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
         if !replaced {
             tell_manager(NotifyState::Stopping);
@@ -238,7 +242,8 @@ impl Control {
             () = signals.end() => tracing::warn!("requests in flight were cut off"),
         }
         let log = shared.access_log;
-        tokio::task::spawn_blocking(move || log.finish()).await.map_err(RunError::failed)?;
+        let finish = move || (log.finish(), trail.finish());
+        tokio::task::spawn_blocking(finish).await.map_err(RunError::failed)?;
         if replaced {
             return Ok(Ended::Replaced);
         }
@@ -264,28 +269,28 @@ impl Control {
         let look = self.look(&request);
         match (request, told) {
             (Request::Reload, Some(command)) => {
-                self.queue_reload(Some(Later { uid, command, reply }));
+                self.queue_reload(Some(Later { trail: self.trail.clone(), uid, command, reply }));
             }
             (Request::Keys(request), _) => {
                 let with = (&*self.config, self.redis.as_ref());
-                self.keys.begin(request, with, (uid, reply));
+                self.keys.begin(request, with, (&self.trail, uid, reply));
             }
             (Request::Bans(request), told) => {
                 let answer = self.bans(request, uid);
                 if let Some(command) = told {
-                    audit(uid, &command, &answer);
+                    audit::command(&self.trail, uid, &command, &answer);
                 }
                 // Whoever asked may have gone; what was done stays done.
                 drop(reply.send(answer));
             }
             (Request::RefreshList(name), Some(command)) => {
-                let later = Later { uid, command, reply };
+                let later = Later { trail: self.trail.clone(), uid, command, reply };
                 self.sources.refresh(&self.policy, &name.name, later, instant());
             }
             (request, told) => {
                 let answer = self.answer(request);
                 if let Some(command) = told {
-                    audit(uid, &command, &answer);
+                    audit::command(&self.trail, uid, &command, &answer);
                 }
                 match look {
                     Some(look) => self.monitor.complete(answer, look, reply),
@@ -374,6 +379,7 @@ impl Control {
             Ok(count) => tracing::info!(count, "rules ended"),
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
+        self.note_bans();
         self.sources.make_use_of_room(&mut self.policy, now);
         self.look_after_interfaces();
         self.free_retired();

@@ -27,7 +27,7 @@ use crate::admin::server;
 use crate::auth::Authenticators;
 use crate::base::folder;
 use crate::base::time::{Now, instant};
-use crate::config::{Attach, Config};
+use crate::config::{AUDIT_FILES, Attach, Config};
 use crate::feedback::Reporter;
 use crate::kernel::pins::Pins;
 use crate::kernel::{Door, DoorError, Opened, attach};
@@ -37,6 +37,7 @@ use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
+use crate::observe::audit::{self, Trail};
 use crate::request::Compiled;
 use crate::route::Table;
 use crate::shared::Redis;
@@ -61,6 +62,7 @@ pub(super) struct Started {
     predecessor: Option<Predecessor>,
     echo: Option<Echo>,
     log: Option<Sink>,
+    trail: audit::Sink,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
@@ -87,7 +89,8 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     };
     let Bound { sockets, inlets, mut predecessor } = bind(&config, inheritance, target.uid)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
-    let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &store::FILES)
+    let ours = [&store::FILES[..], &AUDIT_FILES].concat();
+    let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &ours)
         .map_err(|error| RunError::Failed(format!("state.dir: {error}")))?;
     access_log::prepare(&config, &target).map_err(RunError::failed)?;
     if let Some(predecessor) = &mut predecessor {
@@ -113,6 +116,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let capabilities =
         privileges::drop_to(&target, policy.door.is_some()).map_err(RunError::failed)?;
     let log = access_log::open(&config, &target.name).map_err(RunError::failed)?;
+    let trail = super::audit::open(&config).map_err(RunError::failed)?;
     Ok(Started {
         path,
         config,
@@ -128,6 +132,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor,
         echo,
         log,
+        trail,
         target,
         capabilities,
         kernel_note,
@@ -155,7 +160,6 @@ impl Started {
         names.configure(&self.config, &mut directory);
         let own = (address, &counters);
         let authenticators = Arc::new(self.authenticators);
-        let keys = keys::Desk::new(&authenticators, &self.config);
         let compiled = Compiled {
             config: Arc::clone(&self.config),
             routes: Arc::new(Table::new(&self.config.routes)),
@@ -180,9 +184,9 @@ impl Started {
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
             path: self.path,
+            keys: keys::Desk::new(&authenticators, &self.config),
             config: self.config,
             policy: self.policy,
-            keys,
             sessions: self.sessions,
             sources,
             names,
@@ -202,6 +206,7 @@ impl Started {
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,
             monitor,
+            trail: Trail::start(self.trail).map_err(RunError::failed)?,
             reports,
             started: instant(),
         };

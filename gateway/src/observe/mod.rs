@@ -4,6 +4,7 @@
 //! stops a worker.
 
 pub mod access_log;
+pub mod audit;
 pub mod histogram;
 pub mod prometheus;
 pub mod resilience;

@@ -162,11 +162,11 @@ struct Around<'a> {
 type Weights = [u32; Signal::ALL.len()];
 
 pub(in crate::config) fn feedback(
-    raw: Option<&RawFeedback>,
+    raw: &Option<RawFeedback>,
     (kernel, limits): (&Kernel, &[&str]),
     at: At<'_>,
 ) -> Option<Arc<Feedback>> {
-    let raw = raw?;
+    let raw = raw.as_ref()?;
     let around = Around { profiles: &kernel.profiles, limits };
     let weights = weights(&raw.weights, at.key("weights"));
     Some(Arc::new(Feedback {

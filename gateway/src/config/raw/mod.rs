@@ -40,6 +40,7 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) state: RawState,
     pub(in crate::config) admin: RawAdmin,
     pub(in crate::config) metrics: RawMetrics,
+    pub(in crate::config) audit: RawAudit,
     pub(in crate::config) access_log: RawAccessLog,
     pub(in crate::config) tracing: RawTracing,
     pub(in crate::config) kernel: RawKernel,
