@@ -87,6 +87,15 @@ pub enum ListAction {
     Deny,
     /// Held to a profile of their own.
     Limit,
+    /// Dropped, and new connections answered with TCP RST. Kept among those that are denied.
+    Reset,
+}
+
+impl ListAction {
+    /// Whether rules that do this are kept among those.
+    pub fn holds(self, action: Action) -> bool {
+        Action::from(self) == action || self == Self::Deny && action == Action::Reset
+    }
 }
 
 impl From<ActionName> for ListAction {
@@ -104,6 +113,7 @@ impl From<ListAction> for Action {
             ListAction::Allow => Self::Allow,
             ListAction::Deny => Self::Deny,
             ListAction::Limit => Self::Limit,
+            ListAction::Reset => Self::Reset,
         }
     }
 }

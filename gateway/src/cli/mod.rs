@@ -256,6 +256,10 @@ struct AddArgs {
     /// Addresses or prefixes: 192.0.2.1, 192.0.2.0/24, 2001:db8::/32
     #[arg(required = true)]
     prefixes: Vec<String>,
+    /// `deny` alone: answer new connections with TCP RST, so that honest software fails at once
+    /// instead of hanging
+    #[arg(long)]
+    reset: bool,
     #[command(flatten)]
     rule: RuleArgs,
 }

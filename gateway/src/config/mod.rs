@@ -452,6 +452,8 @@ pub struct Kernel {
     pub ipv6_source_length: u8,
     /// Dropped packets that are reported as events, by all CPUs together; `None` for none.
     pub events: Option<Bucket>,
+    /// New connections that `reset` rules answer, of all sources together; `None` for none.
+    pub resets: Option<Bucket>,
     /// Rules of one address family that the kernel's tables hold (unit: rules).
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).

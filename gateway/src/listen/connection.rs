@@ -74,6 +74,9 @@ pub(super) async fn serve(
             registered = true;
         }
         if slot.is_denied() {
+            if slot.is_reset() {
+                http.abort();
+            }
             slot.counters().refused(Refusal::Denied);
             return Poll::Ready(true);
         }

@@ -68,6 +68,10 @@ async fn agree(
         addresses = said.unwrap_or(addresses);
         let client = ClientAddr::believed(addresses.source.ip());
         if slot.requests().denies_believed(client) {
+            if slot.requests().resets_believed(client) {
+                // What fails has been closed already.
+                stream.set_zero_linger().ok();
+            }
             return Err(Failure::Refused(Refusal::Denied));
         }
         slot.believe(client);

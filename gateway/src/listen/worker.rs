@@ -211,6 +211,10 @@ impl Worker {
         counters.connections_accepted.add(1);
         let peer = PeerAddr::of_socket(from);
         if self.requests.denies(peer.ip()) {
+            if self.requests.resets(peer.ip()) {
+                // What fails has been closed already.
+                stream.set_zero_linger().ok();
+            }
             return counters.refused(Refusal::Denied);
         }
         let listener = self.listener(inlet);
@@ -346,6 +350,13 @@ impl Slot {
     /// Whether a rule denies the peer since it was let in.
     pub(super) fn is_denied(&self) -> bool {
         self.denied.get()
+    }
+
+    /// Whether that rule wants the connection ended by a TCP RST.
+    pub(super) fn is_reset(&self) -> bool {
+        let requests = self.requests();
+        requests.resets(self.peer)
+            || self.client.get().is_some_and(|one| requests.resets_believed(one))
     }
 
     pub(super) fn is_draining(&self) -> bool {

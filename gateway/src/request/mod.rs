@@ -215,19 +215,33 @@ impl Worker {
 
     /// Whether a rule keeps `address` out. A profile limits packets, not requests.
     pub fn denies(&self, address: IpAddr) -> bool {
-        let rules = &self.rules().held;
-        !rules.is_empty()
-            && matches!(rules.action(address, time::boot()), Some(Action::Deny | Action::Reset))
+        matches!(self.action(address), Some(Action::Deny | Action::Reset))
     }
 
     /// Whether a rule keeps requests out that are believed to come from `client`.
     pub fn denies_believed(&self, client: ClientAddr) -> bool {
+        matches!(self.action_believed(client), Some(Action::Deny | Action::Reset))
+    }
+
+    /// Whether that rule wants `address` told so by a TCP RST.
+    pub fn resets(&self, address: IpAddr) -> bool {
+        self.action(address) == Some(Action::Reset)
+    }
+
+    /// The same of whom a connection is believed to come from.
+    pub fn resets_believed(&self, client: ClientAddr) -> bool {
+        self.action_believed(client) == Some(Action::Reset)
+    }
+
+    fn action(&self, address: IpAddr) -> Option<Action> {
         let rules = &self.rules().held;
-        if rules.is_empty() {
-            return false;
-        }
-        let found = rules.find_believed(client.ip(), time::boot());
-        found.is_some_and(|(_, entry)| matches!(entry.action, Action::Deny | Action::Reset))
+        if rules.is_empty() { None } else { rules.action(address, time::boot()) }
+    }
+
+    fn action_believed(&self, client: ClientAddr) -> Option<Action> {
+        let rules = &self.rules().held;
+        let find = || rules.find_believed(client.ip(), time::boot());
+        if rules.is_empty() { None } else { find().map(|(_, entry)| entry.action) }
     }
 
     /// Whether `address` is one that must never be blocked, or that many clients share.

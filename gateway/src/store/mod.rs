@@ -23,15 +23,16 @@ use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 pub mod bans;
 pub mod keys;
 mod lists;
+pub mod spread;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
 /// What waits to be confirmed, by the key of its rule.
 const PENDING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pending");
 /// What the rules of commands do.
-const ACTIONS: [Action; 3] = [Action::Allow, Action::Deny, Action::Limit];
+const ACTIONS: [Action; 4] = [Action::Allow, Action::Deny, Action::Limit, Action::Reset];
 const FILE: &str = "gateway.redb";
 /// What the gateway puts into `state.dir`.
-pub const FILES: [&str; 3] = [FILE, keys::FILE, lists::FOLDER];
+pub const FILES: [&str; 4] = [FILE, keys::FILE, spread::FILE, lists::FOLDER];
 
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]

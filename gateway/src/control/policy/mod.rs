@@ -49,6 +49,8 @@ pub struct Policy {
     /// Rules that the guard keeps out of the tables, by prefix.
     held_back: BTreeMap<IpNet, usize>,
     dry_run: bool,
+    /// Whether `reset` rules answer.
+    resets: bool,
     max_rules: u32,
     /// Names of the profiles in the order of the configuration.
     profiles: Vec<String>,
@@ -80,6 +82,7 @@ impl Policy {
             classifier: Arc::default(),
             held_back: BTreeMap::new(),
             dry_run: false,
+            resets: false,
             max_rules: 0,
             profiles: Vec::new(),
             serving: true,
@@ -107,6 +110,7 @@ impl Policy {
         self.profiles = config.kernel.profiles.iter().map(|one| one.name.clone()).collect();
         self.rules.place_profiles(|name| profile_place(&self.profiles, name).unwrap_or(0));
         self.dry_run = config.kernel.dry_run;
+        self.resets = config.kernel.resets.is_some();
         self.max_rules = config.kernel.max_rules;
         self.guard = Guard::new(protected, &self.rules);
         self.held_back.clear();
@@ -215,6 +219,11 @@ impl Policy {
     /// Whether drops are only counted.
     pub fn is_dry_run(&self) -> bool {
         self.dry_run
+    }
+
+    /// Whether the kernel answers what `reset` rules are about.
+    pub fn has_resets(&self) -> bool {
+        self.resets
     }
 
     /// Lets user space enforce what the tables hold now: those of the kernel, or its own where there are none.

@@ -187,6 +187,11 @@ impl Ledger {
         self.outgoing.len()
     }
 
+    /// Whether the others are to be told of what is known about a source.
+    pub fn is_outgoing(&self, subject: &Subject) -> bool {
+        self.outgoing.contains(subject)
+    }
+
     /// The others are to be told of what is known about a source.
     pub fn tell(&mut self, subject: Subject) {
         if self.entries.contains_key(&subject) {

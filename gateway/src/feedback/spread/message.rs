@@ -42,7 +42,7 @@ const ORDER_DIGITS: usize = 48;
 const HEAD_BYTES: usize = 2 + SIGNATURE_DIGITS + 1 + ORDER_DIGITS + 1;
 
 /// What became of a source. Of two about the same the later one holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// Which of two is the later one.
     pub order: Order,

@@ -91,6 +91,9 @@ pub(super) async fn begin(
         }
         loop {
             if slot.is_denied() {
+                if slot.is_reset() {
+                    socket.abort();
+                }
                 slot.counters().refused(Refusal::Denied);
                 return Poll::Ready(None);
             }
