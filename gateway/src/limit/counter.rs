@@ -19,7 +19,7 @@ use crate::limit::algorithm::sliding_log::{Ring, SlidingLog};
 use crate::limit::algorithm::sliding_window::{SlidingWindow, Words};
 use crate::limit::algorithm::token_bucket::TokenBucket;
 use crate::limit::calendar;
-use crate::limit::table::{Cell, Table};
+use crate::limit::table::{Cell, Table, memory};
 use crate::rules::tables::mapping::Mapping;
 
 /// What is counted how.
@@ -62,7 +62,7 @@ impl Memory {
         let table = Table::new(keys)?;
         let ring_words = terms.ring_words();
         let bytes = table.cells().saturating_mul(ring_words).saturating_mul(size_of::<u64>());
-        let rings = if bytes > 0 { Some(Mapping::anonymous(bytes)?) } else { None };
+        let rings = if bytes > 0 { Some(memory(bytes)?) } else { None };
         Ok(Arc::new(Self { table, keys, rings, ring_words }))
     }
 
@@ -125,79 +125,80 @@ impl Counter {
 
     /// Takes `cost` of the limit of a key.
     pub fn take(&self, hash: u128, cost: u32, moment: &Moment) -> Verdict {
+        // Reading a clock waits for every load that was begun, but not for this one.
+        self.memory.table.prefetch(hash);
         let now_ns = moment.boot().0;
-        loop {
-            let cell = self.memory.cell(hash, now_ns);
-            let verdict = match &self.terms {
-                Terms::TokenBucket(bucket) => {
-                    in_bucket(cell, |word| bucket.take(word, now_ns, cost.into()))
-                }
-                Terms::LeakyBucket(bucket) => {
-                    in_bucket(cell, |word| bucket.take(word, now_ns, cost.into()))
-                }
-                Terms::FixedWindow(limit, window_ns) => {
-                    let window = Window::at(now_ns, *window_ns);
-                    let take = |word| limit.take(word, window, cost);
-                    in_window(cell, take)
-                        .inspect(|it| keep(cell, it, (limit.limit, *window_ns), now_ns))
-                }
-                Terms::Quota(limit, period) => {
-                    let window = calendar::window(*period, moment.utc());
-                    let take = |word| limit.take(word, window, cost);
-                    in_window(cell, take)
-                        .inspect(|it| keep(cell, it, (limit.limit, window.next_ns), now_ns))
-                }
-                Terms::SlidingWindow(limit) => sliding(cell, limit, now_ns, cost)
-                    .inspect(|it| keep(cell, it, (limit.limit, limit.window_ns), now_ns)),
-                Terms::SlidingLog(log) => {
-                    let ring = self.memory.ring(cell.number);
-                    in_ring(cell, log, ring, (now_ns, cost))
-                }
-            };
-            if let Some(verdict) = verdict {
-                return verdict;
+        match &self.terms {
+            Terms::TokenBucket(bucket) => self.of(hash, now_ns, |cell| {
+                in_bucket(cell, |word| bucket.take(word, now_ns, cost.into()))
+            }),
+            Terms::LeakyBucket(bucket) => self.of(hash, now_ns, |cell| {
+                in_bucket(cell, |word| bucket.take(word, now_ns, cost.into()))
+            }),
+            Terms::FixedWindow(limit, window_ns) => {
+                let window = Window::at(now_ns, *window_ns);
+                self.of(hash, now_ns, |cell| {
+                    in_window(cell, (limit.limit, window, now_ns), |word| {
+                        limit.take(word, window, cost)
+                    })
+                })
             }
+            Terms::Quota(limit, period) => {
+                let window = calendar::window(*period, moment.utc());
+                self.of(hash, now_ns, |cell| {
+                    in_window(cell, (limit.limit, window, now_ns), |word| {
+                        limit.take(word, window, cost)
+                    })
+                })
+            }
+            Terms::SlidingWindow(limit) => self.of(hash, now_ns, |cell| {
+                sliding(cell, limit, now_ns, cost)
+                    .inspect(|it| keep(cell, it, (limit.limit, limit.window_ns), now_ns))
+            }),
+            Terms::SlidingLog(log) => self.of(hash, now_ns, |cell| {
+                in_ring(cell, log, self.memory.ring(cell.number), (now_ns, cost))
+            }),
         }
     }
-}
 
-impl Counter {
     /// Learns what all gateways together have taken of a key of a token bucket or quota: what they leave, and when all
     /// of it is there again. Nothing that was counted here is forgotten.
     pub fn raise(&self, hash: u128, (remaining, reset): (u64, Duration), moment: &Moment) {
         let now_ns = moment.boot().0;
         let reset_ns = u64::try_from(reset.as_nanos()).unwrap_or(u64::MAX);
         let nothing = Verdict { admitted: true, remaining, reset_ns, wait_ns: 0 };
+        match &self.terms {
+            Terms::TokenBucket(_) => {
+                let full_at = now_ns.saturating_add(reset_ns);
+                self.of(hash, now_ns, |cell| in_bucket(cell, |word| (word.max(full_at), nothing)));
+            }
+            Terms::Quota(limit, period) => {
+                let window = calendar::window(*period, moment.utc());
+                // Around the end of a period two clocks may mean different ones.
+                if reset_ns.abs_diff(window.left_ns) > window.next_ns / 2 {
+                    return;
+                }
+                let left = u32::try_from(remaining).unwrap_or(u32::MAX);
+                let gone = limit.limit.saturating_sub(left);
+                let raise = |word| {
+                    let (index, count) = split(word);
+                    let count = if index == window.index { count.max(gone) } else { gone };
+                    let raised =
+                        if index > window.index { word } else { join(window.index, count) };
+                    (raised, nothing)
+                };
+                let kept = (limit.limit, window, now_ns);
+                self.of(hash, now_ns, |cell| in_window(cell, kept, raise));
+            }
+            _ => {}
+        }
+    }
+
+    /// What `take` makes of the cell of a key, once that is the key's until the end.
+    fn of(&self, hash: u128, now_ns: u64, take: impl Fn(Cell<'_>) -> Option<Verdict>) -> Verdict {
         loop {
-            let cell = self.memory.cell(hash, now_ns);
-            let raised = match &self.terms {
-                Terms::TokenBucket(_) => {
-                    let full_at = now_ns.saturating_add(reset_ns);
-                    in_bucket(cell, |word| (word.max(full_at), nothing))
-                }
-                Terms::Quota(limit, period) => {
-                    let window = calendar::window(*period, moment.utc());
-                    // Around the end of a period two clocks may mean different ones.
-                    if reset_ns.abs_diff(window.left_ns) > window.next_ns / 2 {
-                        return;
-                    }
-                    let left = u32::try_from(remaining).unwrap_or(u32::MAX);
-                    let gone = limit.limit.saturating_sub(left);
-                    let raise = |word| {
-                        let (index, count) = split(word);
-                        let count = if index == window.index { count.max(gone) } else { gone };
-                        (
-                            if index > window.index { word } else { join(window.index, count) },
-                            nothing,
-                        )
-                    };
-                    in_window(cell, raise)
-                        .inspect(|it| keep(cell, it, (limit.limit, window.next_ns), now_ns))
-                }
-                _ => return,
-            };
-            if raised.is_some() {
-                return;
+            if let Some(verdict) = take(self.memory.cell(hash, now_ns)) {
+                return verdict;
             }
         }
     }
@@ -208,8 +209,14 @@ fn in_bucket(cell: Cell<'_>, take: impl Fn(u64) -> (u64, Verdict)) -> Option<Ver
     exchange(cell, cell.until(), take)
 }
 
-fn in_window(cell: Cell<'_>, take: impl Fn(u64) -> (u64, Verdict)) -> Option<Verdict> {
-    exchange(cell, cell.first(), take)
+/// By a limit of so many in each window, at a time.
+fn in_window(
+    cell: Cell<'_>,
+    (limit, window, now_ns): (u32, Window, u64),
+    take: impl Fn(u64) -> (u64, Verdict),
+) -> Option<Verdict> {
+    let taken = exchange(cell, cell.first(), take);
+    taken.inspect(|it| keep(cell, it, (limit, window.next_ns), now_ns))
 }
 
 /// Exchanges a word for what `take` makes of it; `None` when the cell went to another key meanwhile.
