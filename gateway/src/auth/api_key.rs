@@ -131,7 +131,7 @@ impl ApiKey {
         };
         match record.state(now.utc) {
             KeyState::Active | KeyState::Retiring => {}
-            KeyState::Expired => return Answer::Refused("expired API key"),
+            KeyState::Expired => return Answer::Expired("expired API key"),
             KeyState::Revoked => return Answer::Refused("revoked API key"),
         }
         let longest = match self.home {
@@ -332,7 +332,7 @@ mod tests {
             boot: BootTime(now().boot.0 + 2_000_000_000),
             utc: now().utc.after(Duration::from_secs(2)),
         };
-        assert_eq!(case.ask_at(&[&key], later), Answer::Refused("expired API key"));
+        assert_eq!(case.ask_at(&[&key], later), Answer::Expired("expired API key"));
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub(super) fn page(
     certificates(&mut page, status);
     connections(&mut page, proxy);
     requests(&mut page, proxy);
+    proxy.feedback.page(&mut page);
     traffic(&mut page, &ROUTE, &by_name.routes);
     traffic(&mut page, &UPSTREAM, &by_name.upstreams);
     guards::page(&mut page, &status.guards);

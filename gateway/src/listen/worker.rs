@@ -18,8 +18,10 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::{ClientAddr, PeerAddr};
+use crate::base::signal::Signal;
 use crate::config::Config;
 use crate::feedback::decision::{Place, Subject};
+use crate::feedback::evidence::Source;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
@@ -116,7 +118,7 @@ impl Worker {
                 &shared.snapshot,
                 &shared.rules,
                 counters,
-                log,
+                (log, shared.reporter.clone()),
             )),
             listeners: RefCell::new(Cache::new(Arc::clone(&shared.listeners))),
             handshakes: Handshakes::new(),
@@ -222,7 +224,7 @@ impl Worker {
             return counters.refused(Refusal::ProxySender);
         }
         let config = self.requests.config();
-        let slot = Slot::take(self, peer.ip());
+        let slot = Slot::take(self, peer);
         if slot.taken_before >= config.bounds.connections {
             return counters.refused(Refusal::TooMany);
         }
@@ -272,6 +274,7 @@ impl Worker {
     /// Lets what is in flight finish, for as long as it may.
     async fn drain(&self) {
         self.draining.set(true);
+        self.requests.stop_noticing();
         for told in self.open.borrow().connections.values() {
             told.waker.wake_by_ref();
         }
@@ -300,13 +303,13 @@ pub(super) struct Slot {
     taken_before: usize,
     /// Where its source is counted.
     source: Cell<Option<usize>>,
-    peer: IpAddr,
+    peer: PeerAddr,
     client: Cell<Option<ClientAddr>>,
     denied: Rc<Cell<bool>>,
 }
 
 impl Slot {
-    fn take(worker: &Rc<Worker>, peer: IpAddr) -> Self {
+    fn take(worker: &Rc<Worker>, peer: PeerAddr) -> Self {
         worker.requests.counters.connections_open.add(1);
         let taken_before = worker.sources.open();
         let mut open = worker.open.borrow_mut();
@@ -338,13 +341,22 @@ impl Slot {
     /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
     pub(super) fn register(&self, waker: &Waker) {
         let (denied, waker) = (Rc::clone(&self.denied), waker.clone());
-        let told = Told { peer: self.peer, client: self.client.get(), denied, waker };
+        let told = Told { peer: self.peer.ip(), client: self.client.get(), denied, waker };
         self.worker.open.borrow_mut().connections.insert(self.number, told);
     }
 
     /// From now on rules about `client` concern the connection too.
     pub(super) fn believe(&self, client: ClientAddr) {
         self.client.set(Some(client));
+    }
+
+    /// The client did something odd; `reason` is what a story says of it. Nobody answers for what a rule ended.
+    pub(super) fn notice(&self, signal: Signal, reason: &'static str) {
+        let peer = || Source::Peer(self.peer);
+        let source = self.client.get().map_or_else(peer, Source::Believed);
+        if !self.is_denied() {
+            self.worker.requests.notice(signal, source, reason);
+        }
     }
 
     /// Whether a rule denies the peer since it was let in.
@@ -355,7 +367,7 @@ impl Slot {
     /// Whether that rule wants the connection ended by a TCP RST.
     pub(super) fn is_reset(&self) -> bool {
         let requests = self.requests();
-        requests.resets(self.peer)
+        requests.resets(self.peer.ip())
             || self.client.get().is_some_and(|one| requests.resets_believed(one))
     }
 

@@ -207,7 +207,7 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Outgoing { route, forward, client, destination, admitted } = outgoing;
-        let Current { snapshot, views, locals, memories } = &**self.current;
+        let Current { snapshot, views, locals, memories, .. } = &**self.current;
         let (mut head, body) = request.into_parts();
         snapshot.authenticators.strip(route.access.as_ref(), &mut head);
         if let Some(template) = &forward.rewrite {

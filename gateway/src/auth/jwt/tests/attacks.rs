@@ -683,7 +683,7 @@ fn a_clock_that_jumps() {
     let memory = Memory::new(10);
     let parts = head(&token(json!({})));
     let at = |now| ask(&jwt, &parts, &memory, now);
-    let expired = Answer::Refused("the token has expired");
+    let expired = Answer::Expired("the token has expired");
     assert!(matches!(at(now(NOW)), Answer::Known(_)));
     // The wall clock leaps ahead: what is remembered ends with it.
     assert_eq!(at(Now { boot: BootTime((NOW + 1) * 1_000_000_000), ..now(NOW + 9999) }), expired);

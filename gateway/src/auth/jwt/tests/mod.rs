@@ -138,6 +138,7 @@ fn verify_at(jwt: &Jwt, token: &str, seconds: u64) -> Result<Identity, &'static 
     match block_on(jwt.verify(token.as_bytes(), now(seconds))) {
         Ok((identity, _)) => Ok(identity),
         Err(Refusal::Bad(reason) | Refusal::Later(reason)) => Err(reason),
+        Err(Refusal::Expired) => Err(claims::EXPIRED),
     }
 }
 

@@ -133,7 +133,7 @@ fn a_token_is_remembered_until_it_expires_and_no_other_is_taken_for_it() {
         panic!("it is not known any more")
     };
     assert!(Arc::ptr_eq(&first, &second), "it was not verified again");
-    let expired = Answer::Refused("the token has expired");
+    let expired = Answer::Expired("the token has expired");
     assert_eq!(ask(&jwt, &parts, &memory, now(NOW + 610)), expired);
     let mut forged = good.clone();
     forged.truncate(good.len() - 4);
