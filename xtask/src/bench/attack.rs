@@ -139,7 +139,11 @@ impl Bench {
             ensure!(attack.counts().sent > 0, "the attacker did nothing to the sink");
             quiet
         };
-        let attack = Attack::start(case, &self.hosts.attacker)?;
+        let attacker = match case.is_behind_nat() {
+            true => &self.hosts.client,
+            false => &self.hosts.attacker,
+        };
+        let attack = Attack::start(case, attacker)?;
         let attacked = self.round(&subject)?;
         let counts = attack.counts();
         drop(attack);
@@ -166,7 +170,7 @@ impl Bench {
         std::thread::sleep(ONSET);
         self.check()?;
         let before = Cpus::now()?;
-        let honest = Honest::run(&self.hosts.client, subject.key(), self.seconds)?;
+        let honest = Honest::run(&self.hosts.client, subject.keys(), self.seconds)?;
         let after = Cpus::now()?;
         Ok(Round {
             honest,

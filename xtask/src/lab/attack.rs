@@ -8,10 +8,10 @@ use harness::gateway::Gateway;
 use serde_json::{Value, json};
 
 use super::Lab;
-use crate::bench::attack::http::Connections;
+use crate::bench::attack::http::{Connections, Sources};
 
 /// Addresses that the attack comes from.
-const SOURCES: u32 = 100;
+const SOURCES: Sources = Sources::Many(100);
 /// The addresses are the attacker's own, so that it can have connections from there.
 const ATTACKER_NET: &str = "198.18.0.0/15";
 

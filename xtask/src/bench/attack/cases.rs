@@ -4,7 +4,7 @@ use anyhow::Result;
 use harness::topology::Host;
 
 use super::frames::Frames;
-use super::http::Connections;
+use super::http::{Connections, Sources};
 
 /// One attack.
 pub(super) struct Case {
@@ -22,20 +22,33 @@ pub(super) enum What {
     UdpAndFragments,
     /// Requests with a wrong credential over real connections.
     Requests {
-        /// So many addresses, in turn.
-        sources: u32,
+        /// From where.
+        sources: Sources,
         /// Requests a second of all of them together; `None`: as fast as can be.
         per_second: Option<u32>,
     },
 }
 
 /// All of them.
-pub(super) const ALL: [Case; 6] = [
+pub(super) const ALL: [Case; 7] = [
     Case { name: "syn_flood", what: What::Syn },
-    Case { name: "http_1", what: What::Requests { sources: 1, per_second: None } },
-    Case { name: "http_100", what: What::Requests { sources: 100, per_second: None } },
-    Case { name: "http_10000", what: What::Requests { sources: 10_000, per_second: None } },
-    Case { name: "stuffing", what: What::Requests { sources: 300, per_second: Some(150) } },
+    Case { name: "http_1", what: What::Requests { sources: Sources::Many(1), per_second: None } },
+    Case {
+        name: "http_100",
+        what: What::Requests { sources: Sources::Many(100), per_second: None },
+    },
+    Case {
+        name: "http_10000",
+        what: What::Requests { sources: Sources::Many(10_000), per_second: None },
+    },
+    Case {
+        name: "stuffing",
+        what: What::Requests { sources: Sources::Many(300), per_second: Some(150) },
+    },
+    Case {
+        name: "behind_nat",
+        what: What::Requests { sources: Sources::Own, per_second: Some(150) },
+    },
     Case { name: "udp_fragments", what: What::UdpAndFragments },
 ];
 
@@ -46,6 +59,13 @@ pub(crate) struct Counts {
     pub(crate) sent: u64,
     /// Requests that were answered, with whatever status.
     pub(crate) answered: u64,
+}
+
+impl Case {
+    /// Whether honest clients have the attacker's address.
+    pub(super) fn is_behind_nat(&self) -> bool {
+        matches!(self.what, What::Requests { sources: Sources::Own, .. })
+    }
 }
 
 /// An attack under way. It ends when it is dropped.

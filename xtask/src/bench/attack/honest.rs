@@ -10,6 +10,12 @@ use serde_json::Value;
 const CONNECTIONS: u32 = 32;
 /// Prints what was measured as one line of JSON (wrk's SCRIPTING file has the names).
 const SCRIPT: &str = r#"
+local at = 0
+request = function()
+  at = at % #keys + 1
+  wrk.headers["X-API-Key"] = keys[at]
+  return wrk.format()
+end
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
@@ -30,14 +36,14 @@ pub(super) struct Honest {
 }
 
 impl Honest {
-    pub(super) fn run(client: &Host, key: &str, seconds: u32) -> Result<Self> {
+    /// `keys`: of those who take turns.
+    pub(super) fn run(client: &Host, keys: &[String], seconds: u32) -> Result<Self> {
         let script = tempfile::Builder::new().prefix("gateway-bench-").suffix(".lua").tempfile()?;
-        fs::write(script.path(), SCRIPT)?;
+        fs::write(script.path(), format!("local keys = {{'{}'}}{SCRIPT}", keys.join("','")))?;
         let mut command = Command::new("wrk");
         command.args(["--threads", "1", "--latency", "--timeout", "2s", "--script"]);
         command.arg(script.path());
         command.args([format!("--connections={CONNECTIONS}"), format!("--duration={seconds}s")]);
-        command.args(["--header".to_owned(), format!("X-API-Key: {key}")]);
         command.arg(format!("http://{}/", client.target()));
         let output = client.namespace.output(command.stdin(Stdio::null()))?;
         let said = String::from_utf8_lossy(&output.stdout);

@@ -31,6 +31,15 @@ const REFUSAL: &[u8] = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n"
 /// The first of the addresses: neighbours share a /24.
 const FIRST: u32 = 0xc612_0101;
 
+/// Where connections come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Sources {
+    /// So many addresses, in turn.
+    Many(u32),
+    /// The host's own address, which others use too, as behind NAT.
+    Own,
+}
+
 /// Connections under way.
 pub(crate) struct Connections {
     counters: Arc<Counters>,
@@ -45,7 +54,7 @@ struct Counters {
 }
 
 impl Connections {
-    pub(crate) fn start(host: &Host, sources: u32, per_second: Option<u32>) -> Result<Self> {
+    pub(crate) fn start(host: &Host, sources: Sources, per_second: Option<u32>) -> Result<Self> {
         let counters = Arc::new(Counters::default());
         let (shared, target) = (Arc::clone(&counters), host.target());
         let thread = Thread::start(&host.namespace, move || {
@@ -69,7 +78,7 @@ impl Connections {
 struct Agent {
     counters: Arc<Counters>,
     target: SocketAddr,
-    sources: u32,
+    sources: Sources,
     per_second: Option<u32>,
     begun: Instant,
 }
@@ -82,18 +91,18 @@ impl Agent {
                 let due = Duration::from_secs_f64(number as f64 / f64::from(per_second));
                 sleep_until(self.begun + due).await;
             }
-            let source = u32::try_from(number % u64::from(self.sources)).unwrap_or_default();
+            let source = self.sources.pick(number);
             self.counters.sent.fetch_add(1, Ordering::Relaxed);
             // Whatever went wrong, the next one is tried.
-            drop(self.connection(spread(source)).await);
+            drop(self.connection(source).await);
             tokio::task::yield_now().await;
         }
     }
 
-    async fn connection(&self, source: Ipv4Addr) -> Result<()> {
+    async fn connection(&self, source: IpAddr) -> Result<()> {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
-        socket.bind(SocketAddr::new(IpAddr::V4(source), 0))?;
+        socket.bind(SocketAddr::new(source, 0))?;
         let mut stream = timeout(CONNECT, socket.connect(self.target)).await??;
         let requests = if self.per_second.is_some() { 1 } else { REQUESTS_PER_CONNECTION };
         for _ in 0..requests {
@@ -104,6 +113,18 @@ impl Agent {
         // A reset instead of an end: ports come back at once.
         stream.set_zero_linger()?;
         Ok(())
+    }
+}
+
+impl Sources {
+    fn pick(self, number: u64) -> IpAddr {
+        match self {
+            Self::Many(most) => {
+                let turn = number % u64::from(most.max(1));
+                IpAddr::V4(spread(u32::try_from(turn).unwrap_or_default()))
+            }
+            Self::Own => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        }
     }
 }
 

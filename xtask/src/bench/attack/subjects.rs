@@ -20,6 +20,8 @@ use tempfile::TempDir;
 
 /// What the peers know honest clients by.
 const KEY: &str = "an-honest-client-of-the-bench";
+/// Whom the gateway knows.
+const CONSUMERS: [&str; 4] = ["ada", "ben", "cleo", "dan"];
 const ORIGIN_PORT: u16 = 9000;
 const START: Duration = Duration::from_secs(10);
 
@@ -49,7 +51,7 @@ impl Kind {
 
 /// One of them, running, with the origin behind it.
 pub(super) struct Subject<'h> {
-    key: String,
+    keys: Vec<String>,
     gateway: Option<Gateway<'h>>,
     /// These end with it.
     _programs: Vec<Program>,
@@ -65,13 +67,16 @@ impl<'h> Subject<'h> {
         let behind =
             nginx(&hosts.upstream.namespace, folder.path(), "origin", &origin_conf(origin))?;
         let mut programs = vec![behind];
-        let (mut key, mut gateway) = (KEY.to_owned(), None);
+        let (mut keys, mut gateway) = (vec![KEY.to_owned()], None);
         match kind {
             Kind::Loop | Kind::WithoutKernel => {
                 let config = gateway_config(hosts, origin, kind == Kind::Loop);
                 let mut new = Gateway::new(&hosts.gateway, config)?.with_binary(binary.to_owned());
                 new.start()?;
-                key = create_key(&new)?;
+                keys = CONSUMERS
+                    .map(|consumer| create_key(&new, consumer))
+                    .into_iter()
+                    .collect::<Result<_>>()?;
                 gateway = Some(new);
             }
             Kind::Nginx => {
@@ -86,17 +91,17 @@ impl<'h> Subject<'h> {
                 programs.push(Program::start(&hosts.gateway, &mut command)?);
             }
         }
-        Ok(Self { key, gateway, _programs: programs, _folder: folder })
+        Ok(Self { keys, gateway, _programs: programs, _folder: folder })
     }
 
     /// What honest clients show.
-    pub(super) fn key(&self) -> &str {
-        &self.key
+    pub(super) fn keys(&self) -> &[String] {
+        &self.keys
     }
 
     /// Whether it serves those with the key and refuses others.
     pub(super) fn check(&mut self, hosts: &Topology) -> Result<()> {
-        let (client, key) = (&hosts.client, &self.key);
+        let (client, key) = (&hosts.client, self.keys.first().context("no key")?);
         let target = client.target();
         let ask = |key: &str| -> Result<u16> {
             client.namespace.enter(|| -> Result<u16> {
@@ -157,8 +162,8 @@ fn gateway_config(hosts: &Topology, origin: SocketAddr, with_kernel: bool) -> Va
     config
 }
 
-fn create_key(gateway: &Gateway<'_>) -> Result<String> {
-    let made = gateway.cli(&["keys", "create", "--consumer", "honest", "--json"])?.ok()?.json()?;
+fn create_key(gateway: &Gateway<'_>, consumer: &str) -> Result<String> {
+    let made = gateway.cli(&["keys", "create", "--consumer", consumer, "--json"])?.ok()?.json()?;
     Ok(made.get("key").and_then(Value::as_str).context("no key was made")?.to_owned())
 }
 
