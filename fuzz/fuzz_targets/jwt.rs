@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use gateway::auth::{Ask, Authenticators, Memories, authorize};
 use gateway::base::address::ClientAddr;
-use gateway::base::time::{BootTime, Now, UtcMillis};
+use gateway::base::time::{BootTime, Moment, Now, UtcMillis};
 use gateway::config::{Config, parse};
 use http::Request;
 use libfuzzer_sys::fuzz_target;
@@ -41,16 +41,15 @@ fn claims(token: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
     let (config, authenticators) = &*GATE;
     let request = Request::get("/").header("authorization", format!("Bearer {token}"));
     let (head, ()) = request.body(()).ok()?.into_parts();
-    let target = head.uri.path_and_query()?;
     let client = ClientAddr::believed([192, 0, 2, 1].into());
     let ask = Ask {
         head: &head,
-        target,
+        target: &head.uri,
         client,
         certificate: None,
         is_tls: true,
         body: None,
-        now: || NOW,
+        moment: &Moment::at(NOW),
     };
     let memories: Memories = authenticators.memories(0);
     let access = config.routes[0].access.as_ref();

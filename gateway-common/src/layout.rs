@@ -8,7 +8,7 @@ use crate::verdict::Reason;
 
 /// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
 /// [`crate::table`].
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// Name of the program in the kernel object.
 pub const PROGRAM: &str = "gateway";
@@ -72,7 +72,7 @@ pub const COUNTERS_LEN: u32 = ORIGINS_LEN * REASONS_LEN;
 pub const EVENTS_BYTES: u32 = 1 << 16;
 
 /// Lines of [`HOST`].
-pub const HOST_LINES: u32 = 5;
+pub const HOST_LINES: u32 = 6;
 /// The line with the bucket of UDP to ports that are not protected, by CLOCK_MONOTONIC.
 pub const HOST_UDP: u32 = 0;
 /// The line with the bucket of fragments, by CLOCK_MONOTONIC.
@@ -83,6 +83,8 @@ pub const HOST_OWN: u32 = 2;
 pub const HOST_NEW_SOURCES: u32 = 3;
 /// The line with the bucket of packets from sources that have none, by CLOCK_MONOTONIC.
 pub const HOST_UNKNOWN_SOURCES: u32 = 4;
+/// The line with the bucket of answers to new connections, by CLOCK_MONOTONIC.
+pub const HOST_RESETS: u32 = 5;
 
 /// Rules of one family that fit unless the configuration says otherwise.
 pub const RULES_DEFAULT: u32 = 65_536;
@@ -188,6 +190,8 @@ pub struct Settings {
     pub host_udp: Bucket,
     /// What the host takes of fragments.
     pub host_fragments: Bucket,
+    /// New connections that `reset` rules answer; unlimited for none.
+    pub resets: Bucket,
 }
 
 const _: () = {
@@ -199,7 +203,7 @@ const _: () = {
     assert!(size_of::<Hits>() == 16 && align_of::<Hits>() == 8);
     assert!(size_of::<Line>() == 64 && align_of::<Line>() == 8);
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
-    assert!(size_of::<Settings>() == 136 && align_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 152 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
     assert!(Origin::ALL.len() as u32 + 1 == ORIGINS_LEN);
 };

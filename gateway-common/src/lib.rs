@@ -1,5 +1,5 @@
-//! The contract between the kernel door and user space: what a packet is, whose it is, what a rule says, how a bucket
-//! counts, and how all of it lies in the maps.
+//! The contract between the kernel door and user space: what a packet is, whose it is, what a rule says, what it
+//! answers, how a bucket counts, and how all of it lies in the maps.
 //!
 //! `no_std` and free of `unsafe`, apart from the marker that lets user space hand the layouts to aya. The same code
 //! runs in the XDP program, in the tests on the host and in the fuzzer. No constant of the boundary is written twice.
@@ -15,6 +15,7 @@ pub mod hygiene;
 pub mod layout;
 pub mod packet;
 pub mod reader;
+pub mod reset;
 pub mod rule;
 pub mod source;
 pub mod table;

@@ -11,7 +11,7 @@ pub enum Action {
     Deny = 2,
     /// Pass within the buckets of the rule's profile.
     Limit = 3,
-    /// Reserved: answer a new connection with TCP RST.
+    /// Drop, but answer a new connection with TCP RST first.
     Reset = 4,
 }
 

@@ -29,7 +29,7 @@ pub enum Reason {
     Deny = 6,
     /// Over the packet bucket.
     Limit = 7,
-    /// A `reset` rule. Reserved: nothing answers with RST yet.
+    /// A `reset` rule, and no new connection that could be answered.
     Reset = 8,
     /// A first fragment or a packet too short for its TCP flags; with `hygiene.malformed`, any header that contradicts
     /// itself, another one or the frame.
@@ -48,11 +48,15 @@ pub enum Reason {
     HostFragments = 15,
     /// Of a source without a bucket of its own, and over the bucket of all these.
     UnknownSources = 16,
+    /// A `reset` rule: answered with TCP RST.
+    ResetAnswered = 17,
+    /// A `reset` rule, and over the host's bucket of answers.
+    ResetLimit = 18,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::NotIp,
         Self::Unparsed,
         Self::Neighbour,
@@ -70,6 +74,8 @@ impl Reason {
         Self::HostUdp,
         Self::HostFragments,
         Self::UnknownSources,
+        Self::ResetAnswered,
+        Self::ResetLimit,
     ];
 
     /// What a packet with this reason meets.
@@ -86,7 +92,9 @@ impl Reason {
             | Self::Martian
             | Self::HostUdp
             | Self::HostFragments
-            | Self::UnknownSources => Verdict::Drop,
+            | Self::UnknownSources
+            | Self::ResetAnswered
+            | Self::ResetLimit => Verdict::Drop,
             Self::NotIp
             | Self::Unparsed
             | Self::Neighbour
@@ -116,6 +124,8 @@ impl Reason {
             Self::HostUdp => "host_udp",
             Self::HostFragments => "host_fragments",
             Self::UnknownSources => "unknown_sources",
+            Self::ResetAnswered => "reset_answered",
+            Self::ResetLimit => "reset_limit",
         }
     }
 }

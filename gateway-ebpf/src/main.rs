@@ -1,7 +1,7 @@
 //! The XDP program. This page is the life of a packet; each step is a module.
 //!
-//! It owns the verdict about a packet, decided by its source. It keeps no state about a connection, answers nothing,
-//! and lets pass what it does not understand.
+//! It owns the verdict about a packet, decided by its source. It keeps no state about a connection, answers nothing but
+//! what a `reset` rule says, and lets pass what it does not understand.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -18,6 +18,7 @@ mod maps;
 mod memory;
 mod newcomers;
 mod report;
+mod reset;
 mod sockets;
 
 use aya_ebpf::macros::xdp;
@@ -46,7 +47,7 @@ fn gateway(ctx: XdpContext) -> u32 {
     let (reason, rule) = decide(&ctx, packet);
     let verdict = account(&ctx, reason, rule);
     report(&ctx, packet, reason, rule);
-    verdict
+    if reason == Reason::ResetAnswered { reset::answer(&ctx) } else { verdict }
 }
 
 #[inline(always)]
@@ -60,7 +61,7 @@ fn decide(ctx: &XdpContext, packet: Packet) -> (Reason, Ruled) {
     let Ruling { action, rule, profile } = ruling;
     let passed = match action {
         Some(Action::Deny) => return (Reason::Deny, rule),
-        Some(Action::Reset) => return (Reason::Reset, rule),
+        Some(Action::Reset) => return (reset::decide(ctx, transport), rule),
         _ if transport.is_malformed() => return (Reason::Malformed, rule),
         _ if let Some(reason) = hygiene::check(ctx, transport, &ruling) => return (reason, rule),
         Some(Action::Allow) => return (Reason::Allow, rule),

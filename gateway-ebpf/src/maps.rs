@@ -87,6 +87,7 @@ static SETTINGS: Settings = Settings {
     events: Bucket::UNLIMITED,
     host_udp: Bucket::UNLIMITED,
     host_fragments: Bucket::UNLIMITED,
+    resets: Bucket::UNLIMITED,
 };
 
 /// A constant that is patched. Volatile, or the compiler would build in the value above instead of the patched one.
@@ -152,6 +153,12 @@ pub(crate) fn host_fragments() -> Bucket {
         interval_ns: setting!(host_fragments.interval_ns),
         depth_ns: setting!(host_fragments.depth_ns),
     }
+}
+
+/// New connections that are answered; unlimited: none.
+#[inline(always)]
+pub(crate) fn resets() -> Bucket {
+    Bucket { interval_ns: setting!(resets.interval_ns), depth_ns: setting!(resets.depth_ns) }
 }
 
 /// Until when the host's own addresses are sure to be its own, by CLOCK_BOOTTIME.

@@ -1,17 +1,21 @@
-//! A frame in packet memory, read at offsets.
+//! A frame in packet memory, read and written at offsets.
 //!
-//! It owns the bounds check before each read, in the one form that the verifier follows:
+//! It owns the bounds check before each access, in the one form that the verifier follows:
 //! `start + offset + length > end`.
 //! It refuses whatever does not lie in the frame's first buffer, which holds every header that is looked at.
 #![expect(unsafe_code, reason = "packet memory is raw addresses")]
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
+use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use gateway_common::packet::{Chain, Transport};
 use gateway_common::reader::Reader;
 
 use crate::hygiene;
+
+/// The shortest Ethernet frame without its checksum (IEEE 802.3, section 4A.4.2). Not every driver pads what a program
+/// sends, so a frame that is cut keeps that length if it had it. What is left then are its sender's own bytes.
+const FRAME_BYTES_MIN: u64 = 60;
 
 /// The first buffer of a frame.
 pub(crate) struct Memory {
@@ -36,6 +40,33 @@ impl Memory {
         // SAFETY: the kernel keeps start..end readable while the program runs, the check above put the whole of `T`
         // inside of it (the verifier proves both again at load), and an integer has no invalid bytes.
         Some(unsafe { address.read_unaligned() })
+    }
+
+    /// Writes words as big-endian ones, and answers where they end. `None`: they do not fit, and nothing is written.
+    #[inline(always)]
+    pub(crate) fn write<const WORDS: usize>(
+        &self,
+        offset: usize,
+        words: [u32; WORDS],
+    ) -> Option<usize> {
+        let end = offset + size_of::<[u32; WORDS]>();
+        if self.start + end > self.end {
+            return None;
+        }
+        let address = (self.start + offset) as *mut [u32; WORDS];
+        // SAFETY: as above, for the whole of the words; nobody else uses the frame while the program runs.
+        unsafe { address.write_unaligned(words.map(u32::to_be)) };
+        Some(end)
+    }
+
+    /// Lets the frame end there, or a little later. No address in it holds any more.
+    #[inline(always)]
+    pub(crate) fn cut(self, end: usize) -> bool {
+        // SAFETY: the context is the one that the kernel called this program with.
+        let length = unsafe { bpf_xdp_get_buff_len(self.ctx) };
+        let end = (end as u64).max(length.min(FRAME_BYTES_MIN));
+        // SAFETY: as above.
+        unsafe { bpf_xdp_adjust_tail(self.ctx, (end as i64 - length as i64) as i32) == 0 }
     }
 }
 

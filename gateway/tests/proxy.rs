@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use gateway::config::{self, Config, Target};
+use gateway::feedback::Reporter;
 use gateway::listen::sockets::{Inherited, Sockets};
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
@@ -101,6 +102,7 @@ impl Gateway {
             rules: Arc::new(ArcSwap::from_pointee(Classifier::default())),
             counters,
             access_log: AccessLog::start(None).unwrap(),
+            reporter: Reporter::new().0,
         };
         echo.spawn().unwrap();
         let door = Door::open(sockets, &shared).unwrap();

@@ -30,11 +30,13 @@ use picture::Point;
 /// The flood's sources: routed to the attacker, and nobody's.
 const FLOOD_SOURCES: &str = "198.18.0.0/24";
 /// Reasons for which the kernel drops.
-const DROPS: [&str; 10] = [
+const DROPS: [&str; 12] = [
     "deny",
     "limit",
     "connections",
     "reset",
+    "reset_answered",
+    "reset_limit",
     "malformed",
     "contended",
     "tcp_flags",

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::bans::{BanRequest, BanView, FeedbackView};
 use super::certificates::CertificateView;
 use super::guards::GuardView;
 use super::keys::{KeyRequest, KeyView, NewKey};
@@ -16,6 +17,7 @@ use super::query;
 use super::redis::RedisView;
 use super::rules::{ListView, RuleCounts, RuleView, Why};
 use super::upstreams::UpstreamView;
+use crate::feedback::decision::Subject;
 use crate::kernel::netlink::Mode;
 use crate::rules::Place;
 use crate::rules::entries::Entries;
@@ -63,6 +65,8 @@ pub enum Request {
     Metrics,
     /// API keys.
     Keys(KeyRequest),
+    /// Bans.
+    Bans(BanRequest),
     /// What goes on, with so many of the busiest rules.
     Top(usize),
     /// Read the configuration again.
@@ -83,6 +87,15 @@ pub enum ListAction {
     Deny,
     /// Held to a profile of their own.
     Limit,
+    /// Dropped, and new connections answered with TCP RST. Kept among those that are denied.
+    Reset,
+}
+
+impl ListAction {
+    /// Whether rules that do this are kept among those.
+    pub fn holds(self, action: Action) -> bool {
+        Action::from(self) == action || self == Self::Deny && action == Action::Reset
+    }
 }
 
 impl From<ActionName> for ListAction {
@@ -100,6 +113,7 @@ impl From<ListAction> for Action {
             ListAction::Allow => Self::Allow,
             ListAction::Deny => Self::Deny,
             ListAction::Limit => Self::Limit,
+            ListAction::Reset => Self::Reset,
         }
     }
 }
@@ -227,6 +241,14 @@ pub enum Answer {
         #[serde(default)]
         next: Option<String>,
     },
+    /// To [`BanRequest::List`].
+    Bans {
+        /// The bans, or the decisions that were not carried out.
+        bans: Vec<BanView>,
+        /// Behind which the next page begins, if there is one.
+        #[serde(default)]
+        next: Option<Subject>,
+    },
     /// To [`KeyRequest::Create`] and [`KeyRequest::Rotate`].
     NewKey(Box<NewKey>),
     /// To [`Request::Events`].
@@ -274,6 +296,7 @@ impl Request {
             | Self::Detach
             | Self::Drain => true,
             Self::Keys(request) => request.changes(),
+            Self::Bans(request) => request.changes(),
             Self::Status
             | Self::List(_)
             | Self::Lists
@@ -321,6 +344,7 @@ impl fmt::Display for Request {
                 write!(formatter, "{} remove {}", name(remove.action), first_of(&remove.prefixes))
             }
             Self::Keys(request) => request.fmt(formatter),
+            Self::Bans(request) => request.fmt(formatter),
             Self::Confirm => formatter.write_str("confirm"),
             Self::Why(address) => write!(formatter, "why {address}"),
             Self::Events(_) => formatter.write_str("events"),
@@ -335,7 +359,7 @@ impl fmt::Display for Request {
 
 /// The prefixes of a command for the audit trail, which one command must not flood. They have not been read yet, so
 /// whatever is odd in them is escaped.
-fn first_of(prefixes: &[String]) -> String {
+pub(super) fn first_of(prefixes: &[String]) -> String {
     const NAMED_MAX: usize = 20;
     const NAMED_MAX_CHARS: usize = 64;
     let named = prefixes.iter().take(NAMED_MAX);
@@ -400,6 +424,9 @@ pub struct Status {
     /// Breakers and limits of upstreams.
     #[serde(default)]
     pub guards: Vec<GuardView>,
+    /// What becomes of what is noticed about clients; without a section `feedback` none.
+    #[serde(default)]
+    pub feedback: Option<FeedbackView>,
     /// What several gateways share.
     #[serde(default)]
     pub redis: Option<RedisView>,

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::api::{Answer, Refusal, Request};
+use super::bans::BanRequest;
 use super::keys::KeyRequest;
 use crate::base::folder;
 use crate::observe::prometheus;
@@ -137,6 +138,17 @@ fn write(
                 KeyRequest::Rotate(rotate) => ("/v1/keys/rotate", serde_json::to_vec(rotate)?),
                 KeyRequest::Revoke(revoke) => ("/v1/keys/revoke", serde_json::to_vec(revoke)?),
                 KeyRequest::List(query) => ("/v1/keys/list", serde_json::to_vec(query)?),
+            };
+            (Method::POST, path.to_owned(), body)
+        }
+        Request::Bans(request) => {
+            let (path, body) = match request {
+                BanRequest::List(query) => ("/v1/bans/list", serde_json::to_vec(query)?),
+                BanRequest::Lift(names) => ("/v1/bans/lift", serde_json::to_vec(names)?),
+                BanRequest::Pin(names) => ("/v1/bans/pin", serde_json::to_vec(names)?),
+                BanRequest::Forget(names) => ("/v1/bans/forget", serde_json::to_vec(names)?),
+                BanRequest::Make(asked) => ("/v1/bans", serde_json::to_vec(asked)?),
+                BanRequest::Withdraw(asked) => ("/v1/bans/withdraw", serde_json::to_vec(asked)?),
             };
             (Method::POST, path.to_owned(), body)
         }

@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod asker;
+pub mod bans;
 pub mod certificates;
 pub mod client;
 pub mod guards;

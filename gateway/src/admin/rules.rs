@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::bans::BanView;
 use crate::base::time::UtcMillis;
 
 /// Rules by action.
@@ -93,4 +94,7 @@ pub struct Why {
     pub rule: Option<RuleView>,
     /// Other rules that cover the address, most specific first.
     pub others: Vec<RuleView>,
+    /// What is known about bans of it, those that hold first, with all that led to them.
+    #[serde(default)]
+    pub bans: Vec<BanView>,
 }

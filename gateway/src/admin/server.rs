@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use super::api::{Answer, PutList, Refusal, Request};
 use super::asker::Asker;
+use super::bans::BanRequest;
 use super::handover;
 use super::keys::KeyRequest;
 use super::query;
@@ -185,6 +186,22 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
         }
         (Method::POST, "/v1/keys/list") => {
             body_of(body).await.map(KeyRequest::List).map(Request::Keys)
+        }
+        (Method::POST, "/v1/bans/list") => {
+            body_of(body).await.map(BanRequest::List).map(Request::Bans)
+        }
+        (Method::POST, "/v1/bans/lift") => {
+            body_of(body).await.map(BanRequest::Lift).map(Request::Bans)
+        }
+        (Method::POST, "/v1/bans/pin") => {
+            body_of(body).await.map(BanRequest::Pin).map(Request::Bans)
+        }
+        (Method::POST, "/v1/bans/forget") => {
+            body_of(body).await.map(BanRequest::Forget).map(Request::Bans)
+        }
+        (Method::POST, "/v1/bans") => body_of(body).await.map(BanRequest::Make).map(Request::Bans),
+        (Method::POST, "/v1/bans/withdraw") => {
+            body_of(body).await.map(BanRequest::Withdraw).map(Request::Bans)
         }
         (Method::POST, "/v1/reload") => Ok(Request::Reload),
         (Method::POST, "/v1/kernel/detach") => Ok(Request::Detach),

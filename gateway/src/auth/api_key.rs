@@ -104,7 +104,7 @@ impl ApiKey {
             Found::Several => return Answer::Refused("more than one API key"),
             Found::One(key) => key,
         };
-        let (digest, now) = (digest_of(&key), (ask.now)());
+        let (digest, now) = (digest_of(&key), ask.moment.now());
         // Before it is looked up: what changes from now on must not be remembered.
         let state = match &self.home {
             Home::Embedded(registry) => {
@@ -131,7 +131,7 @@ impl ApiKey {
         };
         match record.state(now.utc) {
             KeyState::Active | KeyState::Retiring => {}
-            KeyState::Expired => return Answer::Refused("expired API key"),
+            KeyState::Expired => return Answer::Expired("expired API key"),
             KeyState::Revoked => return Answer::Refused("revoked API key"),
         }
         let longest = match self.home {
@@ -215,7 +215,7 @@ fn holds_for(record: &KeyRecord, now: Now, longest: Duration) -> Duration {
 mod tests {
     use super::*;
     use crate::base::address::ClientAddr;
-    use crate::base::time::{BootTime, UtcMillis};
+    use crate::base::time::{BootTime, Moment, UtcMillis};
     use crate::config::Consumer;
     use http::Request;
 
@@ -271,7 +271,7 @@ mod tests {
             keys.put([&(digest_of(key.as_bytes()), record)]).unwrap();
         }
 
-        fn ask_at(&self, keys: &[&str], now: fn() -> Now) -> Answer {
+        fn ask_at(&self, keys: &[&str], now: Now) -> Answer {
             let mut request = Request::get("/");
             for key in keys {
                 request = request.header("X-API-Key", *key);
@@ -279,19 +279,19 @@ mod tests {
             let head = request.body(()).unwrap().into_parts().0;
             let ask = Ask {
                 head: &head,
-                target: head.uri.path_and_query().unwrap(),
+                target: &head.uri,
                 client: ClientAddr::believed("192.0.2.1".parse().unwrap()),
                 certificate: None,
                 is_tls: false,
                 body: None,
-                now,
+                moment: &Moment::at(now),
             };
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(self.api_key.authenticate(&ask, &self.memory))
         }
 
         fn ask(&self, keys: &[&str]) -> Answer {
-            self.ask_at(keys, now)
+            self.ask_at(keys, now())
         }
     }
 
@@ -328,11 +328,11 @@ mod tests {
         let key = api_key::generate(api_key::PREFIX).unwrap();
         case.put(&key, |record| record.expires = Some(now().utc.after(Duration::from_secs(2))));
         assert!(matches!(case.ask(&[&key]), Answer::Known(_)));
-        let later = || Now {
+        let later = Now {
             boot: BootTime(now().boot.0 + 2_000_000_000),
             utc: now().utc.after(Duration::from_secs(2)),
         };
-        assert_eq!(case.ask_at(&[&key], later), Answer::Refused("expired API key"));
+        assert_eq!(case.ask_at(&[&key], later), Answer::Expired("expired API key"));
     }
 
     #[test]

@@ -12,22 +12,40 @@ use crate::config::{Audience, ClaimPath, ClaimRules};
 /// Claims by their names.
 pub(super) type Claims = Map<String, Value>;
 
+/// What the log says of claims that hold no longer.
+pub(super) const EXPIRED: &str = "the token has expired";
+
+/// Why claims do not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// They did.
+    Expired,
+    /// They never did here.
+    Bad(&'static str),
+}
+
+impl From<&'static str> for Unfit {
+    fn from(reason: &'static str) -> Self {
+        Self::Bad(reason)
+    }
+}
+
 /// Whether claims hold at `now`. The moment is that from which on they do not; `None`: they say nothing of it.
 pub(super) fn check(
     claims: &Claims,
     rules: &ClaimRules,
     now: UtcMillis,
-) -> Result<Option<UtcMillis>, &'static str> {
+) -> Result<Option<UtcMillis>, Unfit> {
     let until = time(claims, "exp")?.map(|expiry| expiry.after(rules.leeway));
     if until.is_some_and(|until| now >= until) {
-        return Err("the token has expired");
+        return Err(Unfit::Expired);
     }
     let latest = now.after(rules.leeway);
     if time(claims, "nbf")?.is_some_and(|from| from > latest) {
-        return Err("the token is not valid yet");
+        return Err("the token is not valid yet".into());
     }
     if time(claims, "iat")?.is_some_and(|issued| issued > latest) {
-        return Err("the token was issued in the future");
+        return Err("the token was issued in the future".into());
     }
     for name in ["sub", "jti", "azp", "client_id"] {
         text(claims, name)?;
@@ -35,11 +53,11 @@ pub(super) fn check(
     let issuer = text(claims, "iss")?;
     let is_known = |issuer: &str| rules.issuers.iter().any(|one| one == issuer);
     if !rules.issuers.is_empty() && !issuer.is_some_and(is_known) {
-        return Err("the token's issuer is another one");
+        return Err("the token's issuer is another one".into());
     }
     audience(claims, &rules.audience)?;
     if rules.required.iter().any(|path| path.find(claims).is_none_or(Value::is_null)) {
-        return Err("the token lacks a claim that is required");
+        return Err("the token lacks a claim that is required".into());
     }
     Ok(until)
 }

@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+use super::claims::Unfit;
 use super::place::{Found, find};
 use super::strip::strip;
 use super::{Answer, Ask, Consumers, Digest, Identity, Memory, claims, digest_of, json};
@@ -83,6 +84,8 @@ struct Kept {
 enum Verdict {
     Active(Arc<Identity>),
     Refused(&'static str),
+    /// It was active once.
+    Expired(&'static str),
 }
 
 #[derive(Clone)]
@@ -155,17 +158,18 @@ impl Introspection {
         if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
             return Answer::Refused("the token is none");
         }
-        let (digest, now) = (digest_of(&token), (ask.now)());
+        let (digest, now) = (digest_of(&token), ask.moment.now());
         if let Some(known) = memory.get(&digest, 0, now) {
             return Answer::Known(known);
         }
-        match self.shared.answer(digest, &token, ask.now).await {
+        match self.shared.answer(digest, &token, now).await {
             Ok(Kept { verdict: Verdict::Active(identity), from, time }) => {
                 let identity = Arc::new(self.consumers.complete((*identity).clone()));
                 memory.put(digest, 0, (from, time), Arc::clone(&identity));
                 Answer::Known(identity)
             }
             Ok(Kept { verdict: Verdict::Refused(reason), .. }) => Answer::Refused(reason),
+            Ok(Kept { verdict: Verdict::Expired(reason), .. }) => Answer::Expired(reason),
             Err(reason) => Answer::Unavailable(reason),
         }
     }
@@ -176,9 +180,8 @@ impl Shared {
         self: &Arc<Self>,
         digest: Digest,
         token: &[u8],
-        clock: fn() -> Now,
+        now: Now,
     ) -> Result<Kept, &'static str> {
-        let now = clock();
         if let Some(kept) = self.kept(&digest, now) {
             return Ok(kept);
         }
@@ -191,7 +194,7 @@ impl Shared {
                     if let Some(kept) = self.kept(&digest, now) {
                         return Ok(kept);
                     }
-                    self.call(&mut state, digest, token, clock)?
+                    self.call(&mut state, digest, token, now)?
                 }
             }
         };
@@ -212,10 +215,10 @@ impl Shared {
         state: &mut State,
         digest: Digest,
         token: &[u8],
-        clock: fn() -> Now,
+        now: Now,
     ) -> Result<watch::Receiver<Option<Outcome>>, &'static str> {
         let is_probing = state.failures >= self.config.failures;
-        if clock().boot < state.paused_until || (is_probing && !state.waiting.is_empty()) {
+        if now.boot < state.paused_until || (is_probing && !state.waiting.is_empty()) {
             return Err("the issuer is left alone for a while");
         }
         if state.waiting.len() >= WAITING_MAX {
@@ -224,7 +227,7 @@ impl Shared {
         let (sender, receiver) = watch::channel(None);
         state.waiting.insert(digest, receiver.clone());
         let call = Call { shared: Arc::clone(self), digest, sender };
-        tokio::spawn(call.run(self.form(token), clock));
+        tokio::spawn(call.run(self.form(token)));
         Ok(receiver)
     }
 
@@ -251,14 +254,12 @@ impl Shared {
     /// What an answer means from `now` on.
     fn understand(&self, answer: &[u8], now: Now) -> Result<Kept, &'static str> {
         let mut members = json::object(answer).ok_or("answered what is no plain JSON object")?;
-        let inactive = |reason| Kept {
-            verdict: Verdict::Refused(reason),
-            from: now,
-            time: self.config.inactive_cache,
-        };
+        let inactive = |verdict| Kept { verdict, from: now, time: self.config.inactive_cache };
         match members.remove("active") {
             Some(Value::Bool(true)) => {}
-            Some(Value::Bool(false)) => return Ok(inactive("the token is not active")),
+            Some(Value::Bool(false)) => {
+                return Ok(inactive(Verdict::Refused("the token is not active")));
+            }
             _ => return Err("answered without saying whether the token is active"),
         }
         let rules = &self.config.rules;
@@ -271,12 +272,26 @@ impl Shared {
                 from: now,
                 time: left.min(self.config.cache),
             },
-            Err(reason) => inactive(reason),
+            Err(Unfit::Bad(reason)) => inactive(Verdict::Refused(reason)),
+            Err(Unfit::Expired) => inactive(Verdict::Expired(claims::EXPIRED)),
         })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Verdict {
+    /// The same, knowing what was said of the token before: issuers do not tell what was never active from what is not
+    /// any more (RFC 7662, section 2.2).
+    fn after(self, before: Option<&Self>) -> Self {
+        match (self, before) {
+            (Self::Refused(reason), Some(Self::Active(_) | Self::Expired(_))) => {
+                Self::Expired(reason)
+            }
+            (verdict, _) => verdict,
+        }
     }
 }
 
@@ -297,10 +312,10 @@ struct Call {
 }
 
 impl Call {
-    async fn run(self, form: String, clock: fn() -> Now) {
+    async fn run(self, form: String) {
         let shared = &self.shared;
         let answer = shared.ask(form).await;
-        let now = clock();
+        let now = Now::read();
         let kept = answer.and_then(|answer| {
             let kept = shared.understand(&answer, now);
             kept.map_err(|reason| format!("{} {reason}", display(&shared.config.url)))
@@ -313,6 +328,8 @@ impl Call {
                     tracing::info!(authenticator, "the issuer answers again");
                 }
                 state.failures = 0;
+                let before = shared.answers.get(&self.digest).map(|before| before.verdict);
+                let kept = Kept { verdict: kept.verdict.after(before.as_ref()), ..kept };
                 shared.answers.insert(self.digest, kept.clone());
                 Outcome::Answered(kept)
             }
@@ -386,5 +403,23 @@ fn encoded(bytes: &[u8]) -> String {
 impl fmt::Debug for Shared {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_was_active_has_expired_and_one_that_never_was_is_refused() {
+        let active = || Verdict::Active(Arc::default());
+        let (refused, expired) = (|| Verdict::Refused("x"), || Verdict::Expired("x"));
+        for before in [active(), expired()] {
+            assert!(matches!(refused().after(Some(&before)), Verdict::Expired("x")));
+        }
+        assert!(matches!(refused().after(None), Verdict::Refused("x")));
+        assert!(matches!(refused().after(Some(&refused())), Verdict::Refused("x")));
+        assert!(matches!(expired().after(None), Verdict::Expired("x")));
+        assert!(matches!(active().after(Some(&expired())), Verdict::Active(_)));
     }
 }

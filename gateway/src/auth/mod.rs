@@ -30,7 +30,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::Uri;
 
 pub use self::forward::{Forward, Made};
 pub use self::hmac::signature_base;
@@ -41,7 +41,7 @@ pub use self::memory::{Digest, Memory, digest_of};
 use self::outcomes::Outcomes;
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
-use crate::base::time::Now;
+use crate::base::time::{Moment, Now};
 use crate::config::{self, Access, AuthKind, Config};
 use crate::http::headers::Names;
 use crate::http::unread::Unread;
@@ -58,7 +58,7 @@ pub struct Ask<'a> {
     /// The head of the request: one Host, the target in origin form and its path in normal form.
     pub head: &'a Parts,
     /// Path and query as the client has sent them, which is what signatures are over.
-    pub target: &'a PathAndQuery,
+    pub target: &'a Uri,
     /// Whom the request is believed to come from.
     pub client: ClientAddr,
     /// What the client has proven to be in the TLS handshake.
@@ -68,7 +68,7 @@ pub struct Ask<'a> {
     /// What comes behind the head, for whoever must see all of it; `None` where there is no request but its head.
     pub body: Option<&'a Unread>,
     /// What time it is.
-    pub now: fn() -> Now,
+    pub moment: &'a Moment,
 }
 
 /// What an authenticator says.
@@ -80,6 +80,8 @@ pub enum Answer {
     Known(Arc<Identity>),
     /// A credential that does not hold, and why: for the log, without anything of the credential.
     Refused(&'static str),
+    /// One that did hold: it is only too old. Whoever holds it has not guessed.
+    Expired(&'static str),
     /// It cannot be checked now, and why.
     Unavailable(&'static str),
     /// The request cannot be read, whoever calls.
@@ -235,6 +237,7 @@ impl Authenticators {
         memories: &Memories,
     ) -> Result<Option<Arc<Identity>>, Error> {
         let (mut refused, mut unavailable) = (None, None);
+        let (mut has_expired, mut may_be_guessed) = (false, false);
         for index in &access.authenticators {
             let Some((one, memory)) = self.all.get(*index).zip(memories.all.get(*index)) else {
                 continue;
@@ -244,7 +247,14 @@ impl Authenticators {
             match answer {
                 Answer::Absent => {}
                 Answer::Known(identity) => return Ok(Some(identity)),
-                Answer::Refused(reason) => refused = refused.or(Some(reason)),
+                Answer::Refused(reason) => {
+                    refused = refused.or(Some(reason));
+                    may_be_guessed |= matches!(one.kind, Checker::Basic(_));
+                }
+                Answer::Expired(reason) => {
+                    refused = refused.or(Some(reason));
+                    has_expired = true;
+                }
                 Answer::Unavailable(reason) => unavailable = unavailable.or(Some(reason)),
                 Answer::Failed(error) => return Err(error),
             }
@@ -258,7 +268,10 @@ impl Authenticators {
             )),
             (None, Some(reason)) => {
                 let error = self.unauthenticated(access, "the credential is not valid here");
-                Err(error.because(reason))
+                let error = error.because(reason);
+                // Of two that share a header, one has never heard of what the other once knew; a password is another
+                // credential, and no old token beside it makes a guess at it good.
+                Err(if has_expired && !may_be_guessed { error.expired() } else { error })
             }
         }
     }

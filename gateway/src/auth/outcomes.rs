@@ -27,7 +27,7 @@ impl Outcomes {
         let index = match answer {
             Answer::Known(_) => 0,
             Answer::Absent => 1,
-            Answer::Refused(_) | Answer::Failed(_) => 2,
+            Answer::Refused(_) | Answer::Expired(_) | Answer::Failed(_) => 2,
             Answer::Unavailable(_) => 3,
         };
         if let Some(counter) = self.0.get(worker).and_then(|block| block.0.get(index)) {

@@ -194,6 +194,7 @@ pub struct Error {
     /// What the header field says that belongs to the kind.
     told: Option<Box<str>>,
     reason: Option<&'static str>,
+    is_expired: bool,
     /// Rounded up. A word less than a duration, which errors are handed about by.
     retry_after_seconds: u32,
 }
@@ -201,7 +202,7 @@ pub struct Error {
 impl Error {
     /// An error with a sentence for the client: what was wrong and what to do.
     pub fn new(kind: Kind, detail: &'static str) -> Self {
-        Self { kind, detail, told: None, reason: None, retry_after_seconds: 0 }
+        Self { kind, detail, told: None, reason: None, is_expired: false, retry_after_seconds: 0 }
     }
 
     /// The route has other methods: `allow` lists them as in the header of that name.
@@ -228,6 +229,16 @@ impl Error {
     /// The same with what the log says of it, which is not for the client.
     pub fn because(self, reason: &'static str) -> Self {
         Self { reason: Some(reason), ..self }
+    }
+
+    /// The same about a credential that did hold and is only too old.
+    pub fn expired(self) -> Self {
+        Self { is_expired: true, ..self }
+    }
+
+    /// Whether it is about such a credential.
+    pub fn is_expired(&self) -> bool {
+        self.is_expired
     }
 
     /// What the log says of it.

@@ -1,5 +1,6 @@
 //! Clocks. Everything that decides by time takes it from here, so that tests decide what time it is.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Nanoseconds of CLOCK_BOOTTIME, the clock of the kernel's rules: it counts while the host sleeps, and a step of the
@@ -49,6 +50,45 @@ impl Now {
         } else {
             UtcMillis(self.utc.0.saturating_sub((self.boot.0 - boot.0) / 1_000_000))
         }
+    }
+}
+
+/// The clocks as they were when they were first asked for: what is done in one go reads each of them once at most.
+#[derive(Debug, Default)]
+pub struct Moment {
+    boot: Cell<Option<BootTime>>,
+    utc: Cell<Option<UtcMillis>>,
+}
+
+impl Moment {
+    /// The moment at which it is `now`.
+    pub fn at(now: Now) -> Self {
+        Self { boot: Cell::new(Some(now.boot)), utc: Cell::new(Some(now.utc)) }
+    }
+
+    /// Time has passed: from now on it is another one.
+    pub fn pass(&self) {
+        self.boot.set(None);
+        self.utc.set(None);
+    }
+
+    /// The clock of the kernel.
+    pub fn boot(&self) -> BootTime {
+        let boot = self.boot.get().unwrap_or_else(boot);
+        self.boot.set(Some(boot));
+        boot
+    }
+
+    /// The wall clock in UTC.
+    pub fn utc(&self) -> UtcMillis {
+        let utc = self.utc.get().unwrap_or_else(utc);
+        self.utc.set(Some(utc));
+        utc
+    }
+
+    /// Both clocks.
+    pub fn now(&self) -> Now {
+        Now { boot: self.boot(), utc: self.utc() }
     }
 }
 
@@ -108,6 +148,17 @@ mod tests {
         assert_eq!(now.boot_of(later), BootTime(110_000_000_000));
         assert_eq!(now.utc_of(now.boot_of(later)), later);
         assert_eq!(now.boot_of(UtcMillis(0)), BootTime(0), "before the boot is the boot");
+    }
+
+    #[test]
+    fn a_moment_lasts_until_time_passes() {
+        let now = Now { boot: BootTime(5), utc: UtcMillis(7) };
+        let moment = Moment::at(now);
+        assert_eq!((moment.boot(), moment.utc(), moment.now()), (now.boot, now.utc, now));
+        moment.pass();
+        let later = moment.now();
+        assert!(later.boot > now.boot && later.utc > now.utc, "it was not read anew");
+        assert_eq!(moment.now(), later, "it was read twice");
     }
 
     #[test]

@@ -26,8 +26,15 @@ pub(super) fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     let request = match verb {
-        ListVerb::Add(AddArgs { prefixes, rule }) => {
-            Request::Add(add(action.into(), prefixes, None, rule))
+        ListVerb::Add(AddArgs { prefixes, reset, rule }) => {
+            let action = match (action, reset) {
+                (ActionName::Allow, true) => {
+                    return Err(Failure::Usage("--reset is for `gateway deny add`".to_owned()));
+                }
+                (ActionName::Deny, true) => ListAction::Reset,
+                (_, false) => action.into(),
+            };
+            Request::Add(add(action, prefixes, None, rule))
         }
         ListVerb::Remove { list: Some(name), .. } => {
             Request::RemoveList(RemoveList { action, name })

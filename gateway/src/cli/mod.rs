@@ -15,6 +15,8 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 use crate::rules::list_file::ActionName;
 
+mod ban;
+mod bans;
 mod check;
 mod drain;
 mod events;
@@ -100,6 +102,13 @@ enum Verb {
     /// API keys of callers, for `auth.NAME.api_key`
     #[command(subcommand)]
     Keys(keys::KeysVerb),
+    /// Hold sources off for a while, as the gateway itself does, for a program that watches something else
+    Ban(ban::BanArgs),
+    /// Take back what a program had banned
+    Unban(ban::UnbanArgs),
+    /// Sources that the gateway itself holds off, see `feedback`
+    #[command(subcommand)]
+    Bans(bans::BansVerb),
     /// Which rule decides about an address, whose it is, since when, until when, and what it met
     Why {
         /// IPv4 or IPv6 address
@@ -252,6 +261,10 @@ struct AddArgs {
     /// Addresses or prefixes: 192.0.2.1, 192.0.2.0/24, 2001:db8::/32
     #[arg(required = true)]
     prefixes: Vec<String>,
+    /// `deny` alone: answer new connections with TCP RST, so that honest software fails at once
+    /// instead of hanging
+    #[arg(long)]
+    reset: bool,
     #[command(flatten)]
     rule: RuleArgs,
 }
@@ -345,6 +358,9 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Confirm => list::confirm(&place, output),
         Verb::Lists { verb } => lists::run(&place, verb, output),
         Verb::Keys(verb) => keys::run(&place, verb, output),
+        Verb::Ban(arguments) => ban::ban(&place, arguments, output),
+        Verb::Unban(arguments) => ban::unban(&place, arguments, output),
+        Verb::Bans(verb) => bans::run(&place, verb, output),
         Verb::Why { address } => why::run(&place, address, output),
         Verb::Events(arguments) => events::run(&place, &arguments, output),
         Verb::Metrics => metrics::run(&place),

@@ -21,6 +21,8 @@ use crate::base::prefix::display;
 const INTERFACE_NAME_BYTES: usize = 15;
 /// Of the highest rate of events, 1000/s: beyond it telling of a flood becomes work of its own.
 const EVENT_INTERVAL_MIN_NS: u64 = 1_000_000;
+/// Of the highest rate of answers to new connections, 100000/s: beyond it a flood of SYN is a flood of RST.
+const RESET_INTERVAL_MIN_NS: u64 = 10_000;
 /// Rules and sources that one table may hold: beyond it is more memory than a host gives.
 const TABLE_MAX: u64 = 1 << 24;
 
@@ -71,6 +73,7 @@ pub(super) fn kernel(
         profiles,
         limits: limits.into_iter().map(|(limit, _)| limit).collect(),
         events: events(&raw.events, at.key("events")),
+        resets: resets(&raw.resets, at.key("resets")),
         max_rules,
         max_sources,
         new_sources,
@@ -106,10 +109,7 @@ fn newcomers(raw: &RawKernel, max_sources: u32, at: At<'_>) -> (Bucket, Bucket) 
 
 /// The rate at which dropped packets are reported, if any are.
 fn events(text: &str, at: At<'_>) -> Option<Bucket> {
-    if text.trim() == "off" {
-        return None;
-    }
-    let bucket = rate(text, at)?;
+    let bucket = rate_or_off(text, at)?;
     if bucket.interval_ns < EVENT_INTERVAL_MIN_NS {
         at.error_with_help(
             format!("`{}` reports more than anybody reads", shorten(text)),
@@ -117,6 +117,22 @@ fn events(text: &str, at: At<'_>) -> Option<Bucket> {
         );
     }
     Some(bucket)
+}
+
+/// The rate at which `reset` rules answer, if they do.
+fn resets(text: &str, at: At<'_>) -> Option<Bucket> {
+    let bucket = rate_or_off(text, at)?;
+    if bucket.interval_ns < RESET_INTERVAL_MIN_NS {
+        at.error_with_help(
+            format!("`{}` answers a flood with a flood", shorten(text)),
+            "beyond the rate packets are dropped without an answer: write off or at most 100000/s",
+        );
+    }
+    Some(bucket)
+}
+
+fn rate_or_off(text: &str, at: At<'_>) -> Option<Bucket> {
+    if text.trim() == "off" { None } else { rate(text, at) }
 }
 
 fn host_limits(raw: &RawHostLimits, at: At<'_>) -> HostLimits {

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod at;
+mod audit;
 mod auth;
 mod balance;
 mod bounds;
@@ -52,6 +53,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 pub use self::access_log::{AccessLog, Destination, Field, Format, Piece, Redact};
+pub use self::audit::{AUDIT_FILES, Audit};
 pub use self::auth::{
     Access, Alternative, ApiKey, Audience, AuthKind, Authenticator, Basic, CertificateName,
     ClaimPath, ClaimRules, Comparison, Consumer, CredentialPlace, Decimal, Expression, Fact, Hmac,
@@ -198,8 +200,13 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let limited = limits.limited(raw, at);
     let routes = routes::routes(&raw.routes, referred, &mut limits, at.key("routes"));
     let consumers = auth::consumers(&raw.consumers, at.key("consumers"));
+    let consumers = limits.consumers(consumers, (raw, &limited.plans), at);
+    let kernel = kernel::kernel(&raw.kernel, folder, protected, at.key("kernel"));
+    let named = names_of_limits(&limited, &consumers, &routes);
+    let state_dir = path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir"));
     Config {
-        kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
+        feedback: feedback::feedback(&raw.feedback, (&kernel, &named), at.key("feedback")),
+        kernel,
         routes,
         workers: match raw.workers {
             Some(workers) => {
@@ -209,8 +216,9 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         },
         zone: raw.zone.clone().filter(|zone| value::name(zone, "a zone", at.key("zone"))),
         user: raw.user.as_ref().filter(|user| user_name(user, at.key("user"))).cloned(),
+        audit: audit::audit(&raw.audit, &state_dir, at.key("audit")),
         state: State {
-            dir: path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir")),
+            dir: state_dir,
             redis: raw
                 .state
                 .redis
@@ -226,14 +234,25 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
-        consumers: limits.consumers(consumers, (raw, &limited.plans), at),
+        consumers,
         limited,
-        feedback: None,
         told: identity::identity(raw.identity.as_ref(), &auth, folder, at.key("identity")),
         discovery,
         upstreams,
         auth,
     }
+}
+
+fn names_of_limits<'c>(
+    limited: &'c Limited,
+    consumers: &'c [Consumer],
+    routes: &'c [Route],
+) -> Vec<&'c str> {
+    let plans = limited.plans.iter().flat_map(|plan| &plan.limits);
+    let consumers = consumers.iter().flat_map(|consumer| &consumer.limits);
+    let routes = routes.iter().flat_map(|route| &route.limits);
+    let all = limited.limits.iter().chain(plans).chain(consumers).chain(routes);
+    all.map(|limit| limit.name.as_str()).collect()
 }
 
 /// What the file itself says must never be blocked, besides `kernel.never_block`.
@@ -304,6 +323,8 @@ pub struct Config {
     pub state: State,
     /// The administrative interface.
     pub admin: Admin,
+    /// Where changes are written down.
+    pub audit: Audit,
     /// Metrics.
     pub metrics: Metrics,
     /// What is written down of requests; `None`: nothing.
@@ -431,6 +452,8 @@ pub struct Kernel {
     pub ipv6_source_length: u8,
     /// Dropped packets that are reported as events, by all CPUs together; `None` for none.
     pub events: Option<Bucket>,
+    /// New connections that `reset` rules answer, of all sources together; `None` for none.
+    pub resets: Option<Bucket>,
     /// Rules of one address family that the kernel's tables hold (unit: rules).
     pub max_rules: u32,
     /// Sources whose buckets the kernel remembers (unit: sources).

@@ -60,6 +60,7 @@ fn every_example_is_valid() {
         read_so_far,
         [
             "behind-a-load-balancer.yaml",
+            "feedback.yaml",
             "public-api.yaml",
             "quickstart.yaml",
             "ride-sharing.yaml",
@@ -521,7 +522,7 @@ fn new_sources_go_by_the_table_unless_they_have_a_rate() {
 }
 
 #[test]
-fn events_and_metrics() {
+fn events_resets_and_metrics() {
     let events = |rate: &str| with(&format!("kernel: {{events: {rate}}}")).unwrap().kernel.events;
     assert_eq!(events("off"), None);
     assert_eq!(events("1000/s burst 1"), Bucket::per_second(1000, 1));
@@ -531,6 +532,16 @@ fn events_and_metrics() {
         only(&format!("kernel: {{events: {rate}}}"), &message, rate);
     }
     only("kernel: {events: none}", "`none` is no rate", "none");
+
+    let resets = |rate: &str| with(&format!("kernel: {{resets: {rate}}}")).unwrap().kernel.resets;
+    assert_eq!(with("kernel: {}").unwrap().kernel.resets, Bucket::per_second(1000, 100));
+    assert_eq!(resets("off"), None);
+    assert_eq!(resets("100000/s burst 1"), Bucket::per_second(100_000, 1));
+    for rate in ["101000/s", "unlimited"] {
+        let message = format!("`{rate}` answers a flood with a flood");
+        only(&format!("kernel: {{resets: {rate}}}"), &message, rate);
+    }
+    only("kernel: {resets: none}", "`none` is no rate", "none");
 
     let metrics = |address: &str| with(&format!("metrics: {{listen: '{address}'}}"));
     let listen = metrics("127.0.0.1:9100").unwrap().metrics.listen;

@@ -45,8 +45,9 @@ fn destination(config: &Config) -> Option<&Destination> {
 }
 
 impl Control {
-    /// Opens the log again, because somebody has moved the file away. Beside the loop: a folder may not answer.
-    pub(super) fn reopen_access_log(&self) {
+    /// Opens the logs again, because somebody has moved the files away. Beside the loop: a folder may not answer.
+    pub(super) fn reopen_logs(&self) {
+        self.trail.reopen();
         let (config, user) = (std::sync::Arc::clone(&self.config), self.target.name.clone());
         let log = self.shared.access_log.clone();
         drop(tokio::task::spawn_blocking(move || match open(&config, &user) {

@@ -64,7 +64,7 @@ impl Control {
         let result = match offered {
             Ok(()) => {
                 *serving = Serving(Vec::new());
-                self.policy.store_mut().release();
+                self.policy.release_store();
                 successor.release().await
             }
             Err(error) => Err(error),
@@ -78,7 +78,7 @@ impl Control {
 
     async fn take_back(&mut self) {
         for attempt in 1..=REOPEN_ATTEMPTS {
-            match self.policy.store_mut().reopen() {
+            match self.policy.reopen_store() {
                 Ok(()) => break,
                 Err(error) if attempt == REOPEN_ATTEMPTS => {
                     tracing::error!(%error, "no rule can be changed until a restart");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::later::audit;
+use super::audit;
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::admin::keys::{
     CreateKey, KeyQuery, KeyRequest, KeyView, NewKey, PAGE_MAX_KEYS, REVOKE_MAX_KEYS, RevokeKeys,
@@ -15,6 +15,7 @@ use crate::auth::{Authenticators, digest_of};
 use crate::base::time::{BootTime, Now, UtcMillis, utc};
 use crate::base::{api_key, text};
 use crate::config::{AuthKind, Config, KeyRegistry};
+use crate::observe::audit::Trail;
 use crate::shared::Redis;
 use crate::store::keys::{Digest, KEYS_MAX, KeyId, KeyRecord, Keys, Registry};
 
@@ -52,9 +53,9 @@ impl Desk {
         &self,
         request: KeyRequest,
         (config, redis): (&Config, Option<&Redis>),
-        (uid, reply): (u32, oneshot::Sender<Result<Answer, Refusal>>),
+        (trail, uid, reply): (&Trail, u32, oneshot::Sender<Result<Answer, Refusal>>),
     ) {
-        let command = request.changes().then(|| request.to_string());
+        let (command, trail) = (request.changes().then(|| request.to_string()), trail.clone());
         let meant = Meant::of(config, request.auth());
         let home = meant.and_then(|meant| Ok((self.home(&meant, redis)?, meant)));
         tokio::task::spawn_local(async move {
@@ -63,7 +64,7 @@ impl Desk {
                 Err(refusal) => Err(refusal),
             };
             if let Some(command) = command {
-                audit(uid, &command, &answer);
+                audit::command(&trail, uid, &command, &answer);
             }
             // Whoever asked may have gone; what was done stays done.
             drop(reply.send(answer));

@@ -2,10 +2,13 @@
 
 use tokio::sync::oneshot;
 
+use super::audit;
 use crate::admin::api::{Answer, Refusal};
+use crate::observe::audit::Trail;
 
 /// Somebody who waits for an answer.
 pub(super) struct Later {
+    pub(super) trail: Trail,
     pub(super) uid: u32,
     /// As the audit trail has it.
     pub(super) command: String,
@@ -15,14 +18,8 @@ pub(super) struct Later {
 impl Later {
     /// Answers, and leaves a trace of it.
     pub(super) fn answer(self, answer: Result<Answer, Refusal>) {
-        audit(self.uid, &self.command, &answer);
+        audit::command(&self.trail, self.uid, &self.command, &answer);
         // Whoever asked may have gone; what was done stays done.
         drop(self.reply.send(answer));
     }
-}
-
-/// Leaves a trace of a command and of what became of it.
-pub(super) fn audit(uid: u32, command: &str, answer: &Result<Answer, Refusal>) {
-    let error = answer.as_ref().err().map(|refusal| refusal.error.as_str());
-    tracing::info!(target: "audit", uid, command, refused = error, "command");
 }

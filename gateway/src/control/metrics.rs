@@ -66,10 +66,19 @@ pub(super) fn page(
     certificates(&mut page, status);
     connections(&mut page, proxy);
     requests(&mut page, proxy);
+    proxy.feedback.page(&mut page);
     traffic(&mut page, &ROUTE, &by_name.routes);
     traffic(&mut page, &UPSTREAM, &by_name.upstreams);
     guards::page(&mut page, &status.guards);
     views::page(&mut page, &status.upstreams);
+    page.text()
+}
+
+/// Lines of the audit trail that were not written.
+pub(super) fn audit(lost: u64) -> String {
+    let mut page = Page::default();
+    let help = "Lines of the audit trail that could not be written.";
+    page.counter("gateway_audit_lines_lost_total", help).only(lost);
     page.text()
 }
 

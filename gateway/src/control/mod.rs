@@ -25,14 +25,17 @@ use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
 use crate::listen;
-use crate::observe;
+use crate::observe::audit::Trail;
 use crate::request::Snapshot;
 use crate::shared::Redis;
 use crate::upstream::directory::Directory;
 
 mod access_log;
+mod audit;
 mod background;
+mod bans;
 pub mod certificates;
+mod feedback;
 mod guards;
 mod handover;
 mod keys;
@@ -50,12 +53,14 @@ pub mod sessions;
 mod signals;
 pub mod sources;
 mod start;
+mod status;
 mod upstreams;
 pub mod views;
 
 use certificates::Certificates;
+use feedback::Feedback;
 use handover::Inlets;
-use later::{Later, audit};
+use later::Later;
 use monitor::Monitor;
 use names::Names;
 use policy::Policy;
@@ -154,6 +159,10 @@ struct Control {
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
     monitor: Monitor,
+    /// Where changes are written down.
+    trail: Trail,
+    /// What becomes of what the workers notice about clients.
+    feedback: Feedback,
     started: Instant,
 }
 
@@ -188,6 +197,7 @@ impl Control {
                         break true;
                     }
                 }
+                () = self.feedback.next() => self.take_reports(),
                 event = self.sources.next() => {
                     self.done_beside(event);
                     self.recheck();
@@ -209,7 +219,7 @@ impl Control {
                 }
                 order = signals.next() => match order {
                     Order::Reload => self.queue_reload(None),
-                    Order::Reopen => self.reopen_access_log(),
+                    Order::Reopen => self.reopen_logs(),
                     Order::End => break false,
                 },
             }
@@ -220,7 +230,7 @@ impl Control {
 
     /// Lets requests finish, then leaves the kernel as the configuration says. A second signal does not wait.
     async fn end(self, signals: &mut Signals, replaced: bool) -> Result<Ended, RunError> {
-        let Self { config, policy, mut door, shared, .. } = self;
+        let Self { config, policy, mut door, shared, trail, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
         if !replaced {
             tell_manager(NotifyState::Stopping);
@@ -233,7 +243,8 @@ impl Control {
             () = signals.end() => tracing::warn!("requests in flight were cut off"),
         }
         let log = shared.access_log;
-        tokio::task::spawn_blocking(move || log.finish()).await.map_err(RunError::failed)?;
+        let finish = move || (log.finish(), trail.finish());
+        tokio::task::spawn_blocking(finish).await.map_err(RunError::failed)?;
         if replaced {
             return Ok(Ended::Replaced);
         }
@@ -259,20 +270,28 @@ impl Control {
         let look = self.look(&request);
         match (request, told) {
             (Request::Reload, Some(command)) => {
-                self.queue_reload(Some(Later { uid, command, reply }));
+                self.queue_reload(Some(Later { trail: self.trail.clone(), uid, command, reply }));
             }
             (Request::Keys(request), _) => {
                 let with = (&*self.config, self.redis.as_ref());
-                self.keys.begin(request, with, (uid, reply));
+                self.keys.begin(request, with, (&self.trail, uid, reply));
+            }
+            (Request::Bans(request), told) => {
+                let answer = self.bans(request, uid);
+                if let Some(command) = told {
+                    audit::command(&self.trail, uid, &command, &answer);
+                }
+                // Whoever asked may have gone; what was done stays done.
+                drop(reply.send(answer));
             }
             (Request::RefreshList(name), Some(command)) => {
-                let later = Later { uid, command, reply };
+                let later = Later { trail: self.trail.clone(), uid, command, reply };
                 self.sources.refresh(&self.policy, &name.name, later, instant());
             }
             (request, told) => {
                 let answer = self.answer(request);
                 if let Some(command) = told {
-                    audit(uid, &command, &answer);
+                    audit::command(&self.trail, uid, &command, &answer);
                 }
                 match look {
                     Some(look) => self.monitor.complete(answer, look, reply),
@@ -341,18 +360,11 @@ impl Control {
             Request::PutList(put) => self.policy.put_list(*put, now).map(Answer::Done),
             Request::Remove(remove) => self.policy.remove(&remove, now).map(Answer::Done),
             Request::Confirm => self.policy.confirm(now).map(Answer::Done),
-            Request::Reload | Request::RefreshList(_) | Request::Keys(_) => {
+            Request::Reload | Request::RefreshList(_) | Request::Keys(_) | Request::Bans(_) => {
                 Err(Refusal::failed("this is answered later"))
             }
             Request::Detach => self.detach().map(Answer::Done),
             Request::Drain => Ok(Answer::Done(self.about_to_drain())),
-        }
-    }
-
-    /// Where rules changed, closes the connections of those whom they deny by now.
-    fn recheck(&mut self) {
-        if self.policy.has_changed() && self.door.recheck().is_ok() {
-            self.policy.seen();
         }
     }
 
@@ -368,6 +380,7 @@ impl Control {
             Ok(count) => tracing::info!(count, "rules ended"),
             Err(error) => tracing::error!(%error, "rules that ended could not be taken out"),
         }
+        self.note_bans();
         self.sources.make_use_of_room(&mut self.policy, now);
         self.look_after_interfaces();
         self.free_retired();
@@ -401,6 +414,15 @@ impl Control {
         protect::refresh(&mut self.policy, protected, now);
     }
 
+    fn about_to_drain(&self) -> Done {
+        let active = self.shared.counters.snapshot().requests.active;
+        let limit = humantime::format_duration(self.config.bounds.drain_timeout);
+        let done = format!(
+            "no new connections from now on; {active} requests in flight have {limit} to finish"
+        );
+        Done { done: vec![done], notes: Vec::new() }
+    }
+
     /// Whose addresses were looked up, and for what.
     fn peers(&self) -> impl Iterator<Item = (String, IpAddr)> {
         let looked_up = self.sources.peers().chain(self.names.peers());
@@ -420,51 +442,6 @@ impl Control {
         Ok(Done {
             done: interfaces.iter().map(|interface| format!("{interface}: detached")).collect(),
             notes: vec!["user space goes on enforcing; a restart attaches again".to_owned()],
-        })
-    }
-
-    /// What the workers have counted, and what only the writer of the log knows.
-    fn counted(&self) -> observe::Snapshot {
-        let mut counted = self.shared.counters.snapshot();
-        counted.access_log.lost_write_failed = self.shared.access_log.failed();
-        counted
-    }
-
-    fn about_to_drain(&self) -> Done {
-        let active = self.shared.counters.snapshot().requests.active;
-        let limit = humantime::format_duration(self.config.bounds.drain_timeout);
-        let done = format!(
-            "no new connections from now on; {active} requests in flight have {limit} to finish"
-        );
-        Done { done: vec![done], notes: Vec::new() }
-    }
-
-    fn status(&self) -> Result<Status, Refusal> {
-        let proxy = serde_json::to_value(self.counted()).map_err(Refusal::failed)?;
-        let path = self.path.as_ref().map(|path| path.display().to_string());
-        let lag = self.policy.lag().map(|lag| format!("not up to date: {lag}"));
-        let notes = self.kernel_note.clone().into_iter().chain(lag);
-        let notes = notes.chain(self.policy.lacking_profiles());
-        let kernel = views::kernel(&self.policy, notes);
-        Ok(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            uptime_seconds: instant().duration_since(self.started).as_secs(),
-            config: path.unwrap_or_else(|| "embedded default".to_owned()),
-            user: self.target.name.clone(),
-            capabilities: self.capabilities.iter().map(|name| (*name).to_owned()).collect(),
-            listen: self.door.addresses().iter().map(ToString::to_string).collect(),
-            listen_absent: views::absent(self.door.addresses()),
-            workers: self.config.workers,
-            kernel: kernel.map_err(Refusal::failed)?,
-            rules: views::counts(&self.policy),
-            lists: self.sources.notes(),
-            upstreams: upstreams::views::all(&self.directory, &self.names),
-            certificates: self.certificates.views(),
-            certificate_notes: self.certificates.notes(),
-            guards: guards::views(&self.shared.snapshot.load()),
-            redis: self.redis.as_ref().map(redis::view),
-            proxy,
         })
     }
 }

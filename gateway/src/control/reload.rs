@@ -205,6 +205,7 @@ impl Control {
             ("user", old.user != new.user),
             ("state.dir", old.state.dir != new.state.dir),
             ("admin.socket", old.admin != new.admin),
+            ("audit", old.audit != new.audit),
             ("metrics.listen", old.metrics.listen != new.metrics.listen),
             ("kernel.pins", old.kernel.pins != new.kernel.pins),
         ];

@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
 
 use super::certificates::{self, Certificates};
+use super::feedback::Feedback;
 use super::handover::Inlets;
 use super::monitor::Monitor;
 use super::names::{Names, look_up_new};
@@ -27,7 +28,8 @@ use crate::admin::server;
 use crate::auth::Authenticators;
 use crate::base::folder;
 use crate::base::time::{Now, instant};
-use crate::config::{Attach, Config};
+use crate::config::{AUDIT_FILES, Attach, Config};
+use crate::feedback::Reporter;
 use crate::kernel::pins::Pins;
 use crate::kernel::{Door, DoorError, Opened, attach};
 use crate::limit::{Limits, no_room};
@@ -36,6 +38,7 @@ use crate::listen::{self, Shared};
 use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
+use crate::observe::audit::{self, Trail};
 use crate::request::Compiled;
 use crate::route::Table;
 use crate::shared::Redis;
@@ -60,6 +63,7 @@ pub(super) struct Started {
     predecessor: Option<Predecessor>,
     echo: Option<Echo>,
     log: Option<Sink>,
+    trail: audit::Sink,
     target: Target,
     capabilities: Vec<&'static str>,
     kernel_note: Option<String>,
@@ -86,7 +90,8 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     };
     let Bound { sockets, inlets, mut predecessor } = bind(&config, inheritance, target.uid)?;
     let echo = uses_echo(&config).then(Echo::bind).transpose().map_err(RunError::failed)?;
-    let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &store::FILES)
+    let ours = [&store::FILES[..], &AUDIT_FILES].concat();
+    let is_given = folder::prepare(&config.state.dir, (target.uid, target.gid), &ours)
         .map_err(|error| RunError::Failed(format!("state.dir: {error}")))?;
     access_log::prepare(&config, &target).map_err(RunError::failed)?;
     if let Some(predecessor) = &mut predecessor {
@@ -112,6 +117,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let capabilities =
         privileges::drop_to(&target, policy.door.is_some()).map_err(RunError::failed)?;
     let log = access_log::open(&config, &target.name).map_err(RunError::failed)?;
+    let trail = super::audit::open(&config).map_err(RunError::failed)?;
     Ok(Started {
         path,
         config,
@@ -127,6 +133,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor,
         echo,
         log,
+        trail,
         target,
         capabilities,
         kernel_note,
@@ -144,9 +151,7 @@ impl Started {
         self.redis.as_ref().map_or(Ok(()), Redis::start).map_err(RunError::failed)?;
         let address = self.echo.as_ref().map(Echo::address);
         let mut names = self.look_up(&sources).await;
-        if let Some(echo) = self.echo {
-            echo.spawn().map_err(RunError::failed)?;
-        }
+        self.echo.map_or(Ok(()), Echo::spawn).map_err(RunError::failed)?;
         self.certificates.look_again(&self.target.name);
         let mut certificates = Certificates::new(&self.target.name);
         let compiled = certificates.compile(&self.config, self.certificates);
@@ -156,7 +161,6 @@ impl Started {
         names.configure(&self.config, &mut directory);
         let own = (address, &counters);
         let authenticators = Arc::new(self.authenticators);
-        let keys = keys::Desk::new(&authenticators, &self.config);
         let compiled = Compiled {
             config: Arc::clone(&self.config),
             routes: Arc::new(Table::new(&self.config.routes)),
@@ -166,12 +170,14 @@ impl Started {
         let first = snapshot(compiled, &mut directory, certificates.clients(), own);
         let mut checks = Checks::new();
         checks.configure(&self.config, &directory, certificates.clients());
+        let (reporter, reports) = Reporter::new();
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::new(first)),
             listeners: certificates.listeners(),
             rules: self.policy.classifier(),
             counters,
             access_log: AccessLog::start(self.log).map_err(RunError::failed)?,
+            reporter,
         };
         redis::exchange(self.redis.as_ref(), &shared.snapshot);
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
@@ -179,9 +185,9 @@ impl Started {
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
             path: self.path,
+            keys: keys::Desk::new(&authenticators, &self.config),
             config: self.config,
             policy: self.policy,
-            keys,
             sessions: self.sessions,
             sources,
             names,
@@ -201,6 +207,8 @@ impl Started {
             capabilities: self.capabilities,
             kernel_note: self.kernel_note,
             monitor,
+            trail: Trail::start(self.trail).map_err(RunError::failed)?,
+            feedback: Feedback::new(reports),
             started: instant(),
         };
         Ok((control, self.inlets, self.predecessor))

@@ -22,7 +22,7 @@ use crate::rules::protected::own_addresses;
 use crate::rules::{Place, RuleRef};
 use gateway_common::verdict::Verdict;
 
-use super::policy::Policy;
+use super::policy::{Policy, bans};
 
 /// The rules that are asked for, as many as the limit allows.
 pub fn list(policy: &Policy, query: &ListQuery, now: Now) -> Result<Answer, Refusal> {
@@ -36,7 +36,7 @@ pub fn list(policy: &Policy, query: &ListQuery, now: Now) -> Result<Answer, Refu
         return Err(Refusal::failed(format!("there is no list {name:?}: see `gateway lists`")));
     }
     let wanted = |rule: &RuleRef<'_>| {
-        query.action.is_none_or(|action| Action::from(action) == rule.action)
+        query.action.is_none_or(|action| action.holds(rule.action))
             && query.list.as_deref().is_none_or(|name| rule.list == Some(name))
             && origin.is_none_or(|origin| rule.origin == origin)
             && query.inside.is_none_or(|prefix| prefix.contains(&rule.prefix))
@@ -133,7 +133,8 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
     }
     others.reverse();
     let action = decided.map(|(_, entry)| entry.action);
-    Ok(Why { address, verdict: verdict(policy, action, running), rule, others })
+    let bans = bans::views::about(policy, address, now);
+    Ok(Why { address, verdict: verdict(policy, action, running), rule, others, bans })
 }
 
 /// The kernel door as the kernel reports it.
@@ -231,6 +232,11 @@ pub fn counts(policy: &Policy) -> RuleCounts {
     counts
 }
 
+/// One rule.
+pub fn rule(policy: &Policy, rule: &RuleRef<'_>, now: Now) -> RuleView {
+    view(policy, rule, is_running(policy), now)
+}
+
 fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleView {
     let winner = policy.winner(rule.prefix, now);
     let in_front = winner.as_ref() == Some(rule);
@@ -310,10 +316,17 @@ fn verdict(policy: &Policy, action: Option<Action>, running: bool) -> String {
         (Some(Action::Deny | Action::Reset | Action::Limit), false) if !policy.is_serving() => {
             "a rule is against it and nothing enforces that: no gateway runs, nor its XDP program"
         }
-        (Some(Action::Deny | Action::Reset), true) => {
-            "denied: its packets are dropped in the kernel"
+        (Some(Action::Reset), true) if policy.has_resets() => {
+            "reset: its packets are dropped in the kernel, which answers new connections with TCP RST"
         }
-        (Some(Action::Deny | Action::Reset), false) => {
+        (Some(Action::Reset), true) => {
+            "reset: its packets are dropped in the kernel, without an answer as kernel.resets is off"
+        }
+        (Some(Action::Reset), false) => {
+            "reset: its connections are reset in user space as soon as they are accepted"
+        }
+        (Some(Action::Deny), true) => "denied: its packets are dropped in the kernel",
+        (Some(Action::Deny), false) => {
             "denied: its connections are closed in user space as soon as they are accepted"
         }
         (Some(Action::Allow), _) => "allowed: no list and no packet bucket stops it",

@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::base::error::{Error, Kind};
+use crate::base::time::Moment;
 use crate::config::Bounds;
 use crate::http::pace::Pace;
 use crate::observe::trail::{Times, Trail};
@@ -58,6 +59,8 @@ const LENT: Duration = Duration::from_secs(7 * 86_400);
 pub struct Deadline {
     /// What the request that is served leaves behind: whoever moves the deadline knows what happens.
     pub trail: Trail,
+    /// The other clocks since the task was woken.
+    pub moment: Moment,
     at: Cell<Instant>,
     /// The time since the task was woken, once somebody has asked for it: reading the clock for each of the five or six
     /// moves of a small request would be a percent of its cost.
@@ -85,6 +88,7 @@ impl Deadline {
     pub fn new(bounds: &Bounds) -> Self {
         Self {
             trail: Trail::default(),
+            moment: Moment::default(),
             at: Cell::new(Instant::now() + bounds.head_timeout),
             now: Cell::new(None),
             phase: Cell::new(Phase::Head),
@@ -105,6 +109,7 @@ impl Deadline {
     /// Called when the task of the connection is woken: time has passed.
     pub fn woken(&self) {
         self.now.set(None);
+        self.moment.pass();
     }
 
     /// When it is.
@@ -209,6 +214,7 @@ impl Deadline {
         self.at.set(self.now() + LENT);
         Rc::new(Self {
             trail: Trail::default(),
+            moment: Moment::default(),
             at: self.at.clone(),
             now: Cell::new(None),
             phase: self.phase.clone(),

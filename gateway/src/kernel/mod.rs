@@ -320,6 +320,7 @@ fn switches(kernel: &config::Kernel) -> Switches {
         new_sources: kernel.new_sources,
         unknown_sources: kernel.unknown_sources,
         events: kernel.events,
+        resets: kernel.resets,
         hygiene: kernel.hygiene,
         spare_loopback: kernel.interfaces.iter().any(|interface| interface == "lo"),
         host_limits: kernel.host_limits,

@@ -105,6 +105,8 @@ pub struct Switches {
     pub unknown_sources: Bucket,
     /// Drops that are reported; `None` for none.
     pub events: Option<Bucket>,
+    /// New connections that `reset` rules answer; `None` for none.
+    pub resets: Option<Bucket>,
     /// What is dropped because nothing honest sends it.
     pub hygiene: Hygiene,
     /// Spare the loopback interface that.
@@ -126,6 +128,7 @@ impl Switches {
         new_sources: Bucket::UNLIMITED,
         unknown_sources: Bucket::UNLIMITED,
         events: None,
+        resets: None,
     };
 }
 
@@ -180,6 +183,7 @@ fn settings(seed: u64, switches: Switches, capacity: Capacity) -> Settings {
         events: switches.events.unwrap_or(Bucket::UNLIMITED),
         host_udp: switches.host_limits.udp,
         host_fragments: switches.host_limits.fragments,
+        resets: switches.resets.unwrap_or(Bucket::UNLIMITED),
     }
 }
 

@@ -2,7 +2,7 @@
 //! and `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers-10. A service's own fields of these names do not
 //! stand beside ours.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
 use super::algorithm::Verdict;
 use crate::config::{Allowance, Limiting, Period, Rate, RateAlgorithm};
@@ -20,7 +20,10 @@ pub(super) struct Told {
     /// Its name as a string of structured fields (RFC 9651).
     name: String,
     most: u64,
-    policy: HeaderValue,
+    /// The same as text. Texts are copied into answers: who holds a value that is cloned, all workers would count in
+    /// one place.
+    most_text: String,
+    policy: String,
 }
 
 impl Told {
@@ -28,8 +31,8 @@ impl Told {
         let name = format!("\"{name}\"");
         let (most, window) = policy(allowance);
         let window = window.map(|seconds| format!(";w={seconds}")).unwrap_or_default();
-        let policy = headers::value(&format!("{name};q={most}{window}"));
-        Self { name, most, policy }
+        let policy = format!("{name};q={most}{window}");
+        Self { name, most, most_text: most.to_string(), policy }
     }
 
     /// What is left of at best.
@@ -38,16 +41,19 @@ impl Told {
     }
 
     pub(super) fn write(&self, common: &Limiting, verdict: &Verdict, fields: &mut HeaderMap) {
-        let reset = seconds(verdict.reset_ns);
+        let mut digits = [itoa::Buffer::new(); 2];
+        let [remaining, reset] = &mut digits;
+        let remaining = remaining.format(verdict.remaining);
+        let reset = reset.format(seconds(verdict.reset_ns));
         if common.x_ratelimit {
-            fields.insert(X_LIMIT, self.most.into());
-            fields.insert(X_REMAINING, verdict.remaining.into());
-            fields.insert(X_RESET, reset.into());
+            fields.insert(X_LIMIT, headers::value(&self.most_text));
+            fields.insert(X_REMAINING, headers::value(remaining));
+            fields.insert(X_RESET, headers::value(reset));
         }
         if common.ratelimit {
-            let standing = format!("{};r={};t={reset}", self.name, verdict.remaining);
+            let standing = [&*self.name, ";r=", remaining, ";t=", reset].concat();
             fields.insert(LIMIT, headers::value(&standing));
-            fields.insert(POLICY, self.policy.clone());
+            fields.insert(POLICY, headers::value(&self.policy));
         }
     }
 }
@@ -78,6 +84,7 @@ fn seconds(ns: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
     use std::time::Duration;
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::Duration;
 
-use crate::base::time::{self, BootTime, UtcMillis};
+use crate::base::time::Moment;
 use crate::config::Period;
 use crate::limit::algorithm::Verdict;
 use crate::limit::algorithm::fixed_window::{FixedWindow, Window, join, split};
@@ -19,7 +19,7 @@ use crate::limit::algorithm::sliding_log::{Ring, SlidingLog};
 use crate::limit::algorithm::sliding_window::{SlidingWindow, Words};
 use crate::limit::algorithm::token_bucket::TokenBucket;
 use crate::limit::calendar;
-use crate::limit::table::{Cell, Table};
+use crate::limit::table::{Cell, Table, memory};
 use crate::rules::tables::mapping::Mapping;
 
 /// What is counted how.
@@ -39,13 +39,6 @@ pub enum Terms {
     Quota(FixedWindow, Period),
 }
 
-/// The clocks of one decision.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    boot: BootTime,
-    utc: Option<UtcMillis>,
-}
-
 /// The keys of a limit and what was taken of each.
 #[derive(Debug)]
 pub struct Counter {
@@ -63,29 +56,13 @@ pub struct Memory {
     ring_words: usize,
 }
 
-impl Clock {
-    /// The clocks as they are. The calendar is read only where somebody counts by it.
-    pub fn read() -> Self {
-        Self { boot: time::boot(), utc: None }
-    }
-
-    /// Clocks that say this.
-    pub fn at(boot: BootTime, utc: UtcMillis) -> Self {
-        Self { boot, utc: Some(utc) }
-    }
-
-    fn utc(self) -> UtcMillis {
-        self.utc.unwrap_or_else(time::utc)
-    }
-}
-
 impl Memory {
     /// Memory for so many keys of a limit of these terms.
     pub fn new(keys: usize, terms: &Terms) -> io::Result<Arc<Self>> {
         let table = Table::new(keys)?;
         let ring_words = terms.ring_words();
         let bytes = table.cells().saturating_mul(ring_words).saturating_mul(size_of::<u64>());
-        let rings = if bytes > 0 { Some(Mapping::anonymous(bytes)?) } else { None };
+        let rings = if bytes > 0 { Some(memory(bytes)?) } else { None };
         Ok(Arc::new(Self { table, keys, rings, ring_words }))
     }
 
@@ -147,80 +124,81 @@ impl Counter {
     }
 
     /// Takes `cost` of the limit of a key.
-    pub fn take(&self, hash: u128, cost: u32, clock: Clock) -> Verdict {
-        let now_ns = clock.boot.0;
-        loop {
-            let cell = self.memory.cell(hash, now_ns);
-            let verdict = match &self.terms {
-                Terms::TokenBucket(bucket) => {
-                    in_bucket(cell, |word| bucket.take(word, now_ns, cost.into()))
-                }
-                Terms::LeakyBucket(bucket) => {
-                    in_bucket(cell, |word| bucket.take(word, now_ns, cost.into()))
-                }
-                Terms::FixedWindow(limit, window_ns) => {
-                    let window = Window::at(now_ns, *window_ns);
-                    let take = |word| limit.take(word, window, cost);
-                    in_window(cell, take)
-                        .inspect(|it| keep(cell, it, (limit.limit, *window_ns), now_ns))
-                }
-                Terms::Quota(limit, period) => {
-                    let window = calendar::window(*period, clock.utc());
-                    let take = |word| limit.take(word, window, cost);
-                    in_window(cell, take)
-                        .inspect(|it| keep(cell, it, (limit.limit, window.next_ns), now_ns))
-                }
-                Terms::SlidingWindow(limit) => sliding(cell, limit, now_ns, cost)
-                    .inspect(|it| keep(cell, it, (limit.limit, limit.window_ns), now_ns)),
-                Terms::SlidingLog(log) => {
-                    let ring = self.memory.ring(cell.number);
-                    in_ring(cell, log, ring, (now_ns, cost))
-                }
-            };
-            if let Some(verdict) = verdict {
-                return verdict;
+    pub fn take(&self, hash: u128, cost: u32, moment: &Moment) -> Verdict {
+        // Reading a clock waits for every load that was begun, but not for this one.
+        self.memory.table.prefetch(hash);
+        let now_ns = moment.boot().0;
+        match &self.terms {
+            Terms::TokenBucket(bucket) => self.of(hash, now_ns, |cell| {
+                in_bucket(cell, |word| bucket.take(word, now_ns, cost.into()))
+            }),
+            Terms::LeakyBucket(bucket) => self.of(hash, now_ns, |cell| {
+                in_bucket(cell, |word| bucket.take(word, now_ns, cost.into()))
+            }),
+            Terms::FixedWindow(limit, window_ns) => {
+                let window = Window::at(now_ns, *window_ns);
+                self.of(hash, now_ns, |cell| {
+                    in_window(cell, (limit.limit, window, now_ns), |word| {
+                        limit.take(word, window, cost)
+                    })
+                })
             }
+            Terms::Quota(limit, period) => {
+                let window = calendar::window(*period, moment.utc());
+                self.of(hash, now_ns, |cell| {
+                    in_window(cell, (limit.limit, window, now_ns), |word| {
+                        limit.take(word, window, cost)
+                    })
+                })
+            }
+            Terms::SlidingWindow(limit) => self.of(hash, now_ns, |cell| {
+                sliding(cell, limit, now_ns, cost)
+                    .inspect(|it| keep(cell, it, (limit.limit, limit.window_ns), now_ns))
+            }),
+            Terms::SlidingLog(log) => self.of(hash, now_ns, |cell| {
+                in_ring(cell, log, self.memory.ring(cell.number), (now_ns, cost))
+            }),
         }
     }
-}
 
-impl Counter {
     /// Learns what all gateways together have taken of a key of a token bucket or quota: what they leave, and when all
     /// of it is there again. Nothing that was counted here is forgotten.
-    pub fn raise(&self, hash: u128, (remaining, reset): (u64, Duration), clock: Clock) {
-        let now_ns = clock.boot.0;
+    pub fn raise(&self, hash: u128, (remaining, reset): (u64, Duration), moment: &Moment) {
+        let now_ns = moment.boot().0;
         let reset_ns = u64::try_from(reset.as_nanos()).unwrap_or(u64::MAX);
         let nothing = Verdict { admitted: true, remaining, reset_ns, wait_ns: 0 };
+        match &self.terms {
+            Terms::TokenBucket(_) => {
+                let full_at = now_ns.saturating_add(reset_ns);
+                self.of(hash, now_ns, |cell| in_bucket(cell, |word| (word.max(full_at), nothing)));
+            }
+            Terms::Quota(limit, period) => {
+                let window = calendar::window(*period, moment.utc());
+                // Around the end of a period two clocks may mean different ones.
+                if reset_ns.abs_diff(window.left_ns) > window.next_ns / 2 {
+                    return;
+                }
+                let left = u32::try_from(remaining).unwrap_or(u32::MAX);
+                let gone = limit.limit.saturating_sub(left);
+                let raise = |word| {
+                    let (index, count) = split(word);
+                    let count = if index == window.index { count.max(gone) } else { gone };
+                    let raised =
+                        if index > window.index { word } else { join(window.index, count) };
+                    (raised, nothing)
+                };
+                let kept = (limit.limit, window, now_ns);
+                self.of(hash, now_ns, |cell| in_window(cell, kept, raise));
+            }
+            _ => {}
+        }
+    }
+
+    /// What `take` makes of the cell of a key, once that is the key's until the end.
+    fn of(&self, hash: u128, now_ns: u64, take: impl Fn(Cell<'_>) -> Option<Verdict>) -> Verdict {
         loop {
-            let cell = self.memory.cell(hash, now_ns);
-            let raised = match &self.terms {
-                Terms::TokenBucket(_) => {
-                    let full_at = now_ns.saturating_add(reset_ns);
-                    in_bucket(cell, |word| (word.max(full_at), nothing))
-                }
-                Terms::Quota(limit, period) => {
-                    let window = calendar::window(*period, clock.utc());
-                    // Around the end of a period two clocks may mean different ones.
-                    if reset_ns.abs_diff(window.left_ns) > window.next_ns / 2 {
-                        return;
-                    }
-                    let left = u32::try_from(remaining).unwrap_or(u32::MAX);
-                    let gone = limit.limit.saturating_sub(left);
-                    let raise = |word| {
-                        let (index, count) = split(word);
-                        let count = if index == window.index { count.max(gone) } else { gone };
-                        (
-                            if index > window.index { word } else { join(window.index, count) },
-                            nothing,
-                        )
-                    };
-                    in_window(cell, raise)
-                        .inspect(|it| keep(cell, it, (limit.limit, window.next_ns), now_ns))
-                }
-                _ => return,
-            };
-            if raised.is_some() {
-                return;
+            if let Some(verdict) = take(self.memory.cell(hash, now_ns)) {
+                return verdict;
             }
         }
     }
@@ -231,8 +209,14 @@ fn in_bucket(cell: Cell<'_>, take: impl Fn(u64) -> (u64, Verdict)) -> Option<Ver
     exchange(cell, cell.until(), take)
 }
 
-fn in_window(cell: Cell<'_>, take: impl Fn(u64) -> (u64, Verdict)) -> Option<Verdict> {
-    exchange(cell, cell.first(), take)
+/// By a limit of so many in each window, at a time.
+fn in_window(
+    cell: Cell<'_>,
+    (limit, window, now_ns): (u32, Window, u64),
+    take: impl Fn(u64) -> (u64, Verdict),
+) -> Option<Verdict> {
+    let taken = exchange(cell, cell.first(), take);
+    taken.inspect(|it| keep(cell, it, (limit, window.next_ns), now_ns))
 }
 
 /// Exchanges a word for what `take` makes of it; `None` when the cell went to another key meanwhile.
@@ -334,6 +318,7 @@ fn keep(cell: Cell<'_>, verdict: &Verdict, (limit, span_ns): (u32, u64), now_ns:
 mod tests {
     use super::*;
     use crate::base::random::mix;
+    use crate::base::time::{BootTime, Now, UtcMillis};
     use std::sync::atomic::AtomicU32;
 
     const SECOND: u64 = 1_000_000_000;
@@ -358,8 +343,9 @@ mod tests {
         Counter::new(terms, Memory::new(keys, &terms).unwrap())
     }
 
-    fn clock(boot_ns: u64) -> Clock {
-        Clock::at(BootTime(boot_ns), UtcMillis(1_800_000_000_000 + boot_ns / 1_000_000))
+    fn at(boot_ns: u64) -> Moment {
+        let utc = UtcMillis(1_800_000_000_000 + boot_ns / 1_000_000);
+        Moment::at(Now { boot: BootTime(boot_ns), utc })
     }
 
     #[test]
@@ -368,14 +354,14 @@ mod tests {
             let counter = counter(terms, 100);
             for key in 0..20 {
                 for left in (0..5).rev() {
-                    let verdict = counter.take(hash(key), 1, clock(10 * SECOND));
+                    let verdict = counter.take(hash(key), 1, &at(10 * SECOND));
                     assert!(verdict.admitted, "{terms:?}");
                     assert_eq!(verdict.remaining, left, "{terms:?}");
                 }
-                let refused = counter.take(hash(key), 1, clock(10 * SECOND));
+                let refused = counter.take(hash(key), 1, &at(10 * SECOND));
                 assert!(!refused.admitted && refused.remaining == 0, "{terms:?}");
-                let later = clock(10 * SECOND + refused.wait_ns);
-                assert!(counter.take(hash(key), 1, later).admitted, "{terms:?}");
+                let later = at(10 * SECOND + refused.wait_ns);
+                assert!(counter.take(hash(key), 1, &later).admitted, "{terms:?}");
             }
         }
     }
@@ -394,7 +380,7 @@ mod tests {
                             for turn in 0..3000 {
                                 let key = turn % admitted.len();
                                 let verdict =
-                                    counter.take(hash(key as u64), cost, clock(10 * SECOND));
+                                    counter.take(hash(key as u64), cost, &at(10 * SECOND));
                                 let taken = if verdict.admitted { cost } else { 0 };
                                 admitted[key].fetch_add(taken, Relaxed);
                             }
@@ -422,7 +408,7 @@ mod tests {
                     scope.spawn(|| {
                         for step in 0..20_000 {
                             let now = 10 * SECOND + step * (SPAN_NS / 20_000);
-                            let verdict = counter.take(hash(1), 1, clock(now));
+                            let verdict = counter.take(hash(1), 1, &at(now));
                             admitted.fetch_add(u32::from(verdict.admitted), Relaxed);
                         }
                     });
@@ -442,13 +428,13 @@ mod tests {
             let counter = counter(terms, 500);
             let now = 10 * SECOND;
             for key in 0..50 {
-                (0..10).for_each(|_| assert!(counter.take(hash(key), 1, clock(now)).admitted));
+                (0..10).for_each(|_| assert!(counter.take(hash(key), 1, &at(now)).admitted));
             }
             for key in 1000..40_000 {
-                counter.take(hash(key), 1, clock(now + key));
+                counter.take(hash(key), 1, &at(now + key));
             }
             let kept =
-                (0..50).filter(|key| !counter.take(hash(*key), 1, clock(now + 50_000)).admitted);
+                (0..50).filter(|key| !counter.take(hash(*key), 1, &at(now + 50_000)).admitted);
             assert_eq!(kept.count(), 50, "{terms:?}");
         }
     }
@@ -457,11 +443,11 @@ mod tests {
     fn a_quota_is_of_the_calendar_and_not_of_the_uptime() {
         let counter = counter(Terms::Quota(FixedWindow { limit: 1 }, Period::Day), 10);
         let midnight = 20_000 * 86_400_000;
-        let at = |boot, utc| Clock::at(BootTime(boot), UtcMillis(utc));
-        assert!(counter.take(hash(1), 1, at(1, midnight - 1000)).admitted);
-        let refused = counter.take(hash(1), 1, at(2, midnight - 1000));
+        let at = |boot, utc| Moment::at(Now { boot: BootTime(boot), utc: UtcMillis(utc) });
+        assert!(counter.take(hash(1), 1, &at(1, midnight - 1000)).admitted);
+        let refused = counter.take(hash(1), 1, &at(2, midnight - 1000));
         assert_eq!((refused.admitted, refused.wait_ns), (false, SECOND));
-        assert!(counter.take(hash(1), 1, at(3, midnight)).admitted);
-        assert!(!counter.take(hash(1), 1, at(4, midnight - 1000)).admitted, "the clock went back");
+        assert!(counter.take(hash(1), 1, &at(3, midnight)).admitted);
+        assert!(!counter.take(hash(1), 1, &at(4, midnight - 1000)).admitted, "the clock went back");
     }
 }

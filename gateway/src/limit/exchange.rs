@@ -6,8 +6,8 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::counter::Clock;
 use super::{Counting, Limits};
+use crate::base::time::Moment;
 use crate::shared::count::Item;
 
 /// How often.
@@ -110,10 +110,10 @@ impl Limits {
                 self.exchange.give_back(known.into_iter().map(|(_, key, owed)| (key, owed)));
                 return self.exchange.give_back(left.into_iter());
             };
-            let clock = Clock::read();
+            let moment = Moment::default();
             for ((limit, (_, hash), _), verdict) in known.iter().zip(verdicts) {
                 if let (Counting::Local(counter), Some(verdict)) = (&limit.counting, verdict) {
-                    counter.raise(*hash, (verdict.remaining, verdict.reset), clock);
+                    counter.raise(*hash, (verdict.remaining, verdict.reset), &moment);
                 }
             }
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
+use crate::limit::table::memory;
 use crate::rules::tables::mapping::Mapping;
 
 const SET_WORDS: usize = 16;
@@ -51,7 +52,7 @@ impl Held {
     pub fn new(keys: usize) -> io::Result<Arc<Self>> {
         let sets = keys.saturating_mul(WORDS_PER_KEY).div_ceil(SET_WORDS).max(1);
         let bytes = sets.checked_mul(SET_WORDS * size_of::<u64>());
-        let words = Mapping::anonymous(bytes.ok_or(io::ErrorKind::OutOfMemory)?)?;
+        let words = memory(bytes.ok_or(io::ErrorKind::OutOfMemory)?)?;
         Ok(Arc::new(Self { words, keys, sets }))
     }
 

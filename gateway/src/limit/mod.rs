@@ -33,7 +33,7 @@ use crate::http::deadline::Deadline;
 use crate::shared::{self, Redis};
 use algorithm::Verdict;
 use answer::Told;
-use counter::{Clock, Counter};
+use counter::Counter;
 use exchange::Exchange;
 use held::{Held, Permit, Refused};
 use key::Asked;
@@ -201,6 +201,14 @@ impl Limits {
         self.all.get(limit).map(|limit| &*limit.config.name)
     }
 
+    /// Whether what a limit counts together is one caller's: only then does its refusal say something about whoever is
+    /// refused. A header field and the name of a tenant are shared by whoever sends it and whoever belongs to it.
+    pub fn is_of_one_caller(&self, limit: usize) -> bool {
+        let is_one =
+            |per: &Per| matches!(per, Per::Consumer | Per::User | Per::Key | Per::ClientAddress);
+        self.all.get(limit).is_some_and(|limit| limit.config.per.iter().any(is_one))
+    }
+
     /// What each limit has decided, by its name: how often it admitted, made wait and refused.
     pub fn outcomes(&self) -> impl Iterator<Item = (&str, [(&'static str, u64); 3])> {
         self.all.iter().map(|limit| (&*limit.config.name, limit.outcomes.sums()))
@@ -247,7 +255,7 @@ impl Limits {
     ) -> Result<(), (Error, usize)> {
         let hash = key.hash(&limit.config.per, self.seed, self.common.ipv6_prefix);
         let verdict = match &limit.counting {
-            Counting::Local(counter) => counter.take(hash, cost, Clock::read()),
+            Counting::Local(counter) => counter.take(hash, cost, &inquiry.deadline.moment),
             Counting::InFlight(held) => {
                 let permit = limit.enter(held, hash, inquiry.worker);
                 permits.add(permit.map_err(|error| (error, index))?);

@@ -48,6 +48,16 @@ const VOID: u64 = 0b001;
 /// Killed by a rival; its claimant makes it void.
 const KILLED: u64 = 0b101;
 
+/// A table of so many bytes lies in huge pages, for the CPU knows too few small ones by heart. What is smaller is taken
+/// from the system in small pages, as keys come: most limits have few.
+const HUGE_PAGES_FROM_BYTES: usize = 16 << 20;
+
+/// Memory for what is looked up at random.
+pub(super) fn memory(bytes: usize) -> io::Result<Mapping> {
+    let memory = Mapping::anonymous(bytes)?;
+    Ok(if bytes < HUGE_PAGES_FROM_BYTES { memory } else { memory.in_huge_pages() })
+}
+
 /// Cells of keys.
 pub struct Table {
     words: Mapping,
@@ -111,7 +121,7 @@ impl Table {
         let sets = keys.saturating_mul(CELLS_PER_KEY).div_ceil(WAYS).max(1);
         let bytes = sets.checked_mul(SET_WORDS * size_of::<u64>());
         let bytes = bytes.ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { words: Mapping::anonymous(bytes)?, sets })
+        Ok(Self { words: memory(bytes)?, sets })
     }
 
     /// How many keys it holds at most.
@@ -122,6 +132,12 @@ impl Table {
     /// The memory of all cells.
     pub fn bytes(&self) -> usize {
         self.cells() * CELL_WORDS * size_of::<u64>()
+    }
+
+    /// Has the cell of the key of this hash brought from memory, while something else is done.
+    pub fn prefetch(&self, hash: u128) {
+        let Places { first, home, .. } = self.places(hash);
+        self.words.prefetch(first * SET_WORDS + home * CELL_WORDS);
     }
 
     /// The cell of the key of this hash, claimed if the key has none: it stops counting at `now_ns` then, and `clear`

@@ -12,6 +12,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::base::error::Error;
 use crate::base::random::random;
+use crate::base::signal::Signal;
 use crate::http::body::Incoming;
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1::head::Limits;
@@ -62,7 +63,7 @@ pub(super) async fn serve(
     let lifetime = Lifetime::new(&slot.config().bounds, random());
     let owned = (Rc::clone(&deadline), counters);
     let http = Server::new(socket, begun, (limits, lifetime), owned);
-    let service = Service { connection, deadline: Rc::clone(&deadline) };
+    let service = Service { connection: Rc::clone(&connection), deadline: Rc::clone(&deadline) };
     let mut work = pin!(http.serve(&service));
     let mut timer = pin!(sleep_until(deadline.at()));
     let mut registered = false;
@@ -74,6 +75,9 @@ pub(super) async fn serve(
             registered = true;
         }
         if slot.is_denied() {
+            if slot.is_reset() {
+                http.abort();
+            }
             slot.counters().refused(Refusal::Denied);
             return Poll::Ready(true);
         }
@@ -93,6 +97,9 @@ pub(super) async fn serve(
         }
     })
     .await;
+    if !connection.has_asked() {
+        slot.notice(Signal::NoRequest, "closed_without_request");
+    }
     match deadline.phase() {
         _ if done => {}
         Phase::Head => slot.counters().heads_timed_out.add(1),

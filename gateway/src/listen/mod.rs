@@ -20,6 +20,8 @@ use std::thread;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use crate::feedback::Reporter;
+use crate::feedback::decision::Subject;
 use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::request::listener::Listeners;
@@ -41,6 +43,8 @@ pub struct Shared {
     pub counters: Registry,
     /// Where requests are written down.
     pub access_log: AccessLog,
+    /// Where it is told what clients do.
+    pub reporter: Reporter,
 }
 
 /// The door while it is open.
@@ -107,6 +111,12 @@ impl Door {
     /// Closes the connections of those whom a rule denies by now. Fails while a worker takes no orders.
     pub fn recheck(&self) -> io::Result<()> {
         self.workers.iter().try_for_each(|worker| worker.order(Order::Recheck))
+    }
+
+    /// Closes the connections of these, as far as a rule denies them. Fails while a worker takes no orders.
+    pub fn close(&self, subjects: &Arc<[Subject]>) -> io::Result<()> {
+        let order = || Order::Close(Arc::clone(subjects));
+        self.workers.iter().try_for_each(|worker| worker.order(order()))
     }
 
     /// The number of a worker that has ended without being told to, if one has: it panicked, or its runtime broke.

@@ -16,9 +16,10 @@ use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::{Addresses, Invalid};
 use crate::http::socket::Socket;
+use crate::listen::tls::Failed;
 use crate::listen::worker::Slot;
 use crate::listen::{connection, proxy_protocol, tls};
-use crate::observe::{HandshakeFailure, Refusal};
+use crate::observe::Refusal;
 use crate::request::listener::Listener;
 use crate::request::{self, Arrival};
 use crate::tls::session::Session;
@@ -35,7 +36,10 @@ pub(super) async fn serve(
     let (socket, session, addresses) = match unless_denied(&slot, agreed).await {
         Ok(agreed) => agreed,
         Err(Failure::Refused(reason)) => return slot.counters().refused(reason),
-        Err(Failure::Handshake(failure)) => return slot.counters().handshake_failed(failure),
+        Err(Failure::Handshake(Failed { failure, signal })) => {
+            slot.counters().handshake_failed(failure);
+            return signal.iter().for_each(|signal| slot.notice(*signal, failure.name()));
+        }
     };
     if let Some(session) = &session {
         slot.counters().handshake_done(session.resumed);
@@ -51,7 +55,7 @@ pub(super) async fn serve(
 /// Why nothing was agreed on.
 enum Failure {
     Refused(Refusal),
-    Handshake(HandshakeFailure),
+    Handshake(Failed),
 }
 
 async fn agree(
@@ -67,7 +71,11 @@ async fn agree(
         let said = said.map_err(|Invalid| Failure::Refused(Refusal::ProxyHeader))?;
         addresses = said.unwrap_or(addresses);
         let client = ClientAddr::believed(addresses.source.ip());
-        if slot.requests().denies(client.ip()) {
+        if slot.requests().denies_believed(client) {
+            if slot.requests().resets_believed(client) {
+                // What fails has been closed already.
+                stream.set_zero_linger().ok();
+            }
             return Err(Failure::Refused(Refusal::Denied));
         }
         slot.believe(client);
@@ -76,8 +84,10 @@ async fn agree(
         }
     }
     let Some(server) = &listener.tls else { return Ok((Socket::Plain(stream), None, addresses)) };
-    let shaken = timeout_at(until, tls::handshake(server, stream, slot.handshakes())).await;
-    let shaken = shaken.unwrap_or(Err(HandshakeFailure::TimedOut));
+    let late = Cell::new(None);
+    let shaking = tls::handshake(server, stream, (slot.handshakes(), &late));
+    let shaken = timeout_at(until, shaking).await;
+    let shaken = shaken.unwrap_or_else(|_| Err(Failed::in_time(late.get())));
     let (socket, session) = shaken.map_err(Failure::Handshake)?;
     Ok((socket, Some(session), addresses))
 }
@@ -123,6 +133,11 @@ impl Handshakes {
         } else if share < size {
             self.size.set(size - self.permits.forget_permits(size - share));
         }
+    }
+
+    /// A place among them, if one is free.
+    pub(super) fn enter_now(&self) -> Option<SemaphorePermit<'_>> {
+        self.permits.try_acquire().ok()
     }
 
     /// A place among them.

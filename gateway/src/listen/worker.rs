@@ -18,7 +18,10 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::{ClientAddr, PeerAddr};
+use crate::base::signal::Signal;
 use crate::config::Config;
+use crate::feedback::decision::{Place, Subject};
+use crate::feedback::evidence::Source;
 use crate::http::deadline::Deadline;
 use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
@@ -37,6 +40,8 @@ pub(super) enum Order {
     Listen { addresses: Vec<SocketAddr>, sockets: Vec<Socket> },
     /// Close the connections of those whom a rule denies by now.
     Recheck,
+    /// The same, where it can only be these.
+    Close(Arc<[Subject]>),
     /// Stop listening, finish what is in flight, end.
     Drain,
 }
@@ -72,9 +77,18 @@ struct Open {
 struct Told {
     peer: IpAddr,
     /// Whom a PROXY protocol sender speaks for.
-    client: Option<IpAddr>,
+    client: Option<ClientAddr>,
     denied: Rc<Cell<bool>>,
     waker: Waker,
+}
+
+impl Told {
+    /// Whether a rule about `subject` may concern it.
+    fn is_of(&self, subject: &Subject) -> bool {
+        let is_believed = || self.client.is_some_and(|one| subject.prefix.contains(&one.ip()));
+        let is_peer = subject.place == Place::Kernel && subject.prefix.contains(&self.peer);
+        is_peer || is_believed()
+    }
 }
 
 struct Listening {
@@ -104,7 +118,7 @@ impl Worker {
                 &shared.snapshot,
                 &shared.rules,
                 counters,
-                log,
+                (log, shared.reporter.clone()),
             )),
             listeners: RefCell::new(Cache::new(Arc::clone(&shared.listeners))),
             handshakes: Handshakes::new(),
@@ -145,7 +159,10 @@ impl Worker {
                             .for_each(|(_, gone)| self.close(&gone));
                         self.listen(sockets, &mut listening)?;
                     }
-                    Some(Order::Recheck) => self.recheck(),
+                    Some(Order::Recheck) => self.recheck(|_| true),
+                    Some(Order::Close(subjects)) => {
+                        self.recheck(|told| subjects.iter().any(|subject| told.is_of(subject)));
+                    }
                     Some(Order::Drain) | None => break,
                 },
                 _ = sweep.tick() => self.requests.sweep(),
@@ -196,6 +213,10 @@ impl Worker {
         counters.connections_accepted.add(1);
         let peer = PeerAddr::of_socket(from);
         if self.requests.denies(peer.ip()) {
+            if self.requests.resets(peer.ip()) {
+                // What fails has been closed already.
+                stream.set_zero_linger().ok();
+            }
             return counters.refused(Refusal::Denied);
         }
         let listener = self.listener(inlet);
@@ -203,7 +224,7 @@ impl Worker {
             return counters.refused(Refusal::ProxySender);
         }
         let config = self.requests.config();
-        let slot = Slot::take(self, peer.ip());
+        let slot = Slot::take(self, peer);
         if slot.taken_before >= config.bounds.connections {
             return counters.refused(Refusal::TooMany);
         }
@@ -239,11 +260,13 @@ impl Worker {
         Rc::clone(listener)
     }
 
-    fn recheck(&self) {
-        for Told { peer, client, denied, waker } in self.open.borrow().connections.values() {
-            if self.requests.denies(*peer) || client.is_some_and(|ip| self.requests.denies(ip)) {
-                denied.set(true);
-                waker.wake_by_ref();
+    /// Closes the connections of those whom a rule denies by now, among those that `may` tells.
+    fn recheck(&self, may: impl Fn(&Told) -> bool) {
+        for told in self.open.borrow().connections.values().filter(|told| may(told)) {
+            let believed = |client| self.requests.denies_believed(client);
+            if self.requests.denies(told.peer) || told.client.is_some_and(believed) {
+                told.denied.set(true);
+                told.waker.wake_by_ref();
             }
         }
     }
@@ -251,6 +274,7 @@ impl Worker {
     /// Lets what is in flight finish, for as long as it may.
     async fn drain(&self) {
         self.draining.set(true);
+        self.requests.stop_noticing();
         for told in self.open.borrow().connections.values() {
             told.waker.wake_by_ref();
         }
@@ -279,13 +303,13 @@ pub(super) struct Slot {
     taken_before: usize,
     /// Where its source is counted.
     source: Cell<Option<usize>>,
-    peer: IpAddr,
-    client: Cell<Option<IpAddr>>,
+    peer: PeerAddr,
+    client: Cell<Option<ClientAddr>>,
     denied: Rc<Cell<bool>>,
 }
 
 impl Slot {
-    fn take(worker: &Rc<Worker>, peer: IpAddr) -> Self {
+    fn take(worker: &Rc<Worker>, peer: PeerAddr) -> Self {
         worker.requests.counters.connections_open.add(1);
         let taken_before = worker.sources.open();
         let mut open = worker.open.borrow_mut();
@@ -317,18 +341,34 @@ impl Slot {
     /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
     pub(super) fn register(&self, waker: &Waker) {
         let (denied, waker) = (Rc::clone(&self.denied), waker.clone());
-        let told = Told { peer: self.peer, client: self.client.get(), denied, waker };
+        let told = Told { peer: self.peer.ip(), client: self.client.get(), denied, waker };
         self.worker.open.borrow_mut().connections.insert(self.number, told);
     }
 
     /// From now on rules about `client` concern the connection too.
     pub(super) fn believe(&self, client: ClientAddr) {
-        self.client.set(Some(client.ip()));
+        self.client.set(Some(client));
+    }
+
+    /// The client did something odd; `reason` is what a story says of it. Nobody answers for what a rule ended.
+    pub(super) fn notice(&self, signal: Signal, reason: &'static str) {
+        let peer = || Source::Peer(self.peer);
+        let source = self.client.get().map_or_else(peer, Source::Believed);
+        if !self.is_denied() {
+            self.worker.requests.notice(signal, source, reason);
+        }
     }
 
     /// Whether a rule denies the peer since it was let in.
     pub(super) fn is_denied(&self) -> bool {
         self.denied.get()
+    }
+
+    /// Whether that rule wants the connection ended by a TCP RST.
+    pub(super) fn is_reset(&self) -> bool {
+        let requests = self.requests();
+        requests.resets(self.peer.ip())
+            || self.client.get().is_some_and(|one| requests.resets_believed(one))
     }
 
     pub(super) fn is_draining(&self) -> bool {

@@ -4,9 +4,11 @@
 //! stops a worker.
 
 pub mod access_log;
+pub mod audit;
 pub mod histogram;
 pub mod prometheus;
 pub mod resilience;
+pub mod signals;
 pub mod traffic;
 pub mod trail;
 
@@ -109,7 +111,8 @@ impl HandshakeFailure {
         Self::Broken,
     ];
 
-    fn name(self) -> &'static str {
+    /// Its name in metrics and stories.
+    pub fn name(self) -> &'static str {
         match self {
             Self::TimedOut => "timed_out",
             Self::PlainHttp => "plain_http",
@@ -187,6 +190,8 @@ pub struct Counters {
     pub log_lines_dropped: Counter,
     /// What was done about services that are sick.
     pub resilience: resilience::Resilience,
+    /// What clients did that may count against them.
+    pub signals: signals::Signals,
     /// Bytes read from clients.
     pub bytes_received: Counter,
     /// Bytes written to clients.
@@ -319,6 +324,8 @@ pub struct Snapshot {
     pub upstream: Upstream,
     /// Lines of the access log.
     pub access_log: LogLines,
+    /// What clients did that may count against them.
+    pub feedback: signals::Snapshot,
     /// Bytes read from clients.
     pub bytes_received: u64,
     /// Bytes written to clients.
@@ -437,6 +444,7 @@ impl Snapshot {
         self.access_log.lines += block.log_lines.value();
         self.access_log.lost_queue_full += block.log_lines_dropped.value();
         self.upstream.resilience.add(&block.resilience);
+        self.feedback.add(&block.signals);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();
     }

@@ -20,6 +20,7 @@ pub struct Trail {
     answered: Cell<Option<Instant>>,
     endpoint: Cell<Option<SocketAddr>>,
     attempts: Cell<u32>,
+    has_queued: Cell<bool>,
     received_bytes: Cell<u64>,
 }
 
@@ -49,7 +50,13 @@ impl Trail {
         self.answered.set(None);
         self.endpoint.set(None);
         self.attempts.set(0);
+        self.has_queued.set(false);
         self.received_bytes.set(0);
+    }
+
+    /// It waits, because the service has as many as it may at once.
+    pub fn queue(&self) {
+        self.has_queued.set(true);
     }
 
     /// It is to be sent to `endpoint`.
@@ -111,6 +118,11 @@ impl Trail {
     /// How often it was sent, or was to be.
     pub fn attempts(&self) -> u32 {
         self.attempts.get()
+    }
+
+    /// Whether it had to wait for others.
+    pub fn has_queued(&self) -> bool {
+        self.has_queued.get()
     }
 
     /// Bytes of its body that came in.

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -21,6 +22,7 @@ use crate::limit::Admitted;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
 use crate::request::access_log::{Ended, Entry};
+use crate::request::signals::{self, Noted, Story};
 use crate::request::{Connection, Current, Snapshot};
 use crate::route::Routed;
 use crate::upstream::body::AnswerBody;
@@ -47,6 +49,8 @@ pub(super) struct Account {
     sent_bytes: u64,
     /// What the access log wants of the request, where there is one.
     entry: Option<Box<Entry>>,
+    /// What is kept of it, where somebody asks what clients do.
+    noted: Option<Box<Noted>>,
     whole: bool,
 }
 
@@ -59,10 +63,13 @@ impl Account {
         (request, id): (Option<&Request<B>>, &HeaderValue),
     ) -> Self {
         connection.worker.counters.requests_active.add(1);
+        connection.has_asked.set(true);
         deadline.begun();
         let log = current.snapshot.config.access_log.as_ref();
         let who = (connection.peer, connection.client);
         let entry = log.map(|log| Entry::of(log, request, id, who));
+        let watch = current.snapshot.watch.as_ref();
+        let noted = watch.map(|_| Noted::of(request, id, connection.client));
         Self {
             connection,
             deadline,
@@ -77,6 +84,7 @@ impl Account {
             status: None,
             sent_bytes: 0,
             entry,
+            noted,
             whole: false,
         }
     }
@@ -93,6 +101,9 @@ impl Account {
         if let Some(entry) = &self.entry {
             entry.client(client);
         }
+        if let Some(noted) = &self.noted {
+            noted.client(client);
+        }
     }
 
     /// The request has a route.
@@ -104,6 +115,9 @@ impl Account {
     pub(super) fn authorized(&self, authorized: &Authorized) {
         if self.entry.is_some() {
             *self.caller.borrow_mut() = authorized.identity().cloned();
+        }
+        if let Some((noted, identity)) = self.noted.as_ref().zip(authorized.identity()) {
+            noted.caller(identity);
         }
     }
 
@@ -136,7 +150,61 @@ impl Account {
         self.connection.worker.counters.failed(error.kind());
         self.error.set(Some(error.kind()));
         self.reason.set(error.reason());
+        if let Some(noted) = &self.noted {
+            noted.excuse(self.excuses(error));
+        }
         self.deadline.refused();
+    }
+
+    /// Whether an error says nothing about the client, though it is the client's.
+    fn excuses(&self, error: &Error) -> bool {
+        match error.kind() {
+            // No credential, or one that did hold.
+            Kind::Unauthenticated => error.reason().is_none() || error.is_expired(),
+            // Others may have used it up.
+            Kind::RateLimited => {
+                let limits = &self.current.snapshot.limits;
+                !self.limit.get().is_some_and(|limit| limits.is_of_one_caller(limit))
+            }
+            // It kept its pace, and the request as a whole took too long.
+            Kind::RequestTimeout => !self.deadline.leaves(Duration::ZERO),
+            _ => false,
+        }
+    }
+
+    /// Whether the client did not take its answer at the pace that it has to keep.
+    fn is_read_slowly(&self) -> bool {
+        let deadline = &self.deadline;
+        let has_ended = deadline.phase() == Phase::Download && deadline.has_passed();
+        has_ended && !self.whole && deadline.leaves(Duration::ZERO)
+    }
+
+    /// Says what the request tells about its client and its route, where somebody asks.
+    fn report(&self) {
+        let Snapshot { watch, config, limits, .. } = &*self.current.snapshot;
+        let Some((watch, noted)) = watch.as_ref().zip(self.noted.as_deref()) else { return };
+        let (status, error) = (self.status, self.error.get());
+        let is_read_slowly = self.is_read_slowly();
+        let (connection, worker) = (&*self.connection, &*self.connection.worker);
+        let is_good = !is_read_slowly && error.is_none();
+        if is_good && status.is_some_and(|status| status.as_u16() < 400) {
+            worker.good(connection.source(noted), noted);
+        } else if let Some(signal) =
+            watch.signal(noted, &signals::End { status, error, is_read_slowly })
+        {
+            let route = self.routed.get().and_then(|routed| config.routes.get(routed.route()));
+            let story = Story {
+                route: route.map(|route| &*route.name),
+                limit: self.limit.get().and_then(|limit| limits.name(limit)),
+                reason: self.reason.get().or(error.map(Kind::name)),
+            };
+            worker.odd(signal, connection.source(noted), (Some(noted), story));
+        }
+        if watch.is_pressed(self.deadline.trail.has_queued(), error)
+            && let Some(routed) = self.routed.get()
+        {
+            worker.pressed(&self.current, routed.route(), self.deadline.now());
+        }
     }
 
     /// Writes the request down.
@@ -208,6 +276,7 @@ impl Drop for Account {
         if self.status.is_some() && !self.whole {
             counters.answers_broken.add(1);
         }
+        self.report();
         let times = self.deadline.ended();
         self.count(&times);
         self.log(times);

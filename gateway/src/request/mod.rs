@@ -5,6 +5,7 @@ pub mod account;
 pub mod listener;
 mod prepare;
 pub mod serve;
+mod signals;
 pub mod target;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -15,11 +16,15 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
 use http::HeaderValue;
+use tokio::time::Instant;
 
 use crate::auth::{Authenticators, Memories};
 use crate::base::address::{ClientAddr, PeerAddr};
-use crate::base::time::Now;
+use crate::base::signal::Signal;
+use crate::base::time;
 use crate::config::{self, Config};
+use crate::feedback::Reporter;
+use crate::feedback::evidence::Source;
 use crate::http::proxy_protocol::Addresses;
 use crate::http::{forwarded, headers};
 use crate::limit::Limits;
@@ -37,6 +42,7 @@ use crate::upstream::send::Client;
 use crate::upstream::{Local, Upstream};
 use access_log::Log;
 use gateway_common::rule::{Action, Origin};
+use signals::{Desk, Noted, Story, Watch};
 
 /// A configuration, compiled. It never changes; a new one takes its place.
 #[derive(Debug)]
@@ -47,6 +53,8 @@ pub struct Snapshot {
     authenticators: Arc<Authenticators>,
     limits: Arc<Limits>,
     upstreams: Vec<Upstream>,
+    /// What is looked for in what clients do.
+    watch: Option<Watch>,
     /// What is counted by route, in the order of the routes.
     route_series: Vec<Series>,
     /// What is counted by upstream, in the order of the upstreams.
@@ -92,6 +100,7 @@ impl Snapshot {
         let upstream_names: Vec<&str> = config.upstreams.iter().map(|one| &*one.name).collect();
         let max = config.metrics.max_names;
         Self {
+            watch: config.feedback.as_deref().map(Watch::new),
             routes,
             authenticators,
             limits,
@@ -129,6 +138,7 @@ pub struct Worker {
     rules: RefCell<Followed>,
     client: Client,
     log: Log,
+    desk: Desk,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -143,6 +153,8 @@ struct Current {
     locals: Vec<Rc<Local>>,
     /// Whom the worker knows.
     memories: Memories,
+    /// When each route was last said to be under pressure.
+    pressed: Box<[Cell<Option<Instant>>]>,
 }
 
 /// The rules as they are, and how often they have changed.
@@ -168,18 +180,21 @@ impl Current {
         };
         let locals = services.map(local).collect();
         let memories = snapshot.authenticators.memories(client.worker());
-        Rc::new(Self { snapshot, views, locals, memories })
+        let watched = snapshot.watch.as_ref().map_or(0, |_| snapshot.config.routes.len());
+        let pressed = vec![Cell::new(None); watched].into();
+        Rc::new(Self { snapshot, views, locals, memories, pressed })
     }
 }
 
 impl Worker {
-    /// The worker of this number, which follows `snapshot` and `rules` and writes its requests down to `log`.
+    /// The worker of this number, which follows `snapshot` and `rules`, writes its requests down to `log`, and tells
+    /// `reporter` what clients do.
     pub fn new(
         number: usize,
         snapshot: &Arc<ArcSwap<Snapshot>>,
         rules: &Rules,
         counters: Arc<Counters>,
-        log: Buffer,
+        (log, reporter): (Buffer, Reporter),
     ) -> Self {
         let mut cache = Cache::new(Arc::clone(snapshot));
         let current = Arc::clone(cache.load());
@@ -194,6 +209,7 @@ impl Worker {
                 changes: 1,
             }),
             log: Log::new(log),
+            desk: Desk::new(reporter),
             counters,
         }
     }
@@ -215,16 +231,40 @@ impl Worker {
 
     /// Whether a rule keeps `address` out. A profile limits packets, not requests.
     pub fn denies(&self, address: IpAddr) -> bool {
+        matches!(self.action(address), Some(Action::Deny | Action::Reset))
+    }
+
+    /// Whether a rule keeps requests out that are believed to come from `client`.
+    pub fn denies_believed(&self, client: ClientAddr) -> bool {
+        matches!(self.action_believed(client), Some(Action::Deny | Action::Reset))
+    }
+
+    /// Whether that rule wants `address` told so by a TCP RST.
+    pub fn resets(&self, address: IpAddr) -> bool {
+        self.action(address) == Some(Action::Reset)
+    }
+
+    /// The same of whom a connection is believed to come from.
+    pub fn resets_believed(&self, client: ClientAddr) -> bool {
+        self.action_believed(client) == Some(Action::Reset)
+    }
+
+    fn action(&self, address: IpAddr) -> Option<Action> {
         let rules = &self.rules().held;
-        !rules.is_empty()
-            && matches!(rules.action(address, Now::read().boot), Some(Action::Deny | Action::Reset))
+        if rules.is_empty() { None } else { rules.action(address, time::boot()) }
+    }
+
+    fn action_believed(&self, client: ClientAddr) -> Option<Action> {
+        let rules = &self.rules().held;
+        let find = || rules.find_believed(client.ip(), time::boot());
+        if rules.is_empty() { None } else { find().map(|(_, entry)| entry.action) }
     }
 
     /// Whether `address` is one that must never be blocked, or that many clients share.
     pub fn spares(&self, address: IpAddr) -> bool {
         let trusted = &self.current().snapshot.config.trusted_proxies;
         let is_protected = || {
-            let found = self.rules().held.find(address, Now::read().boot);
+            let found = self.rules().held.find(address, time::boot());
             found.is_some_and(|(_, entry)| entry.origin == Origin::Protected)
         };
         forwarded::is_trusted(trusted, address) || is_protected()
@@ -242,9 +282,42 @@ impl Worker {
         self.rules.borrow()
     }
 
-    /// Drops idle connections to endpoints that are of no more use.
+    /// Drops idle connections to endpoints that are of no more use, and tells of what went well. Called about once a
+    /// second.
     pub fn sweep(&self) {
         self.client.sweep(&self.current().views);
+        self.desk.flush(&self.counters.signals);
+    }
+
+    /// The gateway ends: what it cuts short is nobody's doing.
+    pub fn stop_noticing(&self) {
+        self.desk.close();
+    }
+
+    /// A client did something odd without a request, and `reason` is what a story says of it.
+    pub fn notice(&self, signal: Signal, source: Source, reason: &'static str) {
+        let counts = self.current().snapshot.watch.as_ref().is_some_and(|it| it.counts(signal));
+        if counts {
+            let story = Story { reason: Some(reason), ..Story::default() };
+            self.odd(signal, source, (None, story));
+        }
+    }
+
+    fn odd(&self, signal: Signal, source: Source, what: (Option<&Noted>, Story<'_>)) {
+        if !self.desk.is_closed() && !self.spares(source.ip()) {
+            self.desk.odd(signal, source, what, &self.counters.signals);
+        }
+    }
+
+    fn good(&self, source: Source, noted: &Noted) {
+        self.desk.good(source, noted, &self.counters.signals);
+    }
+
+    fn pressed(&self, current: &Current, route: usize, now: Instant) {
+        let name = current.snapshot.config.routes.get(route).map(|route| &*route.name);
+        if let Some(route) = name.zip(current.pressed.get(route)) {
+            self.desk.pressure(route, now, &self.counters.signals);
+        }
     }
 
     fn current(&self) -> Rc<Current> {
@@ -288,6 +361,8 @@ pub struct Connection {
     pub tls: Option<Session>,
     /// The state of the rules that let the peer in.
     admitted: Cell<u64>,
+    /// Whether anything came over it that was answered.
+    has_asked: Cell<bool>,
 }
 
 impl Connection {
@@ -296,8 +371,30 @@ impl Connection {
         let Arrival { peer, addresses, tls } = arrival;
         let client = ClientAddr::believed(addresses.source.ip());
         let client_text = headers::value(&client.to_string());
-        let (worker, admitted) = (Rc::clone(worker), Cell::new(0));
-        Rc::new(Self { worker, peer, client, client_text, addresses, listener, tls, admitted })
+        Rc::new(Self {
+            worker: Rc::clone(worker),
+            peer,
+            client,
+            client_text,
+            addresses,
+            listener,
+            tls,
+            admitted: Cell::new(0),
+            has_asked: Cell::new(false),
+        })
+    }
+
+    /// Whether anything came over it that was answered.
+    pub fn has_asked(&self) -> bool {
+        self.has_asked.get()
+    }
+
+    /// Who is to answer for a request, and how that is known.
+    fn source(&self, noted: &Noted) -> Source {
+        match self.listener.speaks_proxy_protocol() {
+            true => Source::Believed(noted.believed()),
+            false => Source::of(self.peer, noted.believed()),
+        }
     }
 
     /// Who the client has proven to be by its certificate.

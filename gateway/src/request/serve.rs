@@ -12,7 +12,6 @@ use crate::auth::{self, Ask};
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::random::random;
-use crate::base::time::Now;
 use crate::config::{Action, Forward, Route};
 use crate::http::body::Incoming;
 use crate::http::deadline::Deadline;
@@ -22,7 +21,7 @@ use crate::http::{forwarded, grpc, problem};
 use crate::limit::{Admitted, Caller, Inquiry, Standing};
 use crate::request::account::{Account, Answer, ResponseBody};
 use crate::request::{Connection, Current, prepare, target};
-use crate::route::Destination;
+use crate::route::{Destination, Routed};
 use crate::transform;
 use crate::upstream::balance::Choice;
 use crate::upstream::send::Way;
@@ -116,35 +115,71 @@ impl Exchange<'_> {
         request: Request<Incoming>,
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
-        let Connection { client, .. } = &**self.connection;
-        let Current { snapshot, memories, .. } = &**self.current;
+        let Current { snapshot, .. } = &**self.current;
         let (mut head, body) = request.into_parts();
         let body = Unread::new(body, self.deadline);
 
         target::normalise(&mut head, self.connection.scheme())?;
-        let client = forwarded::client(*client, &snapshot.config.trusted_proxies, &head.headers);
-        self.account.client(client);
-        self.rules(client)?;
+        let client = self.client(&head)?;
         if let Some(response) = self.before_routes(&head)? {
             self.deadline.refused();
             return Ok(prepare::response(response.map(Answer::Gateway), id));
         }
-        let asked = head.uri.path_and_query().cloned();
-        let routed = target::route(&snapshot.routes, &mut head)?;
+        let (routed, as_sent) = target::route(&snapshot.routes, &mut head)?;
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
+        // Part of the route, for limits by upstream are asked before it is known who calls.
         let destination = match &route.action {
             Action::Forward(forward) => {
                 Some((forward, routed.choose(forward, &head.headers, client.ip(), random)))
             }
-            _ => None,
+            Action::Redirect(_) | Action::Respond(_) => None,
         };
         let upstream = destination.as_ref().map(|(_, destination)| destination.upstream());
+        let ask = Ask {
+            head: &head,
+            target: as_sent.as_ref().unwrap_or(&head.uri),
+            client,
+            certificate: self.connection.client_certificate(),
+            is_tls: self.connection.tls.is_some(),
+            body: Some(&body),
+            moment: &self.deadline.moment,
+        };
+        let admitted = self.admitted((routed, route), upstream, ask).await?;
+        let Some((forward, destination)) = destination else {
+            return self.answer_here(route, &head, id);
+        };
+        let request = Outgoing { route, forward, client, destination, admitted };
+        self.forward(request, Request::from_parts(head, body), id).await
+    }
+
+    /// The believed client, whom no rule keeps out.
+    fn client(&self, head: &Parts) -> Result<ClientAddr, Error> {
+        let Connection { worker, peer, client, .. } = &**self.connection;
+        let trusted = &self.current.snapshot.config.trusted_proxies;
+        let client = forwarded::client(*client, trusted, &head.headers);
+        self.account.client(client);
+        let forwarded = client.ip() != peer.ip();
+        if !self.connection.admits_peer() || forwarded && worker.denies_believed(client) {
+            return Err(Kind::Denied.into());
+        }
+        Ok(client)
+    }
+
+    /// Whether a request may be sent on: it is within the limits by address, its caller is known and may make it, and
+    /// it is within all other limits.
+    async fn admitted(
+        &self,
+        (routed, route): (Routed, &Route),
+        upstream: Option<usize>,
+        ask: Ask<'_>,
+    ) -> Result<Admitted, Error> {
+        let Current { snapshot, memories, .. } = &**self.current;
         let upstream = upstream.and_then(|index| snapshot.config.upstreams.get(index));
         let inquiry = Inquiry {
             caller: Caller {
-                client: client.ip(),
-                headers: &head.headers,
+                client: ask.client.ip(),
+                headers: &ask.head.headers,
                 route: (routed.route(), &route.name),
                 upstream: upstream.map(|upstream| &*upstream.name),
             },
@@ -153,26 +188,15 @@ impl Exchange<'_> {
             standing: &self.standing,
         };
         let limits = &*snapshot.limits;
-        let screened = limits.screen(&inquiry).await.map_err(|it| self.limited(it))?;
-        let ask = Ask {
-            head: &head,
-            target: asked.as_ref().ok_or(Kind::BadRequest)?,
-            client,
-            certificate: self.connection.client_certificate(),
-            is_tls: self.connection.tls.is_some(),
-            body: Some(&body),
-            now: Now::read,
+        let limited = |(error, limit)| {
+            self.account.limited(limit);
+            error
         };
+        let screened = limits.screen(&inquiry).await.map_err(limited)?;
         let by = (&*snapshot.authenticators, memories);
         let authorized = auth::authorize(route.access.as_ref(), by, ask).await?;
         self.account.authorized(&authorized);
-        let admitted = limits.admit(authorized, screened, &inquiry).await;
-        let admitted = admitted.map_err(|it| self.limited(it))?;
-        let Some((forward, destination)) = destination else {
-            return self.answer_here(route, &head, id);
-        };
-        let request = Outgoing { route, forward, client, destination, admitted };
-        self.forward(request, Request::from_parts(head, body), id).await
+        limits.admit(authorized, screened, &inquiry).await.map_err(limited)
     }
 
     /// The answer of the service that the route names.
@@ -183,7 +207,7 @@ impl Exchange<'_> {
         id: HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Outgoing { route, forward, client, destination, admitted } = outgoing;
-        let Current { snapshot, views, locals, memories } = &**self.current;
+        let Current { snapshot, views, locals, memories, .. } = &**self.current;
         let (mut head, body) = request.into_parts();
         snapshot.authenticators.strip(route.access.as_ref(), &mut head);
         if let Some(template) = &forward.rewrite {
@@ -198,7 +222,7 @@ impl Exchange<'_> {
             prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
         if let Some(forward) = snapshot.authenticators.forward() {
             let identity = admitted.authorized().identity();
-            forward.tell(identity, request.headers_mut(), Now::read);
+            forward.tell(identity, request.headers_mut(), || self.deadline.moment.now());
         }
         self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));
         transform::fields::apply(&route.request_headers, request.headers_mut());
@@ -264,20 +288,5 @@ impl Exchange<'_> {
         let mut response = prepare::response(response.map(Answer::Gateway), id);
         transform::fields::apply(&route.response_headers, response.headers_mut());
         Ok(response)
-    }
-
-    /// A limit has refused.
-    fn limited(&self, (error, limit): (Error, usize)) -> Error {
-        self.account.limited(limit);
-        error
-    }
-
-    fn rules(&self, client: ClientAddr) -> Result<(), Error> {
-        let Connection { worker, peer, .. } = &**self.connection;
-        let forwarded = client.ip() != peer.ip();
-        if !self.connection.admits_peer() || forwarded && worker.denies(client.ip()) {
-            return Err(Kind::Denied.into());
-        }
-        Ok(())
     }
 }

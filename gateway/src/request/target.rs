@@ -54,8 +54,8 @@ pub(super) fn redirect(head: &Parts, port: u16) -> Result<Response<Bytes>, Error
     Ok(response)
 }
 
-/// The route of a request, whose path is left in its normal form.
-pub fn route(routes: &Table, head: &mut Parts) -> Result<Routed, Error> {
+/// The route of a request, whose path is left in its normal form; and its target as it was sent, if that was another.
+pub fn route(routes: &Table, head: &mut Parts) -> Result<(Routed, Option<Uri>), Error> {
     let bad_path = || Error::new(Kind::BadRequest, "the path can be read in two ways");
     let path = Path::of(head.uri.path()).ok_or_else(bad_path)?;
     let ask = Ask {
@@ -73,14 +73,13 @@ pub fn route(routes: &Table, head: &mut Parts) -> Result<Routed, Error> {
         }
         Refused::Ambiguous { reading } => ambiguous(reading),
     })?;
-    if let Some(mut target) = path.into_changed() {
-        if let Some(query) = head.uri.query() {
-            target.push('?');
-            target.push_str(query);
-        }
-        head.uri = Uri::from(PathAndQuery::try_from(target).map_err(|_| bad_path())?);
+    let Some(mut target) = path.into_changed() else { return Ok((routed, None)) };
+    if let Some(query) = head.uri.query() {
+        target.push('?');
+        target.push_str(query);
     }
-    Ok(routed)
+    let normal = Uri::from(PathAndQuery::try_from(target).map_err(|_| bad_path())?);
+    Ok((routed, Some(std::mem::replace(&mut head.uri, normal))))
 }
 
 fn ambiguous(reading: Reading) -> Error {

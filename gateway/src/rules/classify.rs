@@ -36,12 +36,19 @@ impl Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Classifier {
     reader: Option<Reader>,
+    /// What holds for requests that are believed to come from somewhere, and for no packet.
+    believed: Option<Reader>,
 }
 
 impl Classifier {
     /// Looks them up in these tables, as they are at each moment.
     pub fn new(reader: Reader) -> Self {
-        Self { reader: Some(reader) }
+        Self { reader: Some(reader), believed: None }
+    }
+
+    /// The same, and these for addresses that are only believed.
+    pub fn with_believed(self, believed: Option<Reader>) -> Self {
+        Self { believed, ..self }
     }
 
     /// Whether there is nothing to look at, so that the caller need not even ask for the time.
@@ -52,6 +59,16 @@ impl Classifier {
     /// The most specific live rule for `address`.
     pub fn find(&self, address: IpAddr, now: BootTime) -> Option<(IpNet, Entry)> {
         self.reader.as_ref()?.find(address, now)
+    }
+
+    /// The most specific live rule for a believed `address`: of two for one prefix the one that packets meet, too.
+    pub fn find_believed(&self, address: IpAddr, now: BootTime) -> Option<(IpNet, Entry)> {
+        let all = self.find(address, now);
+        let Some(believed) = &self.believed else { return all };
+        let own = believed.find(address, now);
+        let length =
+            |found: &Option<(IpNet, Entry)>| found.as_ref().map(|(prefix, _)| prefix.prefix_len());
+        if length(&own) > length(&all) { own } else { all }
     }
 
     /// What is done with `address`, if a rule says so.
@@ -90,6 +107,30 @@ mod tests {
         assert_eq!(action(10 * TICK), Some(Action::Limit));
         assert_eq!(action(20 * TICK), Some(Action::Deny));
         assert_eq!(classifier.action("11.0.0.1".parse().unwrap(), BootTime(0)), None);
+    }
+
+    #[test]
+    fn a_rule_for_believed_addresses_yields_to_a_more_specific_one_and_stops_no_peer() {
+        let prefix = |text: &str| text.parse::<IpNet>().unwrap();
+        let all = tables([
+            (prefix("10.0.0.5/32"), Action::Allow, u64::MAX),
+            (prefix("10.0.0.0/8"), Action::Allow, u64::MAX),
+        ]);
+        let believed = tables([
+            (prefix("10.0.0.0/24"), Action::Deny, u64::MAX),
+            (prefix("10.0.0.5/32"), Action::Deny, u64::MAX),
+        ]);
+        let classifier = Classifier::new(all.reader()).with_believed(Some(believed.reader()));
+        let action = |address: &str| {
+            let found = classifier.find_believed(address.parse().unwrap(), BootTime(0));
+            found.map(|(_, entry)| entry.action)
+        };
+        assert_eq!(action("10.0.0.4"), Some(Action::Deny));
+        assert_eq!(action("10.0.0.5"), Some(Action::Allow));
+        assert_eq!(action("10.0.1.1"), Some(Action::Allow));
+        assert_eq!(action("11.0.0.1"), None);
+        let peer = classifier.action("10.0.0.4".parse().unwrap(), BootTime(0));
+        assert_eq!(peer, Some(Action::Allow));
     }
 
     proptest! {

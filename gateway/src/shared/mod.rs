@@ -6,6 +6,7 @@
 //! keys or requests beyond the scripts and stores that lie beside it, and decides nothing about what is to be done
 //! without it.
 
+pub mod bans;
 pub mod count;
 mod counts;
 mod link;

@@ -1,13 +1,14 @@
 //! The embedded store: what was acknowledged to somebody survives `kill -9`, a restart and a reboot.
 //!
-//! One file, one table: a rule by prefix and origin, as JSON. Every change is one transaction that is on the disk
-//! before it returns. Times are UTC; the kernel's own time is kept beside them and believed within the same boot, so
-//! that a step of the wall clock changes no live expiry.
+//! One file: rules by prefix and origin and bans by subject, as JSON. Every change of rules is one transaction that is
+//! on the disk before it returns; bans follow within moments. Times are UTC; the kernel's own time is kept beside them
+//! and believed within the same boot, so that a step of the wall clock changes no live expiry.
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gateway_common::rule::{Action, Origin};
 use ipnet::IpNet;
@@ -19,17 +20,19 @@ use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::rules::list_file::Malformed;
 use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 
+pub mod bans;
 pub mod keys;
 mod lists;
+pub mod spread;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
 /// What waits to be confirmed, by the key of its rule.
 const PENDING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pending");
 /// What the rules of commands do.
-const ACTIONS: [Action; 3] = [Action::Allow, Action::Deny, Action::Limit];
+const ACTIONS: [Action; 4] = [Action::Allow, Action::Deny, Action::Limit, Action::Reset];
 const FILE: &str = "gateway.redb";
 /// What the gateway puts into `state.dir`.
-pub const FILES: [&str; 3] = [FILE, keys::FILE, lists::FOLDER];
+pub const FILES: [&str; 4] = [FILE, keys::FILE, spread::FILE, lists::FOLDER];
 
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]
@@ -61,6 +64,14 @@ pub enum StoreError {
         /// What is wrong with it.
         source: Box<redb::Error>,
     },
+    /// What is written behind cannot be.
+    #[error("{path}: {reason}; what was asked for is not on the disk, so nothing is promised")]
+    Behind {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A list file is not one, or is broken.
     #[error("{path}: {source}; move it away to start without this list, and import it again")]
     List {
@@ -84,7 +95,7 @@ pub enum StoreError {
 /// The open store. The file is locked against a second one.
 pub struct Store {
     /// `None` while it is released.
-    database: Option<Database>,
+    database: Option<Arc<Database>>,
     path: PathBuf,
     boot: String,
 }
@@ -122,7 +133,7 @@ impl Store {
         let created = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         created.map_err(|source| io_error(directory, source))?;
         let path = directory.join(FILE);
-        let database = Some(database(&path)?);
+        let database = Some(Arc::new(database(&path)?));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
             .map_err(|source| io_error(&path, source))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -137,7 +148,7 @@ impl Store {
     /// Takes it back after [`Store::release`].
     pub fn reopen(&mut self) -> Result<(), StoreError> {
         if self.database.is_none() {
-            self.database = Some(database(&self.path)?);
+            self.database = Some(Arc::new(database(&self.path)?));
         }
         Ok(())
     }
@@ -318,14 +329,15 @@ impl Store {
     }
 
     fn database(&self) -> Result<&Database, StoreError> {
-        self.database.as_ref().ok_or(StoreError::Released)
+        self.database.as_deref().ok_or(StoreError::Released)
     }
 
     fn failed(&self, error: impl Into<redb::Error>) -> StoreError {
         database_error(&self.path, error)
     }
 
-    fn bad_entry(&self, key: &str, reason: String) -> StoreError {
+    /// An entry of this store makes no sense.
+    pub fn bad_entry(&self, key: &str, reason: String) -> StoreError {
         StoreError::Entry { path: self.path.display().to_string(), key: key.to_owned(), reason }
     }
 }

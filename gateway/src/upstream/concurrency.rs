@@ -83,6 +83,7 @@ pub(super) async fn enter(
     if !add_below(&limiter.waiting, terms.queue) {
         return Err(Kind::ConcurrencyLimit.into());
     }
+    deadline.trail.queue();
     let number = local.queue.next.get();
     local.queue.next.set(number.wrapping_add(1));
     local.queue.waiting.borrow_mut().push_back((number, Waker::noop().clone()));

@@ -11,13 +11,14 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use gateway::base::time::Moment;
 use gateway::config::Period;
 use gateway::limit::algorithm::fixed_window::FixedWindow;
 use gateway::limit::algorithm::leaky_bucket::LeakyBucket;
 use gateway::limit::algorithm::sliding_log::SlidingLog;
 use gateway::limit::algorithm::sliding_window::SlidingWindow;
 use gateway::limit::algorithm::token_bucket::TokenBucket;
-use gateway::limit::counter::{Clock, Counter, Memory, Terms};
+use gateway::limit::counter::{Counter, Memory, Terms};
 use gateway::limit::held::Held;
 use gateway::limit::key::KeyHash;
 use rustix::time::{ClockId, clock_gettime};
@@ -116,7 +117,10 @@ fn each_algorithm(
     let held = Held::new(KEYS)?;
     for (_, counter) in &counters {
         for key in 0..keys as u64 {
-            ensure!(counter.take(hash(key), 1, Clock::read()).admitted, "nothing is left at once");
+            ensure!(
+                counter.take(hash(key), 1, &Moment::default()).admitted,
+                "nothing is left at once"
+            );
         }
     }
     let decisions = if args.quick { 500_000 } else { 5_000_000 };
@@ -130,7 +134,7 @@ fn each_algorithm(
         measured(round, "clock", 0, &|_| gateway::base::time::boot().0 > 0)?;
         for (name, counter) in &counters {
             measured(round, name, counter.memory().bytes(), &|key| {
-                counter.take(hash(key), 1, Clock::read()).admitted
+                counter.take(hash(key), 1, &Moment::default()).admitted
             })?;
         }
         measured(round, "concurrency", held.bytes(), &|key| held.enter(hash(key), 1000).is_ok())?;

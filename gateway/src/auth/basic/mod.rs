@@ -86,7 +86,7 @@ impl Basic {
         };
         let Credential { digest, .. } = credential;
         let users = Guard::into_inner(self.users.load());
-        let (now, generation) = ((ask.now)(), users.generation());
+        let (now, generation) = (ask.moment.now(), users.generation());
         if let Some(identity) = memory.get(&digest, generation, now) {
             return Answer::Known(identity);
         }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 
 use self::key::Verifier;
@@ -106,7 +107,7 @@ impl Hmac {
     pub(super) async fn authenticate(&self, ask: &Ask<'_>) -> Answer {
         let message = Message {
             method: &ask.head.method,
-            target: ask.target.as_str(),
+            target: ask.target.path_and_query().map_or("/", PathAndQuery::as_str),
             headers: &ask.head.headers,
             scheme: if ask.is_tls { "https" } else { "http" },
         };
@@ -147,14 +148,17 @@ impl Hmac {
     ) -> Result<&Arc<Identity>, Answer> {
         let key = self.keys.get(signed.key).filter(|key| key.verifier.is_shared());
         let key = key.ok_or(Answer::Refused("no such key"))?;
-        self.is_timely(signed.timestamp, ask)?;
+        let timely = self.is_timely(signed.timestamp, ask);
         let nonce = Nonce::of(signed.key, signed.nonce);
-        self.is_new(nonce, signed.timestamp)?;
+        if timely.is_ok() {
+            self.is_new(nonce, signed.timestamp)?;
+        }
         let body = self.body(ask).await?;
         let text = signed.text(message, &body);
         if !key.verifier.verifies(text.as_bytes(), &signed.signature) {
             return Err(Answer::Refused("the signature does not hold"));
         }
+        timely.map_err(Answer::Expired)?;
         self.remember(nonce, signed.timestamp, ask).await?;
         Ok(&key.identity)
     }
@@ -166,13 +170,19 @@ impl Hmac {
         message: &Message<'_>,
     ) -> Result<&Arc<Identity>, Answer> {
         let key = self.keys.get(signed.key.as_str()).ok_or(Answer::Refused("no such key"))?;
-        let (created, nonce) = self.is_described(signed, key, ask).map_err(Answer::Refused)?;
-        self.is_timely(created, ask)?;
-        self.is_new(nonce, created)?;
+        let (created, nonce) = self.is_described(signed, key).map_err(Answer::Refused)?;
+        let timely = match signed.expires {
+            Some(expires) if expires <= seconds(ask) => Err("the signature has expired"),
+            _ => self.is_timely(created, ask),
+        };
+        if timely.is_ok() {
+            self.is_new(nonce, created)?;
+        }
         let base = signed.base(message).map_err(Answer::Refused)?;
         if !key.verifier.verifies(base.as_bytes(), &signed.signature) {
             return Err(Answer::Refused("the signature does not hold"));
         }
+        timely.map_err(Answer::Expired)?;
         let body = self.body(ask).await?;
         if signed.covers_body() {
             digest::verify(message.headers, &body).map_err(Answer::Refused)?;
@@ -188,14 +198,10 @@ impl Hmac {
         &self,
         signed: &message::Signed,
         key: &Key,
-        ask: &Ask<'_>,
     ) -> Result<(u64, Nonce), &'static str> {
         signed.covers_enough(&self.config.cover)?;
         if signed.algorithm.as_ref().is_some_and(|named| named != key.verifier.algorithm()) {
             return Err("the signature names another algorithm than its key has");
-        }
-        if signed.expires.is_some_and(|expires| expires <= seconds(ask)) {
-            return Err("the signature has expired");
         }
         let created = signed.created.ok_or("the signature does not say when it was created")?;
         let nonce = signed.nonce.as_deref().ok_or("the signature has no nonce")?;
@@ -205,9 +211,10 @@ impl Hmac {
         Ok((created, Nonce::of(&signed.key, nonce)))
     }
 
-    fn is_timely(&self, signed: u64, ask: &Ask<'_>) -> Result<(), Answer> {
+    /// Who has signed well, but not now, is told so only after the signature was found to hold.
+    fn is_timely(&self, signed: u64, ask: &Ask<'_>) -> Result<(), &'static str> {
         if seconds(ask).abs_diff(signed) > self.config.skew.as_secs() {
-            return Err(Answer::Refused("signed too long ago, or by a clock that is ahead"));
+            return Err("signed too long ago, or by a clock that is ahead");
         }
         Ok(())
     }
@@ -247,7 +254,7 @@ impl Hmac {
 }
 
 fn seconds(ask: &Ask<'_>) -> u64 {
-    (ask.now)().utc.0 / 1000
+    ask.moment.utc().0 / 1000
 }
 
 fn answer(refused: Refused) -> Answer {

@@ -24,6 +24,7 @@ use self::key::Key;
 use self::key_set::{KeySet, Verdict};
 use self::revocation::Revoked;
 use self::token::Token;
+use super::claims::Unfit;
 use super::place::{Found, find};
 use super::strip::strip;
 use super::watched::Watched;
@@ -61,12 +62,22 @@ pub fn usable_keys(jwks: &[u8]) -> Result<usize, String> {
 /// Why a token is not taken.
 enum Refusal {
     Bad(&'static str),
+    Expired,
     Later(&'static str),
 }
 
 impl From<&'static str> for Refusal {
     fn from(reason: &'static str) -> Self {
         Self::Bad(reason)
+    }
+}
+
+impl From<Unfit> for Refusal {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Expired => Self::Expired,
+            Unfit::Bad(reason) => Self::Bad(reason),
+        }
     }
 }
 
@@ -117,7 +128,7 @@ impl Jwt {
             Found::One(token) => token,
         };
         // Before anything that it stands for: what changes meanwhile makes the result be forgotten.
-        let (generation, now) = (self.generation(), (ask.now)());
+        let (generation, now) = (self.generation(), ask.moment.now());
         let digest = (self.config.remember > 0 && token.len() <= self.config.token_bytes)
             .then(|| digest_of(&token));
         if let Some(known) = digest.and_then(|digest| memory.get(&digest, generation, now)) {
@@ -133,6 +144,7 @@ impl Jwt {
                 Answer::Known(identity)
             }
             Err(Refusal::Bad(reason)) => Answer::Refused(reason),
+            Err(Refusal::Expired) => Answer::Expired(claims::EXPIRED),
             Err(Refusal::Later(reason)) => Answer::Unavailable(reason),
         }
     }

@@ -13,7 +13,7 @@ use super::policies::{self, Policy};
 use crate::auth::{self, Ask, Authenticators, Authorized, Identity};
 use crate::base::address::ClientAddr;
 use crate::base::error::Error;
-use crate::base::time::Now;
+use crate::base::time::{Moment, Now};
 use crate::config::Config;
 use crate::http::problem;
 use crate::store::keys::Keys;
@@ -88,15 +88,14 @@ fn authorize(
     let memories = authenticators.memories(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    let target = asked.target.as_ref().ok_or("the request has no target")?;
     let ask = Ask {
         head,
-        target,
+        target: asked.as_sent.as_ref().unwrap_or(&head.uri),
         client: ClientAddr::believed(asked.from.unwrap_or(super::SOMEWHERE)),
         certificate: asked.certificate,
         is_tls,
         body: None,
-        now: Now::read,
+        moment: &Moment::default(),
     };
     let access = asked.route.access.as_ref();
     Ok(runtime.block_on(auth::authorize(access, (&authenticators, &memories), ask)))

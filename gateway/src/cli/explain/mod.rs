@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::Args;
+use http::Uri;
 use http::request::Parts;
-use http::uri::PathAndQuery;
 use serde::Serialize;
 
 use self::caller::Caller;
@@ -112,8 +112,7 @@ fn explain(
         return found.refused(&error);
     }
     found.routes = routes::tried(config, &table, &head);
-    let target = head.uri.path_and_query().cloned();
-    let routed = match target::route(&table, &mut head) {
+    let (routed, as_sent) = match target::route(&table, &mut head) {
         Ok(routed) => routed,
         Err(error) => return found.refused(&error),
     };
@@ -124,7 +123,7 @@ fn explain(
     found.captures = route.path.captures().map(str::to_owned).zip(values).collect();
     found.policies.retain(|policy| policies::holds(policy, route));
     found.policies.extend(policies::of_route(config, route));
-    let asked = Asked { config, route, routed, from, target, certificate };
+    let asked = Asked { config, route, routed, from, as_sent, certificate };
     let caller = caller::find(&asked, &head, scheme == "https");
     if let Some(Ok(caller)) = &caller {
         found.policies.extend(caller.limits(config));
@@ -147,8 +146,8 @@ struct Asked<'a> {
     route: &'a Route,
     routed: Routed,
     from: Option<IpAddr>,
-    /// As it came.
-    target: Option<PathAndQuery>,
+    /// Its target, where that was not in its normal form.
+    as_sent: Option<Uri>,
     certificate: Option<&'a ClientCertificate>,
 }
 

@@ -32,6 +32,8 @@ pub(in crate::config) struct RawKernel {
     pub(in crate::config) limits: Vec<RawLimit>,
     /// A rate of dropped packets that are reported as events, or `off`.
     pub(in crate::config) events: String,
+    /// A rate of new connections that `reset` rules answer, or `off`.
+    pub(in crate::config) resets: String,
     /// Rules of one address family that the kernel's tables hold.
     pub(in crate::config) max_rules: u64,
     /// Sources whose buckets the kernel remembers.
@@ -66,6 +68,7 @@ impl Default for RawKernel {
             profiles: Named(Vec::new()),
             limits: Vec::new(),
             events: "10/s".to_owned(),
+            resets: "1000/s burst 100".to_owned(),
             max_rules: gateway_common::layout::RULES_DEFAULT.into(),
             max_sources: gateway_common::layout::BUCKETS_DEFAULT.into(),
             hygiene: Hygiene::ON,

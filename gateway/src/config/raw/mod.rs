@@ -18,6 +18,7 @@ pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
 use super::auth::{RawAuthenticator, RawConsumer};
 use super::discovery::RawDiscovery;
+use super::feedback::RawFeedback;
 pub(super) use super::forms::{Named, Section, TextOr};
 use super::identity::RawIdentity;
 use super::limits::{RawLimit, RawLimiting, RawPlan};
@@ -39,6 +40,7 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) state: RawState,
     pub(in crate::config) admin: RawAdmin,
     pub(in crate::config) metrics: RawMetrics,
+    pub(in crate::config) audit: RawAudit,
     pub(in crate::config) access_log: RawAccessLog,
     pub(in crate::config) tracing: RawTracing,
     pub(in crate::config) kernel: RawKernel,
@@ -57,6 +59,8 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) limits: Vec<RawLimit>,
     /// Default: the usual fields, where callers can be known.
     pub(in crate::config) identity: Option<RawIdentity>,
+    /// Default: nothing is noticed.
+    pub(in crate::config) feedback: Option<RawFeedback>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
 

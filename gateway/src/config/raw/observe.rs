@@ -2,6 +2,22 @@
 
 use serde::Deserialize;
 
+/// Where changes are written down.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct RawAudit {
+    /// Path of a file. Default: `audit.jsonl` in `state.dir`.
+    pub(in crate::config) path: Option<String>,
+    /// A file that is as large is put aside.
+    pub(in crate::config) max_size: String,
+}
+
+impl Default for RawAudit {
+    fn default() -> Self {
+        Self { path: None, max_size: "64MiB".to_owned() }
+    }
+}
+
 /// Where requests are written down, and how.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -58,12 +58,14 @@ impl Policy {
         for text in &remove.prefixes {
             let prefix = prefix::parse(text).map_err(Refusal::usage)?;
             let made_by = |origin: &Origin| {
-                self.rules.find(prefix, *origin).is_some_and(|rule| rule.action == action)
+                self.rules
+                    .find(prefix, *origin)
+                    .is_some_and(|rule| remove.action.holds(rule.action))
             };
             let origins: Vec<Origin> =
                 [Origin::Operator, Origin::Forced].into_iter().filter(made_by).collect();
             if origins.is_empty() {
-                return Err(self.not_removable(prefix, action));
+                return Err(self.not_removable(prefix, remove.action));
             }
             gone.extend(origins.into_iter().map(|origin| (prefix, origin)));
             done.done.push(format!("{} {} removed", action.name(), display(&prefix)));
@@ -117,7 +119,9 @@ impl Policy {
                 Some(place) => Ok((place, name.clone())),
                 None => Err(Refusal::failed(no_profile(&self.profiles, name))),
             },
-            (None, ListAction::Allow | ListAction::Deny) => Ok((0, String::new())),
+            (None, ListAction::Allow | ListAction::Deny | ListAction::Reset) => {
+                Ok((0, String::new()))
+            }
             (None, ListAction::Limit) => Err(Refusal::usage("which profile? name one")),
             (Some(_), _) => Err(Refusal::usage("a profile is for `gateway limit set` alone")),
         }
@@ -133,6 +137,9 @@ impl Policy {
         done.done.push(format!("{action} {prefix}{profile}{}", until.unwrap_or_default()));
         if limited && self.door.is_none() {
             done.notes.push(format!("{prefix}: limited by nobody while the kernel door is shut"));
+        }
+        if rule.action == Action::Reset && self.door.is_some() && !self.resets {
+            done.notes.push(format!("{prefix}: not answered, as kernel.resets is off"));
         }
         if let Some(held) = self.rules.find(rule.prefix, rule.origin) {
             let (action, origin) = (held.action.name(), held.origin.name());
@@ -163,10 +170,10 @@ impl Policy {
         }
     }
 
-    fn not_removable(&self, prefix: IpNet, action: Action) -> Refusal {
-        let (shown, name) = (display(&prefix), action.name());
-        let held =
-            |origin: Origin| self.rules.find(prefix, origin).filter(|rule| rule.action == action);
+    fn not_removable(&self, prefix: IpNet, action: ListAction) -> Refusal {
+        let (shown, name) = (display(&prefix), Action::from(action).name());
+        let find = |origin: Origin| self.rules.find(prefix, origin);
+        let held = |origin| find(origin).filter(|rule| action.holds(rule.action));
         Refusal::failed(if held(Origin::Configuration).is_some() {
             format!(
                 "{name} {shown} comes from the configuration: \

@@ -19,14 +19,17 @@ use crate::kernel::tables::TablesError;
 use crate::rules::classify::Classifier;
 use crate::rules::protected::Protected;
 use crate::rules::tables::{Memory, Reader, RuleTables};
-use crate::rules::{Change, Rule, RuleRef, RuleSet};
+use crate::rules::{Change, Key, Rule, RuleRef, RuleSet};
 use crate::store::Store;
 
 use super::protect;
 
+pub(super) mod bans;
 mod confirm;
 pub(super) mod lists;
 mod manual;
+
+use bans::Bans;
 
 /// Profiles that one message names.
 const PROFILES_TOLD_MAX: usize = 10;
@@ -36,6 +39,7 @@ pub struct Policy {
     rules: RuleSet,
     guard: Guard,
     store: Store,
+    bans: Bans,
     /// The kernel door, when it is open.
     pub door: Option<Door>,
     /// What is enforced where the kernel door is shut.
@@ -45,6 +49,8 @@ pub struct Policy {
     /// Rules that the guard keeps out of the tables, by prefix.
     held_back: BTreeMap<IpNet, usize>,
     dry_run: bool,
+    /// Whether `reset` rules answer.
+    resets: bool,
     max_rules: u32,
     /// Names of the profiles in the order of the configuration.
     profiles: Vec<String>,
@@ -63,16 +69,20 @@ impl Policy {
         store: Store,
         now: Now,
     ) -> Result<Self, crate::store::StoreError> {
-        let rules = store.rule_set(now)?;
+        let mut rules = store.rule_set(now)?;
+        let (bans, of_bans) = Bans::load(&store, now)?;
+        of_bans.into_iter().for_each(|rule| drop(rules.insert(rule)));
         let mut policy = Self {
             rules,
             guard: Guard::default(),
             store,
+            bans,
             door: None,
             own: None,
             classifier: Arc::default(),
             held_back: BTreeMap::new(),
             dry_run: false,
+            resets: false,
             max_rules: 0,
             profiles: Vec::new(),
             serving: true,
@@ -100,6 +110,7 @@ impl Policy {
         self.profiles = config.kernel.profiles.iter().map(|one| one.name.clone()).collect();
         self.rules.place_profiles(|name| profile_place(&self.profiles, name).unwrap_or(0));
         self.dry_run = config.kernel.dry_run;
+        self.resets = config.kernel.resets.is_some();
         self.max_rules = config.kernel.max_rules;
         self.guard = Guard::new(protected, &self.rules);
         self.held_back.clear();
@@ -189,11 +200,6 @@ impl Policy {
         &self.store
     }
 
-    /// The store, to be released or taken back.
-    pub fn store_mut(&mut self) -> &mut Store {
-        &mut self.store
-    }
-
     /// Whether what is enforced has changed since it was last [`seen`](Self::seen).
     pub fn has_changed(&self) -> bool {
         self.changed
@@ -202,11 +208,22 @@ impl Policy {
     /// Open connections have been held against what is enforced now.
     pub fn seen(&mut self) {
         self.changed = false;
+        self.bans.take_closing(0);
+    }
+
+    /// All of them are to be held against it.
+    pub fn look_again(&mut self) {
+        self.changed = true;
     }
 
     /// Whether drops are only counted.
     pub fn is_dry_run(&self) -> bool {
         self.dry_run
+    }
+
+    /// Whether the kernel answers what `reset` rules are about.
+    pub fn has_resets(&self) -> bool {
+        self.resets
     }
 
     /// Lets user space enforce what the tables hold now: those of the kernel, or its own where there are none.
@@ -225,6 +242,7 @@ impl Policy {
                 self.own.insert(tables).reader()
             }
         };
+        self.publish_believed(now)?;
         self.show(reader);
         Ok(())
     }
@@ -232,7 +250,10 @@ impl Policy {
     /// Whoever has a connection open is to be looked at again.
     fn show(&mut self, reader: Reader) {
         self.changed = true;
-        let classifier = if self.dry_run { Classifier::default() } else { Classifier::new(reader) };
+        let classifier = match self.dry_run {
+            true => Classifier::default(),
+            false => Classifier::new(reader).with_believed(self.bans.reader()),
+        };
         self.classifier.store(Arc::new(classifier));
     }
 
@@ -260,9 +281,10 @@ impl Policy {
                 (prefixes(&guarded), prefixes(&self.guard));
             old.symmetric_difference(&new).copied().collect()
         };
-        for prefix in moved {
-            changed.extend(self.rules.inside(prefix).map(|rule| rule.prefix));
+        for prefix in &moved {
+            changed.extend(self.rules.inside(*prefix).map(|rule| rule.prefix));
         }
+        self.guard_believed(moved, now)?;
         match self.lag {
             Some(_) => self.enforce_all(now)?,
             None => self.enforce(changed.into_iter().collect(), now)?,
@@ -273,16 +295,22 @@ impl Policy {
     /// Takes out what has ended. Answers how many rules that were.
     pub fn expire(&mut self, now: Now) -> anyhow::Result<usize> {
         if self.rules.next_end().is_none_or(|end| end > now.boot) {
+            self.expire_bans(&[], now)?;
             return Ok(0);
         }
         let expired = self.rules.expire(now.boot);
+        let is_ban = |(_, origin): &&Key| *origin == Origin::Ban;
+        let bans: Vec<IpNet> = expired.over.iter().filter(is_ban).map(|key| key.0).collect();
+        self.expire_bans(&bans, now)?;
         let count = expired.prefixes().count();
         for ((prefix, origin), _) in &expired.unconfirmed {
             let (prefix, origin) = (display(prefix), origin.name());
             tracing::warn!(prefix, origin, "put back: nobody confirmed the change");
         }
-        let change = expired.change();
+        let mut change = expired.change();
         self.enforce_change(&change, expired.entries, now)?;
+        // Those are kept elsewhere, and remembered.
+        change.remove.retain(|(_, origin)| *origin != Origin::Ban);
         self.store.change(&change)?;
         for name in expired.unconfirmed_lists {
             tracing::warn!(list = name, "put back: nobody confirmed the new version");
@@ -304,17 +332,23 @@ impl Policy {
 
     /// Makes kernel and user space enforce what changed about these prefixes.
     fn enforce(&mut self, prefixes: Vec<IpNet>, now: Now) -> Result<(), TablesError> {
+        if let Some(reader) = self.write(prefixes, now)? {
+            self.show(reader);
+        }
+        Ok(())
+    }
+
+    /// Writes what changed about these prefixes. Answers who looks it up, if anybody does.
+    fn write(&mut self, prefixes: Vec<IpNet>, now: Now) -> Result<Option<Reader>, TablesError> {
         self.look_for_held_back(prefixes.iter().copied());
         let Self { rules, guard, serving, door, own, .. } = self;
         let wanted = Wanted { rules, guard, now: now.boot, complete: *serving };
-        let Some(tables) = door.as_mut().map(Door::rules).or(own.as_mut()) else { return Ok(()) };
+        let Some(tables) = door.as_mut().map(Door::rules).or(own.as_mut()) else { return Ok(None) };
         if let Err(error) = apply(tables, wanted, prefixes.iter().copied()) {
             self.lag = Some(error.to_string());
             return Err(error.into());
         }
-        let reader = tables.reader();
-        self.show(reader);
-        Ok(())
+        Ok(Some(tables.reader()))
     }
 
     /// The prefixes whose rules may be held back.
@@ -383,14 +417,15 @@ impl Policy {
         now: Now,
     ) -> Result<(), TablesError> {
         let mut changed: BTreeSet<IpNet> = entries.into_iter().collect();
-        for (prefix, origin) in change.keys() {
-            changed.insert(prefix);
-            // What an operator lets in, feeds and bans inside of it have no say about.
-            if origin == Origin::Operator {
-                changed.extend(self.rules.inside(prefix).map(|rule| rule.prefix));
-            }
+        changed.extend(change.keys().map(|(prefix, _)| prefix));
+        // What an operator lets in, feeds and bans inside of it have no say about.
+        let by_operators = change.keys().filter(|(_, origin)| *origin == Origin::Operator);
+        let by_operators: Vec<IpNet> = by_operators.map(|(prefix, _)| prefix).collect();
+        for prefix in &by_operators {
+            changed.extend(self.rules.inside(*prefix).map(|rule| rule.prefix));
         }
         self.guard.follow(&self.rules);
+        self.guard_believed(by_operators, now)?;
         self.enforce(changed.into_iter().collect(), now)
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn is_websocket(head: &Parts) -> bool {
 }
 
 /// Whether `Upgrade` names WebSocket and nothing else.
-pub(super) fn names_websocket(headers: &HeaderMap) -> bool {
+pub fn names_websocket(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(UPGRADE).iter();
     values.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
         && values.next().is_none()

@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::base::signal::Signal;
 use crate::config::Bounds;
 use crate::http::deadline::Deadline;
 use crate::http::socket::{Protocol, Socket};
@@ -91,6 +92,9 @@ pub(super) async fn begin(
         }
         loop {
             if slot.is_denied() {
+                if slot.is_reset() {
+                    socket.abort();
+                }
                 slot.counters().refused(Refusal::Denied);
                 return Poll::Ready(None);
             }
@@ -101,12 +105,17 @@ pub(super) async fn begin(
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     begun.extend_from_slice(buffer.filled());
                 }
-                Poll::Ready(_) => return Poll::Ready(None),
+                Poll::Ready(_) => {
+                    slot.notice(Signal::NoRequest, "closed_without_request");
+                    return Poll::Ready(None);
+                }
                 Poll::Pending if slot.is_draining() && !deadline.awaits_head(DRAIN_GRACE) => {
                     return Poll::Ready(None);
                 }
                 Poll::Pending if fires(timer.as_mut(), deadline, context) => {
                     slot.counters().heads_timed_out.add(1);
+                    let signal = silence(!begun.is_empty());
+                    slot.notice(signal, "head_timed_out");
                     return Poll::Ready(None);
                 }
                 Poll::Pending => return Poll::Pending,
@@ -150,6 +159,9 @@ pub(super) async fn serve(
     let served = Rc::new(Served { life, connection, bounds, counters });
     let end = Driver { slot: &slot, served: &served, state }.run().await;
     account(&served.counters, &end);
+    if let Some((signal, reason)) = signal(&served, &end) {
+        slot.notice(signal, reason);
+    }
 }
 
 /// h2 before and after the preface.
@@ -179,6 +191,9 @@ impl Driver<'_> {
             }
             loop {
                 let end = self.advance(context);
+                for _ in 0..served.life.take_malformed() {
+                    self.slot.notice(Signal::Malformed, "stream_refused");
+                }
                 if served.life.is_flooded() {
                     self.go_away(Reason::ENHANCE_YOUR_CALM, context);
                     return Poll::Ready(End::Flood);
@@ -262,6 +277,26 @@ fn ready_or_none(poll: Poll<()>) -> Option<()> {
     match poll {
         Poll::Ready(()) => Some(()),
         Poll::Pending => None,
+    }
+}
+
+/// What it says about a client that a head did not arrive: browsers connect without asking for anything.
+fn silence(has_spoken: bool) -> Signal {
+    if has_spoken { Signal::SlowRequest } else { Signal::NoRequest }
+}
+
+/// What the end of a connection says about its client.
+fn signal(served: &Served, end: &End) -> Option<(Signal, &'static str)> {
+    match end {
+        End::Denied => None,
+        End::Flood => Some((Signal::Malformed, "flood")),
+        End::Broken(error) if error.is_library() => Some((Signal::Malformed, "frame_malformed")),
+        End::Late(Late::Head) => Some((silence(served.life.has_spoken()), "head_timed_out")),
+        End::Late(Late::Reader) => Some((Signal::SlowRequest, "reader_timed_out")),
+        End::Done | End::Broken(_) | End::Late(Late::Idle | Late::Age) => {
+            let asked = served.connection.has_asked();
+            (!asked).then_some((Signal::NoRequest, "closed_without_request"))
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::http::lifetime::Lifetime;
 use crate::http::socket::Socket;
 use crate::listen::h2::frames::Frames;
 use crate::listen::h2::refusals::Refusals;
-use crate::observe::Counters;
+use crate::observe::{Counters, StreamRefusal};
 
 /// What a connection waits for, besides what its streams wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,9 @@ pub(super) enum Late {
 pub(super) struct Life {
     frames: RefCell<Frames>,
     is_flooded: Cell<bool>,
+    /// Streams that were refused for what the client made of them, and that nobody has been told of.
+    malformed: Cell<u32>,
+    has_spoken: Cell<bool>,
     streams: Cell<usize>,
     /// Since when the client has been silent in the middle of a head; the first head is begun by connecting.
     head_since: Cell<Option<Instant>>,
@@ -60,6 +63,8 @@ impl Life {
         Self {
             frames: RefCell::new(Frames::default()),
             is_flooded: Cell::new(false),
+            malformed: Cell::new(0),
+            has_spoken: Cell::new(false),
             streams: Cell::new(0),
             head_since: Cell::new(Some(now)),
             blocked_since: Cell::new(None),
@@ -76,6 +81,24 @@ impl Life {
     /// Whether the client has done too much that asks for nothing.
     pub(super) fn is_flooded(&self) -> bool {
         self.is_flooded.get()
+    }
+
+    /// Whether the client has sent anything.
+    pub(super) fn has_spoken(&self) -> bool {
+        self.has_spoken.get()
+    }
+
+    /// Streams that were refused, since the last time, for what the client made of them.
+    pub(super) fn take_malformed(&self) -> u32 {
+        self.malformed.take()
+    }
+
+    /// A stream was refused. That there are too many, or that one is closed already, a client may not know yet.
+    fn refused(&self, reason: StreamRefusal) {
+        use StreamRefusal::{FlowControl, HeadTooLarge, Protocol};
+        if matches!(reason, Protocol | HeadTooLarge | FlowControl) {
+            self.malformed.set(self.malformed.get().saturating_add(1));
+        }
     }
 
     /// A request was read.
@@ -145,6 +168,7 @@ impl Life {
     }
 
     fn received(&self, bytes: &[u8]) {
+        self.has_spoken.set(true);
         let mut frames = self.frames.borrow_mut();
         if frames.received(bytes).is_err() {
             self.is_flooded.set(true);
@@ -192,7 +216,10 @@ impl Wire {
                 for slice in slices {
                     let (written, _) = slice.split_at_checked(left).unwrap_or((slice, &[]));
                     left -= written.len();
-                    self.refusals.wrote(written, |reason| self.counters.stream_refused(reason));
+                    self.refusals.wrote(written, |reason| {
+                        self.counters.stream_refused(reason);
+                        self.life.refused(reason);
+                    });
                 }
             }
             Poll::Pending if self.life.blocked_since.get().is_none() => {

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 /// The words of an array that was made with `BPF_F_MMAPABLE`.
 pub struct Mapping {
@@ -42,6 +42,29 @@ impl Mapping {
             nix::sys::mman::mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE)
         }?;
         Ok(Self { memory: memory.cast(), words: bytes / size_of::<AtomicU64>() })
+    }
+
+    /// The same in huge pages, where the system has any: whoever touches a word takes a whole one.
+    #[must_use]
+    pub fn in_huge_pages(self) -> Self {
+        let bytes = self.words * size_of::<AtomicU64>();
+        // SAFETY: the advice changes the size of pages, and neither what they hold nor what may be done with them.
+        let advised = unsafe { madvise(self.memory.cast(), bytes, MmapAdvise::MADV_HUGEPAGE) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "a table has small pages");
+        }
+        self
+    }
+
+    /// Has the word of this number brought from memory, before anybody waits for it; where that cannot be said to a
+    /// CPU, it is brought when it is asked for.
+    pub fn prefetch(&self, word: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(word) = self.words().get(word) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint reads nothing, and the word is there.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(word).cast()) };
+        }
     }
 
     /// The words. The program and its CPUs use them at the same time.

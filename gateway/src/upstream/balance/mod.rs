@@ -24,7 +24,7 @@ pub use self::view::View;
 
 use super::Upstream;
 use super::endpoint::{Block, Endpoint, Outcome};
-use crate::base::time::Now;
+use crate::base::time::{self, Now};
 use crate::config::{Algorithm, HashKey};
 use crate::observe::Counter;
 
@@ -43,14 +43,14 @@ impl Choice<'_> {
     /// An endpoint that is not among those `tried`, and from now on is. `None` when there is none left.
     pub fn pick(&self, tried: &RefCell<Tried>) -> Option<Picked> {
         let mut tried = tried.borrow_mut();
-        let member = self.view.pick(self.key, &tried, || Now::read().boot)?;
+        let member = self.view.pick(self.key, &tried, time::boot)?;
         tried.add(&member);
         Some(Picked::new(member))
     }
 
     /// Whether there is one.
     pub fn has_more(&self, tried: &RefCell<Tried>) -> bool {
-        self.view.has_more(&tried.borrow(), || Now::read().boot)
+        self.view.has_more(&tried.borrow(), time::boot)
     }
 }
 

@@ -12,7 +12,7 @@ use super::plan::{ALL, Candidate, Plan};
 use super::round_robin::RoundRobin;
 use super::{Member, Tried, least};
 use crate::base::random::random;
-use crate::base::time::{BootTime, Now};
+use crate::base::time::{self, BootTime};
 use crate::config::Algorithm;
 use crate::upstream::endpoint::Condition;
 
@@ -62,7 +62,7 @@ impl View {
 
     /// The addresses that requests may go to.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.follow(|| Now::read().boot);
+        self.follow(time::boot);
         let held = self.held.borrow();
         let addresses: Vec<_> = held.members.iter().map(|one| one.endpoint.address).collect();
         addresses.into_iter()

@@ -18,7 +18,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use gateway::auth::{Ask, Authenticators, authorize};
 use gateway::base::address::ClientAddr;
-use gateway::base::time::Now;
+use gateway::base::time::{Moment, Now};
 use gateway::config::{Config, parse};
 use http::Request;
 use http::request::Parts;
@@ -162,17 +162,16 @@ impl Gate {
     }
 
     fn is_known(&self) -> anyhow::Result<bool> {
-        let target = self.head.uri.path_and_query().context("no path")?;
         let client = ClientAddr::believed([192, 0, 2, 1].into());
         let head = &self.head;
         let ask = Ask {
             head,
-            target,
+            target: &head.uri,
             client,
             certificate: None,
             is_tls: true,
             body: None,
-            now: Now::read,
+            moment: &Moment::default(),
         };
         let access = self.config.routes.first().and_then(|route| route.access.as_ref());
         let known = pin!(authorize(access, (&self.authenticators, &self.memories), ask));

@@ -21,7 +21,7 @@ use std::sync::LazyLock;
 
 use super::*;
 use crate::base::address::ClientAddr;
-use crate::base::time::BootTime;
+use crate::base::time::{BootTime, Moment};
 use crate::config::{AuthKind, parse};
 
 /// 2026-01-01T00:00:00Z.
@@ -138,6 +138,7 @@ fn verify_at(jwt: &Jwt, token: &str, seconds: u64) -> Result<Identity, &'static 
     match block_on(jwt.verify(token.as_bytes(), now(seconds))) {
         Ok((identity, _)) => Ok(identity),
         Err(Refusal::Bad(reason) | Refusal::Later(reason)) => Err(reason),
+        Err(Refusal::Expired) => Err(claims::EXPIRED),
     }
 }
 
@@ -156,9 +157,9 @@ fn head(token: &str) -> Parts {
 }
 
 /// As a request asks, with what the worker remembers.
-fn ask(jwt: &Jwt, head: &Parts, memory: &Memory, now: fn() -> Now) -> Answer {
-    let target = head.uri.path_and_query().unwrap();
+fn ask(jwt: &Jwt, head: &Parts, memory: &Memory, now: Now) -> Answer {
     let client = ClientAddr::believed("192.0.2.1".parse().unwrap());
-    let ask = Ask { head, target, client, certificate: None, is_tls: true, body: None, now };
+    let (target, moment) = (&head.uri, &Moment::at(now));
+    let ask = Ask { head, target, client, certificate: None, is_tls: true, body: None, moment };
     block_on(jwt.authenticate(&ask, memory))
 }

@@ -127,19 +127,19 @@ fn a_token_is_remembered_until_it_expires_and_no_other_is_taken_for_it() {
     let memory = Memory::new(10);
     let good = token(json!({"sub": "ann"}));
     let parts = head(&good);
-    let first = ask(&jwt, &parts, &memory, || now(NOW));
+    let first = ask(&jwt, &parts, &memory, now(NOW));
     let Answer::Known(first) = first else { panic!("{first:?}") };
-    let Answer::Known(second) = ask(&jwt, &parts, &memory, || now(NOW + 609)) else {
+    let Answer::Known(second) = ask(&jwt, &parts, &memory, now(NOW + 609)) else {
         panic!("it is not known any more")
     };
     assert!(Arc::ptr_eq(&first, &second), "it was not verified again");
-    let expired = Answer::Refused("the token has expired");
-    assert_eq!(ask(&jwt, &parts, &memory, || now(NOW + 610)), expired);
+    let expired = Answer::Expired("the token has expired");
+    assert_eq!(ask(&jwt, &parts, &memory, now(NOW + 610)), expired);
     let mut forged = good.clone();
     forged.truncate(good.len() - 4);
     forged.push_str("AAAA");
     let wrong = Answer::Refused("the token's signature is wrong");
-    assert_eq!(ask(&jwt, &head(&forged), &memory, || now(NOW)), wrong);
+    assert_eq!(ask(&jwt, &head(&forged), &memory, now(NOW)), wrong);
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn nothing_is_remembered_where_that_is_configured() {
     let jwt = with(&jwks(), "remember: 0");
     let memory = Memory::new(10);
     let parts = head(&token(json!({})));
-    let asked = || match ask(&jwt, &parts, &memory, || now(NOW)) {
+    let asked = || match ask(&jwt, &parts, &memory, now(NOW)) {
         Answer::Known(identity) => identity,
         other => panic!("{other:?}"),
     };
@@ -163,7 +163,7 @@ fn tokens_are_in_the_places_that_are_configured() {
             request = request.header(name, value);
         }
         let parts = request.body(()).unwrap().into_parts().0;
-        ask(&with(&jwks(), options), &parts, &Memory::new(1), || now(NOW))
+        ask(&with(&jwks(), options), &parts, &Memory::new(1), now(NOW))
     };
     let is_known = |answer| matches!(answer, Answer::Known(_));
     let places = "token: [{header: X-Token}, {cookie: session}, {query: access_token}]";
@@ -189,10 +189,10 @@ fn a_revoked_token_is_refused_though_it_was_remembered() {
     let jwt = in_folder(folder.path(), "jwks_file: keys.json, revoked: revoked").unwrap();
     let memory = Memory::new(10);
     let parts = head(&token(json!({"jti": "t1", "sub": "ann"})));
-    assert!(matches!(ask(&jwt, &parts, &memory, || now(NOW)), Answer::Known(_)));
+    assert!(matches!(ask(&jwt, &parts, &memory, now(NOW)), Answer::Known(_)));
     std::fs::write(folder.path().join("revoked"), "jti t1\n").unwrap();
     jwt.tick(now(NOW));
-    assert_eq!(ask(&jwt, &parts, &memory, || now(NOW)), Answer::Refused("the token is revoked"));
+    assert_eq!(ask(&jwt, &parts, &memory, now(NOW)), Answer::Refused("the token is revoked"));
 }
 
 #[test]
@@ -203,11 +203,11 @@ fn a_changed_file_of_keys_forgets_what_was_verified_by_the_old_ones() {
     let jwt = in_folder(folder.path(), "jwks_file: keys.json").unwrap();
     let memory = Memory::new(10);
     let parts = head(&token(json!({})));
-    assert!(matches!(ask(&jwt, &parts, &memory, || now(NOW)), Answer::Known(_)));
+    assert!(matches!(ask(&jwt, &parts, &memory, now(NOW)), Answer::Known(_)));
     std::fs::write(&path, json!({"keys": [ed_jwk(&PAIRS.ed, "ed")]}).to_string()).unwrap();
     jwt.tick(now(NOW));
     assert_eq!(
-        ask(&jwt, &parts, &memory, || now(NOW)),
+        ask(&jwt, &parts, &memory, now(NOW)),
         Answer::Refused("the token names a key that is not known")
     );
 }
