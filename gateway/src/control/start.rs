@@ -184,6 +184,7 @@ impl Started {
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
+            feedback: Feedback::new(reports, &self.config, &self.policy),
             path: self.path,
             keys: keys::Desk::new(&authenticators, &self.config),
             config: self.config,
@@ -208,7 +209,6 @@ impl Started {
             kernel_note: self.kernel_note,
             monitor,
             trail: Trail::start(self.trail).map_err(RunError::failed)?,
-            feedback: Feedback::new(reports),
             started: instant(),
         };
         Ok((control, self.inlets, self.predecessor))
