@@ -1,6 +1,7 @@
 //! Bans over the admin socket: what is asked, and bans as people see them.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,58 @@ pub enum BanRequest {
     Pin(BanNames),
     /// Take some back, and remember nothing of them.
     Forget(BanNames),
+    /// Make some for somebody outside: all of them or none.
+    Make(MakeBans),
+    /// Take back what a program had made.
+    Withdraw(WithdrawBans),
+}
+
+/// Bans that somebody outside asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MakeBans {
+    /// Prefixes as people write them.
+    pub prefixes: Vec<String>,
+    /// How long. (ms)
+    pub for_ms: u64,
+    /// Why.
+    pub reason: String,
+    /// What is done.
+    #[serde(default)]
+    pub measure: Means,
+    /// Name of the profile of [`Means::SlowDown`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// The program that has decided; `None`: whoever asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// They are addresses that a trusted proxy names.
+    #[serde(default)]
+    pub believed: bool,
+}
+
+/// What is done about a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Means {
+    /// Its packets are dropped.
+    #[default]
+    Ban,
+    /// New connections are answered with a reset.
+    Reset,
+    /// It is held to a profile.
+    SlowDown,
+}
+
+/// Bans of a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WithdrawBans {
+    /// Prefixes as people write them.
+    pub prefixes: Vec<String>,
+    /// The program that had decided.
+    pub from: String,
 }
 
 /// Which bans are asked for.
@@ -88,6 +141,22 @@ pub struct BanView {
     pub story: Story,
 }
 
+/// How the way back stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedbackView {
+    /// Decisions are only shown.
+    pub dry_run: bool,
+    /// Rules of `feedback.rules`.
+    pub rules: usize,
+    /// Bans that hold.
+    pub bans: usize,
+    /// Subjects whose last decision was not carried out.
+    pub held: usize,
+    /// Why bans are not on the disk, if some are not for longer than they may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<String>,
+}
+
 impl BanRequest {
     /// Whether it changes anything, and so belongs into the audit trail.
     pub fn changes(&self) -> bool {
@@ -103,6 +172,15 @@ impl fmt::Display for BanRequest {
             Self::Lift(names) => ("lift", names),
             Self::Pin(names) => ("pin", names),
             Self::Forget(names) => ("forget", names),
+            Self::Make(MakeBans { prefixes, for_ms, reason, from, .. }) => {
+                let time = humantime::format_duration(Duration::from_millis(*for_ms));
+                write!(formatter, "ban {} --for {time:?}", first_of(prefixes))?;
+                let from = from.as_deref().unwrap_or_default();
+                return write!(formatter, " --reason {reason:?} --from {from:?}");
+            }
+            Self::Withdraw(WithdrawBans { prefixes, from }) => {
+                return write!(formatter, "unban {} --from {from:?}", first_of(prefixes));
+            }
         };
         write!(formatter, "bans {verb} {}", first_of(&names.prefixes))
     }

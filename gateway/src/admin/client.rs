@@ -147,6 +147,8 @@ fn write(
                 BanRequest::Lift(names) => ("/v1/bans/lift", serde_json::to_vec(names)?),
                 BanRequest::Pin(names) => ("/v1/bans/pin", serde_json::to_vec(names)?),
                 BanRequest::Forget(names) => ("/v1/bans/forget", serde_json::to_vec(names)?),
+                BanRequest::Make(asked) => ("/v1/bans", serde_json::to_vec(asked)?),
+                BanRequest::Withdraw(asked) => ("/v1/bans/withdraw", serde_json::to_vec(asked)?),
             };
             (Method::POST, path.to_owned(), body)
         }

@@ -199,6 +199,10 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
         (Method::POST, "/v1/bans/forget") => {
             body_of(body).await.map(BanRequest::Forget).map(Request::Bans)
         }
+        (Method::POST, "/v1/bans") => body_of(body).await.map(BanRequest::Make).map(Request::Bans),
+        (Method::POST, "/v1/bans/withdraw") => {
+            body_of(body).await.map(BanRequest::Withdraw).map(Request::Bans)
+        }
         (Method::POST, "/v1/reload") => Ok(Request::Reload),
         (Method::POST, "/v1/kernel/detach") => Ok(Request::Detach),
         (Method::POST, "/v1/drain") => Ok(Request::Drain),

@@ -15,6 +15,7 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 use crate::rules::list_file::ActionName;
 
+mod ban;
 mod bans;
 mod check;
 mod drain;
@@ -101,6 +102,10 @@ enum Verb {
     /// API keys of callers, for `auth.NAME.api_key`
     #[command(subcommand)]
     Keys(keys::KeysVerb),
+    /// Hold sources off for a while, as the gateway itself does, for a program that watches something else
+    Ban(ban::BanArgs),
+    /// Take back what a program had banned
+    Unban(ban::UnbanArgs),
     /// Sources that the gateway itself holds off, see `feedback`
     #[command(subcommand)]
     Bans(bans::BansVerb),
@@ -353,6 +358,8 @@ fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
         Verb::Confirm => list::confirm(&place, output),
         Verb::Lists { verb } => lists::run(&place, verb, output),
         Verb::Keys(verb) => keys::run(&place, verb, output),
+        Verb::Ban(arguments) => ban::ban(&place, arguments, output),
+        Verb::Unban(arguments) => ban::unban(&place, arguments, output),
         Verb::Bans(verb) => bans::run(&place, verb, output),
         Verb::Why { address } => why::run(&place, address, output),
         Verb::Events(arguments) => events::run(&place, &arguments, output),

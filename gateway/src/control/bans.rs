@@ -14,16 +14,22 @@ const CLOSED_MAX: usize = 64;
 impl Control {
     /// Carries out a command about bans.
     pub(super) fn bans(&mut self, request: BanRequest, uid: u32) -> Result<Answer, Refusal> {
-        let answer = answer(&mut self.policy, request, (uid, Now::read()));
+        let now = Now::read();
+        if request.changes() {
+            // Whoever connected to a management port a moment ago must not lock themselves out.
+            self.protect_everybody(now);
+        }
+        let dry_run = self.config.feedback.as_ref().is_some_and(|feedback| feedback.dry_run);
+        let answer = answer(&mut self.policy, request, (uid, dry_run, now));
         self.note_bans();
         answer
     }
 
     /// Writes down what happened to bans.
     pub(super) fn note_bans(&mut self) {
-        for change in self.policy.take_ban_changes() {
-            audit::ban(&self.trail, &change);
-        }
+        let changes = self.policy.take_ban_changes();
+        changes.iter().for_each(|change| audit::ban(&self.trail, change));
+        self.feedback.changed(&changes, Now::read());
     }
 
     /// Where rules changed, closes the connections of those whom they deny by now.
@@ -47,13 +53,17 @@ impl Control {
 pub(super) fn answer(
     policy: &mut Policy,
     request: BanRequest,
-    (uid, now): (u32, Now),
+    (uid, dry_run, now): (u32, bool, Now),
 ) -> Result<Answer, Refusal> {
     let (verb, names) = match request {
         BanRequest::List(query) => return Ok(views::list(policy, &query, now)),
         BanRequest::Lift(names) => (Verb::Lift, names),
         BanRequest::Pin(names) => (Verb::Pin, names),
         BanRequest::Forget(names) => (Verb::Forget, names),
+        BanRequest::Make(asked) => {
+            return policy.make_bans(&asked, (uid, dry_run), now).map(Answer::Done);
+        }
+        BanRequest::Withdraw(asked) => return policy.withdraw_bans(&asked, now).map(Answer::Done),
     };
     let (done, _) = policy.change_bans(verb, &names.prefixes, (&Author::User(uid), now))?;
     Ok(Answer::Done(done))

@@ -16,12 +16,11 @@ use crate::admin::api::{
 };
 use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
-use crate::admin::rules::ListView;
+use crate::admin::rules::{ListView, Why};
 use crate::admin::server;
 use crate::auth::Authenticators;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, OnExit};
-use crate::feedback::evidence::Report;
 use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
@@ -36,6 +35,7 @@ mod audit;
 mod background;
 mod bans;
 pub mod certificates;
+mod feedback;
 mod guards;
 mod handover;
 mod keys;
@@ -58,6 +58,7 @@ mod upstreams;
 pub mod views;
 
 use certificates::Certificates;
+use feedback::Feedback;
 use handover::Inlets;
 use later::Later;
 use monitor::Monitor;
@@ -160,9 +161,8 @@ struct Control {
     monitor: Monitor,
     /// Where changes are written down.
     trail: Trail,
-    /// What the workers notice about clients.
-    #[expect(dead_code, reason = "nothing is reported before there is a section `feedback`")]
-    reports: mpsc::Receiver<Report>,
+    /// What becomes of what the workers notice about clients.
+    feedback: Feedback,
     started: Instant,
 }
 
@@ -197,6 +197,7 @@ impl Control {
                         break true;
                     }
                 }
+                () = self.feedback.next() => self.take_reports(),
                 event = self.sources.next() => {
                     self.done_beside(event);
                     self.recheck();
@@ -344,7 +345,9 @@ impl Control {
             }
             Request::RemoveList(remove) => self.policy.remove_list(&remove, now).map(Answer::Done),
             Request::Why(address) => {
-                Ok(Answer::Why(Box::new(views::why(&self.policy, address, now)?)))
+                let why = views::why(&self.policy, address, now)?;
+                let scores = self.feedback.known(address, now);
+                Ok(Answer::Why(Box::new(Why { scores, ..why })))
             }
             Request::Events(query) => self.events(&query),
             Request::Metrics => self.metrics(),
@@ -374,6 +377,7 @@ impl Control {
         self.certificates.tick(instant());
         self.keys.tick(now);
         self.authenticators.tick(now);
+        self.feedback.tick(now);
         match self.policy.expire(now) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "rules ended"),

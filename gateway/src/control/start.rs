@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
 
 use super::certificates::{self, Certificates};
+use super::feedback::Feedback;
 use super::handover::Inlets;
 use super::monitor::Monitor;
 use super::names::{Names, look_up_new};
@@ -183,6 +184,7 @@ impl Started {
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
+            feedback: Feedback::new(reports, &self.config, &self.policy),
             path: self.path,
             keys: keys::Desk::new(&authenticators, &self.config),
             config: self.config,
@@ -207,7 +209,6 @@ impl Started {
             kernel_note: self.kernel_note,
             monitor,
             trail: Trail::start(self.trail).map_err(RunError::failed)?,
-            reports,
             started: instant(),
         };
         Ok((control, self.inlets, self.predecessor))

@@ -9,6 +9,7 @@ use gateway_common::rule::{Action, FOREVER};
 use serde::{Deserialize, Serialize};
 
 use super::decision::{Decision, Place, Story, Subject};
+use super::score::Remembered;
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::config::Measure;
 use crate::store::bans::End;
@@ -80,6 +81,21 @@ impl Ban {
         end.after(decay).max(taught.unwrap_or(UtcMillis(0)))
     }
 
+    /// As scores remember it.
+    pub fn remembered(&self, subject: Subject, now: Now) -> Remembered {
+        let holds = self.holds(now.boot);
+        let lenient = self.lifts.last().map_or(UtcMillis(0), |lift| lift.after(LIFT_TEACHES));
+        Remembered {
+            subject,
+            times: self.times,
+            lasts_ms: self.lasts_ms,
+            until: self.end.utc.unwrap_or(UtcMillis(u64::MAX)),
+            holds: holds.then(|| (self.rule.as_str().into(), self.measure.clone())),
+            lifts: u32::try_from(self.lifts_that_teach(now)).unwrap_or(u32::MAX),
+            lenient_until: lenient,
+        }
+    }
+
     /// How many lifts still ask for more evidence.
     pub fn lifts_that_teach(&self, now: Now) -> usize {
         self.lifts.iter().filter(|lift| lift.after(LIFT_TEACHES) > now.utc).count()
@@ -89,6 +105,8 @@ impl Ban {
     pub fn lifted(&mut self, now: Now, end: End) {
         self.pinned = false;
         self.end = end;
+        // It was none that should count.
+        self.times = self.times.saturating_sub(1);
         self.lifts.push(now.utc);
         if self.lifts.len() > LIFTS_MAX {
             self.lifts.remove(0);

@@ -10,6 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::base::prefix;
@@ -31,8 +32,9 @@ pub const KEYS_MAX: usize = 4;
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 32..=1024;
 /// Lengths of the widest prefixes of IPv4 and IPv6 that a message may be about. (bits)
 const PREFIX_BITS_MIN: [u8; 2] = [8, 16];
+/// Characters of a reason or a note.
+pub const TEXT_CHARS_MAX: usize = 256;
 const NAME_CHARS_MAX: usize = 128;
-const TEXT_CHARS_MAX: usize = 256;
 const NOTES_MAX: usize = 4;
 const SIGNALS_MAX: usize = 4;
 const TIMES_MAX: u32 = 1 << 16;
@@ -177,9 +179,7 @@ impl Message {
     }
 
     fn is_sound(&self) -> bool {
-        let (made, bits) = (self.order.made, self.subject.prefix.prefix_len());
-        let [ipv4, ipv6] = PREFIX_BITS_MIN;
-        let wide = bits < if self.subject.prefix.addr().is_ipv4() { ipv4 } else { ipv6 };
+        let made = self.order.made;
         let ends_well = match &self.what {
             What::Ban(ban) => ban.until <= made.after(LASTS_MAX),
             // Renewed by somebody whose clock may be ahead; whoever reads it bounds it by its own.
@@ -190,7 +190,10 @@ impl Message {
             What::Ban(ban) | What::Pin(ban) => ban.is_sound(),
             What::Lift | What::Forget => true,
         };
-        !wide && ends_well && ban_is_sound && is_text(&self.gateway, NAME_CHARS_MAX)
+        !is_wide(&self.subject.prefix)
+            && ends_well
+            && ban_is_sound
+            && is_text(&self.gateway, NAME_CHARS_MAX)
     }
 }
 
@@ -237,6 +240,12 @@ impl Ban {
                     && told.into_iter().flatten().all(|text| is_text(text, NAME_CHARS_MAX))
             })
     }
+}
+
+/// Whether a prefix is wider than any ban may be.
+pub fn is_wide(prefix: &IpNet) -> bool {
+    let [ipv4, ipv6] = PREFIX_BITS_MIN;
+    prefix.prefix_len() < if prefix.addr().is_ipv4() { ipv4 } else { ipv6 }
 }
 
 /// Escaping makes a text longer than it was cut to.

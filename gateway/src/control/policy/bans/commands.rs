@@ -19,6 +19,8 @@ pub enum Verb {
     Pin,
     /// Take them back, and remember nothing of them.
     Forget,
+    /// Take them back, which teaches nothing: a program's time was over.
+    Withdraw,
 }
 
 type After = (Subject, Option<Arc<Ban>>);
@@ -45,7 +47,7 @@ impl Policy {
         for subject in &subjects {
             let (prefix, place) = (display(&subject.prefix), subject.place);
             done.done.push(match verb {
-                Verb::Lift => format!("{prefix} lifted ({place})"),
+                Verb::Lift | Verb::Withdraw => format!("{prefix} lifted ({place})"),
                 Verb::Pin => format!("{prefix} pinned ({place}): it holds until it is lifted"),
                 Verb::Forget => format!("{prefix} forgotten ({place})"),
             });
@@ -77,6 +79,10 @@ impl Policy {
                     ban.lifted(now, self.store.end(Until { boot: now.boot, utc: Some(now.utc) }));
                     Some(Arc::new(ban))
                 }
+                (Verb::Withdraw, Some(ban)) => {
+                    let end = self.store.end(Until { boot: now.boot, utc: Some(now.utc) });
+                    Some(Arc::new(Ban { end, ..Ban::clone(ban) }))
+                }
                 (Verb::Pin, Some(ban)) => {
                     let end = self.store.end(Until::NEVER);
                     Some(Arc::new(Ban { pinned: true, end, ..Ban::clone(ban) }))
@@ -92,7 +98,7 @@ impl Policy {
             }));
         }
         let what = match verb {
-            Verb::Lift => What::Lifted,
+            Verb::Lift | Verb::Withdraw => What::Lifted,
             Verb::Pin => What::Pinned,
             Verb::Forget => What::Forgotten,
         };
