@@ -53,7 +53,8 @@ impl Page {
                 ensure!(seen.insert(label), "{series} has {label} twice");
                 let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
                 let quoted = quoted.with_context(|| format!("{series}: {value} is not quoted"))?;
-                ensure!(!quoted.is_empty() && !quoted.contains(['"', '\\']), "{series}");
+                // An empty value is the same as no label (Prometheus' data model).
+                ensure!(!quoted.contains(['"', '\\']), "{series}");
             }
             let value = value.parse().with_context(|| format!("{line}: no number"))?;
             ensure!(samples.insert(series.to_owned(), value).is_none(), "{series} comes twice");
