@@ -6,6 +6,7 @@
 pub mod ban;
 pub mod decision;
 pub mod evidence;
+pub mod score;
 pub mod spread;
 
 use tokio::sync::mpsc;

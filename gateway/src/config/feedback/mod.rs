@@ -1,10 +1,14 @@
 //! `feedback`: what clients have to do to be held off, for how long, and what never happens to them.
 
+mod defaults;
+mod read;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::read::{RawFeedback, feedback};
 use super::Share;
 use crate::base::signal::Signal;
 
@@ -21,7 +25,7 @@ pub struct Feedback {
     pub scanner_paths: Arc<[Box<str>]>,
     /// Sources that are remembered at once, and as many prefixes.
     pub max_sources: u32,
-    /// Length of the prefixes that sources are added up by, of IPv4 and of IPv6. (bits)
+    /// Length of the prefixes that sources are added up by, of IPv4 and of IPv6, each shorter than a source. (bits)
     pub prefix_bits: [u8; 2],
     /// When several callers share a source.
     pub shared: SharedSource,
