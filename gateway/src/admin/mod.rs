@@ -15,6 +15,7 @@ pub mod keys;
 pub mod monitor;
 pub mod query;
 pub mod redis;
+pub mod spread;
 pub mod rules;
 pub mod scrape;
 pub mod server;

@@ -22,6 +22,7 @@ use crate::auth::Authenticators;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, OnExit};
 use crate::feedback::evidence::Report;
+use crate::feedback::spread::Spread;
 use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
@@ -51,6 +52,7 @@ mod redis;
 mod reload;
 pub mod sessions;
 mod signals;
+mod spread;
 pub mod sources;
 mod start;
 mod status;
@@ -142,6 +144,9 @@ struct Control {
     certificates: Certificates,
     authenticators: Arc<Authenticators>,
     redis: Option<Redis>,
+    /// Where other gateways are told what is done here, with the secrets that it takes.
+    spread: Option<Spread>,
+    secrets: spread::Secrets,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
     pins: Pins,
@@ -203,6 +208,10 @@ impl Control {
                 }
                 store = self.certificates.changed() => {
                     self.renew_certificates(store);
+                }
+                () = spread::arrived(self.spread.as_ref()) => {
+                    self.hear();
+                    self.recheck();
                 }
                 () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {

@@ -21,7 +21,7 @@ use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
-use super::{Control, RunError, access_log, addresses, keys, protect, read, redis};
+use super::{Control, RunError, access_log, addresses, keys, protect, read, redis, spread};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::auth::Authenticators;
@@ -54,6 +54,7 @@ pub(super) struct Started {
     authenticators: Authenticators,
     limits: Limits,
     redis: Option<Redis>,
+    secrets: spread::Secrets,
     policy: Policy,
     sessions: Sessions,
     pins: Pins,
@@ -79,6 +80,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let certificates =
         certificates::read(&config, &target.name).map_err(RunError::Configuration)?;
     let redis = redis::made(&config, None).map_err(RunError::Failed)?;
+    let secrets = spread::secrets(&config, None).map_err(RunError::Failed)?;
     let authenticators = Authenticators::new(&config, &Authenticators::default(), redis.as_ref());
     let authenticators = authenticators.map_err(RunError::Failed)?;
     let limits = Limits::new(&config, config.workers, &Limits::default(), redis.as_ref());
@@ -118,6 +120,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let log = access_log::open(&config, &target.name).map_err(RunError::failed)?;
     let trail = super::audit::open(&config).map_err(RunError::failed)?;
     Ok(Started {
+        secrets,
         path,
         config,
         certificates,
@@ -182,7 +185,11 @@ impl Started {
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
+        let others = (self.redis.as_ref(), &self.secrets);
+        let spread = spread::made(&self.config, others, None);
         let control = Control {
+            spread,
+            secrets: self.secrets,
             path: self.path,
             keys: keys::Desk::new(&authenticators, &self.config),
             config: self.config,

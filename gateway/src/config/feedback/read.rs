@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::spread::{RawSpread, spread};
 use super::{Ceiling, Feedback, FeedbackBy, FeedbackRule, Measure, SharedSource, defaults};
 use crate::base::signal::Signal;
 use crate::config::at::At;
@@ -50,6 +52,7 @@ pub(in crate::config) struct RawFeedback {
     prefixes: RawPrefixes,
     shared: RawShared,
     ceiling: RawCeiling,
+    spread: Option<RawSpread>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,6 +167,7 @@ type Weights = [u32; Signal::ALL.len()];
 pub(in crate::config) fn feedback(
     raw: &Option<RawFeedback>,
     (kernel, limits): (&Kernel, &[&str]),
+    (folder, has_redis): (&Path, bool),
     at: At<'_>,
 ) -> Option<Arc<Feedback>> {
     let raw = raw.as_ref()?;
@@ -186,6 +190,10 @@ pub(in crate::config) fn feedback(
         prefix_bits: prefix_bits(&raw.prefixes, kernel.ipv6_source_length, at.key("prefixes")),
         shared: shared(&raw.shared, at.key("shared")),
         ceiling: ceiling(&raw.ceiling, at.key("ceiling")),
+        spread: raw
+            .spread
+            .as_ref()
+            .and_then(|raw| spread(raw, (folder, has_redis), at.key("spread"))),
     }))
 }
 
