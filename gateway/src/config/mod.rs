@@ -65,7 +65,9 @@ pub use self::breaker::{Breaker, FailureShare, Fallback};
 pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::discovery::{Discovery, Family, Name};
-pub use self::feedback::{Ceiling, Feedback, FeedbackBy, FeedbackRule, Measure, SharedSource};
+pub use self::feedback::{
+    Ceiling, Feedback, FeedbackBy, FeedbackRule, FeedbackSpread, Measure, SharedSource,
+};
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::identity::{Attribute, Told};
@@ -200,9 +202,14 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let limited = limits.limited(raw, at);
     let routes = routes::routes(&raw.routes, referred, &mut limits, at.key("routes"));
     let consumers = auth::consumers(&raw.consumers, at.key("consumers"));
+    let consumers = limits.consumers(consumers, (raw, &limited.plans), at);
+    let kernel = kernel::kernel(&raw.kernel, folder, protected, at.key("kernel"));
+    let named = names_of_limits(&limited, &consumers, &routes);
+    let around = (folder, raw.state.redis.is_some());
     let state_dir = path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir"));
     Config {
-        kernel: kernel::kernel(&raw.kernel, folder, protected, at.key("kernel")),
+        feedback: feedback::feedback(&raw.feedback, (&kernel, &named), around, at),
+        kernel,
         routes,
         workers: match raw.workers {
             Some(workers) => {
@@ -230,14 +237,25 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,
         trusted_proxies,
-        consumers: limits.consumers(consumers, (raw, &limited.plans), at),
+        consumers,
         limited,
-        feedback: None,
         told: identity::identity(raw.identity.as_ref(), &auth, folder, at.key("identity")),
         discovery,
         upstreams,
         auth,
     }
+}
+
+fn names_of_limits<'c>(
+    limited: &'c Limited,
+    consumers: &'c [Consumer],
+    routes: &'c [Route],
+) -> Vec<&'c str> {
+    let plans = limited.plans.iter().flat_map(|plan| &plan.limits);
+    let consumers = consumers.iter().flat_map(|consumer| &consumer.limits);
+    let routes = routes.iter().flat_map(|route| &route.limits);
+    let all = limited.limits.iter().chain(plans).chain(consumers).chain(routes);
+    all.map(|limit| limit.name.as_str()).collect()
 }
 
 /// What the file itself says must never be blocked, besides `kernel.never_block`.

@@ -60,6 +60,7 @@ fn every_example_is_valid() {
         read_so_far,
         [
             "behind-a-load-balancer.yaml",
+            "feedback.yaml",
             "public-api.yaml",
             "quickstart.yaml",
             "ride-sharing.yaml",

@@ -8,6 +8,7 @@ pub mod decision;
 pub mod evidence;
 pub mod good;
 pub mod paths;
+pub mod score;
 pub mod spread;
 
 use tokio::sync::mpsc;

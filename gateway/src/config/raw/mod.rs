@@ -18,6 +18,7 @@ pub(super) use self::routes::*;
 pub(super) use self::upstreams::*;
 use super::auth::{RawAuthenticator, RawConsumer};
 use super::discovery::RawDiscovery;
+use super::feedback::RawFeedback;
 pub(super) use super::forms::{Named, Section, TextOr};
 use super::identity::RawIdentity;
 use super::limits::{RawLimit, RawLimiting, RawPlan};
@@ -58,6 +59,8 @@ pub(in crate::config) struct Raw {
     pub(in crate::config) limits: Vec<RawLimit>,
     /// Default: the usual fields, where callers can be known.
     pub(in crate::config) identity: Option<RawIdentity>,
+    /// Default: nothing is noticed.
+    pub(in crate::config) feedback: Option<RawFeedback>,
     pub(in crate::config) routes: Vec<RawRoute>,
 }
 

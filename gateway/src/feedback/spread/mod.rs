@@ -172,9 +172,12 @@ impl Spread {
     /// Talks to the others there from now on, or to nobody.
     pub fn link(&self, others: Option<(&Redis, Keys)>) {
         let link = others.map(|(redis, keys)| Arc::new(Link { board: Board::new(redis), keys }));
-        if let Some(sender) = &self.link {
-            sender.send_replace(link);
+        let Some(sender) = &self.link else { return };
+        if sender.borrow().is_some() {
+            // What another key has signed was passed over in the log, and is looked at again in the state.
+            self.shared.state().position = Position::default();
         }
+        sender.send_replace(link);
     }
 
     /// Tells the others what became of a source here.

@@ -1,10 +1,16 @@
 //! `feedback`: what clients have to do to be held off, for how long, and what never happens to them.
 
+mod defaults;
+mod read;
+mod spread;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::read::{RawFeedback, feedback};
+pub use self::spread::FeedbackSpread;
 use super::Share;
 use crate::base::signal::Signal;
 
@@ -21,12 +27,14 @@ pub struct Feedback {
     pub scanner_paths: Arc<[Box<str>]>,
     /// Sources that are remembered at once, and as many prefixes.
     pub max_sources: u32,
-    /// Length of the prefixes that sources are added up by, of IPv4 and of IPv6. (bits)
+    /// Length of the prefixes that sources are added up by, of IPv4 and of IPv6, each shorter than a source. (bits)
     pub prefix_bits: [u8; 2],
     /// When several callers share a source.
     pub shared: SharedSource,
     /// What all decisions together may do.
     pub ceiling: Ceiling,
+    /// How other gateways are told, and heard.
+    pub spread: Option<FeedbackSpread>,
 }
 
 /// One rule: what has to be noticed how often, and what is done then.
