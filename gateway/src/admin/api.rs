@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::bans::{BanRequest, BanView};
+use super::bans::{BanRequest, BanView, FeedbackView};
 use super::certificates::CertificateView;
 use super::guards::GuardView;
 use super::keys::{KeyRequest, KeyView, NewKey};
@@ -425,6 +425,9 @@ pub struct Status {
     /// Breakers and limits of upstreams.
     #[serde(default)]
     pub guards: Vec<GuardView>,
+    /// What becomes of what is noticed about clients; without a section `feedback` none.
+    #[serde(default)]
+    pub feedback: Option<FeedbackView>,
     /// What several gateways share.
     #[serde(default)]
     pub redis: Option<RedisView>,

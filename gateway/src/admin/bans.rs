@@ -141,6 +141,22 @@ pub struct BanView {
     pub story: Story,
 }
 
+/// How the way back stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedbackView {
+    /// Decisions are only shown.
+    pub dry_run: bool,
+    /// Rules of `feedback.rules`.
+    pub rules: usize,
+    /// Bans that hold.
+    pub bans: usize,
+    /// Subjects whose last decision was not carried out.
+    pub held: usize,
+    /// Why bans are not on the disk, if some are not for longer than they may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<String>,
+}
+
 impl BanRequest {
     /// Whether it changes anything, and so belongs into the audit trail.
     pub fn changes(&self) -> bool {

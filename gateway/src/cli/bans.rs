@@ -6,7 +6,7 @@ use super::output::Output;
 use super::place::Place;
 use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, Request};
-use crate::admin::bans::{BanNames, BanQuery, BanRequest, BanView, PAGE_MAX_BANS};
+use crate::admin::bans::{BanNames, BanQuery, BanRequest, BanView, FeedbackView, PAGE_MAX_BANS};
 
 /// Bans in one table for people, unless they ask for more.
 const TABLE_BANS: usize = 1000;
@@ -108,6 +108,14 @@ fn row(ban: &BanView) -> Vec<String> {
         ban.packets.to_string(),
         ban.note.clone().unwrap_or_default(),
     ]
+}
+
+/// How the way back stands, in one line.
+pub(super) fn line(view: &FeedbackView) -> String {
+    let FeedbackView { dry_run, rules, bans, held, lag } = view;
+    let dry_run = if *dry_run { ", dry run: nothing is enforced" } else { "" };
+    let lag = lag.as_ref().map(|lag| format!(", bans not on the disk: {lag}"));
+    format!("{rules} rules, {bans} bans, {held} held back{dry_run}{}", lag.unwrap_or_default())
 }
 
 /// What is done, and to what.

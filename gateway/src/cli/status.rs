@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::output::Output;
 use super::place::Place;
-use super::{Failure, ask, unexpected};
+use super::{Failure, ask, bans, unexpected};
 use crate::admin::api::{Answer, InterfaceStatus, KernelStatus, Request, Status};
 use crate::admin::guards;
 use crate::admin::upstreams::{EndpointView, NameView, UpstreamView};
@@ -40,6 +40,9 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
     }
     for note in &status.certificate_notes {
         output.line(&format!("  certificate    {note}"))?;
+    }
+    if let Some(view) = &status.feedback {
+        output.line(&format!("  feedback       {}", bans::line(view)))?;
     }
     if let Some(view) = &status.redis {
         output.line(&format!("  redis          {}", redis::line(view)))?;

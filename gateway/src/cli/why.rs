@@ -2,11 +2,14 @@
 
 use std::net::IpAddr;
 
+use super::bans::{measure, until};
 use super::list::{HEADER, row};
 use super::output::Output;
 use super::place::Place;
 use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, Request};
+use crate::admin::bans::BanView;
+use crate::feedback::decision::SignalView;
 
 pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(), Failure> {
     let Answer::Why(why) = ask(place, &Request::Why(address))? else { return Err(unexpected()) };
@@ -36,9 +39,60 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
             output.line(&format!("  {:<9} {note}", "note"))?;
         }
     }
+    why.bans.iter().try_for_each(|ban| story(ban, output))?;
     if !why.others.is_empty() {
         output.line("other rules that cover it:")?;
         output.table(&HEADER, why.others.iter().map(row).collect())?;
     }
     Ok(())
+}
+
+/// What led to a ban, and what became of it.
+fn story(ban: &BanView, output: &Output) -> Result<(), Failure> {
+    let headline = match ban.state.as_str() {
+        "holds" => "a ban of the gateway's own holds".to_owned(),
+        "held" => "a decision was not carried out".to_owned(),
+        state => format!("a ban of the gateway's own that was {state}, and is remembered"),
+    };
+    output.line(&format!("{}: {headline}", ban.prefix))?;
+    let told = &ban.story;
+    let lifted: Vec<String> = ban.lifted_utc_ms.iter().map(|lift| lift.display()).collect();
+    let facts = [
+        ("measure", format!("{} ({})", measure(ban), ban.place)),
+        ("rule", format!("{}, by {}", ban.rule, ban.author)),
+        ("score", format!("{:.1} of {:.1}", told.score, told.wanted)),
+        ("sources", told.sources.to_string()),
+        ("consumers", told.consumers.to_string()),
+        ("since", ban.made_utc_ms.display()),
+        ("until", until(ban)),
+        ("times", ban.times.to_string()),
+        ("lifted", lifted.join(", ")),
+        ("enforced", ban.enforced.clone()),
+        ("packets", ban.packets.to_string()),
+        ("note", ban.note.clone().unwrap_or_default()),
+    ];
+    for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
+        output.line(&format!("  {name:<9} {value}"))?;
+    }
+    for note in &told.notes {
+        output.line(&format!("  {:<9} {note}", "because"))?;
+    }
+    if told.signals.is_empty() {
+        return Ok(());
+    }
+    let header = ["when", "signal", "source", "request", "route", "limit", "reason"];
+    Ok(output.table(&header, told.signals.iter().map(signal).collect())?)
+}
+
+fn signal(signal: &SignalView) -> Vec<String> {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    vec![
+        signal.at.display(),
+        signal.signal.clone(),
+        signal.source.to_string(),
+        text(&signal.request_id),
+        text(&signal.route),
+        text(&signal.limit),
+        text(&signal.reason),
+    ]
 }

@@ -205,10 +205,9 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let consumers = limits.consumers(consumers, (raw, &limited.plans), at);
     let kernel = kernel::kernel(&raw.kernel, folder, protected, at.key("kernel"));
     let named = names_of_limits(&limited, &consumers, &routes);
-    let around = (folder, raw.state.redis.is_some());
     let state_dir = path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir"));
     Config {
-        feedback: feedback::feedback(&raw.feedback, (&kernel, &named), around, at),
+        feedback: feedback::feedback(raw, (&kernel, &named), folder, at),
         kernel,
         routes,
         workers: match raw.workers {

@@ -2,7 +2,7 @@
 
 use super::policy::bans::commands::Verb;
 use super::policy::bans::views;
-use super::{Control, Policy, audit, spread};
+use super::{Control, Policy, audit};
 use crate::admin::api::{Answer, Refusal};
 use crate::admin::bans::BanRequest;
 use crate::base::time::Now;
@@ -27,13 +27,12 @@ impl Control {
 
     /// Writes down what happened to bans.
     pub(super) fn note_bans(&mut self) {
-        let now = Now::read();
-        for change in self.policy.take_ban_changes() {
-            audit::ban(&self.trail, &change);
-            if let Some(spread) = &self.others.spread {
-                spread::tell(spread, &change, now);
-            }
+        let (changes, now) = (self.policy.take_ban_changes(), Now::read());
+        for change in &changes {
+            audit::ban(&self.trail, change);
+            self.others.tell(change, now);
         }
+        self.feedback.changed(&changes, now);
     }
 
     /// Where rules changed, closes the connections of those whom they deny by now.

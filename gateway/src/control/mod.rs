@@ -21,7 +21,6 @@ use crate::admin::server;
 use crate::auth::Authenticators;
 use crate::base::time::{Now, instant};
 use crate::config::{self, Config, OnExit};
-use crate::feedback::evidence::Report;
 use crate::kernel::interfaces::Change;
 use crate::kernel::netlink::Links;
 use crate::kernel::pins::Pins;
@@ -36,6 +35,7 @@ mod audit;
 mod background;
 mod bans;
 pub mod certificates;
+mod feedback;
 mod guards;
 mod handover;
 mod keys;
@@ -59,6 +59,7 @@ mod upstreams;
 pub mod views;
 
 use certificates::Certificates;
+use feedback::Feedback;
 use handover::Inlets;
 use later::Later;
 use monitor::Monitor;
@@ -162,9 +163,8 @@ struct Control {
     monitor: Monitor,
     /// Where changes are written down.
     trail: Trail,
-    /// What the workers notice about clients.
-    #[expect(dead_code, reason = "nothing is reported before there is a section `feedback`")]
-    reports: mpsc::Receiver<Report>,
+    /// What becomes of what the workers notice about clients.
+    feedback: Feedback,
     started: Instant,
 }
 
@@ -199,6 +199,7 @@ impl Control {
                         break true;
                     }
                 }
+                () = self.feedback.next() => self.take_reports(),
                 event = self.sources.next() => {
                     self.done_beside(event);
                     self.recheck();

@@ -175,7 +175,7 @@ impl Control {
         let kernel = kernel.map_err(Refusal::failed)?.unwrap_or_default();
         let names = self.names.page();
         let names = names + &metrics::authentications(&self.authenticators);
-        let names = names + &metrics::audit(self.trail.lost());
+        let names = names + &metrics::audit(self.trail.lost()) + &self.feedback_page();
         let names = names + &redis::page(self.redis.as_ref());
         let names = names + &spread::page(self.others.spread.as_ref());
         let names = names + &metrics::limits(self.shared.snapshot.load().limits());

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::feedback::Feedback;
 use super::policy::bans::Outcome;
 use super::policy::bans::commands::Verb;
 use super::{Control, Policy};
@@ -84,6 +85,21 @@ impl Others {
         }
     }
 
+    /// Tells them what happened to a ban here.
+    pub(super) fn tell(&self, change: &Change, now: Now) {
+        let Some(spread) = &self.spread else { return };
+        if let Author::Gateway(_) = change.author {
+            return;
+        }
+        let what = match (&change.what, &change.ban) {
+            (Became::Made | Became::Extended | Became::Pinned, Some(ban)) => held_off(ban),
+            (Became::Lifted, _) => What::Lift,
+            (Became::Forgotten, _) => What::Forget,
+            _ => return,
+        };
+        spread.tell(change.subject, what, now.utc);
+    }
+
     /// Waits until others have done something; for ever where there are none.
     pub(super) async fn arrived(&self) {
         match &self.spread {
@@ -105,13 +121,19 @@ impl Control {
     pub(super) fn hear(&mut self) {
         let Some(spread) = &self.others.spread else { return };
         let dry_run = self.config.feedback.as_ref().is_some_and(|feedback| feedback.dry_run);
-        take(&mut self.policy, spread, (dry_run, Now::read()));
+        let carrying_out = (&mut self.policy, &mut self.feedback);
+        take(carrying_out, spread, (dry_run, Now::read()));
+        self.spare_who_must_not_be_banned();
         self.note_bans();
     }
 }
 
 /// Takes over what others did.
-fn take(policy: &mut Policy, spread: &Spread, (dry_run, now): (bool, Now)) {
+fn take(
+    (policy, feedback): (&mut Policy, &mut Feedback),
+    spread: &Spread,
+    (dry_run, now): (bool, Now),
+) {
     for message in spread.news(NEWS_MAX) {
         let subject = message.subject;
         let known = policy.bans().find(&subject).cloned();
@@ -127,7 +149,7 @@ fn take(policy: &mut Policy, spread: &Spread, (dry_run, now): (bool, Now)) {
             spread.tell(subject, what, now.utc);
             continue;
         }
-        if let Err(error) = carry_out(policy, &message, (dry_run, now)) {
+        if let Err(error) = carry_out((policy, feedback), &message, (dry_run, now)) {
             let prefix = subject.prefix;
             tracing::warn!(%prefix, error, "what another gateway did is not done here");
         }
@@ -135,7 +157,7 @@ fn take(policy: &mut Policy, spread: &Spread, (dry_run, now): (bool, Now)) {
 }
 
 fn carry_out(
-    policy: &mut Policy,
+    (policy, feedback): (&mut Policy, &mut Feedback),
     message: &Message,
     (dry_run, now): (bool, Now),
 ) -> Result<(), String> {
@@ -150,14 +172,14 @@ fn carry_out(
     match &message.what {
         What::Ban(ban) if ban.until > now.utc => {
             let decision = decision(message, ban, (dry_run, now));
-            policy.enforce_ban(&decision, &author, now);
+            feedback.decide(policy, (&decision, &author), now);
             Ok(())
         }
         What::Ban(_) => Ok(()),
         What::Pin(_) if known.as_ref().is_some_and(|known| known.pinned) => Ok(()),
         What::Pin(ban) => {
             let decision = decision(message, ban, (dry_run, now));
-            match policy.enforce_ban(&decision, &author, now) {
+            match feedback.decide(policy, (&decision, &author), now) {
                 Outcome::Enforced(_) | Outcome::Standing => change(policy, Verb::Pin),
                 // It is shown with why it is not done.
                 Outcome::Held(_) | Outcome::Guarded(_) | Outcome::Failed(_) => Ok(()),
@@ -184,20 +206,6 @@ fn decision(message: &Message, ban: &Ban, (dry_run, now): (bool, Now)) -> Decisi
         story: ban.story.clone(),
         held: dry_run.then_some(Held::DryRun),
     }
-}
-
-/// Tells the others what happened to a ban here.
-pub(super) fn tell(spread: &Spread, change: &Change, now: Now) {
-    if let Author::Gateway(_) = change.author {
-        return;
-    }
-    let what = match (&change.what, &change.ban) {
-        (Became::Made | Became::Extended | Became::Pinned, Some(ban)) => held_off(ban),
-        (Became::Lifted, _) => What::Lift,
-        (Became::Forgotten, _) => What::Forget,
-        _ => return,
-    };
-    spread.tell(change.subject, what, now.utc);
 }
 
 fn held_off(ban: &Arc<crate::feedback::ban::Ban>) -> What {

@@ -12,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
 
 use super::certificates::{self, Certificates};
+use super::feedback::Feedback;
 use super::handover::Inlets;
 use super::monitor::Monitor;
 use super::names::{Names, look_up_new};
@@ -211,7 +212,7 @@ impl Started {
             kernel_note: self.kernel_note,
             monitor,
             trail: Trail::start(self.trail).map_err(RunError::failed)?,
-            reports,
+            feedback: Feedback::new(reports),
             started: instant(),
         };
         Ok((control, self.inlets, self.predecessor))

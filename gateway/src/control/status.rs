@@ -37,6 +37,7 @@ impl Control {
             certificates: self.certificates.views(),
             certificate_notes: self.certificates.notes(),
             guards: guards::views(&self.shared.snapshot.load()),
+            feedback: self.feedback_view(),
             redis: self.redis.as_ref().map(redis::view),
             spread: self.others.spread.as_ref().map(spread::view),
             proxy,

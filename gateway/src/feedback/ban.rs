@@ -89,6 +89,8 @@ impl Ban {
     pub fn lifted(&mut self, now: Now, end: End) {
         self.pinned = false;
         self.end = end;
+        // It was none that should count.
+        self.times = self.times.saturating_sub(1);
         self.lifts.push(now.utc);
         if self.lifts.len() > LIFTS_MAX {
             self.lifts.remove(0);

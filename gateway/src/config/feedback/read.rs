@@ -14,6 +14,7 @@ use crate::base::signal::Signal;
 use crate::config::at::At;
 use crate::config::diagnostic::suggestion;
 use crate::config::forms::{Named, OneOrList};
+use crate::config::raw::Raw;
 use crate::config::tree::shorten;
 use crate::config::value::{count, interval, name, share, within_u32};
 use crate::config::{Kernel, Profile, Share};
@@ -165,12 +166,13 @@ struct Around<'a> {
 type Weights = [u32; Signal::ALL.len()];
 
 pub(in crate::config) fn feedback(
-    raw: &Option<RawFeedback>,
+    raw: &Raw,
     (kernel, limits): (&Kernel, &[&str]),
-    (folder, has_redis): (&Path, bool),
+    folder: &Path,
     at: At<'_>,
 ) -> Option<Arc<Feedback>> {
-    let (raw, at) = (raw.as_ref()?, at.key("feedback"));
+    let has_redis = raw.state.redis.is_some();
+    let (raw, at) = (raw.feedback.as_ref()?, at.key("feedback"));
     let around = Around { profiles: &kernel.profiles, limits };
     let weights = weights(&raw.weights, at.key("weights"));
     Some(Arc::new(Feedback {

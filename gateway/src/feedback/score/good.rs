@@ -52,17 +52,17 @@ impl GoodTraffic {
         self.total.add(slice, counted);
         let most = CONSUMERS_MIN.max(shared as usize);
         for (table, subject) in [(&mut self.sources, source), (&mut self.prefixes, prefix)] {
-            if table.get(&subject).is_none() {
+            let place = table.find(&subject).unwrap_or_else(|| {
                 let (requests, consumers) = (Window::EMPTY, Seen::default());
-                table.insert(subject, Served { prefix, requests, consumers });
-            }
-            let Some(served) = table.get_mut(&subject) else { continue };
+                table.insert(subject, Served { prefix, requests, consumers })
+            });
+            let Some(served) = table.value(place) else { continue };
             served.requests.add(slice, counted);
             if let Some(consumer) = consumer {
                 served.consumers.note(consumer, now.0, most);
             }
             let level = served.level(now);
-            table.touch(&subject, |_| level);
+            table.touch(place, level);
         }
     }
 

@@ -112,19 +112,20 @@ impl Scores {
         let (rules, now) = (&self.rules, self.now.boot);
         let suspects = if by_prefix { &mut self.prefixes } else { &mut self.sources };
         let record = self.past.get(&subject);
-        let suspect = suspects.note(subject, evidence, rules, now)?;
-        let mut enough = Vec::new();
-        for (index, rule) in rules.all.iter().enumerate().filter(|(_, rule)| counts(rule)) {
-            if record.is_some_and(|record| record.is_in_force(rule, now)) {
-                continue;
+        let enough = suspects.note(subject, evidence, (rules, now), |suspect| {
+            let mut enough = Vec::new();
+            for (index, rule) in rules.all.iter().enumerate().filter(|(_, rule)| counts(rule)) {
+                if record.is_some_and(|record| record.is_in_force(rule, now)) {
+                    continue;
+                }
+                suspect.count(rule, weight, source, now);
+                let (score, sources) = suspect.score(rule, now);
+                if score >= rule.wanted && sources >= rule.sources().unwrap_or(1) {
+                    enough.push(Found { rule: index, score, sources });
+                }
             }
-            suspect.count(rule, weight, source, now);
-            let (score, sources) = suspect.score(rule, now);
-            if score >= rule.wanted && sources >= rule.sources().unwrap_or(1) {
-                enough.push(Found { rule: index, score, sources });
-            }
-        }
-        suspects.touch(&subject, rules, now);
+            enough
+        })?;
         self.strongest(subject, &enough)
     }
 
@@ -193,8 +194,7 @@ impl Scores {
             self.ceilings.count(subject, good.0, at.boot);
             let by_prefix = rule.sources().is_some();
             let suspects = if by_prefix { &mut self.prefixes } else { &mut self.sources };
-            suspects.use_up(&subject, rule);
-            suspects.touch(&subject, &self.rules, at.boot);
+            suspects.use_up(&subject, rule, &self.rules, at.boot);
         }
         let held = held.or(config.dry_run.then_some(Held::DryRun));
         let name = rule.spec.name.clone();

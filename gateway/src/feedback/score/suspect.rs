@@ -19,7 +19,7 @@ const KEPT_PER_SUSPECT: usize = 4;
 /// Bytes of a request's id that are kept.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// One source or prefix. 48 bytes, 72 for each rule that counted something of it, 112 for each signal that is kept.
+/// One source or prefix. 56 bytes, 72 for each rule that counted something of it, 96 and the id for each signal.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Suspect {
     counted: Vec<Counted>,
@@ -80,26 +80,17 @@ impl Suspects {
         self.table.get(subject)
     }
 
-    /// Notes a signal, and gives the suspect for rules to count it; `None` where there is no room.
-    pub(super) fn note(
+    /// Notes a signal, and lets `count` have the suspect; `None` where there is no room for it.
+    pub(super) fn note<T>(
         &mut self,
         subject: Subject,
         evidence: &Evidence,
-        rules: &Rules,
-        now: BootTime,
-    ) -> Option<&mut Suspect> {
-        if self.table.get(&subject).is_none() {
-            // So that what has become unimportant is found, however rarely anybody sweeps.
-            if self.table.is_full() {
-                self.sweep(4, rules, now);
-            }
-            if self.table.is_full() && !self.evict() {
-                self.turned_away += 1;
-                return None;
-            }
-            self.table.insert(subject, Suspect::default());
-        }
-        let suspect = self.table.get_mut(&subject)?;
+        (rules, now): (&Rules, BootTime),
+        count: impl FnOnce(&mut Suspect) -> T,
+    ) -> Option<T> {
+        let known = self.table.find(&subject);
+        let place = known.or_else(|| self.newcomer(subject, rules, now))?;
+        let suspect = self.table.value(place)?;
         let is_long = suspect.kept.len() >= SIGNALS_MAX;
         if is_long || (self.kept >= self.kept_most && !suspect.kept.is_empty()) {
             suspect.kept.pop_front();
@@ -107,21 +98,31 @@ impl Suspects {
         }
         suspect.kept.push_back(Kept::of(evidence));
         self.kept += 1;
-        Some(suspect)
+        let counted = count(suspect);
+        let level = suspect.level(rules, now);
+        self.table.touch(place, level);
+        Some(counted)
     }
 
-    /// Notes how suspicious somebody is after all.
-    pub(super) fn touch(&mut self, subject: &Subject, rules: &Rules, now: BootTime) {
-        let Some(suspect) = self.table.get(subject) else { return };
-        let level = suspect.level(rules, now);
-        self.table.touch(subject, |_| level);
+    fn newcomer(&mut self, subject: Subject, rules: &Rules, now: BootTime) -> Option<u32> {
+        // So that what has become unimportant is found, however rarely anybody sweeps.
+        if self.table.is_full() {
+            self.sweep(1, rules, now);
+        }
+        if self.table.is_full() && !self.evict() {
+            self.turned_away += 1;
+            return None;
+        }
+        Some(self.table.insert(subject, Suspect::default()))
     }
 
     /// What a decision was made of is used up.
-    pub(super) fn use_up(&mut self, subject: &Subject, rule: &Rule) {
-        if let Some(suspect) = self.table.get_mut(subject) {
-            suspect.counted.retain(|counted| counted.rule != rule.number);
-        }
+    pub(super) fn use_up(&mut self, subject: &Subject, used: &Rule, rules: &Rules, now: BootTime) {
+        let Some(place) = self.table.find(subject) else { return };
+        let Some(suspect) = self.table.value(place) else { return };
+        suspect.counted.retain(|counted| counted.rule != used.number);
+        let level = suspect.level(rules, now);
+        self.table.touch(place, level);
     }
 
     pub(super) fn remove(&mut self, subject: &Subject) {

@@ -63,12 +63,21 @@ impl<V> Table<V> {
     }
 
     pub(super) fn get_mut(&mut self, subject: &Subject) -> Option<&mut V> {
-        let place = *self.places.get(subject)?;
+        let place = self.find(subject)?;
         self.value(place)
     }
 
+    /// Where an entry lies, until another one is taken out: so that it is looked up once.
+    pub(super) fn find(&self, subject: &Subject) -> Option<u32> {
+        self.places.get(subject).copied()
+    }
+
+    pub(super) fn value(&mut self, place: u32) -> Option<&mut V> {
+        self.slots.get_mut(place as usize)?.entry.as_mut().map(|(_, value)| value)
+    }
+
     /// Makes an entry of the lowest level where there is none.
-    pub(super) fn insert(&mut self, subject: Subject, value: V) {
+    pub(super) fn insert(&mut self, subject: Subject, value: V) -> u32 {
         let slot = Slot { entry: Some((subject, value)), level: 0, older: NONE, newer: NONE };
         let place = self.free.pop().unwrap_or(self.slots.len() as u32);
         match self.slots.get_mut(place as usize) {
@@ -77,6 +86,7 @@ impl<V> Table<V> {
         }
         self.places.insert(subject, place);
         self.link(place, 0);
+        place
     }
 
     /// Takes out what is least important, if anything may go.
@@ -92,11 +102,9 @@ impl<V> Table<V> {
     }
 
     /// Notes that an entry was touched, and how important it is now.
-    pub(super) fn touch(&mut self, subject: &Subject, level: impl FnOnce(u8) -> u8) {
-        let Some(&place) = self.places.get(subject) else { return };
-        let Some(old) = self.slots.get(place as usize).map(|slot| slot.level) else { return };
+    pub(super) fn touch(&mut self, place: u32, level: u8) {
         self.unlink(place);
-        self.link(place, level(old));
+        self.link(place, level);
     }
 
     /// Looks at the next entries: `age` says how important one is now, or `None` for it to go. Gives what went.
@@ -120,10 +128,6 @@ impl<V> Table<V> {
             }
         }
         gone
-    }
-
-    fn value(&mut self, place: u32) -> Option<&mut V> {
-        self.slots.get_mut(place as usize)?.entry.as_mut().map(|(_, value)| value)
     }
 
     fn take(&mut self, place: u32) -> Option<(Subject, V)> {
@@ -201,7 +205,7 @@ mod tests {
                         model = table.in_order();
                     }
                     (_, Some(known)) => {
-                        table.touch(&subject, |_| level);
+                        table.touch(table.find(&subject).unwrap(), level);
                         model.remove(known);
                         model.push((subject, level));
                     }

@@ -31,7 +31,7 @@ use crate::store::{Store, StoreError};
 pub(in crate::control) mod commands;
 mod outside;
 #[cfg(test)]
-mod tests;
+pub(in crate::control) mod tests;
 pub(in crate::control) mod views;
 
 /// Subjects that are banned or remembered at once.
@@ -136,9 +136,10 @@ impl Bans {
         self.records.iter()
     }
 
-    /// How many hold.
-    pub fn holding(&self, now: BootTime) -> usize {
-        self.records.values().filter(|ban| ban.holds(now)).count()
+    /// How many hold that are enforced in one place.
+    pub fn holding(&self, now: BootTime, place: Place) -> usize {
+        let holds = |(one, ban): &(&Subject, &Arc<Ban>)| one.place == place && ban.holds(now);
+        self.records.iter().filter(holds).count()
     }
 
     /// Decisions that were not carried out and why, the oldest first.

@@ -11,15 +11,16 @@ use crate::config;
 use crate::feedback::decision::Story;
 use crate::rules::protected::Protected;
 
-const NOW: Now = Now { boot: BootTime(1_000_000_000_000), utc: UtcMillis(1_800_000_000_000) };
+pub(in crate::control) const NOW: Now =
+    Now { boot: BootTime(1_000_000_000_000), utc: UtcMillis(1_800_000_000_000) };
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn after(duration: Duration) -> Now {
+pub(in crate::control) fn after(duration: Duration) -> Now {
     let boot = BootTime(NOW.boot.0 + u64::try_from(duration.as_nanos()).unwrap());
     Now { boot, utc: NOW.utc.after(duration) }
 }
 
-fn policy(folder: &tempfile::TempDir, now: Now) -> Policy {
+pub(in crate::control) fn policy(folder: &tempfile::TempDir, now: Now) -> Policy {
     let store = Store::open(folder.path()).unwrap();
     let mut protected = Protected::default();
     protected.add("10.0.0.5/32".parse().unwrap(), "a test");
@@ -29,11 +30,11 @@ fn policy(folder: &tempfile::TempDir, now: Now) -> Policy {
     policy
 }
 
-fn subject(prefix: &str, place: Place) -> Subject {
+pub(in crate::control) fn subject(prefix: &str, place: Place) -> Subject {
     Subject { prefix: prefix.parse().unwrap(), place }
 }
 
-fn decision(subject: Subject, lasts: Duration) -> Decision {
+pub(in crate::control) fn decision(subject: Subject, lasts: Duration) -> Decision {
     Decision {
         subject,
         rule: "credential_stuffing".into(),
@@ -107,7 +108,7 @@ fn a_ban_holds_at_once_over_a_restart_and_until_its_end() {
     second.expire(over).unwrap();
     assert_eq!(told(&mut second), ["expired"]);
     assert_eq!(second.reader().unwrap().find(address("192.0.2.7"), NOW.boot), None);
-    assert_eq!(second.bans().holding(over.boot), 0);
+    assert_eq!(second.bans().holding(over.boot, Place::Kernel), 0);
     assert!(second.bans().find(&one).is_some(), "how often it was is remembered");
     let late = after(4 * MINUTE);
     second.expire(late).unwrap();

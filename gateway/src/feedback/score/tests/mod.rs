@@ -517,9 +517,10 @@ fn cost_of_a_signal() {
     let by = FeedbackBy::Prefix { sources: 10 };
     let rules = rules.into_iter().chain([FeedbackRule { by, ..rule("c", 1_000_000) }]).collect();
     let config = Arc::new(Feedback { rules, ..config });
-    for (what, sources) in [("known", 50_000_u32), ("new", 5_000_000)] {
+    for (what, sources) in [("of 1000", 1000_u32), ("of 50000", 50_000), ("of 5000000", 5_000_000)]
+    {
         let mut scores = Scores::new(&config, 64);
-        let reports: Vec<Report> = (0..2_000_000_u32)
+        let reports: Vec<Report> = (0..500_000_u32)
             .map(|number| {
                 let number = number.wrapping_mul(2_654_435_761) % sources;
                 let source = peer(&IpAddr::from(number.to_be_bytes()).to_string());
