@@ -49,3 +49,28 @@ pub(super) fn spread(
         accepted.map(|(index, raw)| secret(raw, folder, at.key("accepted_keys").item(index)));
     Some(FeedbackSpread { keys: std::iter::once(key).chain(accepted).collect::<Option<_>>()? })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::parse;
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_to_do() {
+        let redis = "state: {redis: {addresses: [127.0.0.1:6379]}}\n";
+        let good = "feedback: {spread: {key: {file: /k}, accepted_keys: [{env: OLD}]}}\n";
+        let config = parse("x.yaml", &format!("{redis}{good}")).unwrap();
+        let spread = config.feedback.as_ref().unwrap().spread.as_ref().unwrap();
+        assert_eq!(spread.keys.len(), 2);
+        let many = "feedback: {spread: {key: {env: A}, accepted_keys: [{env: B}, {env: C}, \
+                    {env: D}, {env: E}]}}\n";
+        for (text, expected) in [
+            (good.to_owned(), "add `state.redis`"),
+            (format!("{redis}{many}"), "name at most 3"),
+            (format!("{redis}feedback: {{spread: {{key: hunter2}}}}\n"), "write {file: PATH}"),
+            (format!("{redis}feedback: {{spread: {{}}}}\n"), "key"),
+        ] {
+            let said = parse("x.yaml", &text).unwrap_err().to_string();
+            assert!(said.contains(expected) && !said.contains("hunter2"), "{said}");
+        }
+    }
+}
