@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bans::BanView;
 use crate::base::time::UtcMillis;
+use crate::feedback::score::Known;
 
 /// Rules by action.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,4 +98,7 @@ pub struct Why {
     /// What is known about bans of it, those that hold first, with all that led to them.
     #[serde(default)]
     pub bans: Vec<BanView>,
+    /// What is noticed of it, and what each rule of `feedback` counts.
+    #[serde(default)]
+    pub scores: Vec<Known>,
 }

@@ -9,7 +9,9 @@ use super::place::Place;
 use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, Request};
 use crate::admin::bans::BanView;
+use crate::base::prefix::display;
 use crate::feedback::decision::SignalView;
+use crate::feedback::score::{Known, ScoreView};
 
 pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(), Failure> {
     let Answer::Why(why) = ask(place, &Request::Why(address))? else { return Err(unexpected()) };
@@ -40,6 +42,7 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
         }
     }
     why.bans.iter().try_for_each(|ban| story(ban, output))?;
+    why.scores.iter().try_for_each(|known| scores(known, output))?;
     if !why.others.is_empty() {
         output.line("other rules that cover it:")?;
         output.table(&HEADER, why.others.iter().map(row).collect())?;
@@ -77,11 +80,36 @@ fn story(ban: &BanView, output: &Output) -> Result<(), Failure> {
     for note in &told.notes {
         output.line(&format!("  {:<9} {note}", "because"))?;
     }
-    if told.signals.is_empty() {
+    signals(&told.signals, output)
+}
+
+/// What is known of a source that may come to a ban.
+fn scores(known: &Known, output: &Output) -> Result<(), Failure> {
+    let (prefix, place) = (display(&known.subject.prefix), known.subject.place);
+    output.line(&format!(
+        "{prefix} ({place}): {} good requests of {} consumers within ten minutes",
+        known.good_requests, known.consumers
+    ))?;
+    for note in &known.notes {
+        output.line(&format!("  {:<9} {note}", "because"))?;
+    }
+    let row = |score: &ScoreView| {
+        let of = |have: f64, wanted: f64| format!("{have:.1} of {wanted:.1}");
+        let sources = format!("{} of {}", score.sources, score.wanted_sources);
+        vec![score.rule.clone(), of(score.score, score.wanted), sources]
+    };
+    if !known.scores.is_empty() {
+        output.table(&["rule", "score", "sources"], known.scores.iter().map(row).collect())?;
+    }
+    signals(&known.signals, output)
+}
+
+fn signals(signals: &[SignalView], output: &Output) -> Result<(), Failure> {
+    if signals.is_empty() {
         return Ok(());
     }
     let header = ["when", "signal", "source", "request", "route", "limit", "reason"];
-    Ok(output.table(&header, told.signals.iter().map(signal).collect())?)
+    Ok(output.table(&header, signals.iter().map(signal).collect())?)
 }
 
 fn signal(signal: &SignalView) -> Vec<String> {

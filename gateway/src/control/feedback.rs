@@ -2,6 +2,7 @@
 //! other. A turn takes only so many reports, so that nobody who commands waits for a flood.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -11,9 +12,11 @@ use super::policy::Policy;
 use super::policy::bans::{Outcome, views};
 use crate::admin::bans::FeedbackView;
 use crate::base::time::{Now, instant};
+use crate::config::Config;
 use crate::feedback::ban::{Author, Change, What};
-use crate::feedback::decision::{Decision, Held, Place, Subject};
+use crate::feedback::decision::{Decision, Held, Place};
 use crate::feedback::evidence::Report;
+use crate::feedback::score::{Known, Numbers, Scores};
 use crate::observe::histogram::{Durations, Histogram};
 use crate::observe::prometheus::Page;
 
@@ -26,23 +29,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Series of decisions. A reload may bring rules of other names.
 const SERIES_MAX: usize = 4096;
 
-/// What turns reports into decisions.
-pub(super) trait Scoring {
-    /// Takes a report, and decides.
-    fn observe(&mut self, report: &Report) -> Option<Decision>;
-    /// A decision is enforced, or was not carried out.
-    fn carried_out(&mut self, decision: &Decision, enforced: bool);
-    /// Somebody took a ban back: its evidence counts no more, and for a time it takes more of it.
-    fn lifted(&mut self, subject: &Subject, now: Now);
-    /// Nothing is to be remembered about a subject.
-    fn forgotten(&mut self, subject: &Subject);
-}
-
 /// What has become of reports.
 pub(super) struct Feedback {
     reports: mpsc::Receiver<Report>,
     /// `None`: nothing is decided.
-    scores: Option<Box<dyn Scoring>>,
+    scores: Option<Scores>,
     /// The reports of this turn.
     turn: Vec<Report>,
     figures: Figures,
@@ -78,8 +69,7 @@ impl Figures {
         }
     }
 
-    fn page(&self, policy: &Policy, now: Now) -> String {
-        let mut page = Page::default();
+    fn add_to(&self, page: &mut Page, policy: &Policy, now: Now) {
         let help = "Decisions about sources, by rule, measure and what became of them.";
         let mut decisions = page.counter("gateway_feedback_decisions_total", help);
         for ((rule, measure, result), count) in &self.decisions {
@@ -95,21 +85,35 @@ impl Figures {
         let mut durations = Durations::default();
         durations.add(&self.reaction);
         page.histogram("gateway_feedback_reaction_seconds", help).durations(&[], &durations);
-        page.text()
     }
+}
+
+/// What is noticed, and what is remembered of it.
+fn numbers(page: &mut Page, numbers: &Numbers) {
+    let help = "Sources and prefixes of which something is remembered.";
+    page.gauge("gateway_feedback_remembered", help)
+        .with(&[("what", "sources")], numbers.sources as u64)
+        .with(&[("what", "prefixes")], numbers.prefixes as u64)
+        .with(&[("what", "decided")], numbers.remembered as u64);
+    let help = "Sources and prefixes that were forgotten for others.";
+    page.counter("gateway_feedback_evicted_total", help).only(numbers.evicted);
+    let help = "Signals of which nothing was remembered, for want of room.";
+    page.counter("gateway_feedback_turned_away_total", help).only(numbers.turned_away);
 }
 
 impl Feedback {
     /// Takes what workers report from now on.
-    pub(super) fn new(reports: mpsc::Receiver<Report>) -> Self {
-        Self {
+    pub(super) fn new(reports: mpsc::Receiver<Report>, config: &Config, policy: &Policy) -> Self {
+        let mut feedback = Self {
             reports,
             scores: None,
             turn: Vec::with_capacity(TURN_REPORTS),
             figures: Figures::default(),
             alerted: BTreeMap::new(),
             looked: None,
-        }
+        };
+        feedback.configure(config, policy, Now::read());
+        feedback
     }
 
     /// Waits for reports, those of one turn. Whoever stops waiting loses none.
@@ -149,13 +153,50 @@ impl Feedback {
 }
 
 impl Feedback {
+    /// All figures.
+    fn page(&self, policy: &Policy, now: Now) -> String {
+        let mut page = Page::default();
+        self.figures.add_to(&mut page, policy, now);
+        if let Some(scores) = &self.scores {
+            numbers(&mut page, &scores.numbers());
+        }
+        page.text()
+    }
+
+    /// Takes over a configuration. Whoever begins to score knows of the bans that there are.
+    pub(super) fn configure(&mut self, config: &Config, policy: &Policy, now: Now) {
+        let length = config.kernel.ipv6_source_length;
+        match (&config.feedback, &mut self.scores) {
+            (None, _) => self.scores = None,
+            (Some(feedback), Some(scores)) => scores.configure(feedback, length),
+            (Some(feedback), None) => {
+                let mut scores = Scores::new(feedback, length);
+                let known = policy.bans().iter();
+                known.for_each(|(one, ban)| scores.restore(&ban.remembered(*one, now), now));
+                self.scores = Some(scores);
+            }
+        }
+    }
+
+    /// What is known of an address.
+    pub(super) fn known(&self, address: IpAddr, now: Now) -> Vec<Known> {
+        self.scores.as_ref().map(|scores| scores.known(address, now)).unwrap_or_default()
+    }
+
+    /// Ages what nobody asks for.
+    pub(super) fn tick(&mut self, now: Now) {
+        if let Some(scores) = &mut self.scores {
+            scores.tick(now);
+        }
+    }
+
     /// Scores the reports of this turn, and carries out what is decided. Answers whether anything was enforced.
     fn take(&mut self, policy: &mut Policy, read: impl Fn() -> Now) -> bool {
         let mut turn = std::mem::take(&mut self.turn);
         let mut enforced = false;
         for report in turn.drain(..) {
             let scores = self.scores.as_mut();
-            if let Some(decision) = scores.and_then(|scores| scores.observe(&report)) {
+            for decision in scores.map(|scores| scores.observe(&report)).unwrap_or_default() {
                 let outcome = self.decide(policy, (&decision, &Author::Feedback), read());
                 enforced |= matches!(outcome, Outcome::Enforced(_));
             }
@@ -174,20 +215,25 @@ impl Feedback {
         let outcome = policy.enforce_ban(decision, author, now);
         self.figures.count(decision, author, &outcome);
         self.alert(decision, &outcome);
-        if let Some(scores) = &mut self.scores {
-            let is_enforced = matches!(outcome, Outcome::Enforced(_) | Outcome::Standing);
-            scores.carried_out(decision, is_enforced);
+        if let (Outcome::Guarded(_) | Outcome::Failed(_), Author::Feedback, Some(scores)) =
+            (&outcome, author, &mut self.scores)
+        {
+            scores.refused(decision.subject, &decision.rule, now);
         }
         outcome
     }
 
-    /// Somebody changed bans.
+    /// Others than the scores have changed bans.
     pub(super) fn changed(&mut self, changes: &[Change], now: Now) {
         let Some(scores) = &mut self.scores else { return };
-        for Change { subject, what, .. } in changes {
-            match what {
-                What::Lifted => scores.lifted(subject, now),
-                What::Forgotten => scores.forgotten(subject),
+        for Change { subject, what, author, ban, .. } in changes {
+            match (what, ban) {
+                (What::Lifted, _) => scores.lift(*subject, now),
+                (What::Forgotten, _) => scores.forget(*subject, now),
+                (What::Made | What::Extended, _) if *author == Author::Feedback => {}
+                (What::Made | What::Extended | What::Pinned, Some(ban)) => {
+                    scores.restore(&ban.remembered(*subject, now), now);
+                }
                 _ => {}
             }
         }
@@ -228,7 +274,7 @@ impl Control {
     /// The figures of the way back.
     pub(super) fn feedback_page(&self) -> String {
         match self.config.feedback {
-            Some(_) => self.feedback.figures.page(&self.policy, Now::read()),
+            Some(_) => self.feedback.page(&self.policy, Now::read()),
             None => String::new(),
         }
     }
@@ -236,59 +282,54 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
+    use super::super::policy::bans::commands::Verb;
     use super::super::policy::bans::tests::{NOW, after, decision, policy, subject};
     use super::*;
-    use std::cell::RefCell;
-    use std::rc::Rc;
+    use crate::base::address::PeerAddr;
+    use crate::base::signal::Signal;
+    use crate::feedback::evidence::{Evidence, Source};
 
-    /// Decides what it was told to, and notes what it hears.
-    #[derive(Default)]
-    struct Script {
-        decisions: Vec<Decision>,
-        heard: Rc<RefCell<Vec<String>>>,
+    fn config() -> Config {
+        let text = "{listen: [{address: '127.0.0.1:8080'}], feedback: {rules: [\
+            {name: stuffing, when: {signal: auth_failed, count: 3, per: 1m}, ban: {for: 10m}}]}}";
+        crate::config::parse("gateway.yaml", text).unwrap()
     }
 
-    impl Scoring for Script {
-        fn observe(&mut self, _: &Report) -> Option<Decision> {
-            self.decisions.pop()
-        }
-
-        fn carried_out(&mut self, decision: &Decision, enforced: bool) {
-            self.heard.borrow_mut().push(format!("{} {enforced}", decision.subject.prefix));
-        }
-
-        fn lifted(&mut self, subject: &Subject, _: Now) {
-            self.heard.borrow_mut().push(format!("lifted {}", subject.prefix));
-        }
-
-        fn forgotten(&mut self, subject: &Subject) {
-            self.heard.borrow_mut().push(format!("forgotten {}", subject.prefix));
-        }
-    }
-
-    fn feedback(decisions: Vec<Decision>) -> (Feedback, mpsc::Sender<Report>, Heard) {
+    fn feedback(policy: &Policy) -> (Feedback, mpsc::Sender<Report>) {
         let (reports, inbox) = mpsc::channel(1024);
-        let (script, mut feedback) = (Script::default(), Feedback::new(inbox));
-        let heard = Rc::clone(&script.heard);
-        feedback.scores = Some(Box::new(Script { decisions, ..script }));
-        (feedback, reports, heard)
+        let mut feedback = Feedback::new(inbox, &Config { feedback: None, ..config() }, policy);
+        feedback.configure(&config(), policy, NOW);
+        (feedback, reports)
     }
 
-    type Heard = Rc<RefCell<Vec<String>>>;
+    fn odd(address: &str, at: Now) -> Report {
+        let peer = PeerAddr::of_socket(format!("{address}:1024").parse().unwrap());
+        Report::Odd(Box::new(Evidence {
+            signal: Signal::AuthFailed,
+            source: Source::Peer(peer),
+            at,
+            request_id: None,
+            route: None,
+            limit: None,
+            reason: None,
+        }))
+    }
 
-    fn report() -> Report {
-        Report::Pressure("users".into(), NOW)
+    /// Reports so often, and answers whether anything was enforced.
+    fn reported(feedback: &mut Feedback, policy: &mut Policy, times: usize, at: Now) -> bool {
+        feedback.turn.extend((0..times).map(|_| odd("192.0.2.7", at)));
+        feedback.take(policy, || at)
     }
 
     #[test]
     fn a_turn_takes_so_many_reports_and_no_more() {
-        let (mut feedback, reports, _) = feedback(Vec::new());
-        for _ in 0..TURN_REPORTS + 3 {
-            reports.try_send(report()).unwrap();
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let mut policy = policy(&folder, NOW);
+        let (mut feedback, reports) = feedback(&policy);
+        for _ in 0..TURN_REPORTS + 3 {
+            reports.try_send(Report::Pressure("users".into(), NOW)).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         for expected in [TURN_REPORTS, 3] {
             runtime.block_on(feedback.next());
             assert_eq!(feedback.turn.len(), expected);
@@ -298,50 +339,60 @@ mod tests {
     }
 
     #[test]
-    fn decisions_are_carried_out_and_whoever_scores_hears_what_became_of_them() {
+    fn what_was_lifted_takes_twice_the_evidence_also_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = policy(&folder, NOW);
+        let (mut scoring, _reports) = feedback(&first);
+        assert!(!reported(&mut scoring, &mut first, 2, NOW));
+        assert!(reported(&mut scoring, &mut first, 1, NOW));
+        let lift =
+            first.change_bans(Verb::Lift, &["192.0.2.7".to_owned()], (&Author::User(0), NOW));
+        lift.unwrap();
+        scoring.changed(&first.take_ban_changes(), NOW);
+        assert!(!reported(&mut scoring, &mut first, 3, after(Duration::from_secs(1))));
+        drop(first);
+        let mut second = policy(&folder, NOW);
+        let (mut scoring, _reports) = feedback(&second);
+        let later = after(Duration::from_secs(2));
+        assert!(!reported(&mut scoring, &mut second, 5, later));
+        assert!(reported(&mut scoring, &mut second, 1, later));
+        let text = scoring.page(&second, later);
+        for series in [
+            "gateway_feedback_decisions_total{rule=\"stuffing\",measure=\"ban\",result=\"enforced\"} 1\n",
+            "gateway_feedback_bans{place=\"kernel\"} 1\n",
+            "gateway_feedback_reaction_seconds_count 1\n",
+            "gateway_feedback_remembered{what=\"decided\"} 1\n",
+        ] {
+            assert!(text.contains(series), "{series}{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_guard_refuses_is_not_decided_over_and_over() {
         let folder = tempfile::tempdir().unwrap();
         let mut policy = policy(&folder, NOW);
-        let minute = Duration::from_secs(60);
-        let good = decision(subject("192.0.2.7/32", Place::Kernel), minute);
-        let held = Decision {
-            held: Some(Held::GoodShare),
-            ..decision(subject("192.0.2.8/32", Place::Kernel), minute)
-        };
-        let spared = decision(subject("10.0.0.5/32", Place::Kernel), minute);
-        let (mut feedback, _reports, heard) = feedback(vec![good, held, spared]);
-        feedback.turn.extend([report(), report(), report(), report()]);
-        assert!(feedback.take(&mut policy, || NOW));
-        let expected = ["10.0.0.5/32 false", "192.0.2.8/32 false", "192.0.2.7/32 true"];
-        assert_eq!(*heard.borrow(), expected);
-        let text = feedback.figures.page(&policy, NOW);
-        for result in ["enforced", "good_share", "guarded"] {
-            let series = format!("measure=\"ban\",result=\"{result}\"}} 1\n");
-            assert!(text.contains(&series), "{text}");
-        }
-        assert!(text.contains("gateway_feedback_bans{place=\"kernel\"} 1\n"), "{text}");
-        assert!(text.contains("gateway_feedback_reaction_seconds_count 1\n"), "{text}");
-        let changes = policy.take_ban_changes();
-        feedback.changed(&changes, NOW);
-        assert_eq!(heard.borrow().len(), 3, "what it decided itself it need not hear again");
+        let (mut feedback, _reports) = feedback(&policy);
+        feedback.turn.extend((0..30).map(|_| odd("10.0.0.5", NOW)));
+        assert!(!feedback.take(&mut policy, || NOW));
+        assert_eq!(policy.take_ban_changes().len(), 1);
+        assert!(feedback.page(&policy, NOW).contains("result=\"guarded\"} 1\n"));
     }
 
     #[test]
     fn names_from_outside_make_no_series() {
         let folder = tempfile::tempdir().unwrap();
         let mut policy = policy(&folder, NOW);
-        let (mut feedback, _reports, _) = feedback(Vec::new());
+        let (mut feedback, _reports) = feedback(&policy);
         for last in 0..9 {
             let one = subject(&format!("192.0.2.{last}/32"), Place::Kernel);
             let rule = format!("chosen-{last}").into();
             let decision = Decision { rule, ..decision(one, Duration::from_secs(60)) };
             let author = Author::Outside("crowd".to_owned());
-            feedback.decide(&mut policy, (&decision, &author), after(Duration::from_secs(1)));
+            feedback.decide(&mut policy, (&decision, &author), NOW);
         }
-        let text = feedback.figures.page(&policy, NOW);
-        assert!(
-            text.contains("rule=\"_outside\",measure=\"ban\",result=\"enforced\"} 9"),
-            "{text}"
-        );
+        let text = feedback.page(&policy, NOW);
+        let series = "rule=\"_outside\",measure=\"ban\",result=\"enforced\"} 9";
+        assert!(text.contains(series), "{text}");
         assert!(text.contains("gateway_feedback_reaction_seconds_count 0"), "{text}");
     }
 }

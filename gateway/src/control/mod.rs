@@ -16,7 +16,7 @@ use crate::admin::api::{
 };
 use crate::admin::asker::Asker;
 use crate::admin::handover::Successor;
-use crate::admin::rules::ListView;
+use crate::admin::rules::{ListView, Why};
 use crate::admin::server;
 use crate::auth::Authenticators;
 use crate::base::time::{Now, instant};
@@ -351,7 +351,9 @@ impl Control {
             }
             Request::RemoveList(remove) => self.policy.remove_list(&remove, now).map(Answer::Done),
             Request::Why(address) => {
-                Ok(Answer::Why(Box::new(views::why(&self.policy, address, now)?)))
+                let why = views::why(&self.policy, address, now)?;
+                let scores = self.feedback.known(address, now);
+                Ok(Answer::Why(Box::new(Why { scores, ..why })))
             }
             Request::Events(query) => self.events(&query),
             Request::Metrics => self.metrics(),
@@ -381,6 +383,7 @@ impl Control {
         self.certificates.tick(instant());
         self.keys.tick(now);
         self.authenticators.tick(now);
+        self.feedback.tick(now);
         match self.policy.expire(now) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "rules ended"),

@@ -181,6 +181,7 @@ impl Control {
         self.certificates.configure(&config, compiled);
         self.shared.access_log.switch(log);
         self.config = config;
+        self.feedback.configure(&self.config, &self.policy, Now::read());
         self.authenticators = Arc::new(authenticators);
         self.redis = redis;
         redis::exchange(self.redis.as_ref(), &self.shared.snapshot);

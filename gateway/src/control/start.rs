@@ -188,6 +188,7 @@ impl Started {
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
             others: Others::start(&self.config, self.redis.as_ref(), self.secrets),
+            feedback: Feedback::new(reports, &self.config, &self.policy),
             path: self.path,
             keys: keys::Desk::new(&authenticators, &self.config),
             config: self.config,
@@ -212,7 +213,6 @@ impl Started {
             kernel_note: self.kernel_note,
             monitor,
             trail: Trail::start(self.trail).map_err(RunError::failed)?,
-            feedback: Feedback::new(reports),
             started: instant(),
         };
         Ok((control, self.inlets, self.predecessor))

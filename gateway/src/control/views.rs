@@ -134,7 +134,14 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
     others.reverse();
     let action = decided.map(|(_, entry)| entry.action);
     let bans = bans::views::about(policy, address, now);
-    Ok(Why { address, verdict: verdict(policy, action, running), rule, others, bans })
+    Ok(Why {
+        address,
+        verdict: verdict(policy, action, running),
+        rule,
+        others,
+        bans,
+        scores: Vec::new(),
+    })
 }
 
 /// The kernel door as the kernel reports it.

@@ -9,6 +9,7 @@ use gateway_common::rule::{Action, FOREVER};
 use serde::{Deserialize, Serialize};
 
 use super::decision::{Decision, Place, Story, Subject};
+use super::score::Remembered;
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::config::Measure;
 use crate::store::bans::End;
@@ -78,6 +79,21 @@ impl Ban {
         let decay = self.lasts().saturating_mul(self.times);
         let taught = self.lifts.last().map(|lift| lift.after(LIFT_TEACHES));
         end.after(decay).max(taught.unwrap_or(UtcMillis(0)))
+    }
+
+    /// As scores remember it.
+    pub fn remembered(&self, subject: Subject, now: Now) -> Remembered {
+        let holds = self.holds(now.boot);
+        let lenient = self.lifts.last().map_or(UtcMillis(0), |lift| lift.after(LIFT_TEACHES));
+        Remembered {
+            subject,
+            times: self.times,
+            lasts_ms: self.lasts_ms,
+            until: self.end.utc.unwrap_or(UtcMillis(u64::MAX)),
+            holds: holds.then(|| (self.rule.as_str().into(), self.measure.clone())),
+            lifts: u32::try_from(self.lifts_that_teach(now)).unwrap_or(u32::MAX),
+            lenient_until: lenient,
+        }
     }
 
     /// How many lifts still ask for more evidence.
