@@ -9,12 +9,12 @@ use super::policy::bans::commands::Verb;
 use super::{Control, Policy};
 use crate::admin::spread::SpreadView;
 use crate::base::secret::Secret;
-use crate::base::time::Now;
+use crate::base::time::{Now, UtcMillis};
 use crate::config::{Config, SecretSource};
-use crate::feedback::ban::{Author, Change, What as Became};
+use crate::feedback::ban::{Author, Ban as KnownBan, Change, What as Became};
 use crate::feedback::decision::{Decision, Held};
 use crate::feedback::spread::message::{Ban, Keys, LASTS_MAX, Message, Refused, What};
-use crate::feedback::spread::{Health, Spread};
+use crate::feedback::spread::{Health, News, Spread};
 use crate::observe::prometheus::Page;
 use crate::shared::Redis;
 
@@ -134,18 +134,10 @@ fn take(
     spread: &Spread,
     (dry_run, now): (bool, Now),
 ) {
-    for message in spread.news(NEWS_MAX) {
+    for News { message, recalled } in spread.news(NEWS_MAX) {
         let subject = message.subject;
-        let known = policy.bans().find(&subject).cloned();
-        if let Some(known) = known.filter(|known| {
-            let changed = known.lifts.last().copied().unwrap_or(known.decided).max(known.decided);
-            changed > message.order.made
-        }) {
-            // Done here, and not told before this gateway ended.
-            let what = match known.holds(now.boot) {
-                true => held_off(&known),
-                false => What::Lift,
-            };
+        let known = policy.bans().find(&subject).filter(|_| recalled);
+        if let Some(what) = known.and_then(|known| untold(known, &message, now)) {
             spread.tell(subject, what, now.utc);
             continue;
         }
@@ -154,6 +146,17 @@ fn take(
             tracing::warn!(%prefix, error, "what another gateway did is not done here");
         }
     }
+}
+
+/// What was done here after `message` was known, if this gateway ended before it could tell.
+fn untold(known: &Arc<KnownBan>, message: &Message, now: Now) -> Option<What> {
+    let after = |at: UtcMillis| at > message.order.made;
+    if known.holds(now.boot) {
+        let of_own = !matches!(known.author, Author::Gateway(_));
+        return (of_own && after(known.decided)).then(|| held_off(known));
+    }
+    let lifted = known.lifts.last().copied().is_some_and(after);
+    (lifted && message.ban(now.utc).is_some()).then_some(What::Lift)
 }
 
 fn carry_out(
@@ -208,7 +211,7 @@ fn decision(message: &Message, ban: &Ban, (dry_run, now): (bool, Now)) -> Decisi
     }
 }
 
-fn held_off(ban: &Arc<crate::feedback::ban::Ban>) -> What {
+fn held_off(ban: &Arc<KnownBan>) -> What {
     let told = Ban {
         measure: ban.measure.clone(),
         rule: ban.rule.clone(),

@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_with_what_to_do() {
-        let redis = "state: {redis: {addresses: [127.0.0.1:6379]}}\n";
+        let listen = "listen: [{address: 127.0.0.1:1}]\n";
+        let redis = format!("{listen}state: {{redis: {{addresses: [127.0.0.1:6379]}}}}\n");
         let good = "feedback: {spread: {key: {file: /k}, accepted_keys: [{env: OLD}]}}\n";
         let config = parse("x.yaml", &format!("{redis}{good}")).unwrap();
         let spread = config.feedback.as_ref().unwrap().spread.as_ref().unwrap();
@@ -64,7 +65,7 @@ mod tests {
         let many = "feedback: {spread: {key: {env: A}, accepted_keys: [{env: B}, {env: C}, \
                     {env: D}, {env: E}]}}\n";
         for (text, expected) in [
-            (good.to_owned(), "add `state.redis`"),
+            (format!("{listen}{good}"), "add `state.redis`"),
             (format!("{redis}{many}"), "name at most 3"),
             (format!("{redis}feedback: {{spread: {{key: hunter2}}}}\n"), "write {file: PATH}"),
             (format!("{redis}feedback: {{spread: {{}}}}\n"), "key"),
