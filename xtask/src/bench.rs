@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the gateway beside its peers in one run, alternating. A bench measures; what is written down
 //! and how it is compared is `report`'s.
 
+pub(crate) mod attack;
 mod bulk;
 mod exactness;
 mod flood;
@@ -28,14 +29,15 @@ pub(crate) struct Args {
     /// Shorter rounds, and noisier
     #[arg(long)]
     quick: bool,
-    /// How often each subject is measured in each case; policy: 3 unless said
-    #[arg(long, default_value_if("which", "policy", "3"), default_value_t = 7)]
+    /// How often each subject is measured in each case; policy and loop: 3 unless said
+    #[arg(long, default_value_ifs([("which", "policy", "3"), ("which", "loop", "3")]))]
+    #[arg(default_value_t = 7)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Proxy: another build of the gateway, to be measured beside this one
     #[arg(long, value_name = "BINARY")]
     baseline: Option<PathBuf>,
-    /// Proxy, policy: only these cases [default: all]
+    /// Proxy, policy, loop: only these cases [default: all]
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
     /// Keep the raw rounds in docs/benchmarks/runs
@@ -56,6 +58,8 @@ enum Which {
     Proxy,
     /// What it costs to know callers and to limit them, by decision and by request
     Policy,
+    /// What is left for honest clients under attack, beside nginx and HAProxy (root)
+    Loop,
 }
 
 impl Which {
@@ -66,6 +70,7 @@ impl Which {
             Self::Flood => "flood",
             Self::Proxy => "proxy",
             Self::Policy => "policy",
+            Self::Loop => "loop",
         }
     }
 }
@@ -77,5 +82,6 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         Which::Flood => flood::run(root, args),
         Which::Proxy => proxy::run(root, args),
         Which::Policy => policy::run(root, args),
+        Which::Loop => attack::run(root, args),
     }
 }

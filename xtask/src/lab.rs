@@ -1,10 +1,14 @@
-//! `cargo xtask lab`: four hosts, ordinary requests, a bounded flood, and what both doors make of it second by second.
+//! `cargo xtask lab`: four hosts, ordinary requests, a bounded flood, an attack with wrong credentials, and what both
+//! doors make of it second by second.
 //!
 //! It needs root, touches nothing outside of the namespaces that it makes, ends by itself, and leaves nothing behind,
 //! also when it is interrupted.
 
+mod attack;
 mod load;
+mod picture;
 
+use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use harness::gateway::{Gateway, packets_by_reason};
 use harness::origin::Origin;
 use harness::topology::{PORT, Topology};
@@ -20,6 +25,7 @@ use serde_json::{Map, Value, json};
 
 use crate::process;
 use load::{Flood, Requests, Window};
+use picture::Point;
 
 /// The flood's sources: routed to the attacker, and nobody's.
 const FLOOD_SOURCES: &str = "198.18.0.0/24";
@@ -52,6 +58,9 @@ pub(crate) struct Args {
     /// JSON lines, also on a terminal
     #[arg(long)]
     json: bool,
+    /// Also draw it, as an SVG file
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
 }
 
 pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
@@ -68,7 +77,11 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         output: Output::new(args.json || !std::io::stdout().is_terminal()),
         interrupted,
     };
-    lab.run()
+    lab.run()?;
+    let Some(file) = &args.picture else { return Ok(()) };
+    let points = lab.output.points.into_inner();
+    std::fs::write(file, picture::svg(&points))
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Builds what users run.
@@ -115,6 +128,7 @@ impl Lab<'_> {
         if !self.is_interrupted() {
             self.with_kernel_door(&origin)?;
         }
+        attack::run(self, origin.address)?;
         if self.is_interrupted() {
             eprintln!("interrupted; the lab is being taken down");
         }
@@ -144,12 +158,28 @@ impl Lab<'_> {
     }
 
     fn phase(&self, name: &str, gateway: &Gateway<'_>, floods: bool) -> anyhow::Result<()> {
-        let client = &self.hosts.client;
-        let requests = Requests::start(&client.namespace, client.target())?;
+        let requests = self.requests(None)?;
         let flood = match floods {
             true => Some(Flood::start(&self.hosts.attacker, PORT, self.flood)?),
             false => None,
         };
+        self.seconds(name, gateway, &requests, flood.as_ref())
+    }
+
+    /// Ordinary requests, with this key if there is one.
+    fn requests(&self, key: Option<&str>) -> anyhow::Result<Requests> {
+        let client = &self.hosts.client;
+        Requests::start(&client.namespace, client.target(), key)
+    }
+
+    /// Shows what happens, second by second.
+    fn seconds(
+        &self,
+        name: &str,
+        gateway: &Gateway<'_>,
+        requests: &Requests,
+        flood: Option<&Flood>,
+    ) -> anyhow::Result<()> {
         let mut before = packets_by_reason(&gateway.status()?);
         requests.window();
         for second in 1..=self.seconds {
@@ -162,7 +192,7 @@ impl Lab<'_> {
                 phase: name,
                 second,
                 window: requests.window(),
-                flood_packets: flood.as_ref().map_or(0, Flood::sent),
+                flood_packets: flood.map_or(0, Flood::sent),
                 dropped: dropped(&before, &now),
             };
             self.output.row(&row);
@@ -199,11 +229,13 @@ struct Row<'a> {
 
 struct Output {
     json: bool,
+    /// What was shown, for the picture.
+    points: RefCell<Vec<Point>>,
 }
 
 impl Output {
     fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, points: RefCell::default() }
     }
 
     fn head(&self) {
@@ -217,6 +249,8 @@ impl Output {
 
     fn row(&self, row: &Row<'_>) {
         let Window { served, failed, p99_ms } = row.window;
+        let phase = row.phase.to_owned();
+        self.points.borrow_mut().push(Point { phase, served: served as f64, p99_ms });
         if self.json {
             let line = json!({
                 "phase": row.phase,

@@ -17,7 +17,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, database_error, io_error};
+use super::{Store, StoreError, database_error};
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::rules::Until;
 
@@ -56,6 +56,14 @@ impl Store {
         }
     }
 
+    /// Writes bans before anybody makes some.
+    pub fn write_bans<T: Serialize>(&self, batch: &Batch<T>) -> Result<(), StoreError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        write(self.database()?, batch).map_err(|error| self.failed(error))
+    }
+
     /// All bans with their keys.
     pub fn bans<T: DeserializeOwned>(&self) -> Result<Vec<(String, T)>, StoreError> {
         let transaction = self.database()?.begin_read().map_err(|error| self.failed(error))?;
@@ -75,13 +83,17 @@ impl Store {
     }
 }
 
-/// Writes bans behind those who make them.
+/// Writes bans behind those who make them. There is no thread before there is something to write: one that began before
+/// the daemon gave up its privileges would keep them.
 #[derive(Debug)]
 pub struct Behind<T> {
     shared: Arc<Shared<T>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     path: String,
 }
+
+/// Values by key; `None`: it is gone.
+pub type Batch<T> = BTreeMap<String, Option<Arc<T>>>;
 
 #[derive(Debug)]
 struct Shared<T> {
@@ -91,8 +103,8 @@ struct Shared<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    /// What has changed, by key; `None`: it is gone. It has as many entries as there are bans, at most.
-    queue: BTreeMap<String, Option<Arc<T>>>,
+    /// What has changed. It has as many entries as there are bans, at most.
+    queue: Batch<T>,
     /// `None` while another process has the store.
     database: Option<Arc<Database>>,
     writing: bool,
@@ -105,8 +117,8 @@ struct State<T> {
 }
 
 impl<T: Serialize + Send + Sync + 'static> Behind<T> {
-    /// Begins to write to a store.
-    pub fn start(store: &Store) -> Result<Self, StoreError> {
+    /// Writes to a store.
+    pub fn new(store: &Store) -> Self {
         let state = State {
             queue: BTreeMap::new(),
             database: store.database.clone(),
@@ -117,37 +129,57 @@ impl<T: Serialize + Send + Sync + 'static> Behind<T> {
             ending: false,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
-        let path = store.path.display().to_string();
-        let thread = thread::Builder::new().name("bans".to_owned()).spawn({
-            let (shared, path) = (Arc::clone(&shared), path.clone());
-            move || run(&shared, &path)
-        });
-        let thread = thread.map_err(|source| io_error(&store.path, source))?;
-        Ok(Self { shared, thread: Some(thread), path })
+        Self { shared, thread: Mutex::default(), path: store.path.display().to_string() }
     }
 
     /// Has the value of a key written, or taken out.
     pub fn put(&self, key: String, value: Option<Arc<T>>) {
         self.shared.lock().queue.insert(key, value);
         self.shared.changed.notify_all();
+        self.begin();
     }
 
     /// Waits until everything is on the disk, or cannot be put there.
     pub fn flush(&self) -> Result<(), StoreError> {
+        if !self.shared.lock().queue.is_empty() && !self.begin() {
+            return Err(self.unwritten(self.failed()));
+        }
         let mut state = self.shared.lock();
         let failures = state.failures;
         while !state.queue.is_empty() || state.writing {
             if state.failures > failures || state.database.is_none() {
-                return Err(StoreError::Behind {
-                    path: self.path.clone(),
-                    reason: state.failed.clone().unwrap_or_else(|| "it is released".to_owned()),
-                });
+                return Err(self.unwritten(state.failed.clone()));
             }
             state.hurry = true;
             self.shared.changed.notify_all();
             state = self.shared.wait(state);
         }
         Ok(())
+    }
+
+    fn unwritten(&self, failed: Option<String>) -> StoreError {
+        let reason = failed.unwrap_or_else(|| "it is released".to_owned());
+        StoreError::Behind { path: self.path.clone(), reason }
+    }
+
+    /// Begins the thread, if it has not begun. Answers whether there is one.
+    fn begin(&self) -> bool {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_some() {
+            return true;
+        }
+        let begun = thread::Builder::new().name("bans".to_owned()).spawn({
+            let (shared, path) = (Arc::clone(&self.shared), self.path.clone());
+            move || run(&shared, &path)
+        });
+        match begun {
+            Ok(begun) => *thread = Some(begun),
+            Err(error) => {
+                tracing::error!(%error, "bans are enforced and not on the disk yet");
+                self.shared.lock().failed = Some(error.to_string());
+            }
+        }
+        thread.is_some()
     }
 
     /// Why the last attempt to write failed, if it did.
@@ -176,7 +208,8 @@ impl<T> Drop for Behind<T> {
         self.shared.lock().ending = true;
         self.shared.changed.notify_all();
         // It writes what there is first. One that panicked has said so.
-        drop(self.thread.take().map(JoinHandle::join));
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner);
+        drop(thread.take().map(JoinHandle::join));
     }
 }
 
@@ -232,10 +265,7 @@ fn run<T: Serialize>(shared: &Shared<T>, path: &str) {
 }
 
 /// One transaction.
-fn write<T: Serialize>(
-    database: &Database,
-    batch: &BTreeMap<String, Option<Arc<T>>>,
-) -> Result<(), redb::Error> {
+fn write<T: Serialize>(database: &Database, batch: &Batch<T>) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         let mut table = transaction.open_table(BANS)?;
@@ -266,7 +296,7 @@ mod tests {
     fn what_was_flushed_is_there_and_the_last_value_of_a_key_counts() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let behind = Behind::<u32>::start(&store).unwrap();
+        let behind = Behind::<u32>::new(&store);
         for value in 0..1000 {
             behind.put("a".to_owned(), Some(Arc::new(value)));
             behind.put("b".to_owned(), (value % 2 == 0).then(|| Arc::new(value)));
@@ -282,7 +312,7 @@ mod tests {
     fn a_released_store_belongs_to_others_and_what_came_meanwhile_is_written_later() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
-        let behind = Behind::<u32>::start(&store).unwrap();
+        let behind = Behind::<u32>::new(&store);
         behind.put("a".to_owned(), Some(Arc::new(1)));
         behind.flush().unwrap();
         behind.release();

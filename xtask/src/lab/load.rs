@@ -46,14 +46,20 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn start(namespace: &Namespace, target: SocketAddr) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        namespace: &Namespace,
+        target: SocketAddr,
+        key: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let field = key.map(|key| format!("X-API-Key: {key}\r\n")).unwrap_or_default();
+        let head = format!("GET /hello HTTP/1.1\r\nHost: test\r\n{field}\r\n");
         let record = Arc::new(Mutex::new(Record::default()));
         let mut workers = Workers::default();
         // Threads that are started inside stay inside, and so do the sockets that they open.
         namespace.enter(|| {
             for _ in 0..CONNECTIONS {
-                let record = Arc::clone(&record);
-                workers.start(move |ending| request_at_rate(target, &record, ending));
+                let (record, head) = (Arc::clone(&record), head.clone());
+                workers.start(move |ending| request_at_rate((target, &head), &record, ending));
             }
         })?;
         Ok(Self { record, _workers: workers })
@@ -73,7 +79,7 @@ impl Requests {
     }
 }
 
-fn request_at_rate(target: SocketAddr, record: &Mutex<Record>, ending: &AtomicBool) {
+fn request_at_rate(asked: (SocketAddr, &str), record: &Mutex<Record>, ending: &AtomicBool) {
     let mut due = Instant::now();
     while !ending.load(Ordering::Relaxed) {
         let mut client = None;
@@ -83,7 +89,7 @@ fn request_at_rate(target: SocketAddr, record: &Mutex<Record>, ending: &AtomicBo
                 return;
             }
             // Time runs from when the request was due: a wait before it is the client's wait too.
-            let answer = request(&mut client, target);
+            let answer = request(&mut client, asked);
             let mut record = lock(record);
             match answer {
                 Ok(()) => record.latencies_us.push(due.elapsed().as_micros() as u64),
@@ -97,12 +103,13 @@ fn request_at_rate(target: SocketAddr, record: &Mutex<Record>, ending: &AtomicBo
     }
 }
 
-fn request(client: &mut Option<Client>, target: SocketAddr) -> anyhow::Result<()> {
+fn request(client: &mut Option<Client>, (target, head): (SocketAddr, &str)) -> anyhow::Result<()> {
     let connected = match client {
         Some(client) => client,
         None => client.insert(Client::connect_here(None, target, PATIENCE)?),
     };
-    let answer = connected.get("/hello")?;
+    connected.send(head.as_bytes())?;
+    let answer = connected.receive()?;
     ensure!(answer.status == 200, "status {}", answer.status);
     Ok(())
 }

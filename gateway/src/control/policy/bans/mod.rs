@@ -25,7 +25,7 @@ use crate::kernel::apply::{Wanted, apply, apply_all};
 use crate::kernel::tables::TablesError;
 use crate::rules::tables::{Reader, RuleTables};
 use crate::rules::{Rule, RuleSet, Until};
-use crate::store::bans::Behind;
+use crate::store::bans::{Batch, Behind};
 use crate::store::{Store, StoreError};
 
 pub(in crate::control) mod commands;
@@ -78,7 +78,7 @@ pub struct Bans {
     believed: RuleSet,
     /// Where these are looked up; `None` before there is one.
     tables: Option<RuleTables>,
-    behind: Option<Behind<Ban>>,
+    behind: Behind<Ban>,
     /// What happened since somebody took note of it.
     changes: Vec<Change>,
     /// Decisions that were not carried out, the last of each subject, the oldest first.
@@ -92,19 +92,18 @@ pub struct Bans {
 impl Bans {
     /// Those that a store kept, and the rules of those that hold and that packets meet.
     pub(super) fn load(store: &Store, now: Now) -> Result<(Self, Vec<Rule>), StoreError> {
-        let behind = Behind::start(store)?;
         let mut bans = Self {
             records: BTreeMap::new(),
             believed: RuleSet::default(),
             tables: None,
-            behind: Some(behind),
+            behind: Behind::new(store),
             changes: Vec::new(),
             held: VecDeque::new(),
             closing: BTreeSet::new(),
             purge_at: BootTime(0),
             max: BANS_MAX,
         };
-        let mut rules = Vec::new();
+        let (mut rules, mut moved) = (Vec::new(), Batch::new());
         for (key, mut ban) in store.bans::<Ban>()? {
             let subject: Subject = key.parse().map_err(|error| store.bad_entry(&key, error))?;
             let end = store.end_now(&ban.end, now);
@@ -119,10 +118,12 @@ impl Bans {
             }
             let ban = Arc::new(ban);
             if is_moved {
-                bans.write(subject, Some(Arc::clone(&ban)));
+                moved.insert(key, Some(Arc::clone(&ban)));
             }
             bans.records.insert(subject, ban);
         }
+        // From now on they are kept by this boot's clock.
+        store.write_bans(&moved)?;
         Ok((bans, rules))
     }
 
@@ -159,9 +160,7 @@ impl Bans {
     }
 
     fn write(&self, subject: Subject, ban: Option<Arc<Ban>>) {
-        if let Some(behind) = &self.behind {
-            behind.put(subject.to_string(), ban);
-        }
+        self.behind.put(subject.to_string(), ban);
     }
 
     /// Remembers a ban, or nothing any more, here and in the store.
@@ -427,12 +426,12 @@ impl Policy {
 
     /// Why bans are not on the disk, if some are not for longer than they may.
     pub fn bans_lag(&self) -> Option<String> {
-        self.bans.behind.as_ref()?.failed()
+        self.bans.behind.failed()
     }
 
     /// Waits until every ban is on the disk.
     pub fn flush_bans(&self) -> Result<(), StoreError> {
-        self.bans.behind.as_ref().map_or(Ok(()), Behind::flush)
+        self.bans.behind.flush()
     }
 
     /// Lets another process have the store.
@@ -440,18 +439,14 @@ impl Policy {
         if let Err(error) = self.flush_bans() {
             tracing::error!(%error, "the last bans are not handed over");
         }
-        if let Some(behind) = &self.bans.behind {
-            behind.release();
-        }
+        self.bans.behind.release();
         self.store.release();
     }
 
     /// Takes it back.
     pub fn reopen_store(&mut self) -> Result<(), StoreError> {
         self.store.reopen()?;
-        if let Some(behind) = &self.bans.behind {
-            behind.reopen(&self.store);
-        }
+        self.bans.behind.reopen(&self.store);
         Ok(())
     }
 }
