@@ -74,6 +74,7 @@ fn feedback() -> Feedback {
         prefix_bits: [24, 48],
         shared: SharedSource { consumers: 2, evidence: None },
         ceiling: Ceiling { bans_per_minute: 1, good_share: Share::WHOLE },
+        spread: None,
     }
 }
 

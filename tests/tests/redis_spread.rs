@@ -164,6 +164,7 @@ async fn what_one_gateway_does_all_know_and_what_another_takes_back_is_gone() {
     gateways[1].of().arrived().await;
     let news = gateways[1].of().news(9);
     assert_eq!(news.len(), 1);
+    let news: Vec<Message> = news.into_iter().map(|news| news.message).collect();
     let What::Ban(told) = &news[0].what else { panic!("{news:?}") };
     assert_eq!((news[0].gateway.as_str(), told.story.score), ("one", 20.0));
     gateways[2].lift(1);

@@ -16,6 +16,7 @@ use super::monitor::{Events, Top};
 use super::query;
 use super::redis::RedisView;
 use super::rules::{ListView, RuleCounts, RuleView, Why};
+use super::spread::SpreadView;
 use super::upstreams::UpstreamView;
 use crate::feedback::decision::Subject;
 use crate::kernel::netlink::Mode;
@@ -430,6 +431,9 @@ pub struct Status {
     /// What several gateways share.
     #[serde(default)]
     pub redis: Option<RedisView>,
+    /// How other gateways are told about sources, and heard.
+    #[serde(default)]
+    pub spread: Option<SpreadView>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
 }

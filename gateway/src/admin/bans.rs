@@ -174,7 +174,7 @@ impl fmt::Display for BanRequest {
             Self::Forget(names) => ("forget", names),
             Self::Make(MakeBans { prefixes, for_ms, reason, from, .. }) => {
                 let time = humantime::format_duration(Duration::from_millis(*for_ms));
-                write!(formatter, "ban {} --for {time:?}", first_of(prefixes))?;
+                write!(formatter, "ban {} --for {time}", first_of(prefixes))?;
                 let from = from.as_deref().unwrap_or_default();
                 return write!(formatter, " --reason {reason:?} --from {from:?}");
             }

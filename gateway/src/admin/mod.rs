@@ -18,4 +18,5 @@ pub mod redis;
 pub mod rules;
 pub mod scrape;
 pub mod server;
+pub mod spread;
 pub mod upstreams;

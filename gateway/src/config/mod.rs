@@ -65,7 +65,9 @@ pub use self::breaker::{Breaker, FailureShare, Fallback};
 pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::discovery::{Discovery, Family, Name};
-pub use self::feedback::{Ceiling, Feedback, FeedbackBy, FeedbackRule, Measure, SharedSource};
+pub use self::feedback::{
+    Ceiling, Feedback, FeedbackBy, FeedbackRule, FeedbackSpread, Measure, SharedSource,
+};
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;
 pub use self::identity::{Attribute, Told};
@@ -205,7 +207,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
     let named = names_of_limits(&limited, &consumers, &routes);
     let state_dir = path(&raw.state.dir, defaults.state_dir, at.key("state").key("dir"));
     Config {
-        feedback: feedback::feedback(&raw.feedback, (&kernel, &named), at.key("feedback")),
+        feedback: feedback::feedback(raw, (&kernel, &named), folder, at),
         kernel,
         routes,
         workers: match raw.workers {

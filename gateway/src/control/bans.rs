@@ -27,9 +27,12 @@ impl Control {
 
     /// Writes down what happened to bans.
     pub(super) fn note_bans(&mut self) {
-        let changes = self.policy.take_ban_changes();
-        changes.iter().for_each(|change| audit::ban(&self.trail, change));
-        self.feedback.changed(&changes, Now::read());
+        let (changes, now) = (self.policy.take_ban_changes(), Now::read());
+        for change in &changes {
+            audit::ban(&self.trail, change);
+            self.others.tell(change, now);
+        }
+        self.feedback.changed(&changes, now);
     }
 
     /// Where rules changed, closes the connections of those whom they deny by now.

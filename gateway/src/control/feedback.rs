@@ -251,7 +251,7 @@ impl Control {
     }
 
     /// Whoever connected to a management port a moment ago is protected, also from the ban of a moment ago.
-    fn spare_who_must_not_be_banned(&mut self) {
+    pub(super) fn spare_who_must_not_be_banned(&mut self) {
         if Feedback::is_time(&mut self.feedback.looked, LOOK_EVERY) {
             self.protect_everybody(Now::read());
         }

@@ -52,6 +52,7 @@ mod reload;
 pub mod sessions;
 mod signals;
 pub mod sources;
+mod spread;
 mod start;
 mod status;
 mod upstreams;
@@ -143,6 +144,7 @@ struct Control {
     certificates: Certificates,
     authenticators: Arc<Authenticators>,
     redis: Option<Redis>,
+    others: spread::Others,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
     pins: Pins,
@@ -204,6 +206,10 @@ impl Control {
                 }
                 store = self.certificates.changed() => {
                     self.renew_certificates(store);
+                }
+                () = self.others.arrived() => {
+                    self.hear();
+                    self.recheck();
                 }
                 () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {

@@ -14,7 +14,7 @@ use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
 use super::upstreams::uses_echo;
-use super::{Control, access_log, addresses, background, protect, read, redis};
+use super::{Control, access_log, addresses, background, protect, read, redis, spread};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::auth::Authenticators;
 use crate::base::time::Now;
@@ -43,6 +43,7 @@ pub(super) struct Prepared {
     authenticators: Authenticators,
     limits: Limits,
     redis: Option<Redis>,
+    secrets: spread::Secrets,
     files: Vec<Reading>,
     log: Option<Sink>,
     certificates: Store,
@@ -71,6 +72,7 @@ impl Control {
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
         let (known, authenticators) = (self.names.resolved(), Arc::clone(&self.authenticators));
         let (redis, snapshot) = (self.redis.clone(), self.shared.snapshot.load_full());
+        let (before_config, secrets) = (Arc::clone(&self.config), self.others.secrets.clone());
         tokio::task::spawn_local(async move {
             let reading = background::begin("reload", move || {
                 let config = read(path.as_deref()).map_err(|errors| unchanged_usage(&errors))?;
@@ -81,6 +83,8 @@ impl Control {
                 let routes = Table::new(&config.routes);
                 let redis = redis::made(&config, redis.as_ref());
                 let redis = redis.map_err(|error| unchanged_usage(&error))?;
+                let secrets = spread::secrets(&config, Some((&before_config, &secrets)));
+                let secrets = secrets.map_err(|error| unchanged_usage(&error))?;
                 let authenticators = Authenticators::new(&config, &authenticators, redis.as_ref());
                 let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
                 let limits =
@@ -94,6 +98,7 @@ impl Control {
                     authenticators,
                     limits,
                     redis,
+                    secrets,
                     files,
                     log,
                     certificates,
@@ -150,7 +155,7 @@ impl Control {
     /// Puts a configuration in force.
     fn reload(&mut self, prepared: Prepared) -> Result<Done, Refusal> {
         let Prepared { config, routes, authenticators, limits, redis, .. } = prepared;
-        let Prepared { files, log, certificates, found, .. } = prepared;
+        let Prepared { files, log, certificates, found, secrets, .. } = prepared;
         let config = Arc::new(config);
         self.check_fixed(&config)?;
         Sources::check(&self.policy, &config, &files)
@@ -180,6 +185,7 @@ impl Control {
         self.authenticators = Arc::new(authenticators);
         self.redis = redis;
         redis::exchange(self.redis.as_ref(), &self.shared.snapshot);
+        self.others.configure(&self.config, self.redis.as_ref(), secrets);
         self.names.configure(&self.config, &mut self.directory);
         self.publish_snapshot(Arc::new(routes), Arc::new(limits));
         self.configure_checks();

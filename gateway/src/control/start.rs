@@ -20,9 +20,10 @@ use super::policy::Policy;
 use super::privileges::{self, Target};
 use super::sessions::Sessions;
 use super::sources::{Sources, files};
+use super::spread::Others;
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
-use super::{Control, RunError, access_log, addresses, keys, protect, read, redis};
+use super::{Control, RunError, access_log, addresses, keys, protect, read, redis, spread};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::auth::Authenticators;
@@ -55,6 +56,7 @@ pub(super) struct Started {
     authenticators: Authenticators,
     limits: Limits,
     redis: Option<Redis>,
+    secrets: spread::Secrets,
     policy: Policy,
     sessions: Sessions,
     pins: Pins,
@@ -80,6 +82,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let certificates =
         certificates::read(&config, &target.name).map_err(RunError::Configuration)?;
     let redis = redis::made(&config, None).map_err(RunError::Failed)?;
+    let secrets = spread::secrets(&config, None).map_err(RunError::Failed)?;
     let authenticators = Authenticators::new(&config, &Authenticators::default(), redis.as_ref());
     let authenticators = authenticators.map_err(RunError::Failed)?;
     let limits = Limits::new(&config, config.workers, &Limits::default(), redis.as_ref());
@@ -119,6 +122,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let log = access_log::open(&config, &target.name).map_err(RunError::failed)?;
     let trail = super::audit::open(&config).map_err(RunError::failed)?;
     Ok(Started {
+        secrets,
         path,
         config,
         certificates,
@@ -146,8 +150,7 @@ impl Started {
         // As the user that it is now, who will have to read them again.
         let readings = files::read_all(&self.config, &self.target.name);
         let mut sources = Sources::new(&self.target.name);
-        let lists = (&*self.config, readings);
-        sources.configure(&mut self.policy, lists, Now::read());
+        sources.configure(&mut self.policy, (&*self.config, readings), Now::read());
         self.redis.as_ref().map_or(Ok(()), Redis::start).map_err(RunError::failed)?;
         let address = self.echo.as_ref().map(Echo::address);
         let mut names = self.look_up(&sources).await;
@@ -184,6 +187,7 @@ impl Started {
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
+            others: Others::start(&self.config, self.redis.as_ref(), self.secrets),
             feedback: Feedback::new(reports, &self.config, &self.policy),
             path: self.path,
             keys: keys::Desk::new(&authenticators, &self.config),

@@ -1,6 +1,6 @@
 //! How the gateway stands, for whoever asks.
 
-use super::{Control, guards, redis, upstreams, views};
+use super::{Control, guards, redis, spread, upstreams, views};
 use crate::admin::api::{Refusal, Status};
 use crate::base::time::instant;
 use crate::observe;
@@ -39,6 +39,7 @@ impl Control {
             guards: guards::views(&self.shared.snapshot.load()),
             feedback: self.feedback_view(),
             redis: self.redis.as_ref().map(redis::view),
+            spread: self.others.spread.as_ref().map(spread::view),
             proxy,
         })
     }

@@ -2,6 +2,7 @@
 
 mod defaults;
 mod read;
+mod spread;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::read::{RawFeedback, feedback};
+pub use self::spread::FeedbackSpread;
 use super::Share;
 use crate::base::signal::Signal;
 
@@ -31,6 +33,8 @@ pub struct Feedback {
     pub shared: SharedSource,
     /// What all decisions together may do.
     pub ceiling: Ceiling,
+    /// How other gateways are told, and heard.
+    pub spread: Option<FeedbackSpread>,
 }
 
 /// One rule: what has to be noticed how often, and what is done then.

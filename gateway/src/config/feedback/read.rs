@@ -2,16 +2,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::spread::{RawSpread, spread};
 use super::{Ceiling, Feedback, FeedbackBy, FeedbackRule, Measure, SharedSource, defaults};
 use crate::base::signal::Signal;
 use crate::config::at::At;
 use crate::config::diagnostic::suggestion;
 use crate::config::forms::{Named, OneOrList};
+use crate::config::raw::Raw;
 use crate::config::tree::shorten;
 use crate::config::value::{count, interval, name, share, within_u32};
 use crate::config::{Kernel, Profile, Share};
@@ -50,6 +53,7 @@ pub(in crate::config) struct RawFeedback {
     prefixes: RawPrefixes,
     shared: RawShared,
     ceiling: RawCeiling,
+    spread: Option<RawSpread>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -162,11 +166,13 @@ struct Around<'a> {
 type Weights = [u32; Signal::ALL.len()];
 
 pub(in crate::config) fn feedback(
-    raw: &Option<RawFeedback>,
+    raw: &Raw,
     (kernel, limits): (&Kernel, &[&str]),
+    folder: &Path,
     at: At<'_>,
 ) -> Option<Arc<Feedback>> {
-    let raw = raw.as_ref()?;
+    let has_redis = raw.state.redis.is_some();
+    let (raw, at) = (raw.feedback.as_ref()?, at.key("feedback"));
     let around = Around { profiles: &kernel.profiles, limits };
     let weights = weights(&raw.weights, at.key("weights"));
     Some(Arc::new(Feedback {
@@ -186,6 +192,10 @@ pub(in crate::config) fn feedback(
         prefix_bits: prefix_bits(&raw.prefixes, kernel.ipv6_source_length, at.key("prefixes")),
         shared: shared(&raw.shared, at.key("shared")),
         ceiling: ceiling(&raw.ceiling, at.key("ceiling")),
+        spread: raw
+            .spread
+            .as_ref()
+            .and_then(|raw| spread(raw, (folder, has_redis), at.key("spread"))),
     }))
 }
 

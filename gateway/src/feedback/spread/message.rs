@@ -320,6 +320,12 @@ impl Keys {
         read(order, json, now)
     }
 
+    /// Whether a message that can be believed is signed by the key that signs now.
+    pub fn is_latest(&self, bytes: &[u8]) -> bool {
+        let Ok((_, order, json)) = parts(bytes) else { return false };
+        self.sign(order, json) == bytes
+    }
+
     /// What is signed. No two messages have the same.
     fn signed<'a>(&'a self, order: &'a str, json: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         let head = ["gateway spread 1\n", &self.group, "\n", order, " "];

@@ -73,6 +73,8 @@ struct State {
     instance: u64,
     /// Whom others did something about.
     news: BTreeSet<Subject>,
+    /// Those of them that were on the disk at the start, and nothing was heard of since.
+    recalled: BTreeSet<Subject>,
     /// What is not on the disk yet.
     dirty: BTreeSet<Subject>,
     position: Position,
@@ -96,6 +98,15 @@ struct Kept {
     /// The others were not told of it yet.
     #[serde(default)]
     outgoing: bool,
+}
+
+/// What somebody did about a source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct News {
+    /// What became of it.
+    pub message: Message,
+    /// It was known before this gateway started, and what was done here since then may not have been told.
+    pub recalled: bool,
 }
 
 /// How it is.
@@ -150,6 +161,7 @@ impl Spread {
         let state = State {
             ledger,
             instance,
+            recalled: news.clone(),
             news,
             dirty: BTreeSet::new(),
             position: position.unwrap_or_default(),
@@ -172,9 +184,12 @@ impl Spread {
     /// Talks to the others there from now on, or to nobody.
     pub fn link(&self, others: Option<(&Redis, Keys)>) {
         let link = others.map(|(redis, keys)| Arc::new(Link { board: Board::new(redis), keys }));
-        if let Some(sender) = &self.link {
-            sender.send_replace(link);
+        let Some(sender) = &self.link else { return };
+        if sender.borrow().is_some() {
+            // What another key has signed was passed over in the log, and is looked at again in the state.
+            self.shared.state().position = Position::default();
         }
+        sender.send_replace(link);
     }
 
     /// Tells the others what became of a source here.
@@ -202,11 +217,13 @@ impl Spread {
     }
 
     /// What is known of those that others did something about since this was last asked, at most `max` of them.
-    pub fn news(&self, max: usize) -> Vec<Message> {
+    pub fn news(&self, max: usize) -> Vec<News> {
         let mut state = self.shared.state();
         let mut news = Vec::new();
         while let Some(subject) = state.news.pop_first() {
-            news.extend(state.ledger.known(&subject).cloned());
+            let recalled = state.recalled.remove(&subject);
+            let known = state.ledger.known(&subject).cloned();
+            news.extend(known.map(|message| News { message, recalled }));
             if news.len() >= max {
                 break;
             }
@@ -279,6 +296,7 @@ impl Shared {
         state.dirty.insert(subject);
         if merged == Merged::News && !of_own {
             state.news.insert(subject);
+            state.recalled.remove(&subject);
             self.arrived.notify_one();
         }
         drop(state);

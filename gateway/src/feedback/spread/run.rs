@@ -198,7 +198,13 @@ fn compare_one(shared: &Shared, link: &Link, key: &[u8], bytes: &[u8]) -> Compar
         Ok(message) => {
             let subject = message.subject;
             match shared.hear(message, now) {
-                Ok(_) | Err(Refused::Replayed) => return Compared::Same(subject),
+                // What another key has signed is signed again before that key is forgotten.
+                Ok(_) | Err(Refused::Replayed) => {
+                    return match link.keys.is_latest(bytes) {
+                        true => Compared::Same(subject),
+                        false => Compared::Other,
+                    };
+                }
                 Err(Refused::Full) => Refused::Full,
                 Err(_) => return Compared::Other,
             }

@@ -76,6 +76,7 @@ fn feedback(rules: Vec<FeedbackRule>) -> Feedback {
         prefix_bits: [24, 48],
         shared: SharedSource { consumers: 2, evidence: None },
         ceiling: Ceiling { bans_per_minute: 60, good_share: Share::WHOLE },
+        spread: None,
     }
 }
 

@@ -1,0 +1,252 @@
+//! What other gateways did about sources is done here, too, as far as the guard here allows; and they are told what was
+//! done here. What somebody else told this gateway alone, as a crowdsec does, is not passed on.
+
+use std::sync::Arc;
+
+use super::feedback::Feedback;
+use super::policy::bans::Outcome;
+use super::policy::bans::commands::Verb;
+use super::{Control, Policy};
+use crate::admin::spread::SpreadView;
+use crate::base::secret::Secret;
+use crate::base::time::{Now, UtcMillis};
+use crate::config::{Config, SecretSource};
+use crate::feedback::ban::{Author, Ban as KnownBan, Change, What as Became};
+use crate::feedback::decision::{Decision, Held};
+use crate::feedback::spread::message::{Ban, Keys, LASTS_MAX, Message, Refused, What};
+use crate::feedback::spread::{Health, News, Spread};
+use crate::observe::prometheus::Page;
+use crate::shared::Redis;
+
+/// What others did that is taken over at once; the rest follows, after whatever else waits.
+const NEWS_MAX: usize = 64;
+
+/// What the configuration says about other gateways, with its secrets read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Secrets(Vec<Secret>);
+
+/// The secrets of `config`. Where they are for root alone, those of `before` stay, if the places are the same.
+pub(super) fn secrets(
+    config: &Config,
+    before: Option<(&Config, &Secrets)>,
+) -> Result<Secrets, String> {
+    let Some(places) = places(config) else { return Ok(Secrets::default()) };
+    let read: Result<Vec<Secret>, String> = places.iter().map(SecretSource::read).collect();
+    let read = match (read, before) {
+        (Ok(read), _) => read,
+        (Err(_), Some((old, secrets))) if self::places(old) == Some(places) => secrets.0.clone(),
+        (Err(error), _) => return Err(format!("feedback.spread: {error}")),
+    };
+    // What is no key is a mistake in the configuration, and is found now.
+    Keys::new("", &read).map_err(|error| format!("feedback.spread: {error}"))?;
+    Ok(Secrets(read))
+}
+
+fn places(config: &Config) -> Option<&[SecretSource]> {
+    let spread = config.feedback.as_ref()?.spread.as_ref()?;
+    Some(&spread.keys)
+}
+
+/// The other gateways.
+pub(super) struct Others {
+    /// `None` where nobody is told and nobody heard.
+    pub(super) spread: Option<Spread>,
+    pub(super) secrets: Secrets,
+}
+
+impl Others {
+    /// Begins to tell and to hear those whom the configuration leads to.
+    pub(super) fn start(config: &Config, redis: Option<&Redis>, secrets: Secrets) -> Self {
+        let mut others = Self { spread: None, secrets: Secrets::default() };
+        others.configure(config, redis, secrets);
+        others
+    }
+
+    /// Takes over a configuration.
+    pub(super) fn configure(&mut self, config: &Config, redis: Option<&Redis>, secrets: Secrets) {
+        self.secrets = secrets;
+        // The secrets were looked at when they were read.
+        let others = redis.filter(|_| !self.secrets.0.is_empty()).and_then(|redis| {
+            Some((redis, Keys::new(&redis.config().prefix, &self.secrets.0).ok()?))
+        });
+        if others.is_none() {
+            self.spread = None;
+            return;
+        }
+        if self.spread.is_none() {
+            let started = Spread::start(&config.state.dir, &name());
+            let started = started.inspect_err(|error| {
+                tracing::error!(%error, "other gateways are neither told nor heard");
+            });
+            self.spread = started.ok();
+        }
+        if let Some(spread) = &self.spread {
+            spread.link(others);
+        }
+    }
+
+    /// Tells them what happened to a ban here.
+    pub(super) fn tell(&self, change: &Change, now: Now) {
+        let Some(spread) = &self.spread else { return };
+        if let Author::Gateway(_) = change.author {
+            return;
+        }
+        let what = match (&change.what, &change.ban) {
+            (Became::Made | Became::Extended | Became::Pinned, Some(ban)) => held_off(ban),
+            (Became::Lifted, _) => What::Lift,
+            (Became::Forgotten, _) => What::Forget,
+            _ => return,
+        };
+        spread.tell(change.subject, what, now.utc);
+    }
+
+    /// Waits until others have done something; for ever where there are none.
+    pub(super) async fn arrived(&self) {
+        match &self.spread {
+            Some(spread) => spread.arrived().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What people call this host.
+fn name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name.trim().chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
+    if name.is_empty() { "a gateway".to_owned() } else { name }
+}
+
+impl Control {
+    /// Does what others did.
+    pub(super) fn hear(&mut self) {
+        let Some(spread) = &self.others.spread else { return };
+        let dry_run = self.config.feedback.as_ref().is_some_and(|feedback| feedback.dry_run);
+        let carrying_out = (&mut self.policy, &mut self.feedback);
+        take(carrying_out, spread, (dry_run, Now::read()));
+        self.spare_who_must_not_be_banned();
+        self.note_bans();
+    }
+}
+
+/// Takes over what others did.
+fn take(
+    (policy, feedback): (&mut Policy, &mut Feedback),
+    spread: &Spread,
+    (dry_run, now): (bool, Now),
+) {
+    for News { message, recalled } in spread.news(NEWS_MAX) {
+        let subject = message.subject;
+        let known = policy.bans().find(&subject).filter(|_| recalled);
+        if let Some(what) = known.and_then(|known| untold(known, &message, now)) {
+            spread.tell(subject, what, now.utc);
+            continue;
+        }
+        if let Err(error) = carry_out((policy, feedback), &message, (dry_run, now)) {
+            let prefix = subject.prefix;
+            tracing::warn!(%prefix, error, "what another gateway did is not done here");
+        }
+    }
+}
+
+/// What was done here after `message` was known, if this gateway ended before it could tell.
+fn untold(known: &Arc<KnownBan>, message: &Message, now: Now) -> Option<What> {
+    let after = |at: UtcMillis| at > message.order.made;
+    if known.holds(now.boot) {
+        let of_own = !matches!(known.author, Author::Gateway(_));
+        return (of_own && after(known.decided)).then(|| held_off(known));
+    }
+    let lifted = known.lifts.last().copied().is_some_and(after);
+    (lifted && message.ban(now.utc).is_some()).then_some(What::Lift)
+}
+
+fn carry_out(
+    (policy, feedback): (&mut Policy, &mut Feedback),
+    message: &Message,
+    (dry_run, now): (bool, Now),
+) -> Result<(), String> {
+    let author = Author::Gateway(message.gateway.clone());
+    let subject = message.subject;
+    let known = policy.bans().find(&subject).cloned();
+    let holds = known.as_ref().is_some_and(|ban| ban.holds(now.boot));
+    let change = |policy: &mut Policy, verb| {
+        let changed = policy.change_subjects(verb, &[subject], (&author, now));
+        changed.map_err(|refusal| refusal.error)
+    };
+    match &message.what {
+        What::Ban(ban) if ban.until > now.utc => {
+            let decision = decision(message, ban, (dry_run, now));
+            feedback.decide(policy, (&decision, &author), now);
+            Ok(())
+        }
+        What::Ban(_) => Ok(()),
+        What::Pin(_) if known.as_ref().is_some_and(|known| known.pinned) => Ok(()),
+        What::Pin(ban) => {
+            let decision = decision(message, ban, (dry_run, now));
+            match feedback.decide(policy, (&decision, &author), now) {
+                Outcome::Enforced(_) | Outcome::Standing => change(policy, Verb::Pin),
+                // It is shown with why it is not done.
+                Outcome::Held(_) | Outcome::Guarded(_) | Outcome::Failed(_) => Ok(()),
+            }
+        }
+        What::Lift if holds => change(policy, Verb::Lift),
+        What::Forget if known.is_some() => change(policy, Verb::Forget),
+        What::Lift | What::Forget => Ok(()),
+    }
+}
+
+fn decision(message: &Message, ban: &Ban, (dry_run, now): (bool, Now)) -> Decision {
+    let lasts = match &message.what {
+        What::Pin(_) => LASTS_MAX,
+        _ => ban.until.since(now.utc).min(LASTS_MAX),
+    };
+    Decision {
+        subject: message.subject,
+        rule: ban.rule.as_str().into(),
+        measure: ban.measure.clone(),
+        lasts,
+        times: ban.times,
+        at: now,
+        story: ban.story.clone(),
+        held: dry_run.then_some(Held::DryRun),
+    }
+}
+
+fn held_off(ban: &Arc<KnownBan>) -> What {
+    let told = Ban {
+        measure: ban.measure.clone(),
+        rule: ban.rule.clone(),
+        until: ban.end.utc.unwrap_or(ban.decided),
+        times: ban.times,
+        story: ban.story.clone(),
+    };
+    if ban.pinned { What::Pin(told) } else { What::Ban(told) }
+}
+
+/// Figures as Prometheus reads them.
+pub(super) fn page(spread: Option<&Spread>) -> String {
+    let mut page = Page::default();
+    let Some(spread) = spread else { return page.text() };
+    let (health, counts) = (spread.health(), spread.counts());
+    page.gauge("gateway_feedback_spread_up", "1 if other gateways are heard.")
+        .only(health.up.into());
+    let help = "Sources that gateways of the group did something about, lifts included.";
+    page.gauge("gateway_feedback_spread_sources", help).only(health.known as u64);
+    let help = "What other gateways were not told yet.";
+    page.gauge("gateway_feedback_spread_outgoing", help).only(health.outgoing as u64);
+    let help = "What other gateways were told.";
+    page.counter("gateway_feedback_spread_sent_total", help).only(counts.sent);
+    let help = "What other gateways said that was news.";
+    page.counter("gateway_feedback_spread_received_total", help).only(counts.received);
+    let help = "What was said by whomever and not believed, or no news, by reason.";
+    let mut refused = page.counter("gateway_feedback_spread_refused_total", help);
+    for (reason, count) in Refused::ALL.iter().zip(counts.refused) {
+        refused.with(&[("reason", reason.name())], count);
+    }
+    page.text()
+}
+
+/// As `gateway status` shows it.
+pub(super) fn view(spread: &Spread) -> SpreadView {
+    let Health { up, error, known, outgoing, ahead_ms } = spread.health();
+    SpreadView { up, error, sources: known, outgoing, ahead_ms }
+}
