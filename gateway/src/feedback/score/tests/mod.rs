@@ -508,38 +508,3 @@ fn each_source_counts_with_at_most_a_hundred_good_requests() {
     (0..64).for_each(|second| scores.tick(at(2000 + second)));
     assert_eq!(requests(&scores, "192.0.2.3/32", 2064), (0, 0));
 }
-
-/// What one signal costs, of a source among many, in nanoseconds. Run it by its name, in a release build.
-#[test]
-#[ignore = "it measures and asserts nothing"]
-fn cost_of_a_signal() {
-    let config = Feedback { max_sources: 65_536, ..feedback(vec![rule("a", 1_000_000)]) };
-    let rules: Vec<_> = (0..3).map(|_| rule("b", 1_000_000)).collect();
-    let by = FeedbackBy::Prefix { sources: 10 };
-    let rules = rules.into_iter().chain([FeedbackRule { by, ..rule("c", 1_000_000) }]).collect();
-    let config = Arc::new(Feedback { rules, ..config });
-    for (what, sources) in [("of 1000", 1000_u32), ("of 50000", 50_000), ("of 5000000", 5_000_000)]
-    {
-        let mut scores = Scores::new(&config, 64);
-        let reports: Vec<Report> = (0..500_000_u32)
-            .map(|number| {
-                let number = number.wrapping_mul(2_654_435_761) % sources;
-                let source = peer(&IpAddr::from(number.to_be_bytes()).to_string());
-                let request_id =
-                    Some(http::HeaderValue::from_static("0af7651916cd43dd8448eb211c80319c"));
-                let signal = evidence(source, Signal::AuthFailed, millis(u64::from(number / 1000)));
-                Report::Odd(Box::new(Evidence {
-                    request_id,
-                    route: Some("login".into()),
-                    ..signal
-                }))
-            })
-            .collect();
-        let spent = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        let begin = spent();
-        let made: usize = reports.iter().map(|report| scores.observe(report).len()).sum();
-        let spent = Duration::try_from(spent()).unwrap() - Duration::try_from(begin).unwrap();
-        let each = spent.as_nanos() / reports.len() as u128;
-        println!("{what}: {each} ns a signal, {made} decisions, {:?}", scores.numbers());
-    }
-}
