@@ -394,6 +394,36 @@ fn a_header_field_tells_callers_apart_and_leaving_it_out_is_no_way_around() -> R
     gateway.stop()
 }
 
+/// Two that come after five limits of their own, each by another algorithm, which have room for five.
+#[test]
+fn a_request_that_one_limit_refuses_takes_nothing_of_the_others() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, ""))?;
+    let listen = site.free_address()?;
+    let shared = json!([{"per": "route", "rate": "2/24h"}]);
+    let mut config = config(listen, origin.address, shared);
+    let own = |more: &str| json!({"per": {"header": "X-App"}, "rate": "5/24h", "algorithm": more});
+    config["limits"] = json!([
+        own("token_bucket"),
+        own("fixed_window"),
+        own("sliding_window"),
+        own("sliding_log"),
+        {"per": {"header": "X-App"}, "quota": "5/month"},
+    ]);
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let mut statuses = Vec::new();
+    for path in ["/api/x"; 20].iter().chain(&["/free"; 4]) {
+        let client = "192.0.2.1\r\nX-App: one";
+        statuses.push(ask(&site, listen, &format!("GET {path}"), client)?.status);
+    }
+    let (shared, own) = statuses.split_at(20);
+    assert_eq!(shared[..2], [200; 2]);
+    assert_eq!(shared[2..], [429; 18]);
+    assert_eq!(own, [200, 200, 200, 429], "five together, and no more");
+    gateway.stop()
+}
+
 /// Callers by certificate.
 fn by_certificate(
     (site, listen): (&Site, SocketAddr),
