@@ -236,7 +236,7 @@ mod tests {
                             if !take(counter, cost, START).admitted {
                                 continue;
                             }
-                            if mix(u64::from(turn) << 2 | thread) % 8 > 0 {
+                            if !mix(u64::from(turn) << 2 | thread).is_multiple_of(8) {
                                 counter.give_back(hash(1), cost, (&at(START), START));
                             } else {
                                 kept.fetch_add(cost, Relaxed);
