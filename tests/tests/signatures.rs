@@ -406,13 +406,12 @@ fn signers() -> Result<[Signer; 3]> {
     let rsa_pem = pem(AsDer::<PublicKeyX509Der<'_>>::as_der(rsa.public_key())?.as_ref());
     let by_ecdsa = move |text: &[u8]| {
         let signature = ecdsa.sign(&SystemRandom::new(), text);
-        signature.expect("a signature").as_ref().to_vec()
+        signature.map(|signature| signature.as_ref().to_vec()).unwrap_or_default()
     };
     let by_rsa = move |text: &[u8]| {
         let mut signature = vec![0; rsa.public_modulus_len()];
         let signed = rsa.sign(&RSA_PSS_SHA512, &SystemRandom::new(), text, &mut signature);
-        signed.expect("a signature");
-        signature
+        signed.map(|()| signature).unwrap_or_default()
     };
     Ok([
         ("ed25519", ed25519_pem, Box::new(move |text| ed25519.sign(text).as_ref().to_vec())),
