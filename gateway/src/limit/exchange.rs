@@ -133,7 +133,8 @@ fn locked(map: &Mutex<Map>) -> MutexGuard<'_, Map> {
 }
 
 impl Limits {
-    /// What synchronised limits gave away that nobody else will learn of, in the unit of costs; `None` without such limits.
+    /// What synchronised limits gave away that nobody else will learn of, in the unit of costs; `None` without such
+    /// limits.
     pub fn unreported(&self) -> Option<u64> {
         let mut together = self.all.iter().filter_map(|limit| limit.together.as_ref());
         together.any(Together::is_synchronised).then(|| self.exchange.unreported())
@@ -326,7 +327,8 @@ mod tests {
             const LIMIT: u32 = 20;
             let interval_ns = 1_000_000_000;
             let bucket = TokenBucket { interval_ns, burst: LIMIT.into() };
-            for terms in [Terms::TokenBucket(bucket), Terms::Quota(FixedWindow { limit: LIMIT }, Period::Day)] {
+            let quota = Terms::Quota(FixedWindow { limit: LIMIT }, Period::Day);
+            for terms in [Terms::TokenBucket(bucket), quota] {
                 let after = |learnt: &[u64]| {
                     let counter = counter(terms);
                     assert!(counter.take(KEY.1, taken, &moment()).admitted);

@@ -1,5 +1,5 @@
-//! What a request has taken of some limits when another one refuses it: it is given back, so that a request takes of all
-//! limits that are counted in process, or of none. Only refused requests pay for it.
+//! What a request has taken of some limits when another one refuses it: it is given back, so that a request takes of
+//! all limits that are counted in process, or of none. Only refused requests pay for it.
 //!
 //! Never more is given back than is missing because of the request, so no limit gives more than it would have without
 //! it. Where that cannot be told any more, nothing is given back: what has fallen into a later window, and times in a
@@ -80,7 +80,8 @@ fn change(cell: Cell<'_>, word: &AtomicU64, less: impl Fn(u64) -> u64) {
     word.fetch_update(AcqRel, Acquire, changed).ok();
 }
 
-/// Moves the head of the ring back over times that are the request's, or as good as that: those of the same microsecond.
+/// Moves the head of the ring back over times that are the request's, or as good as that: those of the same
+/// microsecond.
 fn to_ring(cell: Cell<'_>, log: &SlidingLog, words: &[AtomicU64], (taken_us, cost): (u64, u32)) {
     let word = |position| usize::try_from(log.place(position)).ok().and_then(|at| words.get(at));
     let of_request = |position| {
@@ -212,7 +213,8 @@ mod tests {
         ) {
             let (word, position) = words;
             let (passed, taken) = times;
-            TokenBucket { interval_ns: span, burst: limit.into() }.give_back(word, passed, cost.into());
+            let bucket = TokenBucket { interval_ns: span, burst: limit.into() };
+            bucket.give_back(word, passed, cost.into());
             let window = Window::at(taken, span);
             FixedWindow { limit }.give_back(word, window, cost);
             SlidingWindow { limit, window_ns: span }.give_back(word, taken, cost);

@@ -66,8 +66,8 @@ impl SlidingWindow {
         (Words { current: join(index, count), ..words }, verdict)
     }
 
-    /// The present window's word with `cost` less that was taken at `taken_ns`. What was counted in a later window stays
-    /// there, and what has become the window before stays, too.
+    /// The present window's word with `cost` less that was taken at `taken_ns`. What was counted in a later window
+    /// stays there, and what has become the window before stays, too.
     pub fn give_back(&self, current: u64, taken_ns: u64, cost: u32) -> u64 {
         let window = FixedWindow { limit: self.limit };
         window.give_back(current, Window::at(taken_ns, self.window_ns), cost)
