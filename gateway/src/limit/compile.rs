@@ -14,11 +14,11 @@ use super::answer::Told;
 use super::counter::{Counter, Memory, Terms};
 use super::exchange::Exchange;
 use super::held::Held;
-use super::outcomes::Outcomes;
 use super::together::Together;
 use super::{Counting, Limit, Limits, OfRoute, is_of_caller};
 use crate::base::random::random;
 use crate::config::{Allowance, CallerLimit, Config, Per, Rate, RateAlgorithm};
+use crate::observe::outcomes::Outcomes;
 use crate::shared::Redis;
 
 impl Limits {
