@@ -401,22 +401,21 @@ async fn what_was_given_away_is_reported_whether_there_is_room_or_not() {
 #[tokio::test]
 async fn a_report_waits_for_a_server_that_is_late() {
     let server = [Server::start().unwrap()];
-    let timeouts = (Duration::from_millis(50), Duration::from_secs(20));
-    let (timeout, connect_timeout) = timeouts;
-    let redis =
-        Redis::read(&config::Redis { timeout, connect_timeout, ..config(&server) }).unwrap();
+    let (timeout, patience) = (Duration::from_millis(50), Duration::from_secs(20));
+    let config = config::Redis { timeout, connect_timeout: patience, ..config(&server) };
+    let redis = Redis::read(&config).unwrap();
     redis.start().unwrap();
     redis.looked_at().await;
-    let quota = Item { terms: Terms::Month { limit: 10 }, ..item(1, 10) };
+    let quota = [Item { terms: Terms::Month { limit: 10 }, ..item(1, 10) }];
     let left =
         |said: Result<Vec<Option<Verdict>>, Unavailable>| said.unwrap()[0].unwrap().remaining;
-    assert_eq!(left(redis.report(&[quota]).await), 9);
+    assert_eq!(left(redis.report(&quota).await), 9);
     server[0].pause().unwrap();
     let resume = async {
         tokio::time::sleep(4 * timeout).await;
         server[0].resume().unwrap();
     };
-    let (said, ()) = tokio::join!(redis.report(&[quota]), resume);
+    let (said, ()) = tokio::join!(redis.report(&quota), resume);
     assert_eq!(left(said), 8);
 }
 
