@@ -490,6 +490,43 @@ fn lists_that_overlap_keep_their_reasons_and_an_operator_is_above_a_feed() -> Re
 }
 
 #[test]
+fn an_exported_reset_is_imported_as_one_and_kept() -> Result {
+    let namespace = namespace()?;
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), config(&json!({}))?)?;
+    gateway.start()?;
+    let deny = |more: &[&str]| gateway.cli(&[&["deny"], more].concat())?.ok();
+    deny(&["add", "203.0.113.7", "2001:db8::/64", "--reset", "--for", "2h", "--reason", "a scan"])?;
+    deny(&["add", "203.0.113.8"])?;
+    let exported = deny(&["export", "-"])?.stdout;
+    let resets = exported.lines().filter(|line| line.contains("\"action\":\"reset\"")).count();
+    assert_eq!((exported.lines().count(), resets), (3, 2), "{exported}");
+    deny(&["remove", "203.0.113.7", "203.0.113.8", "2001:db8::/64"])?;
+    fs::write(file(&gateway, "drop.json"), &exported)?;
+    deny(&["import", &file(&gateway, "drop.json").display().to_string()])?;
+    let command = "deny add 203.0.113.7 2001:db8::/64 --reset --for 7200000ms";
+    let log = gateway.log();
+    assert!(log.contains(command), "the audit trail has what was typed: {log}");
+    let has = |gateway: &Gateway<'_>| -> Result {
+        let again = gateway.cli(&["deny", "export", "-", "--list", "drop"])?.ok()?.stdout;
+        assert_eq!(again, exported);
+        assert!(verdict(gateway, "203.0.113.7")?.starts_with("reset"));
+        assert!(verdict(gateway, "203.0.113.8")?.starts_with("denied"));
+        Ok(())
+    };
+    has(&gateway)?;
+    gateway.kill9()?;
+    gateway.start()?;
+    has(&gateway)?;
+    // The next version denies all of them.
+    let denied = exported.replace("\"action\":\"reset\",", "");
+    fs::write(file(&gateway, "drop.json"), denied)?;
+    let path = file(&gateway, "drop.json").display().to_string();
+    gateway.cli(&["deny", "import", &path])?.ok()?;
+    assert!(verdict(&gateway, "203.0.113.7")?.starts_with("denied"));
+    Ok(())
+}
+
+#[test]
 fn the_hosts_of_a_feed_are_never_blocked() -> Result {
     let namespace = namespace()?;
     let text = "127.0.0.5\n127.0.0.6\n198.18.0.1\n".to_owned();
