@@ -5,11 +5,12 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use harness::bans;
 use harness::gateway::{Gateway, built};
+use harness::idp::now;
 use harness::site::Site;
 use harness::{Result, wait_for};
 use serde_json::{Value, json};
@@ -113,8 +114,7 @@ impl Fail2ban {
     fn refused(&self, address: &str) -> Result {
         let mut log = File::options().append(true).open(self.folder.path().join("log"))?;
         for _ in 0..TRIES {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-            writeln!(log, "{now} refused {address}")?;
+            writeln!(log, "{} refused {address}", now())?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What feedback decides by more than the signals of one address, through the real binary without privileges: routes
 //! under pressure, callers that share an address, and addresses that only a proxy names.
+#![expect(clippy::indexing_slicing, reason = "helpers of tests fail like tests")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

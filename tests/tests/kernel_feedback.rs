@@ -1,5 +1,6 @@
 //! What feedback does to packets, through the real binary between hosts: each measure, what is open of whoever is
 //! banned, what a kill leaves behind, and prefixes.
+#![expect(clippy::indexing_slicing, reason = "helpers of tests fail like tests")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt as _;

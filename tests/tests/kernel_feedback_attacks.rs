@@ -1,5 +1,6 @@
 //! Attacks on feedback itself, through the real binary between hosts: who makes another address look guilty, fills what
 //! is remembered, or would have everybody banned.
+#![expect(clippy::indexing_slicing, reason = "helpers of tests fail like tests")]
 
 use std::net::{IpAddr, SocketAddr};
 
