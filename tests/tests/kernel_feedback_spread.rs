@@ -1,5 +1,5 @@
-//! Two gateways with a kernel door each and a Redis between them: the attacker that one of them bans finds the other one
-//! shut, and both open again when either lifts it.
+//! Two gateways with a kernel door each and a Redis between them: the attacker that one of them bans finds the other
+//! one shut, and both open again when either lifts it.
 //!
 //! ```text
 //!   attacker 198.18.0.7 ── to_first  ┐ first ── Redis

@@ -148,8 +148,8 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
     })
 }
 
-/// A rule that the tables have and that nobody remembers: one that a gateway had not written down when it was killed, or
-/// that the configuration has no more.
+/// A rule that the tables have and that nobody remembers: one that a gateway had not written down when it was killed,
+/// or that the configuration has no more.
 fn left_behind(
     policy: &Policy,
     (prefix, entry): (IpNet, Entry),

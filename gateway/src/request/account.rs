@@ -152,8 +152,8 @@ impl Account {
         })
     }
 
-    /// The answer is asked for by who looks at the deadline. A tunnel of whom a proxy has named is cut once a rule denies
-    /// that one, which may have been since it was let in.
+    /// The answer is asked for by who looks at the deadline. A tunnel of whom a proxy has named is cut once a rule
+    /// denies that one, which may have been since it was let in.
     fn watch_tunnel(&mut self, waker: &Waker) {
         let is_tunnel = self.status == Some(StatusCode::SWITCHING_PROTOCOLS);
         let Some(client) = self.named.get().filter(|_| is_tunnel && self.tunnel.is_none()) else {
