@@ -1,5 +1,5 @@
-//! What a crowdsec decides, through the real binary: carried out, taken back, guarded, and whatever becomes of its Local
-//! API, what was heard last holds.
+//! What a crowdsec decides, through the real binary: carried out, taken back, guarded, and whatever becomes of its
+//! Local API, what was heard last holds.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

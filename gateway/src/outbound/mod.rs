@@ -1,8 +1,8 @@
 //! The client for the gateway's own calls: one GET or POST over HTTP/1.1, plain or TLS, in which nothing is unbounded.
 //!
 //! It says which addresses it talks to, so that no rule ever blocks them, and never follows a redirect from https to
-//! http, nor any with a form or a key. It keeps no connections, knows no proxies and asks for no compression. It runs on
-//! a tokio runtime of any kind and spawns nothing.
+//! http, nor any with a form or a key. It keeps no connections, knows no proxies and asks for no compression. It runs
+//! on a tokio runtime of any kind and spawns nothing.
 
 mod connect;
 mod url;
@@ -204,8 +204,8 @@ impl Client {
         posted.map_err(|reason| FetchError { url: display(url), reason })
     }
 
-    /// Gets `url` as the one whom a field names, and returns the body of the answer. Redirects are not followed, for the
-    /// field is meant for nobody else.
+    /// Gets `url` as the one whom a field names, and returns the body of the answer. Redirects are not followed, for
+    /// the field is meant for nobody else.
     pub async fn get_as(
         &self,
         url: &Uri,

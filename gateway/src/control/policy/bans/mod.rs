@@ -281,7 +281,7 @@ impl Policy {
         Outcome::Enforced(enforced)
     }
 
-    /// Notes what was decided about a subject that is held off as much already, where whoever did that may take it back.
+    /// Notes what was decided about a subject that is held off as much, where whoever did that may take it back.
     fn stand(&mut self, subject: &Subject, standing: &Ban, other: &Ban, now: Now) {
         if matches!(standing.author, Author::Outside(_)) && standing.author != other.author {
             let mut both = standing.clone();
