@@ -1,5 +1,5 @@
-//! The lab's load: requests at a fixed rate over a few connections, and a flood of raw frames. Both are bounded in rate
-//! and end when they are dropped.
+//! The lab's load: requests over a few connections, at a fixed rate or each as soon as the one before is answered, and
+//! a flood of raw frames at a bounded rate. Both end when they are dropped.
 #![expect(clippy::disallowed_methods, reason = "the lab measures real time from outside")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -38,7 +38,16 @@ struct Record {
     failed: usize,
 }
 
-/// Requests from a host at a fixed rate.
+/// When a client asks again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// A hundred times a second, whatever becomes of it.
+    Fixed,
+    /// As soon as it is answered.
+    Answered,
+}
+
+/// Requests from a host.
 pub(super) struct Requests {
     record: Arc<Mutex<Record>>,
     /// Kept for its end.
@@ -50,6 +59,7 @@ impl Requests {
         namespace: &Namespace,
         target: SocketAddr,
         key: Option<&str>,
+        pace: Pace,
     ) -> anyhow::Result<Self> {
         let field = key.map(|key| format!("X-API-Key: {key}\r\n")).unwrap_or_default();
         let head = format!("GET /hello HTTP/1.1\r\nHost: test\r\n{field}\r\n");
@@ -59,7 +69,7 @@ impl Requests {
         namespace.enter(|| {
             for _ in 0..CONNECTIONS {
                 let (record, head) = (Arc::clone(&record), head.clone());
-                workers.start(move |ending| request_at_rate((target, &head), &record, ending));
+                workers.start(move |ending| requests((target, &head), pace, &record, ending));
             }
         })?;
         Ok(Self { record, _workers: workers })
@@ -79,7 +89,7 @@ impl Requests {
     }
 }
 
-fn request_at_rate(asked: (SocketAddr, &str), record: &Mutex<Record>, ending: &AtomicBool) {
+fn requests(asked: (SocketAddr, &str), pace: Pace, record: &Mutex<Record>, ending: &AtomicBool) {
     let mut due = Instant::now();
     while !ending.load(Ordering::Relaxed) {
         let mut client = None;
@@ -98,7 +108,11 @@ fn request_at_rate(asked: (SocketAddr, &str), record: &Mutex<Record>, ending: &A
                     client = None;
                 }
             }
-            due = (due + REQUEST_INTERVAL).max(Instant::now() - REQUEST_INTERVAL);
+            drop(record);
+            due = match pace {
+                Pace::Fixed => (due + REQUEST_INTERVAL).max(Instant::now() - REQUEST_INTERVAL),
+                Pace::Answered => Instant::now(),
+            };
         }
     }
 }
