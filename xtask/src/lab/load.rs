@@ -16,8 +16,6 @@ use harness::topology::Host;
 
 const CONNECTIONS: usize = 8;
 const REQUEST_INTERVAL: Duration = Duration::from_millis(10);
-/// A connection is given up after this many, so that new ones are measured too.
-const REQUESTS_PER_CONNECTION: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(2);
 const FLOOD_SOURCES: u8 = 200;
 
@@ -45,6 +43,17 @@ pub(super) enum Pace {
     Fixed,
     /// As soon as it is answered.
     Answered,
+}
+
+impl Pace {
+    /// A connection is given up after this many, so that new ones are measured too; few enough a second that the client
+    /// does not run out of ports, half of which (14,000) are found at once and the others by a search.
+    fn requests_per_connection(self) -> usize {
+        match self {
+            Self::Fixed => 50,
+            Self::Answered => 1000,
+        }
+    }
 }
 
 /// Requests from a host.
@@ -93,7 +102,7 @@ fn requests(asked: (SocketAddr, &str), pace: Pace, record: &Mutex<Record>, endin
     let mut due = Instant::now();
     while !ending.load(Ordering::Relaxed) {
         let mut client = None;
-        for _ in 0..REQUESTS_PER_CONNECTION {
+        for _ in 0..pace.requests_per_connection() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             if ending.load(Ordering::Relaxed) {
                 return;
