@@ -8,7 +8,7 @@ use crate::verdict::Reason;
 
 /// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
 /// [`crate::table`].
-pub const ABI: u32 = 5;
+pub const ABI: u32 = 6;
 
 /// Name of the program in the kernel object.
 pub const PROGRAM: &str = "gateway";
@@ -38,6 +38,10 @@ pub const PROFILES: &str = "PROFILES";
 pub const PORTS: &str = "PORTS";
 /// Per-CPU array of [`COUNTERS_LEN`] [`Counter`]s, by [`counter_index`].
 pub const COUNTERS: &str = "COUNTERS";
+/// Array of [`SLOT_WORDS`] words: in which slot of [`COUNTERS`] an interface is counted, by [`slot_word`].
+pub const SLOTS: &str = "SLOTS";
+/// Array of [`SLOTS_LEN`] [`InterfaceName`]s: whose the slots are. The first is everybody's who has none.
+pub const INTERFACES: &str = "INTERFACES";
 /// Ring buffer of [`EVENTS_BYTES`], with a [`crate::event::Event`] for some of the packets that were dropped.
 pub const EVENTS: &str = "EVENTS";
 
@@ -48,8 +52,10 @@ pub const HOST: &str = "HOST";
 /// in this order. Tables never stand beside the seed of others, and what filters lack is added when they are opened.
 pub const RULE_MAPS: [&str; 7] =
     [SEED, TABLE_V4, TABLE_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
+/// The maps that count. They belong together as well: a count means nothing without the name that it is under.
+pub const COUNTER_MAPS: [&str; 3] = [INTERFACES, SLOTS, COUNTERS];
 /// The other maps.
-pub const OTHER_MAPS: [&str; 7] = [BUCKETS, SHARED, PROFILES, PORTS, COUNTERS, EVENTS, HOST];
+pub const OTHER_MAPS: [&str; 6] = [BUCKETS, SHARED, PROFILES, PORTS, EVENTS, HOST];
 
 /// Name of the global with the [`Settings`] that are patched in before the verifier runs.
 pub const SETTINGS: &str = "SETTINGS";
@@ -66,8 +72,14 @@ pub const LENGTH_WORDS_V6: u32 = 3;
 pub const ORIGINS_LEN: u32 = 8;
 /// Counters of one origin: one a reason, and again for what `dry_run` let pass.
 const REASONS_LEN: u32 = 2 * Reason::ALL.len() as u32;
-/// Counters of all origins.
-pub const COUNTERS_LEN: u32 = ORIGINS_LEN * REASONS_LEN;
+/// Slots: [`SLOT_OTHERS`], and one an interface as long as there are some.
+pub const SLOTS_LEN: u32 = 16;
+/// The slot of interfaces that have none of their own. Before there were slots, everything was counted where it lies.
+pub const SLOT_OTHERS: u32 = 0;
+/// Counters of all slots and origins.
+pub const COUNTERS_LEN: u32 = SLOTS_LEN * ORIGINS_LEN * REASONS_LEN;
+/// Words of [`SLOTS`]. Interfaces whose indexes are as many apart share one.
+pub const SLOT_WORDS: u32 = 1024;
 /// Bytes of [`EVENTS`]: a power of two of whole pages, on every host. About a thousand events.
 pub const EVENTS_BYTES: u32 = 1 << 16;
 
@@ -144,12 +156,32 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// The counter of `reason` where a rule of this origin decided (its number, 0 for none), or of what would have been
-/// dropped were it not for a dry run.
+/// The name of an interface as the kernel has it (IFNAMSIZ), zeros behind it. Empty: nobody's.
+pub type InterfaceName = [u8; 16];
+
+/// The word of an interface, by its index, in [`SLOTS`].
 #[inline(always)]
-pub const fn counter_index(reason: Reason, origin: u32, dry_run: bool) -> u32 {
+pub const fn slot_word(interface: u32, slot: u32) -> u64 {
+    (interface as u64) << 32 | slot as u64
+}
+
+/// The slot of an interface by the word where its own would be, which may be that of another.
+#[inline(always)]
+pub const fn slot_of(word: u64, interface: u32) -> u32 {
+    if (word >> 32) as u32 == interface { word as u32 } else { SLOT_OTHERS }
+}
+
+/// The counter of `reason` in a slot where a rule of this origin decided (its number, 0 for none), or of what would
+/// have been dropped were it not for a dry run.
+#[inline(always)]
+pub const fn counter_index(slot: u32, reason: Reason, origin: u32, dry_run: bool) -> u32 {
     let spared = if dry_run { Reason::ALL.len() as u32 } else { 0 };
-    origin % ORIGINS_LEN * REASONS_LEN + reason as u32 + spared
+    (slot % SLOTS_LEN * ORIGINS_LEN + origin % ORIGINS_LEN) * REASONS_LEN + reason as u32 + spared
+}
+
+/// All maps.
+pub fn maps() -> impl Iterator<Item = &'static str> {
+    RULE_MAPS.into_iter().chain(COUNTER_MAPS).chain(OTHER_MAPS)
 }
 
 /// Constants of the program, patched before the verifier sees it, which then removes what they switch off.
@@ -205,6 +237,7 @@ const _: () = {
     assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
     assert!(size_of::<Settings>() == 152 && align_of::<Settings>() == 8);
     assert!(PORT_WORDS * 64 == 65_536);
+    assert!(SLOT_WORDS.is_power_of_two());
     assert!(Origin::ALL.len() as u32 + 1 == ORIGINS_LEN);
 };
 
@@ -241,5 +274,29 @@ mod tests {
         assert_eq!(length_bit_v6(0), (2, 1));
         let mut seen = std::collections::HashSet::new();
         assert!((0..=128).all(|length| seen.insert(length_bit_v6(length))));
+    }
+
+    #[test]
+    fn a_word_is_of_one_interface_and_the_others_that_meet_it_have_no_slot() {
+        let word = slot_word(5, 3);
+        assert_eq!(slot_of(word, 5), 3);
+        assert_eq!(slot_of(word, 5 + SLOT_WORDS), SLOT_OTHERS);
+        assert_eq!(slot_of(0, 5), SLOT_OTHERS);
+    }
+
+    #[test]
+    fn every_count_has_a_place_of_its_own_and_the_first_slot_lies_first() {
+        let mut expected = 0;
+        for slot in 0..SLOTS_LEN {
+            for origin in 0..ORIGINS_LEN {
+                for dry_run in [false, true] {
+                    for reason in Reason::ALL {
+                        assert_eq!(counter_index(slot, reason, origin, dry_run), expected);
+                        expected += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(expected, COUNTERS_LEN);
     }
 }

@@ -1,4 +1,5 @@
-//! What was decided, counted by reason and by the rule's origin on this CPU, and turned into what the kernel does.
+//! What was decided, counted by interface, reason and the rule's origin on this CPU, and turned into what the kernel
+//! does.
 #![expect(unsafe_code, reason = "every helper of the kernel is declared unsafe")]
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
@@ -17,9 +18,10 @@ pub(crate) fn account(ctx: &XdpContext, reason: Reason, rule: Ruled) -> u32 {
     let spared = drops && maps::is_dry_run();
     let origin = rule.head().origin_number();
     let bytes = frame_bytes(ctx);
-    maps::count(counter_index(reason, origin, spared), bytes);
+    let slot = maps::slot(ctx.ingress_ifindex() as u32);
+    maps::count(counter_index(slot, reason, origin, spared), bytes);
     if rule.head().is_tried() && !drops {
-        maps::count(counter_index(Reason::Deny, origin, true), bytes);
+        maps::count(counter_index(slot, Reason::Deny, origin, true), bytes);
     }
     if drops && !spared { XDP_DROP } else { XDP_PASS }
 }

@@ -11,7 +11,8 @@ use gateway_common::bucket::Bucket;
 use gateway_common::event::Event;
 use gateway_common::layout::{
     BUCKETS_DEFAULT, COUNTERS_LEN, Counter, EVENTS_BYTES, HOST_LINES, HOST_OWN, Hits,
-    LENGTH_WORDS_V6, Line, PORT_WORDS, PROFILES_MAX, Profile, SHARED_LEN, Settings,
+    InterfaceName, LENGTH_WORDS_V6, Line, PORT_WORDS, PROFILES_MAX, Profile, SHARED_LEN,
+    SLOT_WORDS, SLOTS_LEN, Settings, slot_of,
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
@@ -47,6 +48,11 @@ static PROFILES: Array<Profile, { PROFILES_MAX as usize }> = Array::new();
 static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counter, { COUNTERS_LEN as usize }> = PerCpuArray::new();
+#[btf_map]
+static SLOTS: Array<u64, { SLOT_WORDS as usize }> = Array::new();
+/// Not read here: it tells whose the slots are.
+#[btf_map]
+static INTERFACES: Array<InterfaceName, { SLOTS_LEN as usize }> = Array::new();
 #[btf_map]
 static HOST: Array<Line, { HOST_LINES as usize }> = Array::new();
 #[btf_map]
@@ -293,6 +299,12 @@ pub(crate) fn once_a_tick(tick: u64, now_ns: impl Fn() -> u64) -> u64 {
         }
         (*last).now_ns
     }
+}
+
+/// The slot that an interface is counted in.
+#[inline(always)]
+pub(crate) fn slot(interface: u32) -> u32 {
+    slot_of(SLOTS.get(interface % SLOT_WORDS).map_or(0, load), interface)
 }
 
 /// Adds a frame to this CPU's counter.

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Map, Value, json};
 
+use crate::metrics::Page;
 use crate::namespace::{Namespace, is_leftover, unique};
 use crate::{Result, wait_for};
 
@@ -285,6 +286,17 @@ impl<'n> Gateway<'n> {
     /// Packets that the kernel has counted for `reason`, 0 without a kernel door.
     pub fn kernel_packets(&self, reason: &str) -> Result<u64> {
         Ok(packets_by_reason(&self.status()?).get(reason).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// The same of those that came over one interface, as the metrics have it; `None` for one without a series.
+    pub fn kernel_packets_over(&self, interface: &str, reason: &str) -> Result<Option<u64>> {
+        let page = Page::of(&self.cli(&["metrics"])?.ok()?.stdout)?;
+        let begin = format!("gateway_kernel_packets_total{{reason=\"{reason}\",");
+        let end = format!(",interface=\"{interface}\"}}");
+        let all = page.samples.iter();
+        let mut of = all.filter(|(name, _)| name.starts_with(&begin) && name.ends_with(&end));
+        let first = of.next().map(|(_, value)| *value as u64);
+        Ok(first.map(|first| of.fold(first, |sum, (_, value)| sum + *value as u64)))
     }
 
     fn prepare(namespace: Option<&'n Namespace>, unprivileged: bool) -> Result<Self> {

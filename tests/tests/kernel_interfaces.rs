@@ -172,6 +172,106 @@ fn one_that_goes_and_returns_is_attached_to_again_and_disturbs_no_other() -> Res
     Ok(())
 }
 
+/// What was counted of denied packets over each of these interfaces.
+fn denied<const N: usize>(gateway: &Gateway<'_>, over: [&str; N]) -> Result<[Option<u64>; N]> {
+    let mut counted = [None; N];
+    for (interface, counted) in over.iter().zip(&mut counted) {
+        *counted = gateway.kernel_packets_over(interface, "deny")?;
+    }
+    Ok(counted)
+}
+
+fn index(gateway: &Namespace, interface: &str) -> Result<u32> {
+    gateway.enter(|| Ok(nix::net::if_::if_nametoindex(interface)?))?
+}
+
+#[test]
+fn each_is_counted_under_its_name_whatever_index_it_has() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let again = Host::new("again", "again0", 4)?;
+    again.link(&hosts.gateway)?;
+    again.up(&hosts.gateway)?;
+    let config = config(&hosts, &origin, &["to_attacker", "again0", "never0"]);
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    let interfaces = ["to_attacker", "again0", "never0", "_other"];
+    assert_eq!(denied(&gateway, interfaces)?, [Some(0); 4], "from the start");
+    for _ in 0..3 {
+        assert!(!passes(&hosts.gateway, &hosts.attacker, DENIED)?);
+    }
+    assert!(!passes(&hosts.gateway, &again, DENIED)?);
+    assert_eq!(denied(&gateway, interfaces)?, [3, 1, 0, 0].map(Some));
+
+    let first = index(&hosts.gateway, "again0")?;
+    hosts.gateway.ip("link delete again0")?;
+    wait_for_mode(&gateway, "again0", "")?;
+    assert_eq!(denied(&gateway, interfaces)?, [3, 1, 0, 0].map(Some));
+    again.link(&hosts.gateway)?;
+    wait_for_mode(&gateway, "again0", "native")?;
+    again.up(&hosts.gateway)?;
+    let second = index(&hosts.gateway, "again0")?;
+    assert!(!passes(&hosts.gateway, &again, DENIED)?);
+    assert_eq!(denied(&gateway, interfaces)?, [3, 2, 0, 0].map(Some));
+
+    // Once more where nobody watches.
+    gateway.kill9()?;
+    assert!(!passes(&hosts.gateway, &hosts.attacker, DENIED)?);
+    hosts.gateway.ip("link delete again0")?;
+    again.link(&hosts.gateway)?;
+    again.up(&hosts.gateway)?;
+    gateway.start()?;
+    let third = index(&hosts.gateway, "again0")?;
+    assert!(!passes(&hosts.gateway, &again, DENIED)?);
+    assert_eq!(denied(&gateway, interfaces)?, [4, 3, 0, 0].map(Some));
+    assert_eq!(gateway.kernel_packets("deny")?, 7);
+    assert!(first != second && second != third, "{first}, {second}, {third}: nothing was tried");
+    Ok(())
+}
+
+#[test]
+fn more_than_fifteen_are_counted_together_and_no_count_is_lost_when_they_change() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let absent: Vec<String> = (0..15).map(|number| format!("absent{number}")).collect();
+    let absent: Vec<&str> = absent.iter().map(String::as_str).collect();
+    let with =
+        |present: &[&str], absent: &[&str]| config(&hosts, &origin, &[present, absent].concat());
+    let mut gateway = Gateway::new(&hosts.gateway, with(&["to_attacker"], &absent[..14]))?;
+    gateway.start()?;
+    let flood = |host: &Host| -> Result {
+        assert!(!passes(&hosts.gateway, host, DENIED)?);
+        assert!(!passes(&hosts.gateway, host, DENIED)?);
+        Ok(())
+    };
+    let shown = ["to_attacker", "to_client", "_other"];
+    flood(&hosts.attacker)?;
+    assert_eq!(denied(&gateway, shown)?, [Some(2), None, Some(0)]);
+
+    // Both of the new ones want the place of the one that is gone.
+    gateway.write_config(with(&["to_client"], &absent))?;
+    gateway.cli(&["reload"])?.ok()?;
+    flood(&hosts.client)?;
+    assert_eq!(denied(&gateway, shown)?, [None, Some(2), Some(2)], "what the first had counted");
+    assert_eq!(gateway.kernel_packets("deny")?, 4);
+
+    // Whoever has a place keeps it, in whatever order they are named.
+    gateway.write_config(with(&["to_attacker", "to_client"], &absent[..14]))?;
+    gateway.cli(&["reload"])?.ok()?;
+    flood(&hosts.attacker)?;
+    flood(&hosts.client)?;
+    assert_eq!(denied(&gateway, shown)?, [None, Some(4), Some(4)]);
+    gateway.kill9()?;
+    flood(&hosts.attacker)?;
+    gateway.start()?;
+    assert_eq!(denied(&gateway, shown)?, [None, Some(4), Some(6)]);
+    assert_eq!(gateway.kernel_packets("deny")?, 10);
+    assert_eq!(gateway.modes()?.iter().filter(|(_, mode)| mode == "native").count(), 2);
+    Ok(())
+}
+
 #[test]
 fn one_that_runs_a_foreign_program_is_tried_again_and_the_others_go_on() -> Result {
     require_root()?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
-use gateway_common::layout::{self, ABI, COUNTERS_LEN, Counter};
+use gateway_common::layout::{self, ABI, COUNTERS_LEN, Counter, SLOTS_LEN};
 use gateway_common::verdict::Reason;
 use harness::frames::{Path, Sender};
 use harness::gateway::Gateway;
@@ -81,11 +81,16 @@ fn takes_over_from(abi: u32) -> Result {
     require_root()?;
     let hosts = Topology::new()?;
     let origin = origin(&hosts)?;
-    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    let mut config = hosts.config(origin.address);
+    let mut gateway = Gateway::new(&hosts.gateway, config.clone())?;
     gateway.start()?;
     gateway.cli(&["deny", "add", DENIED])?.ok()?;
     gateway.stop()?;
     pretend(&gateway, abi)?;
+    if let Some(interfaces) = config.pointer_mut("/kernel/interfaces") {
+        *interfaces = json!(["to_attacker", "to_client"]);
+    }
+    gateway.write_config(config)?;
     // With no daemon, the command line says that it cannot read what the other version left.
     gateway.cli(&["deny", "list"])?.refused(1, "no pins of this version")?;
 
@@ -101,6 +106,9 @@ fn takes_over_from(abi: u32) -> Result {
     let more = under_flood(&hosts, || gateway.start())?;
     assert_eq!(gateway.kernel_packets("deny")?, sent + more);
     assert_eq!(hits(&gateway)?, sent + more);
+    // Each under the name of its interface, though the other version gave the names other places.
+    assert_eq!(gateway.kernel_packets_over("to_attacker", "deny")?, Some(sent + more));
+    assert_eq!(gateway.kernel_packets_over("_other", "deny")?, Some(0));
     Ok(())
 }
 
@@ -159,8 +167,8 @@ fn a_change_of_size_keeps_every_count_as_it_is() -> Result {
     Ok(())
 }
 
-/// The counters of a newer version have more reasons, those of an older one fewer, and the first of all had no half for
-/// what was carried. A map with two halves says at its end how they are made.
+/// The counters of a newer version have more reasons, those of an older one fewer, or none by interface, and the first
+/// of all had no half for what was carried. A map with two halves says at its end how they are made.
 #[test]
 fn counters_of_another_length_are_added_up_by_reason() -> Result {
     require_root()?;
@@ -172,6 +180,7 @@ fn counters_of_another_length_are_added_up_by_reason() -> Result {
     for (abi, halves, runs, theirs) in [
         (ABI + 1, 2, runs + 2, ours + 3),
         (ABI - 1, 2, runs, Reason::Deny as u32 + 1),
+        (ABI - 1, 2, runs / SLOTS_LEN, ours),
         (ABI, 1, 2, 12),
     ] {
         gateway.start()?;
@@ -211,6 +220,8 @@ fn counters_of_another_length_are_added_up_by_reason() -> Result {
                 assert_eq!(count["packets"], json!(expected), "ABI {abi}: {count}");
             }
         }
+        let total = u64::from(halves) * shares as u64;
+        assert_eq!(gateway.kernel_packets_over("_other", "deny")?, Some(total));
         gateway.stop()?;
     }
     Ok(())

@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use aya::programs::{TestRun, TestRunOptions};
 use etherparse::PacketBuilder;
+use gateway::kernel::counters::Counters;
 use gateway::kernel::object::{Capacity, Switches};
 use gateway::kernel::trial::Trial;
 use gateway_common::bucket::Bucket;
-use gateway_common::layout::{Counter, Hits, Profile};
+use gateway_common::layout::{Counter, Hits, Profile, SLOT_OTHERS, SLOT_WORDS, SLOTS_LEN};
 use gateway_common::rule::Action;
 use gateway_common::table::Span;
 use gateway_common::verdict::Reason;
@@ -182,6 +183,36 @@ fn the_verifier_has_room_for_what_is_to_come() {
     let info = Door::open().0.program().unwrap().info().unwrap();
     let verified = info.verified_instruction_count().unwrap();
     assert!(verified < 250_000, "{verified} of the million instructions that it follows");
+}
+
+#[test]
+fn an_interface_is_counted_in_its_slot_and_one_that_has_none_with_the_others() {
+    // Frames of a test run come from the loopback interface.
+    const LOOPBACK: u32 = 1;
+    let door = Door::open();
+    let mut counters = door.0.reopen(SMALL.rules).unwrap().counters;
+    let run = |slot: u32, counters: &Counters| {
+        let count = || counters.of(slot, None).unwrap()[Reason::NoRule as usize].done.packets;
+        let before = count();
+        door.passes(&tcp(SOURCE), Reason::NoRule);
+        assert_eq!(count(), before + 1, "slot {slot}");
+    };
+    run(SLOT_OTHERS, &counters);
+    let last = SLOTS_LEN - 1;
+    for number in 1..last {
+        assert_eq!(counters.slots.place(&format!("absent{number}")).unwrap(), number);
+    }
+    counters.slots.seat("lo").unwrap();
+    run(last, &counters);
+    assert_eq!(counters.slots.place("absent0").unwrap(), SLOT_OTHERS, "there is no more");
+    // Another one that would have the same word leaves it to the one that is here.
+    counters.slots.seat_at(LOOPBACK + SLOT_WORDS, 1).unwrap();
+    run(last, &counters);
+    // Under another name, which nobody here has, it has to leave.
+    counters.slots.seat_at(LOOPBACK, 2).unwrap();
+    run(2, &counters);
+    counters.slots.seat_at(LOOPBACK + SLOT_WORDS, 1).unwrap();
+    run(SLOT_OTHERS, &counters);
 }
 
 #[test]

@@ -181,7 +181,8 @@ fn a_flood_is_a_few_events_and_every_packet_is_counted() -> Result {
     })?;
     assert!(seen.iter().all(|event| event["dry_run"] == json!(true)), "{seen:?}");
     flood(BATCH)?;
-    let labels = r#"reason="deny",verdict="would_drop",origin="configuration""#;
+    let labels =
+        r#"reason="deny",verdict="would_drop",origin="configuration",interface="to_attacker""#;
     let counted = |gateway: &Gateway<'_>| -> Result<Option<u64>> {
         let page = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
         Ok(page.value(&format!("gateway_kernel_packets_total{{{labels}}}")))
@@ -249,7 +250,8 @@ fn metrics_add_up_and_prometheus_could_read_them() -> Result {
     assert_eq!(scraped.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let page = Page::of(&scraped.text())?;
     for origin in ["configuration", "operator"] {
-        let labels = format!(r#"{{reason="deny",verdict="drop",origin="{origin}"}}"#);
+        let labels = format!(r#"reason="deny",verdict="drop",origin="{origin}""#);
+        let labels = format!(r#"{{{labels},interface="to_attacker"}}"#);
         let value = |name: &str| page.value(&format!("gateway_kernel_{name}_total{labels}"));
         assert_eq!((value("packets"), value("bytes")), (Some(PACKETS), Some(bytes)), "{origin}");
     }
@@ -260,7 +262,7 @@ fn metrics_add_up_and_prometheus_could_read_them() -> Result {
     assert_eq!(page.value("gateway_kernel_enforcing"), Some(1));
     let attached = r#"gateway_kernel_interface_attached{interface="to_attacker",mode="native"}"#;
     assert_eq!(page.value(attached), Some(1));
-    // All reasons together are what `status` counts, whose listing has no origins.
+    // All of a reason together are what `status` counts, whose listing has neither origins nor interfaces.
     let status = gateway.status()?;
     for counter in status["kernel"]["counters"].as_array().context("no counters")? {
         let reason = format!(r#"gateway_kernel_packets_total{{reason={},"#, counter["reason"]);

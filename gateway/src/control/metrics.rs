@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use gateway_common::layout::Counter;
 use gateway_common::rule::Origin;
 use gateway_common::verdict::Verdict;
 
@@ -16,6 +17,7 @@ use crate::base::time::UtcMillis;
 use crate::config::Config;
 use crate::kernel::Door;
 use crate::kernel::census;
+use crate::kernel::counters::{Count, origins};
 use crate::kernel::tables::TablesError;
 use crate::limit::Limits;
 use crate::observe::prometheus::Page;
@@ -311,38 +313,59 @@ pub(super) fn lists(lists: &[ListView]) -> String {
 /// What the kernel's counters say.
 pub(super) fn kernel(door: &Door, events: u64) -> Result<String, TablesError> {
     let mut page = Page::default();
+    let slots = door.counters().slots.in_use()?;
     let mut samples = Vec::new();
-    for origin in std::iter::once(None).chain(Origin::ALL.map(Some)) {
-        let name = origin.map_or("none", Origin::name);
-        for count in door.counters().of(origin)? {
-            let verdict = match count.reason.verdict() {
-                Verdict::Pass => "pass",
-                Verdict::Drop => "drop",
-            };
-            let would = (count.would, "would_drop");
-            for (counter, verdict) in [(count.done, verdict), would] {
-                // Every reason has a series from the start, so that no first increase is lost; most origins of most
-                // reasons cannot be.
-                if counter.packets > 0 || (origin.is_none() && verdict != "would_drop") {
-                    let labels = [("reason", count.reason.name()), ("verdict", verdict)];
-                    samples.push((labels, name, counter));
-                }
+    for (slot, interface) in &slots {
+        for origin in origins() {
+            let by = [
+                ("origin", origin.map_or("none", Origin::name)),
+                ("interface", interface.as_str()),
+            ];
+            for count in door.counters().of(*slot, origin)? {
+                sample(&count, by, &mut samples);
             }
         }
     }
-    let help = "Packets by reason, by what became of them, and by who made the rule that decided.";
+    let help = "Packets by reason, by what became of them, by who made the rule that decided, and \
+                by interface.";
     let mut packets = page.counter("gateway_kernel_packets_total", help);
-    for ([reason, verdict], origin, counter) in &samples {
-        packets.with(&[*reason, *verdict, ("origin", origin)], counter.packets);
+    for (labels, counter) in &samples {
+        packets.with(labels, counter.packets);
     }
     let help = "Bytes of the frames of these packets.";
     let mut bytes = page.counter("gateway_kernel_bytes_total", help);
-    for ([reason, verdict], origin, counter) in &samples {
-        bytes.with(&[*reason, *verdict, ("origin", origin)], counter.bytes);
+    for (labels, counter) in &samples {
+        bytes.with(labels, counter.bytes);
     }
     let help = "Dropped packets that were reported as events, a sample.";
     page.counter("gateway_kernel_events_total", help).only(events);
     Ok(page.text())
+}
+
+type Labels<'a> = [(&'static str, &'a str); 4];
+
+/// Every reason has a series from the start, so that no first increase is lost; most origins of most reasons cannot be.
+fn sample<'a>(
+    count: &Count,
+    [origin, interface]: [(&'static str, &'a str); 2],
+    samples: &mut Vec<(Labels<'a>, Counter)>,
+) {
+    let verdict = match count.reason.verdict() {
+        Verdict::Pass => "pass",
+        Verdict::Drop => "drop",
+    };
+    let mut add = |counter: Counter, verdict| {
+        samples.push((
+            [("reason", count.reason.name()), ("verdict", verdict), origin, interface],
+            counter,
+        ));
+    };
+    if count.done.packets > 0 || origin.1 == "none" {
+        add(count.done, verdict);
+    }
+    if count.would.packets > 0 {
+        add(count.would, "would_drop");
+    }
 }
 
 /// The rules that the kernel holds.

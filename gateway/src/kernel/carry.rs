@@ -3,21 +3,24 @@
 //!
 //! The program adds to its own half of the counters without asking anybody, so nothing may be written there while it
 //! runs. What was carried lies in a second half, which no program knows of, and behind that how the halves are made, so
-//! that any version reads those of any other. Reasons keep their numbers for ever, and new ones come behind.
+//! that any version reads those of any other. Reasons keep their numbers for ever, and new ones come behind. What an
+//! interface has counted follows its name from slot to slot; where that has none it goes to the others.
 
+use std::iter;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use gateway_common::layout::{self, COUNTERS_LEN, Counter};
+use gateway_common::layout::{self, COUNTERS_LEN, Counter, ORIGINS_LEN, SLOT_OTHERS};
 use gateway_common::verdict::Reason;
 use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 
 use super::object;
 use super::pins::{Pins, PinsError};
-use super::tables::{Tables, chain};
+use super::slots::{self, Slots};
+use super::tables::{Tables, TablesError, chain};
 
 /// Entries of the map of counters: those of the program, in the same order those that were carried, and a [`Shape`].
 pub const ENTRIES: u32 = 2 * COUNTERS_LEN + 1;
@@ -25,12 +28,15 @@ pub const ENTRIES: u32 = 2 * COUNTERS_LEN + 1;
 const ENTRIES_BEFORE: u32 = 24;
 /// Kinds of runs: what was done, and what a dry run would have done.
 const KINDS: u32 = 2;
+/// Runs of one slot.
+const SLOT_RUNS: u32 = ORIGINS_LEN * KINDS;
 
 /// How a map of counters is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     halves: u32,
-    /// Runs of one counter a reason in each half. New ones come behind, and every second is a dry run's.
+    /// Runs of one counter a reason in each half, slot after slot. New ones come behind, and every second is a dry
+    /// run's.
     runs: u32,
     reasons: u32,
 }
@@ -66,13 +72,14 @@ impl Shape {
         Ok(fits.then_some(Self { halves: 2, runs, reasons }))
     }
 
-    /// Each counter, and the one of ours that it is carried to: of the same reason and run, or where we know no such
-    /// run of the first of its kind.
-    fn pairs(self) -> impl Iterator<Item = (u32, u32)> {
+    /// Each counter, and the one of ours that it is carried to: of the same reason, origin and kind, in the slot that
+    /// `seats` says for its own, or with the others.
+    fn pairs(self, seats: &[u32]) -> impl Iterator<Item = (u32, u32)> {
         let ours = Self::OURS;
         (0..self.counters()).filter_map(move |index| {
             let (run, reason) = (index / self.reasons % self.runs, index % self.reasons);
-            let run = if run < ours.runs { run } else { run % KINDS };
+            let slot = seats.get((run / SLOT_RUNS) as usize).copied().unwrap_or(SLOT_OTHERS);
+            let run = slot * SLOT_RUNS + run % SLOT_RUNS;
             (reason < ours.reasons).then_some((index, COUNTERS_LEN + run * ours.reasons + reason))
         })
     }
@@ -104,33 +111,49 @@ pub fn describe(pin: &Path) -> Result<(), CarryError> {
     described.map_err(failed(pin))
 }
 
-/// Adds what the counters pinned at `from` hold to the carried ones of those at `into`.
-pub fn counters(from: &Path, into: &Path) -> Result<(), CarryError> {
+/// Adds what the counters pinned in the folder `from` hold to the carried ones of those at `into`, whose slots these
+/// are.
+pub fn counters(from: &Path, into: &Path, slots: &mut Slots) -> Result<(), CarryError> {
+    let names = from.join(layout::INTERFACES);
+    let from = &from.join(layout::COUNTERS);
     let Some(old) = open(from).map_err(failed(from))? else { return Ok(()) };
     let Some(mut new) = open(into).map_err(failed(into))? else { return Ok(()) };
     let shape = Shape::of(&old).map_err(failed(from))?.ok_or_else(|| CarryError {
         map: from.display().to_string(),
         reason: format!("{} entries of an unknown order", old.len()),
     })?;
-    for (index, target) in shape.pairs() {
-        let found = old.get(&index, 0).map_err(failed(from))?;
-        let held = new.get(&target, 0).map_err(failed(into))?;
-        let sum = sum(found.iter().chain(held.iter()));
-        if sum != Counter::default() {
+    let seats = seats(&names, slots).map_err(|error| CarryError {
+        map: from.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    for (index, target) in shape.pairs(&seats) {
+        let found = sum(old.get(&index, 0).map_err(failed(from))?.iter());
+        if found != Counter::default() {
+            let held = new.get(&target, 0).map_err(failed(into))?;
+            let sum = sum(held.iter().chain([&found]));
             set(&mut new, target, sum).map_err(failed(into))?;
         }
     }
     Ok(())
 }
 
+/// Our slot for each of those whose names are pinned at `names`.
+fn seats(names: &Path, slots: &mut Slots) -> Result<Vec<u32>, TablesError> {
+    let names = slots::names_at(names);
+    let named = names.iter().map(|name| match name.as_str() {
+        "" => Ok(SLOT_OTHERS),
+        name => slots.place(name),
+    });
+    iter::once(Ok(SLOT_OTHERS)).chain(named).collect()
+}
+
 /// Carries all that can be read in the folder of another ABI version: the counters, and what the same rules have met
 /// where the tables have the shape of ours. What cannot be read is told and starts anew: it keeps no gateway from
 /// starting.
-pub fn all(folder: &Path, pins: &Pins, tables: &Tables) -> Result<(), PinsError> {
-    let pin = folder.join(layout::COUNTERS);
-    log(counters(&pin, &pins.map(layout::COUNTERS)));
+pub fn all(folder: &Path, pins: &Pins, tables: &mut Tables) -> Result<(), PinsError> {
+    log(counters(folder, &pins.map(layout::COUNTERS), &mut tables.counters.slots));
     // At once, so that a start after a kill does not carry it twice.
-    pins.remove(&pin)?;
+    pins.remove(&folder.join(layout::COUNTERS))?;
     if object::has_our_rule_maps(folder) {
         // The others are only there to be opened.
         let find = |name: &str| match layout::RULE_MAPS.contains(&name) {
@@ -187,13 +210,20 @@ fn failed(pin: &Path) -> impl Fn(MapError) -> CarryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gateway_common::layout::{SLOTS_LEN, counter_index};
+    use gateway_common::rule::Origin;
     use std::collections::BTreeMap;
 
     const OURS: Shape = Shape::OURS;
 
     fn targets(shape: Shape) -> BTreeMap<u32, Vec<u32>> {
+        let same: Vec<u32> = (0..SLOTS_LEN).collect();
+        targets_by(shape, &same)
+    }
+
+    fn targets_by(shape: Shape, seats: &[u32]) -> BTreeMap<u32, Vec<u32>> {
         let mut targets = BTreeMap::<u32, Vec<u32>>::new();
-        for (from, to) in shape.pairs() {
+        for (from, to) in shape.pairs(seats) {
             targets.entry(to).or_default().push(from);
         }
         targets
@@ -225,6 +255,32 @@ mod tests {
         assert_eq!(all.len() as u32, COUNTERS_LEN);
         assert_eq!(all[&COUNTERS_LEN].len(), 4);
         assert_eq!(all[&(COUNTERS_LEN + OURS.reasons)].len(), 4);
+    }
+
+    #[test]
+    fn what_was_counted_without_slots_goes_to_the_others() {
+        let all = targets(Shape { runs: SLOT_RUNS, ..OURS });
+        let half = SLOT_RUNS * OURS.reasons;
+        let expected = |index| (COUNTERS_LEN + index, vec![index, half + index]);
+        assert_eq!(all, (0..half).map(expected).collect());
+    }
+
+    #[test]
+    fn counts_follow_the_names_and_keep_their_origins() {
+        // The first interface moved from slot 1 to 2; the second has none any more, and the third never had one.
+        let all = targets_by(OURS, &[SLOT_OTHERS, 2, SLOT_OTHERS]);
+        for dry_run in [false, true] {
+            let at = |slot| counter_index(slot, Reason::Deny, Origin::Feed as u32, dry_run);
+            let of = |slots: &[u32]| -> Vec<u32> {
+                [0, COUNTERS_LEN]
+                    .iter()
+                    .flat_map(|h| slots.iter().map(move |s| h + at(*s)))
+                    .collect()
+            };
+            assert_eq!(all[&(COUNTERS_LEN + at(2))], of(&[1]));
+            let rest: Vec<u32> = (0..SLOTS_LEN).filter(|slot| *slot != 1).collect();
+            assert_eq!(all[&(COUNTERS_LEN + at(SLOT_OTHERS))], of(&rest));
+        }
     }
 
     #[test]

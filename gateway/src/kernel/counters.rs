@@ -1,4 +1,4 @@
-//! The program's counters: one of each CPU for every reason and origin, read as sums.
+//! The program's counters: one of each CPU for every interface, reason and origin, read as sums.
 
 use aya::maps::{MapData, MapError, PerCpuArray};
 use gateway_common::layout::{self, COUNTERS_LEN, Counter, counter_index};
@@ -6,10 +6,15 @@ use gateway_common::rule::Origin;
 use gateway_common::verdict::Reason;
 
 use super::carry;
+use super::slots::Slots;
 use super::tables::{TablesError, failed, open_as};
 
 /// The counters.
-pub struct Counters(PerCpuArray<MapData, Counter>);
+pub struct Counters {
+    counts: PerCpuArray<MapData, Counter>,
+    /// Whose they are.
+    pub slots: Slots,
+}
 
 /// A counter summed over the CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,27 +31,32 @@ impl Counters {
     /// Those in the map that `find` finds by its name.
     pub fn open(find: impl Fn(&str) -> Result<MapData, MapError>) -> Result<Self, TablesError> {
         let map = layout::COUNTERS;
-        Ok(Self(open_as(map, find(map).map_err(failed(map))?)?))
+        let counts = open_as(map, find(map).map_err(failed(map))?)?;
+        Ok(Self { counts, slots: Slots::open(find)? })
     }
 
     /// All counters, in the order of their reasons.
     pub fn all(&self) -> Result<Vec<Count>, TablesError> {
-        let mut sums = self.of(None)?;
-        for origin in Origin::ALL {
-            for (sum, count) in sums.iter_mut().zip(self.of(Some(origin))?) {
-                sum.done = carry::sum([sum.done, count.done].iter());
-                sum.would = carry::sum([sum.would, count.would].iter());
+        let zero = |reason| Count { reason, done: Counter::default(), would: Counter::default() };
+        let mut sums: Vec<Count> = Reason::ALL.into_iter().map(zero).collect();
+        for (slot, _) in self.slots.in_use()? {
+            for origin in origins() {
+                for (sum, count) in sums.iter_mut().zip(self.of(slot, origin)?) {
+                    sum.done = carry::sum([sum.done, count.done].iter());
+                    sum.would = carry::sum([sum.would, count.would].iter());
+                }
             }
         }
         Ok(sums)
     }
 
-    /// The counters of packets that a rule of one origin decided about, or none, in the order of their reasons.
-    pub fn of(&self, origin: Option<Origin>) -> Result<Vec<Count>, TablesError> {
+    /// The counters in one slot of packets that a rule of one origin decided about, or none, in the order of their
+    /// reasons.
+    pub fn of(&self, slot: u32, origin: Option<Origin>) -> Result<Vec<Count>, TablesError> {
         let origin = origin.map_or(0, |origin| origin as u32);
         let sum = |reason, dry_run| -> Result<Counter, TablesError> {
-            let index = counter_index(reason, origin, dry_run);
-            let read = |index| self.0.get(&index, 0).map_err(failed(layout::COUNTERS));
+            let index = counter_index(slot, reason, origin, dry_run);
+            let read = |index| self.counts.get(&index, 0).map_err(failed(layout::COUNTERS));
             let (counted, carried) = (read(index)?, read(COUNTERS_LEN + index)?);
             Ok(carry::sum(counted.iter().chain(carried.iter())))
         };
@@ -54,4 +64,9 @@ impl Counters {
             |reason| Ok(Count { reason, done: sum(reason, false)?, would: sum(reason, true)? });
         Reason::ALL.into_iter().map(count).collect()
     }
+}
+
+/// Who can have made the rule that decided; `None` where none did.
+pub fn origins() -> impl Iterator<Item = Option<Origin>> {
+    std::iter::once(None).chain(Origin::ALL.map(Some))
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::attach::{self, Absence, AttachError, Attached};
 use super::netlink::Mode;
 use super::pins::Pins;
+use super::slots::Slots;
 use crate::config::Attach;
 
 /// Between two attempts on an interface that refuses, doubled after each up to the longest.
@@ -72,9 +73,10 @@ impl Interfaces {
     }
 
     /// Attaches to what has come and is bare, and answers what is not as it was when it was last looked at.
-    pub fn look_after(&mut self, pins: &Pins, now: Instant) -> Vec<Change> {
+    pub fn look_after(&mut self, pins: &Pins, slots: &mut Slots, now: Instant) -> Vec<Change> {
         let wish = self.wish;
-        self.all.iter_mut().filter_map(|interface| interface.look_after(wish, pins, now)).collect()
+        let look = |interface: &mut Interface| interface.look_after(wish, (pins, slots), now);
+        self.all.iter_mut().filter_map(look).collect()
     }
 
     /// Each as it is now.
@@ -101,7 +103,12 @@ impl Interfaces {
 }
 
 impl Interface {
-    fn look_after(&mut self, wish: Attach, pins: &Pins, now: Instant) -> Option<Change> {
+    fn look_after(
+        &mut self,
+        wish: Attach,
+        (pins, slots): (&Pins, &mut Slots),
+        now: Instant,
+    ) -> Option<Change> {
         if let Some(absence) = attach::absence(&self.name, pins) {
             (self.pause, self.fallback) = (None, None);
             let change = Change::Absent(self.name.clone(), absence.clone());
@@ -109,6 +116,10 @@ impl Interface {
         }
         if self.pause.is_some_and(|(until, _)| now < until) {
             return None;
+        }
+        // Before its first packet.
+        if let Err(error) = slots.seat(&self.name) {
+            tracing::error!(interface = self.name, %error, "it is counted with others");
         }
         match self.attach(wish, pins) {
             Ok(attached) => {

@@ -29,6 +29,7 @@ pub mod netlink;
 pub mod object;
 pub mod pins;
 pub mod ring;
+pub mod slots;
 pub mod support;
 pub mod tables;
 pub mod trial;
@@ -42,6 +43,7 @@ use interfaces::{Change, Interfaces, Seen};
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
 use ring::Ring;
+use slots::Slots;
 use tables::{Tables, TablesError};
 
 /// Why the kernel door is shut.
@@ -132,7 +134,7 @@ impl Door {
         pins.remove_unfinished()?;
         let kernel = &config.kernel;
         let capacity = Capacity { rules: kernel.max_rules, sources: kernel.max_sources };
-        let mut loaded = object::load(pins, switches(kernel), capacity)?;
+        let mut loaded = object::load(pins, switches(kernel), capacity, &kernel.interfaces)?;
         let path = |name: &str| match loaded.replaced.contains(&name) {
             true => pins.next(name),
             false => pins.map(name),
@@ -145,6 +147,7 @@ impl Door {
             false => None,
         };
         apply::check(&tables.rules, wanted).map_err(TablesError::from)?;
+        seat(&mut tables.counters.slots, &kernel.interfaces, pins)?;
         let mut fresh = Vec::new();
         let switched = switch(&mut loaded, &mut tables, &mut fresh, (pins, config, wanted));
         let vouched = switched.and_then(|attached| {
@@ -163,8 +166,8 @@ impl Door {
             tables.rules.inherit(&before.rules);
         }
         if loaded.replaced.contains(&layout::COUNTERS) {
-            let (from, into) = (pins.map(layout::COUNTERS), pins.next(layout::COUNTERS));
-            carry::log(carry::counters(&from, &into));
+            let (from, into) = (pins.maps(), pins.next(layout::COUNTERS));
+            carry::log(carry::counters(&from, &into, &mut tables.counters.slots));
         }
         loaded.settle(pins)?;
         carry::log(carry::describe(&pins.map(layout::COUNTERS)));
@@ -175,7 +178,7 @@ impl Door {
         }
         let mut removed = Vec::new();
         for folder in pins.others()? {
-            carry::all(&folder, pins, &tables)?;
+            carry::all(&folder, pins, &mut tables)?;
             removed.push(pins.remove_other(&folder)?);
         }
         let interfaces = Interfaces::new(&kernel.interfaces, kernel.attach);
@@ -222,7 +225,7 @@ impl Door {
 
     /// What the program counted.
     pub fn counters(&self) -> &Counters {
-        self.tables.counters()
+        &self.tables.counters
     }
 
     /// What each interface runs at this moment, as the kernel reports it: `None` where nothing does.
@@ -237,7 +240,7 @@ impl Door {
 
     /// Attaches to interfaces that have come, and tells what changed since the last time.
     pub fn look_after(&mut self, now: Instant) -> Vec<Change> {
-        self.interfaces.look_after(&self.pins, now)
+        self.interfaces.look_after(&self.pins, &mut self.tables.counters.slots, now)
     }
 
     /// What the dry run of a list has met, where nothing else holds for the prefix.
@@ -271,6 +274,13 @@ impl Door {
     pub fn detach(&self) -> Result<Vec<String>, PinsError> {
         self.pins.remove_all()
     }
+}
+
+/// Gives the interfaces their slots of the counters, first those that had one before.
+fn seat(slots: &mut Slots, interfaces: &[String], pins: &Pins) -> Result<(), TablesError> {
+    let before = slots::names_at(&pins.map(layout::INTERFACES));
+    let (known, new): (Vec<_>, Vec<_>) = interfaces.iter().partition(|name| before.contains(name));
+    known.into_iter().chain(new).try_for_each(|interface| slots.seat(interface))
 }
 
 /// Puts a loaded program in force. New links come first, for only they can be refused, and undone; the rules follow

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::carry;
 use super::pins::{Pins, PinsError};
+use super::slots;
 use super::tables::chain;
 use crate::config::{HostLimits, Hygiene};
 use crate::rules::tables::{filter_bits_for, random_seed};
@@ -140,9 +141,19 @@ pub struct Loaded {
 }
 
 /// Loads the program. Pinned maps of the right shape are taken over with all they hold; the others are made anew beside
-/// them and take their places when [`Loaded::settle`] is called.
-pub fn load(pins: &Pins, switches: Switches, capacity: Capacity) -> Result<Loaded, LoadError> {
-    let replaced = misfits(pins, capacity)?;
+/// them and take their places when [`Loaded::settle`] is called. So do those that count where `interfaces` lack slots
+/// that others do not need any more.
+pub fn load(
+    pins: &Pins,
+    switches: Switches,
+    capacity: Capacity,
+    interfaces: &[String],
+) -> Result<Loaded, LoadError> {
+    let mut replaced = misfits(pins, capacity)?;
+    if slots::are_taken(&pins.map(layout::INTERFACES), interfaces) {
+        replaced.retain(|name| !layout::COUNTER_MAPS.contains(name));
+        replaced.extend(layout::COUNTER_MAPS);
+    }
     let path = |name: &str| match replaced.contains(&name) {
         true => pins.next(name),
         false => pins.map(name),
@@ -150,7 +161,7 @@ pub fn load(pins: &Pins, switches: Switches, capacity: Capacity) -> Result<Loade
     let seed = seed(&path(layout::SEED));
     let settings = settings(seed, switches, capacity);
     let mut loader = EbpfLoader::new();
-    for name in maps() {
+    for name in layout::maps() {
         loader.map_pin_path(name, path(name));
     }
     let object = load_with(&mut loader, &settings, capacity)?;
@@ -193,7 +204,7 @@ fn load_with<'a>(
     capacity: Capacity,
 ) -> Result<Ebpf, LoadError> {
     loader.override_global(layout::SETTINGS, settings, true);
-    for name in maps() {
+    for name in layout::maps() {
         if let Some(entries) = capacity.entries(name) {
             loader.map_max_entries(name, entries);
         }
@@ -212,10 +223,6 @@ fn program(object: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
     let program = object.program_mut(layout::PROGRAM);
     let program = program.ok_or_else(|| LoadError::Broken("it has no program".to_owned()))?;
     Ok(program.try_into()?)
-}
-
-fn maps() -> impl Iterator<Item = &'static str> {
-    layout::RULE_MAPS.into_iter().chain(layout::OTHER_MAPS)
 }
 
 /// What the tables that are taken over were hashed with; for new ones something that nobody can guess, because whoever
@@ -247,12 +254,12 @@ impl Loaded {
 }
 
 /// The pinned maps whose type or sizes are not those that the program wants: aya would take them over unseen. Those of
-/// the rules belong together.
+/// the rules belong together, and so do those that count.
 fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadError> {
     let object = aya_obj::Object::parse(OBJECT).map_err(|e| LoadError::Broken(e.to_string()))?;
     let mut misfits = Vec::new();
     let mut missing = Vec::new();
-    for name in maps() {
+    for name in layout::maps() {
         let Some(map) = object.maps.get(name) else {
             return Err(LoadError::Broken(format!("it has no map {name}")));
         };
@@ -270,11 +277,12 @@ fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
             misfits.push(name);
         }
     }
-    let rules = layout::RULE_MAPS;
-    let lost = rules.iter().filter(|name| missing.contains(*name)).count();
-    if rules.iter().any(|name| misfits.contains(name)) || (lost > 0 && lost < rules.len()) {
-        misfits.retain(|name| !rules.contains(name));
-        misfits.extend(rules);
+    for group in [layout::RULE_MAPS.as_slice(), &layout::COUNTER_MAPS] {
+        let lost = group.iter().filter(|name| missing.contains(*name)).count();
+        if group.iter().any(|name| misfits.contains(name)) || (lost > 0 && lost < group.len()) {
+            misfits.retain(|name| !group.contains(name));
+            misfits.extend(group);
+        }
     }
     Ok(misfits)
 }

@@ -3,8 +3,8 @@
 //! ```text
 //! /sys/fs/bpf/gateway/          0700, refused when somebody else owns it
 //!     links/eth0                one link an interface, under the name that it has now; it keeps the program attached
-//!     abi-4/program             the program
-//!     abi-4/TABLE_V4 …          the maps, which a program of another ABI version must not touch
+//!     abi-6/program             the program
+//!     abi-6/TABLE_V4 …          the maps, which a program of another ABI version must not touch
 //! ```
 
 use std::fs::{self, DirBuilder};

@@ -44,9 +44,10 @@ pub enum TablesError {
 pub struct Tables {
     /// The rules.
     pub rules: RuleTables,
+    /// What the program counted.
+    pub counters: Counters,
     profiles: Array<MapData, Profile>,
     ports: Array<MapData, u64>,
-    counters: Counters,
     memory_bytes: u64,
 }
 
@@ -104,11 +105,6 @@ impl Tables {
         Ok(())
     }
 
-    /// What the program counted.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
     /// What the dry run of a list has met, where nothing else holds for the prefix.
     pub fn tried(&self, prefix: &IpNet) -> Option<Hits> {
         self.rules.held(prefix, false).filter(|(head, _)| head.is_trial())?;
@@ -128,7 +124,7 @@ impl Tables {
 /// The kernel tells it of every map that a process has open (`memlock` of bpf_map_show_fdinfo, kernel/bpf/syscall.c).
 fn memory_bytes(find: &impl Fn(&str) -> Result<MapData, MapError>) -> Result<u64, TablesError> {
     let mut sum = 0;
-    for map in layout::RULE_MAPS.into_iter().chain(layout::OTHER_MAPS) {
+    for map in layout::maps() {
         let data = find(map).map_err(failed(map))?;
         let path = format!("/proc/self/fdinfo/{}", data.fd().as_fd().as_raw_fd());
         let told = std::fs::read_to_string(path);

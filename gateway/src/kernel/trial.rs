@@ -133,7 +133,7 @@ impl Trial {
 
     /// All counters.
     pub fn counters(&self) -> Result<Vec<Count>, TablesError> {
-        self.tables.counters().all()
+        self.tables.counters.all()
     }
 }
 
