@@ -1,9 +1,12 @@
 //! How much callers may, through the real binary: what counts, what is told, and what does not slip past. Rates are of
 //! hours, so that the machine's pace decides nothing.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use harness::authority::{Authority, Pair};
 use harness::client::{Client, Response};
 use harness::gateway::Gateway;
@@ -61,7 +64,7 @@ fn callers_are_told_how_they_stand_and_a_refused_request_costs_the_service_nothi
                         {"per": "route", "rate": "1000/h", "algorithm": "sliding_window"}]);
     let folder = tempfile::tempdir()?;
     let log = folder.path().join("access.log");
-    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777))?;
     let mut config = config(listen, origin.address, limits);
     config["access_log"] = json!({"path": log});
     let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config.clone())?;
@@ -216,6 +219,211 @@ fn a_leaky_bucket_really_delays_and_its_queue_is_bounded() -> Result {
     gateway.stop()
 }
 
+/// The request of RFC 6455, section 1.2, and what a service answers that never says anything after it.
+const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+                        Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+#[test]
+fn a_tunnel_is_in_flight_until_it_ends() -> Result {
+    let site = Site::new()?;
+    let script = |request: &Request| match request.header("upgrade") {
+        Some(_) => Reply::Stall(SWITCH),
+        None => Reply::Answer(200, ""),
+    };
+    let origin = site.origin(script)?;
+    let listen = site.free_address()?;
+    let limits = json!([{"per": "client_address", "concurrency": 2}]);
+    let config = config(listen, origin.address, limits);
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let tunnel = || -> Result<(Client, Response)> {
+        let mut client = site.connect(None, listen)?;
+        let head = "GET /api/chat HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.1\r\n";
+        client.send(format!("{head}{UPGRADE}").as_bytes())?;
+        let answer = client.receive()?;
+        Ok((client, answer))
+    };
+    let (first, answer) = tunnel()?;
+    assert_eq!(answer.status, 101, "{answer:?}");
+    let (second, answer) = tunnel()?;
+    assert_eq!(answer.status, 101, "{answer:?}");
+    let (_, refused) = tunnel()?;
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+    assert_eq!(ask(&site, listen, "GET /api/x", "192.0.2.1")?.status, 429);
+    assert_eq!(ask(&site, listen, "GET /api/x", "192.0.2.2")?.status, 200, "somebody else");
+    drop(first);
+    wait_for("a place beside the other tunnel", PATIENCE, || {
+        Ok((ask(&site, listen, "GET /api/x", "192.0.2.1")?.status == 200).then_some(()))
+    })?;
+    drop(second);
+    gateway.stop()
+}
+
+/// What is answered to requests that come at once over one connection, each with a key.
+fn over_http2(site: &Site, listen: SocketAddr, keys: &[&str]) -> Result<Vec<http::Response<()>>> {
+    let stream = site.enter(|| TcpStream::connect(listen))??;
+    stream.set_nonblocking(true)?;
+    let asking = async {
+        let stream = tokio::net::TcpStream::from_std(stream)?;
+        let (mut client, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(connection);
+        let mut asked = Vec::new();
+        for key in keys {
+            client = client.ready().await?;
+            let request = http::Request::get("http://h/api/x").header("x-api-key", *key).body(())?;
+            asked.push(client.send_request(request, true)?.0);
+        }
+        let mut answers = Vec::new();
+        for answer in asked {
+            answers.push(answer.await?.map(drop));
+        }
+        anyhow::Ok(answers)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, asking).await })?
+}
+
+#[test]
+fn streams_of_one_connection_share_what_their_consumer_may() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, ""))?;
+    let listen = site.free_address()?;
+    let mut config = config(listen, origin.address, json!([]));
+    config["auth"] = json!({"partners": {"api_key": {"header": "X-API-Key"}}});
+    config["plans"] = json!({"free": {"limits": [{"rate": "5/h"}]}});
+    config["limiting"] = json!({"default_plan": "free"});
+    config["routes"] = json!([config["routes"][0]]);
+    config["routes"][0]["auth"] = json!("partners");
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let key = |consumer: &str| -> Result<String> {
+        let made = gateway.cli(&["keys", "create", "--consumer", consumer, "--json"])?;
+        Ok(made.ok()?.json()?["key"].as_str().unwrap_or_default().to_owned())
+    };
+    let [one, two, other] = [key("acme")?, key("acme")?, key("globex")?];
+    let answers = over_http2(&site, listen, &[&one, &two, &one, &two, &one, &two, &one, &other])?;
+    let (others, own) = answers.split_last().expect("eight answers");
+    assert_eq!(others.status(), 200, "somebody else on the same connection");
+    let refused: Vec<_> = own.iter().filter(|answer| answer.status() == 429).collect();
+    assert_eq!((own.len(), refused.len()), (7, 2), "{own:?}");
+    let field = |answer: &http::Response<()>, name: &str| {
+        answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned()
+    };
+    for answer in refused {
+        let wait: u64 = field(answer, "retry-after").parse()?;
+        assert!((1..=720).contains(&wait), "a token comes every 720 seconds, not in {wait}");
+        assert_eq!(field(answer, "ratelimit-policy"), "\"free.consumer\";q=5;w=3600");
+        let standing = field(answer, "ratelimit");
+        assert!(standing.starts_with("\"free.consumer\";r=0;t="), "{standing}");
+        assert_eq!(field(answer, "x-ratelimit-remaining"), "0");
+        assert_eq!(field(answer, "content-type"), "application/problem+json");
+    }
+    let mut left: Vec<_> = own.iter().filter(|answer| answer.status() == 200).collect();
+    left.sort_by_key(|answer| field(answer, "x-ratelimit-remaining"));
+    let left: Vec<_> = left.iter().map(|it| field(it, "x-ratelimit-remaining")).collect();
+    assert_eq!(left, ["0", "1", "2", "3", "4"], "each stream has taken one");
+    assert_eq!(origin.requests().len(), 6);
+    gateway.stop()
+}
+
+/// Of `password`, from the tests of the reference implementation of argon2.
+const ARGON2ID: &str =
+    "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4";
+
+#[test]
+fn an_address_over_its_limit_costs_no_verification_of_a_password() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, ""))?;
+    let (listen, folder) = (site.free_address()?, tempfile::tempdir()?);
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    let users = folder.path().join("users");
+    std::fs::write(&users, format!("ann:{ARGON2ID}\n"))?;
+    let limits = json!([{"per": "client_address", "rate": "3/h", "name": "clients"}]);
+    let mut config = config(listen, origin.address, limits);
+    config["auth"] = json!({"admins": {"basic": {"htpasswd": users}}});
+    config["routes"] = json!([config["routes"][0]]);
+    config["routes"][0]["auth"] = json!("admins");
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let guess = |password: &str, client: &str| -> Result<u16> {
+        let credential = STANDARD.encode(format!("ann:{password}"));
+        let client = format!("{client}\r\nAuthorization: Basic {credential}");
+        Ok(ask(&site, listen, "GET /api/x", &client)?.status)
+    };
+    for number in 0..20 {
+        let expected = if number < 3 { 401 } else { 429 };
+        assert_eq!(guess(&format!("guess-{number}"), "192.0.2.1")?, expected);
+    }
+    assert_eq!(guess("password", "192.0.2.1")?, 429, "not even the right one");
+    assert_eq!(guess("password", "192.0.2.2")?, 200);
+    // Whoever was asked has verified: no guess was made twice.
+    let page = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
+    let said = ["known", "absent", "refused", "unavailable"].map(|outcome| {
+        let labels = format!(r#"{{authenticator="admins",outcome="{outcome}"}}"#);
+        page.value(&format!("gateway_authentications_total{labels}"))
+    });
+    assert_eq!(said, [Some(1), Some(0), Some(3), Some(0)]);
+    gateway.stop()
+}
+
+#[test]
+fn a_header_field_tells_callers_apart_and_leaving_it_out_is_no_way_around() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, ""))?;
+    let listen = site.free_address()?;
+    let limits = json!([{"per": {"header": "X-App"}, "rate": "2/h"}]);
+    let config = config(listen, origin.address, limits);
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let of = |client: &str| -> Result<[u16; 3]> {
+        let mut statuses = [0; 3];
+        for status in &mut statuses {
+            *status = ask(&site, listen, "GET /api/x", client)?.status;
+        }
+        Ok(statuses)
+    };
+    let admitted_twice = [200, 200, 429];
+    assert_eq!(of("192.0.2.1\r\nX-App: one")?, admitted_twice);
+    assert_eq!(of("192.0.2.1\r\nX-App: two")?, admitted_twice, "the value is what counts");
+    assert_eq!(of("192.0.2.2\r\nx-app: one")?, [429; 3], "not who sends it");
+    assert_eq!(of("192.0.2.1")?, admitted_twice, "without it the address counts");
+    assert_eq!(of("192.0.2.2")?, admitted_twice);
+    assert_eq!(of("192.0.2.3\r\nX-App: 192.0.2.2")?, admitted_twice, "no text is an address");
+    gateway.stop()
+}
+
+/// Two that come after five limits of their own, each by another algorithm, which have room for five.
+#[test]
+fn a_request_that_one_limit_refuses_takes_nothing_of_the_others() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, ""))?;
+    let listen = site.free_address()?;
+    let shared = json!([{"per": "route", "rate": "2/24h"}]);
+    let mut config = config(listen, origin.address, shared);
+    let own = |more: &str| json!({"per": {"header": "X-App"}, "rate": "5/24h", "algorithm": more});
+    config["limits"] = json!([
+        own("token_bucket"),
+        own("fixed_window"),
+        own("sliding_window"),
+        own("sliding_log"),
+        {"per": {"header": "X-App"}, "quota": "5/month"},
+    ]);
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let mut statuses = Vec::new();
+    for path in ["/api/x"; 20].iter().chain(&["/free"; 4]) {
+        let client = "192.0.2.1\r\nX-App: one";
+        statuses.push(ask(&site, listen, &format!("GET {path}"), client)?.status);
+    }
+    let (shared, own) = statuses.split_at(20);
+    assert_eq!(shared[..2], [200; 2]);
+    assert_eq!(shared[2..], [429; 18]);
+    assert_eq!(own, [200, 200, 200, 429], "five together, and no more");
+    gateway.stop()
+}
+
 /// Callers by certificate.
 fn by_certificate(
     (site, listen): (&Site, SocketAddr),
@@ -315,13 +523,7 @@ fn mistakes_in_limits_are_explained_where_they_are() -> Result {
         (json!({"per": "user", "rate": "5/100h"}), "a rate is counted over 1s to 24h"),
     ];
     for (limit, message) in cases {
-        let gateway = Gateway::unprivileged(
-            site.namespace.as_ref(),
-            config(listen, endpoint, json!([limit])),
-        )?;
-        let said = gateway.cli(&["check", &gateway.config().display().to_string()])?;
-        assert_eq!(said.code, Some(2), "{said}");
-        assert_eq!(said.json_lines()?[0]["message"], message);
+        assert_eq!(mistake(&site, config(listen, endpoint, json!([limit])))?["message"], message);
     }
     let mut expensive = config(listen, endpoint, json!([{"per": "user", "rate": "9/s burst 2"}]));
     expensive["routes"][0]["cost"] = json!(3);
@@ -332,6 +534,55 @@ fn mistakes_in_limits_are_explained_where_they_are() -> Result {
     let never = "a request that costs 3 is never admitted: 9 in 1s, burst 2, token_bucket";
     assert!(found.contains(&json!(never)), "{found:?}");
     assert!(found.contains(&json!("there is no plan `silver`")), "{found:?}");
+    Ok(())
+}
+
+/// The first thing that is wrong with a configuration.
+fn mistake(site: &Site, config: Value) -> Result<Value> {
+    let gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    let said = gateway.cli(&["check", &gateway.config().display().to_string()])?;
+    assert_eq!(said.code, Some(2), "{said}");
+    Ok(said.json_lines()?.swap_remove(0))
+}
+
+#[test]
+fn mistakes_about_where_a_limit_is_counted_are_explained() -> Result {
+    let site = Site::new()?;
+    let (listen, endpoint) = (site.free_address()?, "127.0.0.1:1".parse()?);
+    let local = "`when_unavailable` means nothing where each gateway counts by itself";
+    let bucket = "what is synchronised is a token bucket or a quota, not 5 in 1s, sliding_window";
+    for (limit, has_redis, key, message) in [
+        (json!({"count": "redis"}), false, "count", "there is no Redis to count in"),
+        (json!({"count": "synchronised"}), false, "count", "there is no Redis to count in"),
+        (json!({"when_unavailable": "refuse"}), true, "when_unavailable", local),
+        (
+            json!({"count": "synchronised", "when_unavailable": "local"}),
+            true,
+            "when_unavailable",
+            local,
+        ),
+        (json!({"count": "synchronised", "algorithm": "sliding_window"}), true, "count", bucket),
+    ] {
+        let mut config = config(listen, endpoint, json!([limit]));
+        config["routes"][0]["limits"][0]["per"] = json!("user");
+        config["routes"][0]["limits"][0]["rate"] = json!("5/s");
+        if has_redis {
+            config["state"] = json!({"redis": {"addresses": ["127.0.0.1:1"]}});
+        }
+        let said = mistake(&site, config)?;
+        assert_eq!(said["message"], message);
+        let shown = said["text"].as_str().unwrap_or_default().trim_start();
+        assert!(shown.starts_with(&format!("\"{key}\":")), "{said}");
+        assert!(said["help"].as_str().is_some_and(|help| help.contains("write count: ")), "{said}");
+    }
+    for (key, typed, meant) in
+        [("count", "rediss", "redis"), ("when_unavailable", "refused", "refuse")]
+    {
+        let limit = json!({"per": "user", "rate": "5/s", key: typed});
+        let said = mistake(&site, config(listen, endpoint, json!([limit])))?;
+        let text = said.to_string();
+        assert!(text.contains(typed) && text.contains(&format!("`{meant}`")), "{text}");
+    }
     Ok(())
 }
 

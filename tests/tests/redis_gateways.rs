@@ -135,6 +135,9 @@ fn synchronised_gateways_stop_soon_after_the_limit_and_nothing_waits_for_redis()
     })?;
     println!("{given} of {LIMIT} were given by four gateways");
     assert!((LIMIT..=2 * LIMIT).contains(&given), "{given}");
+    let page = Page::of(&gateways[0].1.cli(&["metrics"])?.ok()?.stdout)?;
+    assert_eq!(page.value("gateway_limit_unreported_total"), Some(0), "{page:?}");
+    assert!(DOCUMENTED.contains("`gateway_limit_unreported_total`"));
     // Another gateway learns of it as soon as it gives something away itself.
     let address = free_address()?;
     let mut late = Gateway::unprivileged(None, config(address, &server, &limits))?;

@@ -4,7 +4,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::hmac;
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PSS_SHA512,
+};
+use aws_lc_rs::{hmac, rsa};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use gateway::base::time::utc;
@@ -314,10 +319,20 @@ fn a_full_table_of_nonces_refuses_and_a_bad_signature_takes_no_place_in_it() -> 
 
 /// A request signed as RFC 9421 has it.
 fn described(components: &str, base: &str, params: &str, more: &str, body: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    let sign = |base: &[u8]| hmac::sign(&key, base).as_ref().to_vec();
+    described_by(sign, (components, base, params), more, body)
+}
+
+fn described_by(
+    sign: impl Fn(&[u8]) -> Vec<u8>,
+    (components, base, params): (&str, &str, &str),
+    more: &str,
+    body: &str,
+) -> String {
     let params = format!("({components}){params}");
     let base = format!("{base}\"@signature-params\": {params}");
-    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
-    let signature = STANDARD.encode(hmac::sign(&key, base.as_bytes()));
+    let signature = STANDARD.encode(sign(base.as_bytes()));
     format!(
         "POST /x?y=z HTTP/1.1\r\nHost: Example.com:80\r\nSignature-Input: s={params}\r\n\
          Signature: s=:{signature}:\r\nContent-Length: {}\r\n{more}\r\n{body}",
@@ -374,6 +389,96 @@ fn message_signatures_are_accepted_if_they_cover_enough() -> Result {
     let empty = described(little, base_of_little, &params("empty", ""), &fields, "");
     assert_eq!(setting.ask(empty.as_bytes())?, 200, "no body needs no digest");
     Ok(())
+}
+
+/// Signs, and the algorithm and the public key in PEM that verify it.
+type Signer = (&'static str, String, Box<dyn Fn(&[u8]) -> Vec<u8>>);
+
+fn signers() -> Result<[Signer; 3]> {
+    let pem = |der: &[u8]| {
+        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
+    };
+    let ed25519 = Ed25519KeyPair::generate()?;
+    let ecdsa = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
+    let rsa = rsa::KeyPair::generate(rsa::KeySize::Rsa2048)?;
+    let ed25519_pem = pem(AsDer::<PublicKeyX509Der<'_>>::as_der(ed25519.public_key())?.as_ref());
+    let ecdsa_pem = pem(AsDer::<PublicKeyX509Der<'_>>::as_der(ecdsa.public_key())?.as_ref());
+    let rsa_pem = pem(AsDer::<PublicKeyX509Der<'_>>::as_der(rsa.public_key())?.as_ref());
+    let by_ecdsa = move |text: &[u8]| {
+        let signature = ecdsa.sign(&SystemRandom::new(), text);
+        signature.map(|signature| signature.as_ref().to_vec()).unwrap_or_default()
+    };
+    let by_rsa = move |text: &[u8]| {
+        let mut signature = vec![0; rsa.public_modulus_len()];
+        let signed = rsa.sign(&RSA_PSS_SHA512, &SystemRandom::new(), text, &mut signature);
+        signed.map(|()| signature).unwrap_or_default()
+    };
+    Ok([
+        ("ed25519", ed25519_pem, Box::new(move |text| ed25519.sign(text).as_ref().to_vec())),
+        ("ecdsa-p256-sha256", ecdsa_pem, Box::new(by_ecdsa)),
+        ("rsa-pss-sha512", rsa_pem, Box::new(by_rsa)),
+    ])
+}
+
+#[test]
+fn a_public_key_verifies_what_its_own_private_one_has_signed_and_nothing_else() -> Result {
+    let setting = Setting::new()?;
+    let signers = signers()?;
+    let mut config = setting.config(&json!({}));
+    let mut keys = Vec::new();
+    for (algorithm, pem, _) in &signers {
+        let path = setting.folder.path().join(algorithm);
+        std::fs::write(&path, pem)?;
+        readable(&path, 0o644)?;
+        keys.push(json!({"id": algorithm, "consumer": "acme", "public_key": path}));
+    }
+    config["auth"]["signed"]["hmac"]["keys"] = json!(keys);
+    let mut gateway = Gateway::unprivileged(setting.site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let content = format!("sha-256=:{}:", STANDARD.encode(digest(&SHA256, b"body")));
+    let fields = format!("Content-Digest: {content}\r\n");
+    let all = "\"@method\" \"@target-uri\" \"content-digest\"";
+    let base = format!(
+        "\"@method\": POST\n\"@target-uri\": http://example.com/x?y=z\n\"content-digest\": {content}\n"
+    );
+    let params = |key: &str, nonce: &str, more: &str| {
+        format!(";created={};keyid=\"{key}\";nonce=\"{nonce:-<16}\"{more}", now())
+    };
+    for (number, (algorithm, pem, sign)) in signers.iter().enumerate() {
+        let signed = |nonce: &str, more: &str| {
+            described_by(sign, (all, &base, &params(algorithm, nonce, more)), &fields, "body")
+        };
+        let good = signed("good", "");
+        assert_eq!(setting.ask(good.as_bytes())?, 200, "{algorithm}");
+        assert_eq!(setting.ask(good.as_bytes())?, 401, "{algorithm}: once more");
+        let named = signed("named", &format!(";alg=\"{algorithm}\""));
+        assert_eq!(setting.ask(named.as_bytes())?, 200, "{algorithm} by its name");
+        let (other, _, by_another) = &signers[(number + 1) % signers.len()];
+        let other = signed("other", &format!(";alg=\"{other}\""));
+        assert_eq!(setting.ask(other.as_bytes())?, 401, "{algorithm} by another name");
+        let changed = signed("changed", "").replace("POST /x?y=z", "POST /x?y=Z");
+        assert_eq!(setting.ask(changed.as_bytes())?, 401, "{algorithm}: another target");
+
+        let forged = |sign: &dyn Fn(&[u8]) -> Vec<u8>, more: &str| {
+            let params = params(algorithm, "forged", more);
+            setting.ask(described_by(sign, (all, &base, &params), &fields, "body").as_bytes())
+        };
+        assert_eq!(forged(by_another, "")?, 401, "{algorithm} by another key");
+        assert_eq!(forged(&|_| Vec::new(), "")?, 401, "{algorithm}: nothing");
+        assert_eq!(forged(&|text| sign(text)[1..].to_vec(), "")?, 401, "{algorithm}: cut off");
+        // The public key as a shared secret, the oldest trick against tokens.
+        let by_secret = |text: &[u8]| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, pem.as_bytes());
+            hmac::sign(&key, text).as_ref().to_vec()
+        };
+        for more in ["", ";alg=\"hmac-sha256\""] {
+            assert_eq!(forged(&by_secret, more)?, 401, "{algorithm} as a secret");
+        }
+        let fields = Signed { key: algorithm, ..Signed::new("GET", "/", algorithm, "") };
+        assert_eq!(setting.ask(&fields.bytes())?, 401, "{algorithm} in the other format");
+    }
+    assert_eq!(setting.origin.requests().len(), 2 * signers.len());
+    gateway.stop()
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl Now {
 }
 
 /// The clocks as they were when they were first asked for: what is done in one go reads each of them once at most.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Moment {
     boot: Cell<Option<BootTime>>,
     utc: Cell<Option<UtcMillis>>,

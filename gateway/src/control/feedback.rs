@@ -238,7 +238,7 @@ impl Feedback {
                 (What::Lifted, _) => scores.lift(*subject, now),
                 (What::Forgotten, _) => scores.forget(*subject, now),
                 (What::Made | What::Extended, _) if *author == Author::Feedback => {}
-                (What::Made | What::Extended | What::Pinned, Some(ban)) => {
+                (What::Made | What::Extended | What::Shortened | What::Pinned, Some(ban)) => {
                     scores.restore(&ban.remembered(*subject, now), now);
                 }
                 _ => {}

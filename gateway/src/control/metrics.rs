@@ -123,6 +123,10 @@ pub(super) fn limits(limits: &Limits) -> String {
             }
         }
     }
+    if let Some(unreported) = limits.unreported() {
+        let help = "What synchronised limits gave away and other gateways will not learn of.";
+        page.counter("gateway_limit_unreported_total", help).only(unreported);
+    }
     page.text()
 }
 

@@ -44,12 +44,12 @@ pub enum Terms {
 pub struct Counter {
     /// What is counted how.
     pub terms: Terms,
-    memory: Arc<Memory>,
+    pub(super) memory: Arc<Memory>,
 }
 
 /// Where it is kept. It outlives a limit that is replaced by one that reads it the same way.
 pub struct Memory {
-    table: Table,
+    pub(super) table: Table,
     keys: usize,
     /// The rings of a sliding log, in the order of the cells.
     rings: Option<Mapping>,
@@ -82,7 +82,7 @@ impl Memory {
         self.table.cells()
     }
 
-    fn ring(&self, cell: usize) -> &[AtomicU64] {
+    pub(super) fn ring(&self, cell: usize) -> &[AtomicU64] {
         let words = self.rings.as_ref().map(Mapping::words).unwrap_or_default();
         let start = cell.saturating_mul(self.ring_words);
         words.get(start..start.saturating_add(self.ring_words)).unwrap_or_default()

@@ -4,7 +4,7 @@
 //!
 //! Limits are asked one after the other: those that tell callers apart before those that all share, then those that
 //! make a request wait, and last those of what is in flight. The first that refuses ends it, so a caller who is over a
-//! limit of its own takes nothing of what others share.
+//! limit of its own takes nothing of what others share; and what was taken before is given back.
 
 pub mod algorithm;
 mod answer;
@@ -12,6 +12,7 @@ pub mod calendar;
 mod compile;
 pub mod counter;
 mod exchange;
+mod give_back;
 pub mod held;
 pub mod key;
 mod outcomes;
@@ -224,25 +225,51 @@ impl Limits {
     async fn ask(
         &self,
         limits: impl Iterator<Item = &usize> + Clone,
-        (inquiry, key, cost): (&Inquiry<'_>, Asked<'_>, u32),
+        asked: (&Inquiry<'_>, Asked<'_>, u32),
         permits: &mut Permits,
     ) -> Result<(), (Error, usize)> {
+        let moment = &asked.0.deadline.moment;
+        let mut taken = None;
         for turn in [Turn::Counts, Turn::Together, Turn::Waits, Turn::Holds] {
-            let mut whose = limits.clone().filter_map(|index| {
-                let limit = self.all.get(*index).filter(|limit| limit.turn() == turn)?;
-                Some((*index, limit))
-            });
-            if turn == Turn::Together {
-                if whose.next().is_some() {
-                    // On the heap, for few requests go there.
-                    let asked = (inquiry, key, cost);
-                    Box::pin(self.ask_together(limits.clone(), asked, permits)).await?;
+            let answer = match turn {
+                // On the heap, for few requests go there.
+                Turn::Together if self.of_turn(limits.clone(), turn).next().is_some() => {
+                    Box::pin(self.ask_together(limits.clone(), asked, permits)).await
                 }
-                continue;
+                Turn::Together => Ok(()),
+                _ => self.ask_each(self.of_turn(limits.clone(), turn), asked, permits).await,
+            };
+            if let Err((error, index)) = answer {
+                let counted = self.of_turn(limits, Turn::Counts);
+                self.give_back(counted, asked, (index, taken.as_ref().unwrap_or(moment)));
+                return Err((error, index));
             }
-            for limit in whose {
-                self.ask_local(limit, (inquiry, key, cost), permits).await?;
+            if turn == Turn::Counts {
+                taken = Some(moment.clone());
             }
+        }
+        Ok(())
+    }
+
+    fn of_turn<'i, 'l>(
+        &'l self,
+        limits: impl Iterator<Item = &'i usize>,
+        turn: Turn,
+    ) -> impl Iterator<Item = (usize, &'l Limit)> {
+        limits.filter_map(move |index| {
+            let limit = self.all.get(*index).filter(|limit| limit.turn() == turn)?;
+            Some((*index, limit))
+        })
+    }
+
+    async fn ask_each(
+        &self,
+        limits: impl Iterator<Item = (usize, &Limit)>,
+        asked: (&Inquiry<'_>, Asked<'_>, u32),
+        permits: &mut Permits,
+    ) -> Result<(), (Error, usize)> {
+        for limit in limits {
+            self.ask_local(limit, asked, permits).await?;
         }
         Ok(())
     }

@@ -155,6 +155,11 @@ impl Table {
         }
     }
 
+    /// The cell of the key of this hash, if it has one.
+    pub fn known(&self, hash: u128) -> Option<Cell<'_>> {
+        self.look_up(self.places(hash))
+    }
+
     fn places(&self, hash: u128) -> Places {
         let [low, high] = [hash, hash >> 64].map(|half| half as u64);
         let spread = |half: u64| ((u128::from(half) * self.sets as u128) >> 64) as usize;

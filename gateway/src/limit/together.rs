@@ -2,7 +2,7 @@
 //!
 //! All limits of a request that are counted there are asked by one call, after those that are counted in process and
 //! before those that make it wait or hold it. Without an answer each is counted in process, or refuses, as configured;
-//! it never says anything about who calls.
+//! it never says anything about who calls. What Redis has counted stays counted if one in process refuses after it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use super::algorithm::Verdict;
 use super::key::Asked;
 use super::{Inquiry, Limit, Limits, Permits, Standing, refused};
 use crate::base::error::{Error, Kind};
+use crate::base::time::Moment;
 use crate::config::{
     Allowance, CallerLimit, CountedIn, Period, Rate, RateAlgorithm, WhenUnavailable,
 };
@@ -90,9 +91,10 @@ impl Limits {
     pub(super) async fn ask_together(
         &self,
         limits: impl Iterator<Item = &usize> + Clone,
-        (inquiry, key, cost): (&Inquiry<'_>, Asked<'_>, u32),
+        asked: (&Inquiry<'_>, Asked<'_>, u32),
         permits: &mut Permits,
     ) -> Result<(), (Error, usize)> {
+        let (inquiry, key, cost) = asked;
         let together = || {
             limits.clone().filter_map(|index| {
                 let limit = self.all.get(*index)?;
@@ -115,14 +117,7 @@ impl Limits {
             None => None,
         };
         let Some(taken) = taken else {
-            for (index, limit, together) in together() {
-                together.fallbacks.count(together.when == WhenUnavailable::Local);
-                if together.when == WhenUnavailable::Refuse {
-                    return Err((Kind::LimitUnavailable.into(), index));
-                }
-                self.ask_local((index, limit), (inquiry, key, cost), permits).await?;
-            }
-            return Ok(());
+            return self.ask_in_place(together(), asked, permits).await;
         };
         let mut wait = Duration::ZERO;
         for ((index, limit, _), said) in together().zip(&taken.verdicts) {
@@ -141,6 +136,30 @@ impl Limits {
         permits.together.extend(taken.permit);
         if wait > Duration::ZERO {
             inquiry.deadline.pause(wait).await;
+        }
+        Ok(())
+    }
+
+    /// Asks the same limits without Redis, each as it is configured.
+    async fn ask_in_place<'l>(
+        &'l self,
+        limits: impl Iterator<Item = (usize, &'l Limit, &'l Together)> + Clone,
+        asked: (&Inquiry<'_>, Asked<'_>, u32),
+        permits: &mut Permits,
+    ) -> Result<(), (Error, usize)> {
+        let taken = Moment::at(asked.0.deadline.moment.now());
+        for (index, limit, together) in limits.clone() {
+            let is_local = together.when == WhenUnavailable::Local;
+            together.fallbacks.count(is_local);
+            let answer = match is_local {
+                true => self.ask_local((index, limit), asked, permits).await,
+                false => Err((Kind::LimitUnavailable.into(), index)),
+            };
+            if let Err((error, index)) = answer {
+                let counted = limits.map(|(index, limit, _)| (index, limit));
+                self.give_back(counted, asked, (index, &taken));
+                return Err((error, index));
+            }
         }
         Ok(())
     }

@@ -62,6 +62,12 @@ impl FixedWindow {
         };
         (join(index, count), verdict)
     }
+
+    /// Gives back `cost` that was taken in `window`. What was counted in a later one stays there.
+    pub fn give_back(&self, word: u64, window: Window, cost: u32) -> u64 {
+        let (index, count) = split(word);
+        if index == window.index { join(index, count.saturating_sub(cost)) } else { word }
+    }
 }
 
 /// The number of the window in a word, and what was taken in it.

@@ -67,6 +67,11 @@ impl SlidingLog {
         self.turn(position).wrapping_add(1) << TIME_BITS | (now_us & TIME_MASK)
     }
 
+    /// What is written at a position that is given back: that the turn before has left the window, as it had.
+    pub fn free_word(&self, position: u64) -> u64 {
+        self.turn(position) << TIME_BITS
+    }
+
     /// What is in the window lies in order behind the head, so its beginning is found by halving.
     fn live<F: Fn(u64) -> u64>(&self, ring: &Ring<F>, now_us: u64) -> u64 {
         let (mut low, mut high) = (0, u64::from(self.limit));

@@ -3,7 +3,7 @@
 //! in the upper half and what was taken in the lower one.
 
 use super::Verdict;
-use super::fixed_window::{join, split};
+use super::fixed_window::{FixedWindow, Window, join, split};
 
 /// So many in any window's length, by that estimate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,13 @@ impl SlidingWindow {
             wait_ns: if taken.is_some() { 0 } else { self.wait_ns(current, previous, left, cost) },
         };
         (Words { current: join(index, count), ..words }, verdict)
+    }
+
+    /// The present window's word with `cost` less that was taken at `taken_ns`. What was counted in a later window
+    /// stays there, and what has become the window before stays, too.
+    pub fn give_back(&self, current: u64, taken_ns: u64, cost: u32) -> u64 {
+        let window = FixedWindow { limit: self.limit };
+        window.give_back(current, Window::at(taken_ns, self.window_ns), cost)
     }
 
     /// Whether so much in this window, and so much in the one before with `left` nanoseconds of this one to come, is

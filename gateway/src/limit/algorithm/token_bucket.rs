@@ -25,6 +25,12 @@ impl TokenBucket {
         let remaining = (latest - word).checked_div(self.interval_ns).unwrap_or(self.burst);
         (word, Verdict { admitted, remaining, reset_ns: word - now_ns, wait_ns })
     }
+
+    /// Gives back `cost` tokens that were taken `passed_ns` ago. A bucket that was full without them has gained nothing
+    /// since, so that time is not given back: never more is there than if they had not been taken.
+    pub fn give_back(&self, word: u64, passed_ns: u64, cost: u64) -> u64 {
+        word.saturating_sub(self.interval_ns.saturating_mul(cost).saturating_sub(passed_ns))
+    }
 }
 
 #[cfg(test)]
