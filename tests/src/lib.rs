@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod h2_service;
 pub mod http2;
 pub mod idp;
+pub mod lapi;
 pub mod metrics;
 pub mod namespace;
 pub mod origin;

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::bans::{BanRequest, BanView, FeedbackView};
 use super::certificates::CertificateView;
+use super::crowdsec::CrowdsecView;
 use super::guards::GuardView;
 use super::keys::{KeyRequest, KeyView, NewKey};
 use super::monitor::{Events, Top};
@@ -434,6 +435,9 @@ pub struct Status {
     /// How other gateways are told about sources, and heard.
     #[serde(default)]
     pub spread: Option<SpreadView>,
+    /// The crowdsec whose decisions are carried out; `None` without `feedback.crowdsec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crowdsec: Option<CrowdsecView>,
     /// What the proxy did, as its counters have it.
     pub proxy: serde_json::Value,
 }

@@ -615,6 +615,7 @@ fn how_endpoints_are_chosen() {
     assert_eq!(upstream("balance: random_two").algorithm, Algorithm::RandomTwo);
     let hash = |key: &str| upstream(&format!("balance: {{hash: {key}}}")).algorithm;
     assert_eq!(hash("client"), Algorithm::Hash(HashKey::Client));
+    assert_eq!(hash("consumer"), Algorithm::Hash(HashKey::Consumer));
     assert_eq!(hash("{path: true}"), Algorithm::Hash(HashKey::Path));
     assert_eq!(hash("{cookie: sid}"), Algorithm::Hash(HashKey::Cookie("sid".to_owned())));
     let header = HashKey::Header("x-session-id".parse().unwrap());

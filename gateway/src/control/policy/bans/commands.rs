@@ -23,6 +23,15 @@ pub enum Verb {
     Withdraw,
 }
 
+/// When a change is on the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    /// Before anybody is told.
+    Now,
+    /// As soon as may be.
+    Soon,
+}
+
 type After = (Subject, Option<Arc<Ban>>);
 
 impl Policy {
@@ -62,10 +71,28 @@ impl Policy {
         Ok((done, subjects))
     }
 
-    /// Changes these bans, all of them or none.
+    /// Changes these bans, all of them or none. They are on the disk before this returns.
     pub fn change_subjects(
         &mut self,
         verb: Verb,
+        subjects: &[Subject],
+        by: (&Author, Now),
+    ) -> Result<(), Refusal> {
+        self.change_all((verb, Durable::Now), subjects, by)
+    }
+
+    /// Takes these bans back for whoever made them, all or none. They are written behind, for nobody waits.
+    pub fn withdraw_subjects(
+        &mut self,
+        subjects: &[Subject],
+        by: (&Author, Now),
+    ) -> Result<(), Refusal> {
+        self.change_all((Verb::Withdraw, Durable::Soon), subjects, by)
+    }
+
+    fn change_all(
+        &mut self,
+        (verb, durable): (Verb, Durable),
         subjects: &[Subject],
         (author, now): (&Author, Now),
     ) -> Result<(), Refusal> {
@@ -80,8 +107,13 @@ impl Policy {
                     Some(Arc::new(ban))
                 }
                 (Verb::Withdraw, Some(ban)) => {
-                    let end = self.store.end(Until { boot: now.boot, utc: Some(now.utc) });
-                    Some(Arc::new(Ban { end, ..Ban::clone(ban) }))
+                    let end = || self.store.end(Until { boot: now.boot, utc: Some(now.utc) });
+                    let left = ban.without(author, now.boot);
+                    Some(Arc::new(left.unwrap_or_else(|| Ban {
+                        end: end(),
+                        beneath: Vec::new(),
+                        ..Ban::clone(ban)
+                    })))
                 }
                 (Verb::Pin, Some(ban)) => {
                     let end = self.store.end(Until::NEVER);
@@ -91,29 +123,33 @@ impl Policy {
             (*subject, after)
         });
         let after: Vec<After> = after.collect();
-        if let Err(error) = self.exchange_bans(&after, now) {
-            return Err(Refusal::failed(match self.exchange_bans(&before, now) {
+        if let Err(error) = self.exchange_bans(&after, durable, now) {
+            return Err(Refusal::failed(match self.exchange_bans(&before, durable, now) {
                 Ok(()) => error.to_string(),
                 Err(other) => format!("{error}; and it could not be undone: {other}"),
             }));
         }
-        let what = match verb {
-            Verb::Lift | Verb::Withdraw => What::Lifted,
-            Verb::Pin => What::Pinned,
-            Verb::Forget => What::Forgotten,
-        };
         for subject in subjects {
-            self.bans.note(*subject, what.clone(), author.clone());
+            let holds = self.bans.find(subject).is_some_and(|ban| ban.holds(now.boot));
+            let what = match verb {
+                Verb::Withdraw if holds => What::Shortened,
+                Verb::Lift | Verb::Withdraw => What::Lifted,
+                Verb::Pin => What::Pinned,
+                Verb::Forget => What::Forgotten,
+            };
+            self.bans.note(*subject, what, author.clone());
         }
         Ok(())
     }
 
     /// Puts bans in the place of others: in the store, then in the tables.
-    fn exchange_bans(&mut self, bans: &[After], now: Now) -> anyhow::Result<()> {
+    fn exchange_bans(&mut self, bans: &[After], durable: Durable, now: Now) -> anyhow::Result<()> {
         for (subject, ban) in bans {
             self.bans.keep(*subject, ban.clone());
         }
-        self.flush_bans()?;
+        if durable == Durable::Now {
+            self.flush_bans()?;
+        }
         for (subject, ban) in bans {
             match ban.as_ref().filter(|ban| ban.holds(now.boot)) {
                 Some(ban) => self.put_ban(subject, ban, now)?,
