@@ -51,7 +51,7 @@ pub enum Request {
     RemoveList(RemoveList),
     /// Read a list of the configuration again now.
     RefreshList(ListName),
-    /// Put the version of a feed in force that is held back.
+    /// Put the version of a file or feed in force that is held back.
     AcceptList(ListName),
     /// Make rules.
     Add(Add),
