@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use gateway::outbound::{Bounds, Client, FetchError, Fetched, Form, Reason, Validators};
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
@@ -376,7 +376,7 @@ fn a_form_goes_to_nobody_else_and_its_answer_is_bounded() {
         let server =
             Server::saying(&format!("HTTP/1.1 {status}\r\n{location}Content-Length: 0\r\n\r\n"));
         let error = post(&server.url("/"), BOUNDS).unwrap_err();
-        assert!(matches!(error.reason, Reason::FormRedirect), "{error}");
+        assert!(matches!(error.reason, Reason::SecretRedirect), "{error}");
     }
     assert!(other.heads.lock().unwrap().is_empty());
     let error = |answer: &str| post(&Server::saying(answer).url("/"), BOUNDS).unwrap_err();
@@ -392,4 +392,33 @@ fn a_form_goes_to_nobody_else_and_its_answer_is_bounded() {
     let error = post(&silent.url("/"), Bounds { total_timeout: SHORT, ..BOUNDS }).unwrap_err();
     assert!(matches!(error.reason, Reason::Timeout(..)), "{error}");
     assert!(!error.to_string().contains("secret"), "{error}");
+}
+
+#[test]
+fn a_key_is_sent_with_a_question_and_to_nobody_else() {
+    let get = |url: &str| {
+        let mut key = HeaderValue::from_static("s3cret");
+        key.set_sensitive(true);
+        let field = (HeaderName::from_static("x-api-key"), &key);
+        let mut peers = Vec::new();
+        let client = Client::new(None).unwrap();
+        let got = run(client.get_as(&url.parse().unwrap(), field, BOUNDS, &mut peers));
+        assert_eq!(peers, [IpAddr::from(Ipv4Addr::LOCALHOST)]);
+        got
+    };
+    let server = Server::saying(&ok("", "{}"));
+    assert_eq!(get(&server.url("/v1?a=b")).unwrap(), b"{}");
+    let head = server.heads.lock().unwrap().remove(0).to_ascii_lowercase();
+    assert!(head.starts_with("get /v1?a=b http/1.1\r\n"), "{head}");
+    for field in ["x-api-key: s3cret", "accept-encoding: identity", "host: 127.0.0.1:"] {
+        assert!(head.contains(&format!("\r\n{field}")), "{field}: {head}");
+    }
+    let location = format!("Location: {}\r\n", server.url("/"));
+    let other = Server::saying(&format!("HTTP/1.1 302 -\r\n{location}Content-Length: 0\r\n\r\n"));
+    let error = get(&other.url("/")).unwrap_err();
+    assert!(matches!(error.reason, Reason::SecretRedirect), "{error}");
+    assert!(server.heads.lock().unwrap().is_empty());
+    let forbidden = Server::saying("HTTP/1.1 403 -\r\nContent-Length: 0\r\n\r\n");
+    let error = get(&forbidden.url("/")).unwrap_err().to_string();
+    assert!(error.contains("403") && !error.contains("s3cret"), "{error}");
 }

@@ -75,6 +75,7 @@ fn feedback() -> Feedback {
         shared: SharedSource { consumers: 2, evidence: None },
         ceiling: Ceiling { bans_per_minute: 1, good_share: Share::WHOLE },
         spread: None,
+        crowdsec: None,
     }
 }
 

@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests measure real time, from outside the gateway")]
 
 pub mod authority;
+pub mod bans;
 pub mod bpf;
 pub mod client;
 pub mod dns;
@@ -14,6 +15,7 @@ pub mod gateway;
 pub mod h2_service;
 pub mod http2;
 pub mod idp;
+pub mod lapi;
 pub mod metrics;
 pub mod namespace;
 pub mod origin;

@@ -9,6 +9,7 @@ pub mod asker;
 pub mod bans;
 pub mod certificates;
 pub mod client;
+pub mod crowdsec;
 pub mod guards;
 pub mod handover;
 pub mod keys;

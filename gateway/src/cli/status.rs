@@ -8,7 +8,7 @@ use super::{Failure, ask, bans, unexpected};
 use crate::admin::api::{Answer, InterfaceStatus, KernelStatus, Request, Status};
 use crate::admin::guards;
 use crate::admin::upstreams::{EndpointView, NameView, UpstreamView};
-use crate::admin::{redis, spread};
+use crate::admin::{crowdsec, redis, spread};
 use crate::base::time::utc;
 
 pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
@@ -49,6 +49,9 @@ pub(super) fn run(place: &Place, output: &Output) -> Result<(), Failure> {
     }
     if let Some(view) = &status.spread {
         output.line(&format!("  other gateways {}", spread::line(view)))?;
+    }
+    if let Some(view) = &status.crowdsec {
+        output.line(&format!("  crowdsec       {}", crowdsec::line(view)))?;
     }
     for line in guards::lines(&status.guards) {
         output.line(&format!("  upstream       {line}"))?;

@@ -66,7 +66,8 @@ pub use self::concurrency::{Adaptive, Concurrency, Limit, Priority};
 pub use self::diagnostic::{Diagnostic, Errors, Place};
 pub use self::discovery::{Discovery, Family, Name};
 pub use self::feedback::{
-    Ceiling, Feedback, FeedbackBy, FeedbackRule, FeedbackSpread, Measure, SharedSource,
+    Ceiling, Feedback, FeedbackBy, FeedbackCrowdsec, FeedbackRule, FeedbackSpread, Measure,
+    SharedSource,
 };
 pub use self::health::{Health, Probe};
 pub use self::hedge::Hedge;

@@ -56,6 +56,8 @@ impl Control {
         (inlets, serving, asker): (&Inlets, &mut Serving, &Asker),
     ) -> Result<bool, RunError> {
         tracing::info!(successor = successor.pid(), "handing over");
+        // What one of the two is told, the other is not.
+        self.others.pause();
         let own = [inlets.admin.as_fd()].into_iter();
         let own = own.chain(inlets.metrics.as_ref().map(|socket| socket.as_fd()));
         let sockets: Vec<BorrowedFd<'_>> =
@@ -72,6 +74,7 @@ impl Control {
         let Err(error) = result else { return Ok(true) };
         tracing::error!(%error, "the successor did not start; this gateway serves on");
         self.take_back().await;
+        self.others.resume();
         *serving = inlets.serve(asker)?;
         Ok(false)
     }

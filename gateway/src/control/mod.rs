@@ -35,6 +35,7 @@ mod audit;
 mod background;
 mod bans;
 pub mod certificates;
+mod crowdsec;
 mod feedback;
 mod guards;
 mod handover;
@@ -44,6 +45,7 @@ mod metrics;
 mod monitor;
 mod names;
 pub mod offline;
+mod others;
 pub mod policy;
 pub mod privileges;
 pub mod protect;
@@ -64,6 +66,7 @@ use handover::Inlets;
 use later::Later;
 use monitor::Monitor;
 use names::Names;
+use others::Others;
 use policy::Policy;
 use privileges::Target;
 use sessions::Sessions;
@@ -144,7 +147,7 @@ struct Control {
     certificates: Certificates,
     authenticators: Arc<Authenticators>,
     redis: Option<Redis>,
-    others: spread::Others,
+    others: Others,
     /// Reloads that were asked for: the first is under way, and has somebody who waits for it unless a signal began it.
     reloads: VecDeque<Option<Later>>,
     pins: Pins,
@@ -210,6 +213,8 @@ impl Control {
                 () = self.others.arrived() => {
                     self.hear();
                     self.recheck();
+                    // There may be more at once, and others want something, too.
+                    tokio::task::yield_now().await;
                 }
                 () = changed(links.as_ref()) => self.look_after_interfaces(),
                 _ = ticks.tick() => {
@@ -435,7 +440,8 @@ impl Control {
     /// Whose addresses were looked up, and for what.
     fn peers(&self) -> impl Iterator<Item = (String, IpAddr)> {
         let looked_up = self.sources.peers().chain(self.names.peers());
-        looked_up.chain(self.authenticators.peers()).chain(redis::peers(self.redis.as_ref()))
+        let looked_up = looked_up.chain(self.authenticators.peers()).chain(self.others.peers());
+        looked_up.chain(redis::peers(self.redis.as_ref()))
     }
 
     fn detach(&mut self) -> Result<Done, Refusal> {

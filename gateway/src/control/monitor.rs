@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::{Control, metrics, redis, spread, views};
+use super::{Control, crowdsec, metrics, redis, spread, views};
 use crate::admin::api::{Answer, Refusal, Request};
 use crate::admin::monitor::{Events, RuleHitsView, Top};
 use crate::admin::query;
@@ -179,6 +179,8 @@ impl Control {
         let names = names + &metrics::audit(self.trail.lost()) + &self.feedback_page();
         let names = names + &redis::page(self.redis.as_ref());
         let names = names + &spread::page(self.others.spread.as_ref());
+        let crowdsec = self.others.crowdsec.as_ref();
+        let names = names + &crowdsec::page(crowdsec, &self.policy, Now::read());
         let names = names + &metrics::limits(self.shared.snapshot.load().limits(), max);
         Ok(Answer::Metrics(text + &names + &metrics::lists(&self.lists()) + &kernel))
     }

@@ -56,6 +56,11 @@ pub fn collect(
             protected.add_address(address, &format!("feed {}", feed.name));
         }
     }
+    let feedback = config.feedback.as_ref();
+    let crowdsec = feedback.and_then(|feedback| feedback.crowdsec.as_ref()?.address());
+    if let Some(address) = crowdsec {
+        protected.add_address(address, "feedback.crowdsec");
+    }
     for (why, address) in peers {
         protected.add_address(address, &why);
     }

@@ -14,7 +14,7 @@ use super::sources::files::{self, Reading};
 use super::sources::{Event, Sources};
 use super::start::open_door;
 use super::upstreams::uses_echo;
-use super::{Control, access_log, addresses, background, protect, read, redis, spread};
+use super::{Control, access_log, addresses, background, others, protect, read, redis};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::auth::Authenticators;
 use crate::base::time::Now;
@@ -32,7 +32,7 @@ use crate::upstream::echo::Echo;
 /// Reloads that wait for one to end. Whoever signals once more will be served by the last of them.
 const RELOADS_MAX: usize = 16;
 /// Time to read the configuration with its files.
-const READ_MAX: Duration = Duration::from_secs(45);
+pub(super) const READ_MAX: Duration = Duration::from_secs(45);
 /// Rules that are held back, named in one message.
 const HELD_BACK_NOTES_MAX: usize = 20;
 
@@ -43,7 +43,7 @@ pub(super) struct Prepared {
     authenticators: Authenticators,
     limits: Limits,
     redis: Option<Redis>,
-    secrets: spread::Secrets,
+    secrets: others::Secrets,
     files: Vec<Reading>,
     log: Option<Sink>,
     certificates: Store,
@@ -83,7 +83,7 @@ impl Control {
                 let routes = Table::new(&config.routes);
                 let redis = redis::made(&config, redis.as_ref());
                 let redis = redis.map_err(|error| unchanged_usage(&error))?;
-                let secrets = spread::secrets(&config, Some((&before_config, &secrets)));
+                let secrets = others::secrets(&config, Some((&before_config, &secrets)));
                 let secrets = secrets.map_err(|error| unchanged_usage(&error))?;
                 let authenticators = Authenticators::new(&config, &authenticators, redis.as_ref());
                 let authenticators = authenticators.map_err(|error| unchanged_usage(&error))?;
@@ -235,7 +235,7 @@ impl Control {
         self.sessions.look_all(&config.kernel.management_ports);
         let protected = |config: &Config| {
             let peers = self.sources.peers().chain(self.names.peers());
-            let peers = peers.chain(self.authenticators.peers());
+            let peers = peers.chain(self.authenticators.peers()).chain(self.others.peers());
             let peers = peers.chain(redis::peers(self.redis.as_ref())).chain(redis::peers(new));
             protect::gather((config, self.echo), peers, &self.directory, &self.sessions)
         };

@@ -1,12 +1,13 @@
 //! What other gateways did about sources is done here, too, as far as the guard here allows; and they are told what was
-//! done here. What somebody else told this gateway alone, as a crowdsec does, is not passed on.
+//! done here. What a crowdsec says is not passed on.
 
 use std::sync::Arc;
 
+use super::Policy;
 use super::feedback::Feedback;
+use super::others::is_told;
 use super::policy::bans::Outcome;
 use super::policy::bans::commands::Verb;
-use super::{Control, Policy};
 use crate::admin::spread::SpreadView;
 use crate::base::secret::Secret;
 use crate::base::time::{Now, UtcMillis};
@@ -21,92 +22,57 @@ use crate::shared::Redis;
 /// What others did that is taken over at once; the rest follows, after whatever else waits.
 const NEWS_MAX: usize = 64;
 
-/// What the configuration says about other gateways, with its secrets read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Secrets(Vec<Secret>);
-
-/// The secrets of `config`. Where they are for root alone, those of `before` stay, if the places are the same.
-pub(super) fn secrets(
-    config: &Config,
-    before: Option<(&Config, &Secrets)>,
-) -> Result<Secrets, String> {
-    let Some(places) = places(config) else { return Ok(Secrets::default()) };
-    let read: Result<Vec<Secret>, String> = places.iter().map(SecretSource::read).collect();
-    let read = match (read, before) {
-        (Ok(read), _) => read,
-        (Err(_), Some((old, secrets))) if self::places(old) == Some(places) => secrets.0.clone(),
-        (Err(error), _) => return Err(format!("feedback.spread: {error}")),
-    };
-    // What is no key is a mistake in the configuration, and is found now.
-    Keys::new("", &read).map_err(|error| format!("feedback.spread: {error}"))?;
-    Ok(Secrets(read))
+/// Where the keys are.
+pub(super) fn places(config: &Config) -> &[SecretSource] {
+    let spread = config.feedback.as_ref().and_then(|feedback| feedback.spread.as_ref());
+    spread.map(|spread| &*spread.keys).unwrap_or_default()
 }
 
-fn places(config: &Config) -> Option<&[SecretSource]> {
-    let spread = config.feedback.as_ref()?.spread.as_ref()?;
-    Some(&spread.keys)
-}
-
-/// The other gateways.
-pub(super) struct Others {
-    /// `None` where nobody is told and nobody heard.
-    pub(super) spread: Option<Spread>,
-    pub(super) secrets: Secrets,
-}
-
-impl Others {
-    /// Begins to tell and to hear those whom the configuration leads to.
-    pub(super) fn start(config: &Config, redis: Option<&Redis>, secrets: Secrets) -> Self {
-        let mut others = Self { spread: None, secrets: Secrets::default() };
-        others.configure(config, redis, secrets);
-        others
+/// What is no key is a mistake in the configuration, and is found now.
+pub(super) fn checked(keys: Vec<Secret>) -> Result<Vec<Secret>, String> {
+    if !keys.is_empty() {
+        Keys::new("", &keys).map_err(|error| error.to_string())?;
     }
+    Ok(keys)
+}
 
-    /// Takes over a configuration.
-    pub(super) fn configure(&mut self, config: &Config, redis: Option<&Redis>, secrets: Secrets) {
-        self.secrets = secrets;
-        // The secrets were looked at when they were read.
-        let others = redis.filter(|_| !self.secrets.0.is_empty()).and_then(|redis| {
-            Some((redis, Keys::new(&redis.config().prefix, &self.secrets.0).ok()?))
+/// Tells and hears those whom a configuration leads to.
+pub(super) fn configure(
+    spread: &mut Option<Spread>,
+    (config, redis): (&Config, Option<&Redis>),
+    keys: &[Secret],
+) {
+    // The keys were looked at when they were read.
+    let others = redis
+        .filter(|_| !keys.is_empty())
+        .and_then(|redis| Some((redis, Keys::new(&redis.config().prefix, keys).ok()?)));
+    if others.is_none() {
+        *spread = None;
+        return;
+    }
+    if spread.is_none() {
+        let started = Spread::start(&config.state.dir, &name());
+        let started = started.inspect_err(|error| {
+            tracing::error!(%error, "other gateways are neither told nor heard");
         });
-        if others.is_none() {
-            self.spread = None;
-            return;
-        }
-        if self.spread.is_none() {
-            let started = Spread::start(&config.state.dir, &name());
-            let started = started.inspect_err(|error| {
-                tracing::error!(%error, "other gateways are neither told nor heard");
-            });
-            self.spread = started.ok();
-        }
-        if let Some(spread) = &self.spread {
-            spread.link(others);
-        }
+        *spread = started.ok();
     }
+    if let Some(spread) = spread {
+        spread.link(others);
+    }
+}
 
-    /// Tells them what happened to a ban here.
-    pub(super) fn tell(&self, change: &Change, now: Now) {
-        let Some(spread) = &self.spread else { return };
-        if let Author::Gateway(_) = change.author {
-            return;
+/// Tells them what happened to a ban here.
+pub(super) fn tell(spread: &Spread, change: &Change, now: Now) {
+    let what = match (&change.what, &change.ban) {
+        (Became::Made | Became::Extended | Became::Shortened | Became::Pinned, Some(ban)) => {
+            held_off(ban)
         }
-        let what = match (&change.what, &change.ban) {
-            (Became::Made | Became::Extended | Became::Pinned, Some(ban)) => held_off(ban),
-            (Became::Lifted, _) => What::Lift,
-            (Became::Forgotten, _) => What::Forget,
-            _ => return,
-        };
-        spread.tell(change.subject, what, now.utc);
-    }
-
-    /// Waits until others have done something; for ever where there are none.
-    pub(super) async fn arrived(&self) {
-        match &self.spread {
-            Some(spread) => spread.arrived().await,
-            None => std::future::pending().await,
-        }
-    }
+        (Became::Lifted, _) => What::Lift,
+        (Became::Forgotten, _) => What::Forget,
+        _ => return,
+    };
+    spread.tell(change.subject, what, now.utc);
 }
 
 /// What people call this host.
@@ -116,20 +82,8 @@ fn name() -> String {
     if name.is_empty() { "a gateway".to_owned() } else { name }
 }
 
-impl Control {
-    /// Does what others did.
-    pub(super) fn hear(&mut self) {
-        let Some(spread) = &self.others.spread else { return };
-        let dry_run = self.config.feedback.as_ref().is_some_and(|feedback| feedback.dry_run);
-        let carrying_out = (&mut self.policy, &mut self.feedback);
-        take(carrying_out, spread, (dry_run, Now::read()));
-        self.spare_who_must_not_be_banned();
-        self.note_bans();
-    }
-}
-
 /// Takes over what others did.
-fn take(
+pub(super) fn take(
     (policy, feedback): (&mut Policy, &mut Feedback),
     spread: &Spread,
     (dry_run, now): (bool, Now),
@@ -152,8 +106,7 @@ fn take(
 fn untold(known: &Arc<KnownBan>, message: &Message, now: Now) -> Option<What> {
     let after = |at: UtcMillis| at > message.order.made;
     if known.holds(now.boot) {
-        let of_own = !matches!(known.author, Author::Gateway(_));
-        return (of_own && after(known.decided)).then(|| held_off(known));
+        return (is_told(&known.author) && after(known.decided)).then(|| held_off(known));
     }
     let lifted = known.lifts.last().copied().is_some_and(after);
     (lifted && message.ban(now.utc).is_some()).then_some(What::Lift)

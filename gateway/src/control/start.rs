@@ -16,14 +16,15 @@ use super::feedback::Feedback;
 use super::handover::Inlets;
 use super::monitor::Monitor;
 use super::names::{Names, look_up_new};
+use super::others::{self, Others};
 use super::policy::Policy;
 use super::privileges::{self, Target};
+use super::reload::READ_MAX;
 use super::sessions::Sessions;
 use super::sources::{Sources, files};
-use super::spread::Others;
 use super::upstreams::health::Checks;
 use super::upstreams::{snapshot, uses_echo};
-use super::{Control, RunError, access_log, addresses, keys, protect, read, redis, spread};
+use super::{Control, RunError, access_log, addresses, keys, protect, read, redis};
 use crate::admin::handover::{Inheritance, Predecessor};
 use crate::admin::server;
 use crate::auth::Authenticators;
@@ -56,7 +57,7 @@ pub(super) struct Started {
     authenticators: Authenticators,
     limits: Limits,
     redis: Option<Redis>,
-    secrets: spread::Secrets,
+    secrets: others::Secrets,
     policy: Policy,
     sessions: Sessions,
     pins: Pins,
@@ -82,7 +83,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let certificates =
         certificates::read(&config, &target.name).map_err(RunError::Configuration)?;
     let redis = redis::made(&config, None).map_err(RunError::Failed)?;
-    let secrets = spread::secrets(&config, None).map_err(RunError::Failed)?;
+    let secrets = others::secrets(&config, None).map_err(RunError::Failed)?;
     let authenticators = Authenticators::new(&config, &Authenticators::default(), redis.as_ref());
     let authenticators = authenticators.map_err(RunError::Failed)?;
     let limits = Limits::new(&config, config.workers, &Limits::default(), redis.as_ref());
@@ -148,7 +149,7 @@ impl Started {
     /// Starts the threads. Runs inside of the runtime of `control`.
     pub(super) async fn open(mut self) -> Result<(Control, Inlets, Option<Predecessor>), RunError> {
         // As the user that it is now, who will have to read them again.
-        let readings = files::read_all(&self.config, &self.target.name);
+        let readings = files::read_first(&self.config, &self.target.name, READ_MAX).await;
         let mut sources = Sources::new(&self.target.name);
         sources.configure(&mut self.policy, (&*self.config, readings), Now::read());
         self.redis.as_ref().map_or(Ok(()), Redis::start).map_err(RunError::failed)?;

@@ -2,7 +2,7 @@
 
 use super::{Control, guards, redis, spread, upstreams, views};
 use crate::admin::api::{Refusal, Status};
-use crate::base::time::instant;
+use crate::base::time::{Now, instant};
 use crate::observe;
 
 impl Control {
@@ -40,6 +40,7 @@ impl Control {
             feedback: self.feedback_view(),
             redis: self.redis.as_ref().map(redis::view),
             spread: self.others.spread.as_ref().map(spread::view),
+            crowdsec: self.others.crowdsec.as_ref().map(|one| one.view(&self.policy, Now::read())),
             proxy,
         })
     }

@@ -18,6 +18,8 @@ use crate::store::bans::End;
 pub const LIFT_TEACHES: Duration = Duration::from_secs(3600);
 /// Lifts that are remembered of one subject.
 const LIFTS_MAX: usize = 8;
+/// Decisions of others that lie beneath the one that holds.
+const BENEATH_MAX: usize = 4;
 
 /// What is known about the ban of one subject.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,9 @@ pub struct Ban {
     pub pinned: bool,
     /// What led to the last decision.
     pub story: Story,
+    /// What others decided and holds, too, once each, where whoever decided last may take that back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beneath: Vec<Ban>,
 }
 
 /// Who changes bans.
@@ -73,10 +78,14 @@ impl Ban {
         Duration::from_millis(self.lasts_ms)
     }
 
-    /// First moment at which it means nothing any more: its times have decayed, and its lifts teach nothing.
+    /// First moment at which it means nothing any more: its times have decayed, and its lifts teach nothing. What else
+    /// watches has its own memory.
     pub fn forgotten(&self) -> UtcMillis {
         let Some(end) = self.end.utc else { return UtcMillis(u64::MAX) };
-        let decay = self.lasts().saturating_mul(self.times);
+        let decay = match self.author {
+            Author::Outside(_) => Duration::ZERO,
+            _ => self.lasts().saturating_mul(self.times),
+        };
         let taught = self.lifts.last().map(|lift| lift.after(LIFT_TEACHES));
         end.after(decay).max(taught.unwrap_or(UtcMillis(0)))
     }
@@ -105,12 +114,44 @@ impl Ban {
     pub fn lifted(&mut self, now: Now, end: End) {
         self.pinned = false;
         self.end = end;
+        self.beneath.clear();
         // It was none that should count.
         self.times = self.times.saturating_sub(1);
         self.lifts.push(now.utc);
         if self.lifts.len() > LIFTS_MAX {
             self.lifts.remove(0);
         }
+    }
+
+    /// What `author` decided of it, if that holds.
+    pub fn by(&self, author: &Author, now: BootTime) -> Option<&Self> {
+        let all = std::iter::once(self).chain(&self.beneath);
+        all.filter(|one| one.holds(now)).find(|one| one.author == *author)
+    }
+
+    /// Notes what somebody else decided, too, in the place of what they had decided before. There are only so many:
+    /// those go that end first.
+    pub fn lay_beneath(&mut self, other: &Self, now: BootTime) {
+        let others = other.beneath.iter().chain([other]);
+        for other in others.filter(|other| other.author != self.author) {
+            self.beneath.retain(|one| one.holds(now) && one.author != other.author);
+            self.beneath.push(Self { beneath: Vec::new(), ..other.clone() });
+        }
+        self.beneath.sort_by_key(|one| std::cmp::Reverse(one.end.until().boot));
+        self.beneath.truncate(BENEATH_MAX);
+    }
+
+    /// What holds of it without what `author` decided, if anything does.
+    pub fn without(&self, author: &Author, now: BootTime) -> Option<Self> {
+        let others = self.beneath.iter().filter(|one| one.author != *author && one.holds(now));
+        let mut others: Vec<Self> = others.cloned().collect();
+        if self.author != *author {
+            return Some(Self { beneath: others, ..self.clone() });
+        }
+        let key = |one: &Self| (strength(&one.measure), one.end.until().boot);
+        let strongest = (0..others.len()).max_by_key(|index| others.get(*index).map(key))?;
+        let strongest = others.swap_remove(strongest);
+        Some(Self { beneath: others, lifts: self.lifts.clone(), ..strongest })
     }
 
     /// As the reason of its rule.
@@ -171,6 +212,8 @@ pub enum What {
     Made,
     /// It holds longer, or does more.
     Extended,
+    /// What one of several decided was taken back, and another's decision holds.
+    Shortened,
     /// Somebody took it back.
     Lifted,
     /// It holds until it is lifted.
@@ -191,6 +234,7 @@ impl What {
         match self {
             Self::Made => "made",
             Self::Extended => "extended",
+            Self::Shortened => "shortened",
             Self::Lifted => "lifted",
             Self::Pinned => "pinned",
             Self::Forgotten => "forgotten",

@@ -4,6 +4,7 @@
 //! carries decisions out. Nothing here blocks anybody by itself, and nothing here knows of requests or maps.
 
 pub mod ban;
+pub mod crowdsec;
 pub mod decision;
 pub mod evidence;
 pub mod good;

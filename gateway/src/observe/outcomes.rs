@@ -1,5 +1,5 @@
-//! How often something has decided what, where there are few outcomes: one block a worker, as all that is counted on the
-//! way of a request.
+//! How often something has decided what, where there are few outcomes: one block a worker, as all that is counted on
+//! the way of a request.
 
 use std::sync::Arc;
 

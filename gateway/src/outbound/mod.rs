@@ -1,8 +1,8 @@
 //! The client for the gateway's own calls: one GET or POST over HTTP/1.1, plain or TLS, in which nothing is unbounded.
 //!
 //! It says which addresses it talks to, so that no rule ever blocks them, and never follows a redirect from https to
-//! http, nor any with a form. It keeps no connections, knows no proxies and asks for no compression. It runs on a tokio
-//! runtime of any kind and spawns nothing.
+//! http, nor any with a form or a key. It keeps no connections, knows no proxies and asks for no compression. It runs
+//! on a tokio runtime of any kind and spawns nothing.
 
 mod connect;
 mod url;
@@ -133,9 +133,9 @@ pub enum Reason {
     /// Round and round.
     #[error("redirects more than {REDIRECTS_MAX} times")]
     Redirects,
-    /// The form would go to somebody else.
+    /// What was sent would go to somebody else.
     #[error("redirects, and what was sent is for nobody else")]
-    FormRedirect,
+    SecretRedirect,
     /// What was protected would not be any more.
     #[error("redirects from https to http, which anybody on the way can change")]
     Downgrade,
@@ -204,6 +204,26 @@ impl Client {
         posted.map_err(|reason| FetchError { url: display(url), reason })
     }
 
+    /// Gets `url` as the one whom a field names, and returns the body of the answer. Redirects are not followed, for
+    /// the field is meant for nobody else.
+    pub async fn get_as(
+        &self,
+        url: &Uri,
+        (name, value): (HeaderName, &HeaderValue),
+        bounds: Bounds,
+        peers: &mut Vec<IpAddr>,
+    ) -> Result<Vec<u8>, FetchError> {
+        let getting = async {
+            let target = Target::of(url).ok_or(Reason::Url)?;
+            let request = Request::get(target.path_and_query.as_str()).header(name, value);
+            let request = request.body(Full::default()).map_err(|_| Reason::Url)?;
+            self.once(url, (&target, request), bounds, peers).await
+        };
+        let got = timeout(bounds.total_timeout, getting).await;
+        let got = got.unwrap_or(Err(Reason::Timeout("answer in full", bounds.total_timeout)));
+        got.map_err(|reason| FetchError { url: display(url), reason })
+    }
+
     async fn post_once(
         &self,
         url: &Uri,
@@ -212,22 +232,37 @@ impl Client {
         peers: &mut Vec<IpAddr>,
     ) -> Result<Vec<u8>, Reason> {
         let target = Target::of(url).ok_or(Reason::Url)?;
-        let stream = self.connect(&target, bounds, peers).await?;
-        let mut request = Request::post(target.path_and_query.as_str())
-            .header(header::HOST, &target.authority)
-            .header(header::USER_AGENT, USER_AGENT)
-            .header(header::ACCEPT, "application/json")
-            .header(header::ACCEPT_ENCODING, "identity")
+        let request = Request::post(target.path_and_query.as_str())
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(Full::from(form.body.to_owned()))
-            .map_err(|_| Reason::Url)?;
+            .body(Full::from(form.body.to_owned()));
+        let mut request = request.map_err(|_| Reason::Url)?;
         if let Some(value) = form.authorization {
             request.headers_mut().insert(header::AUTHORIZATION, value.clone());
         }
+        self.once(url, (&target, request), bounds, peers).await
+    }
+
+    /// Sends a request that is for `target` and nobody else.
+    async fn once(
+        &self,
+        url: &Uri,
+        (target, mut request): (&Target, Request<Full<Bytes>>),
+        bounds: Bounds,
+        peers: &mut Vec<IpAddr>,
+    ) -> Result<Vec<u8>, Reason> {
+        let host = HeaderValue::from_str(&target.authority).map_err(|_| Reason::Url)?;
+        let fields = [
+            (header::HOST, host),
+            (header::USER_AGENT, HeaderValue::from_static(USER_AGENT)),
+            (header::ACCEPT, HeaderValue::from_static("application/json")),
+            (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+        ];
+        request.headers_mut().extend(fields);
+        let stream = self.connect(target, bounds, peers).await?;
         match exchange(stream, request, url, bounds.body_max_bytes).await? {
             Step::Done(Fetched::Body { bytes, .. }) => Ok(bytes),
             Step::Done(Fetched::NotModified) => Err(Reason::Status(StatusCode::NOT_MODIFIED)),
-            Step::Redirect(_) => Err(Reason::FormRedirect),
+            Step::Redirect(_) => Err(Reason::SecretRedirect),
         }
     }
 

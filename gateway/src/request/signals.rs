@@ -350,6 +350,7 @@ mod tests {
             shared: SharedSource { consumers: 2, evidence: None },
             ceiling: Ceiling { bans_per_minute: 1, good_share: Share::WHOLE },
             spread: None,
+            crowdsec: None,
         }
     }
 

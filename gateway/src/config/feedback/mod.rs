@@ -1,5 +1,6 @@
 //! `feedback`: what clients have to do to be held off, for how long, and what never happens to them.
 
+mod crowdsec;
 mod defaults;
 mod read;
 mod spread;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::crowdsec::FeedbackCrowdsec;
 pub(super) use self::read::{RawFeedback, feedback};
 pub use self::spread::FeedbackSpread;
 use super::Share;
@@ -35,6 +37,8 @@ pub struct Feedback {
     pub ceiling: Ceiling,
     /// How other gateways are told, and heard.
     pub spread: Option<FeedbackSpread>,
+    /// Whose decisions are carried out here, too.
+    pub crowdsec: Option<FeedbackCrowdsec>,
 }
 
 /// One rule: what has to be noticed how often, and what is done then.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::crowdsec::{RawCrowdsec, crowdsec};
 use super::spread::{RawSpread, spread};
 use super::{Ceiling, Feedback, FeedbackBy, FeedbackRule, Measure, SharedSource, defaults};
 use crate::base::signal::Signal;
@@ -54,6 +55,7 @@ pub(in crate::config) struct RawFeedback {
     shared: RawShared,
     ceiling: RawCeiling,
     spread: Option<RawSpread>,
+    crowdsec: Option<RawCrowdsec>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -196,6 +198,7 @@ pub(in crate::config) fn feedback(
             .spread
             .as_ref()
             .and_then(|raw| spread(raw, (folder, has_redis), at.key("spread"))),
+        crowdsec: raw.crowdsec.as_ref().and_then(|raw| crowdsec(raw, folder, at.key("crowdsec"))),
     }))
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use gateway_common::rule::Origin;
+
 use super::Policy;
 use crate::admin::api::{Done, Refusal};
 use crate::base::prefix::{self, display};
@@ -9,6 +11,7 @@ use crate::base::time::{Now, UtcMillis};
 use crate::feedback::ban::{Author, Ban, What};
 use crate::feedback::decision::{Place, Subject};
 use crate::rules::Until;
+use crate::rules::classify::Entry;
 
 /// What people do to bans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,15 @@ pub enum Verb {
     Forget,
     /// Take them back, which teaches nothing: a program's time was over.
     Withdraw,
+}
+
+/// When a change is on the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    /// Before anybody is told.
+    Now,
+    /// As soon as may be.
+    Soon,
 }
 
 type After = (Subject, Option<Arc<Ban>>);
@@ -51,8 +63,11 @@ impl Policy {
                 Verb::Pin => format!("{prefix} pinned ({place}): it holds until it is lifted"),
                 Verb::Forget => format!("{prefix} forgotten ({place})"),
             });
-            if verb == Verb::Lift && *author != Author::Feedback {
-                let wanted = self.bans.find(subject).map_or(0, |ban| ban.lifts_that_teach(now));
+            if verb == Verb::Lift
+                && *author != Author::Feedback
+                && let Some(ban) = self.bans.find(subject)
+            {
+                let wanted = ban.lifts_that_teach(now);
                 done.notes.push(format!(
                     "{prefix}: for an hour it takes {} times the evidence",
                     1u64 << wanted.min(32)
@@ -62,10 +77,28 @@ impl Policy {
         Ok((done, subjects))
     }
 
-    /// Changes these bans, all of them or none.
+    /// Changes these bans, all of them or none. They are on the disk before this returns.
     pub fn change_subjects(
         &mut self,
         verb: Verb,
+        subjects: &[Subject],
+        by: (&Author, Now),
+    ) -> Result<(), Refusal> {
+        self.change_all((verb, Durable::Now), subjects, by)
+    }
+
+    /// Takes these bans back for whoever made them, all or none. They are written behind, for nobody waits.
+    pub fn withdraw_subjects(
+        &mut self,
+        subjects: &[Subject],
+        by: (&Author, Now),
+    ) -> Result<(), Refusal> {
+        self.change_all((Verb::Withdraw, Durable::Soon), subjects, by)
+    }
+
+    fn change_all(
+        &mut self,
+        (verb, durable): (Verb, Durable),
         subjects: &[Subject],
         (author, now): (&Author, Now),
     ) -> Result<(), Refusal> {
@@ -80,8 +113,13 @@ impl Policy {
                     Some(Arc::new(ban))
                 }
                 (Verb::Withdraw, Some(ban)) => {
-                    let end = self.store.end(Until { boot: now.boot, utc: Some(now.utc) });
-                    Some(Arc::new(Ban { end, ..Ban::clone(ban) }))
+                    let end = || self.store.end(Until { boot: now.boot, utc: Some(now.utc) });
+                    let left = ban.without(author, now.boot);
+                    Some(Arc::new(left.unwrap_or_else(|| Ban {
+                        end: end(),
+                        beneath: Vec::new(),
+                        ..Ban::clone(ban)
+                    })))
                 }
                 (Verb::Pin, Some(ban)) => {
                     let end = self.store.end(Until::NEVER);
@@ -91,29 +129,33 @@ impl Policy {
             (*subject, after)
         });
         let after: Vec<After> = after.collect();
-        if let Err(error) = self.exchange_bans(&after, now) {
-            return Err(Refusal::failed(match self.exchange_bans(&before, now) {
+        if let Err(error) = self.exchange_bans(&after, durable, now) {
+            return Err(Refusal::failed(match self.exchange_bans(&before, durable, now) {
                 Ok(()) => error.to_string(),
                 Err(other) => format!("{error}; and it could not be undone: {other}"),
             }));
         }
-        let what = match verb {
-            Verb::Lift | Verb::Withdraw => What::Lifted,
-            Verb::Pin => What::Pinned,
-            Verb::Forget => What::Forgotten,
-        };
         for subject in subjects {
-            self.bans.note(*subject, what.clone(), author.clone());
+            let holds = self.bans.find(subject).is_some_and(|ban| ban.holds(now.boot));
+            let what = match verb {
+                Verb::Withdraw if holds => What::Shortened,
+                Verb::Lift | Verb::Withdraw => What::Lifted,
+                Verb::Pin => What::Pinned,
+                Verb::Forget => What::Forgotten,
+            };
+            self.bans.note(*subject, what, author.clone());
         }
         Ok(())
     }
 
     /// Puts bans in the place of others: in the store, then in the tables.
-    fn exchange_bans(&mut self, bans: &[After], now: Now) -> anyhow::Result<()> {
+    fn exchange_bans(&mut self, bans: &[After], durable: Durable, now: Now) -> anyhow::Result<()> {
         for (subject, ban) in bans {
             self.bans.keep(*subject, ban.clone());
         }
-        self.flush_bans()?;
+        if durable == Durable::Now {
+            self.flush_bans()?;
+        }
         for (subject, ban) in bans {
             match ban.as_ref().filter(|ban| ban.holds(now.boot)) {
                 Some(ban) => self.put_ban(subject, ban, now)?,
@@ -127,9 +169,9 @@ impl Policy {
     fn named(&self, verb: Verb, text: &str, now: Now) -> Result<Vec<Subject>, Refusal> {
         let prefix = prefix::parse(text).map_err(Refusal::usage)?;
         let places = [Place::Kernel, Place::UserSpace];
-        let fits = |subject: &Subject| {
-            let known = self.bans.find(subject);
-            known.is_some_and(|ban| verb == Verb::Forget || ban.holds(now.boot))
+        let fits = |subject: &Subject| match self.bans.find(subject) {
+            Some(ban) => verb == Verb::Forget || ban.holds(now.boot),
+            None => verb != Verb::Pin && self.is_left_behind(subject),
         };
         let named: Vec<Subject> =
             places.map(|place| Subject { prefix, place }).into_iter().filter(fits).collect();
@@ -147,6 +189,15 @@ impl Policy {
             }
             None => format!("{shown} is not banned: see `gateway bans list`"),
         }))
+    }
+}
+
+impl Policy {
+    /// Whether the kernel has a ban that a gateway had not written down when it was killed.
+    fn is_left_behind(&self, subject: &Subject) -> bool {
+        let held = self.door.as_ref().map(|door| door.held(&subject.prefix)).unwrap_or_default();
+        let is_ban = |entry: &Entry| entry.origin == Origin::Ban;
+        subject.place == Place::Kernel && held.iter().any(|(entry, _)| is_ban(entry))
     }
 }
 

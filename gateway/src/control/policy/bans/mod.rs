@@ -23,6 +23,7 @@ use crate::feedback::ban::{Author, Ban, Change, What, action, is_for_ever, profi
 use crate::feedback::decision::{Decision, Held, Place, Subject};
 use crate::kernel::apply::{Wanted, apply, apply_all};
 use crate::kernel::tables::TablesError;
+use crate::observe::histogram::Durations;
 use crate::rules::tables::{Reader, RuleTables};
 use crate::rules::{Rule, RuleSet, Until};
 use crate::store::bans::{Batch, Behind};
@@ -30,6 +31,7 @@ use crate::store::{Store, StoreError};
 
 pub(in crate::control) mod commands;
 mod outside;
+mod room;
 #[cfg(test)]
 pub(in crate::control) mod tests;
 pub(in crate::control) mod views;
@@ -82,11 +84,23 @@ pub struct Bans {
     /// What happened since somebody took note of it.
     changes: Vec<Change>,
     /// Decisions that were not carried out, the last of each subject, the oldest first.
-    held: VecDeque<(Decision, String)>,
+    held: VecDeque<HeldBack>,
     /// Whose connections are to be closed.
     closing: BTreeSet<Subject>,
     purge_at: BootTime,
+    /// Until when there is no room, and nobody looks for any.
+    full_until: BootTime,
     max: usize,
+}
+
+/// A decision that was not carried out.
+pub struct HeldBack {
+    /// The decision.
+    pub decision: Decision,
+    /// Who made it.
+    pub author: Author,
+    /// Why it was not.
+    pub why: String,
 }
 
 impl Bans {
@@ -101,6 +115,7 @@ impl Bans {
             held: VecDeque::new(),
             closing: BTreeSet::new(),
             purge_at: BootTime(0),
+            full_until: BootTime(0),
             max: BANS_MAX,
         };
         let (mut rules, mut moved) = (Vec::new(), Batch::new());
@@ -144,7 +159,7 @@ impl Bans {
     }
 
     /// Decisions that were not carried out and why, the oldest first.
-    pub fn held(&self) -> impl DoubleEndedIterator<Item = &(Decision, String)> {
+    pub fn held(&self) -> impl DoubleEndedIterator<Item = &HeldBack> {
         self.held.iter()
     }
 
@@ -166,6 +181,7 @@ impl Bans {
     /// Remembers a ban, or nothing any more, here and in the store.
     fn keep(&mut self, subject: Subject, ban: Option<Arc<Ban>>) {
         self.write(subject, ban.clone());
+        self.full_until = BootTime(0);
         match ban {
             Some(ban) => self.records.insert(subject, ban),
             None => self.records.remove(&subject),
@@ -180,39 +196,15 @@ impl Bans {
     /// Notes a decision that is not carried out.
     fn hold(&mut self, decision: &Decision, author: &Author, (what, why): (What, String)) {
         let subject = decision.subject;
-        self.held.retain(|(other, _)| other.subject != subject);
+        self.held.retain(|other| other.decision.subject != subject);
         if self.held.len() >= HELD_MAX {
             self.held.pop_front();
         }
-        self.held.push_back((decision.clone(), why));
-        let (author, decision) = (author.clone(), Some(Box::new(decision.clone())));
+        let author = author.clone();
+        let (held, by) = (decision.clone(), author.clone());
+        self.held.push_back(HeldBack { decision: held, author: by, why });
+        let decision = Some(Box::new(decision.clone()));
         self.changes.push(Change { subject, what, author, ban: None, decision });
-    }
-
-    /// Makes room for one subject: what holds no longer and means least goes. Answers whether there is any.
-    fn make_room(&mut self, subject: &Subject, now: BootTime) -> bool {
-        if self.records.len() < self.max || self.records.contains_key(subject) {
-            return true;
-        }
-        let over = self.records.iter().filter(|(_, ban)| !ban.holds(now));
-        let Some(least) = over.min_by_key(|(_, ban)| ban.forgotten()).map(|(least, _)| *least)
-        else {
-            return false;
-        };
-        self.keep(least, None);
-        true
-    }
-
-    /// Forgets what means nothing any more.
-    fn purge(&mut self, now: Now) {
-        if now.boot < self.purge_at {
-            return;
-        }
-        self.purge_at = BootTime(now.boot.0.saturating_add(PURGE_EVERY_NS));
-        let is_past = |_: &Subject, ban: &mut Arc<Ban>| ban.forgotten() <= now.utc;
-        let past: Vec<Subject> =
-            self.records.extract_if(.., is_past).map(|(subject, _)| subject).collect();
-        past.into_iter().for_each(|subject| self.write(subject, None));
     }
 }
 
@@ -242,42 +234,45 @@ impl Policy {
         if let Err(why) = self.fits(subject, measure) {
             return Outcome::Failed(why);
         }
-        if !self.bans.make_room(subject, now.boot) {
-            let max = self.bans.max;
+        if !self.bans.make_room(subject, author, now.boot) {
+            let max = self.bans.room_of(author);
             return Outcome::Failed(format!("there are {max} bans, as many as may be"));
         }
         let before = self.bans.records.get(subject).cloned();
-        let mut until = Until::after(now, Some(*lasts));
         let standing = before.as_ref().filter(|ban| ban.holds(now.boot));
-        if let Some(standing) = standing {
-            let held = strength(&standing.measure);
-            let end = standing.end.until();
-            if held > strength(measure) || held == strength(measure) && end.boot >= until.boot {
-                return Outcome::Standing;
-            }
-            if standing.pinned {
-                until = Until::NEVER;
-            }
-        }
-        let ban = Ban {
+        let pinned = standing.is_some_and(|standing| standing.pinned);
+        let until = Until::after(now, Some(*lasts));
+        let mut ban = Ban {
             rule: decision.rule.to_string(),
             measure: measure.clone(),
             author: author.clone(),
             made: standing.map_or(now.utc, |standing| standing.made),
             decided: now.utc,
-            end: self.store.end(until),
+            end: self.store.end(if pinned { Until::NEVER } else { until }),
             lasts_ms: u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX),
             times: decision.times,
             lifts: before.as_ref().map(|ban| ban.lifts.clone()).unwrap_or_default(),
-            pinned: standing.is_some_and(|standing| standing.pinned),
+            pinned,
             story: decision.story.clone(),
+            beneath: Vec::new(),
         };
+        if let Some(standing) = standing {
+            let held = strength(&standing.measure);
+            let is_longer = standing.end.until().boot >= until.boot;
+            if held > strength(measure) || held == strength(measure) && is_longer {
+                self.stand(subject, standing, &ban, now);
+                return Outcome::Standing;
+            }
+            if let Author::Outside(_) = author {
+                ban.lay_beneath(standing, now.boot);
+            }
+        }
         let what = if standing.is_some() { What::Extended } else { What::Made };
         if let Err(error) = self.put_ban(subject, &ban, now) {
             return Outcome::Failed(error.to_string());
         }
         let enforced = boot();
-        self.bans.held.retain(|(held, _)| held.subject != *subject);
+        self.bans.held.retain(|held| held.decision.subject != *subject);
         self.bans.keep(*subject, Some(Arc::new(ban)));
         self.bans.note(*subject, what, author.clone());
         // What is slowed down goes on.
@@ -285,6 +280,15 @@ impl Policy {
             self.bans.closing.insert(*subject);
         }
         Outcome::Enforced(enforced)
+    }
+
+    /// Notes what was decided about a subject that is held off as much, where whoever did that may take it back.
+    fn stand(&mut self, subject: &Subject, standing: &Ban, other: &Ban, now: Now) {
+        if matches!(standing.author, Author::Outside(_)) && standing.author != other.author {
+            let mut both = standing.clone();
+            both.lay_beneath(other, now.boot);
+            self.bans.keep(*subject, Some(Arc::new(both)));
+        }
     }
 
     /// Whether a measure can be taken about a subject at all.
@@ -427,6 +431,11 @@ impl Policy {
     /// Why bans are not on the disk, if some are not for longer than they may.
     pub fn bans_lag(&self) -> Option<String> {
         self.bans.behind.failed()
+    }
+
+    /// From each change of bans to its being on the disk.
+    pub fn bans_durable(&self) -> Durations {
+        self.bans.behind.durable()
     }
 
     /// Waits until every ban is on the disk.

@@ -1,9 +1,11 @@
 //! Bans that somebody outside asks for: people, and programs that watch something else. The guard decides about them as
 //! it does about the gateway's own; whoever made one may take it back, and nobody else's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use gateway_common::rule::Origin;
+use ipnet::IpNet;
 
 use super::commands::Verb;
 use super::{Outcome, Policy};
@@ -91,12 +93,7 @@ impl Policy {
         for subject in subjects(&asked.prefixes, Place::Kernel)? {
             let shown = display(&subject.prefix);
             let both = [Place::Kernel, Place::UserSpace].map(|place| Subject { place, ..subject });
-            let is_theirs = |subject: &Subject| {
-                let known = self.bans.find(subject);
-                known.is_some_and(|ban: &std::sync::Arc<Ban>| {
-                    ban.author == author && ban.holds(now.boot) && !ban.pinned
-                })
-            };
+            let is_theirs = |subject: &Subject| self.is_of(subject, &author, now);
             let found: Vec<Subject> = both.into_iter().filter(is_theirs).collect();
             match found.is_empty() {
                 true => done.notes.push(format!("{shown} is not banned by {}", asked.from)),
@@ -106,6 +103,26 @@ impl Policy {
         }
         self.change_subjects(Verb::Withdraw, &theirs, (&author, now))?;
         Ok(done)
+    }
+
+    /// Takes back those bans of these prefixes that `author` made, for packets. Answers how many that were.
+    pub fn withdraw(
+        &mut self,
+        prefixes: &[IpNet],
+        (author, now): (&Author, Now),
+    ) -> Result<usize, Refusal> {
+        let place = Place::Kernel;
+        let subjects = prefixes.iter().map(|prefix| Subject { prefix: *prefix, place });
+        let theirs: Vec<Subject> =
+            subjects.filter(|subject| self.is_of(subject, author, now)).collect();
+        self.withdraw_subjects(&theirs, (author, now))?;
+        Ok(theirs.len())
+    }
+
+    /// Whether a ban is one that `author` may take back.
+    fn is_of(&self, subject: &Subject, author: &Author, now: Now) -> bool {
+        let is_of = |ban: &&Arc<Ban>| !ban.pinned && ban.by(author, now.boot).is_some();
+        self.bans.find(subject).filter(is_of).is_some()
     }
 }
 

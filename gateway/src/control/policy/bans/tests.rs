@@ -268,3 +268,32 @@ fn there_are_only_so_many_bans_and_those_that_ended_make_room() {
     policy.flush_bans().unwrap();
     assert_eq!(policy.store().bans::<Ban>().unwrap().len(), 3);
 }
+
+#[test]
+fn what_others_decide_leaves_room_for_the_gateways_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut policy = policy(&folder, NOW);
+    policy.bans.max = 16;
+    let one = |last: u8| subject(&format!("192.0.2.{last}/32"), Place::Kernel);
+    let others = [Author::Outside("a".to_owned()), Author::Gateway("b".to_owned())];
+    for last in 0..20 {
+        let author = &others[usize::from(last) % 2];
+        let outcome = policy.enforce_ban(&decision(one(last), MINUTE), author, NOW);
+        match last {
+            0..14 => assert!(is_enforced(&outcome), "{last}: {outcome:?}"),
+            _ => assert!(matches!(outcome, Outcome::Failed(why) if why.contains("14 bans"))),
+        }
+    }
+    assert!(is_enforced(&ban(&mut policy, one(100), MINUTE)));
+    let by_hand = policy.enforce_ban(&decision(one(101), MINUTE), &Author::User(7), NOW);
+    assert!(is_enforced(&by_hand));
+    let full = ban(&mut policy, one(102), MINUTE);
+    assert!(matches!(full, Outcome::Failed(why) if why.contains("16 bans")));
+    // What has ended makes room, and what a program had decided is not remembered any longer.
+    let late = after(MINUTE * 2);
+    policy.expire(late).unwrap();
+    let left: Vec<&Author> = policy.bans().iter().map(|(_, ban)| &ban.author).collect();
+    assert!(!left.iter().any(|author| matches!(author, Author::Outside(_))), "{left:?}");
+    let again = policy.enforce_ban(&decision(one(15), MINUTE), &others[0], late);
+    assert!(is_enforced(&again));
+}

@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use gateway_common::rule::Origin;
 
-use super::{Policy, is_for_ever, profile};
+use super::{HeldBack, Policy, is_for_ever, profile};
 use crate::admin::api::Answer;
 use crate::admin::bans::{BanQuery, BanView, PAGE_MAX_BANS};
 use crate::base::prefix::display;
@@ -20,7 +20,7 @@ pub(in crate::control) fn list(policy: &Policy, query: &BanQuery, now: Now) -> A
     let limit = query.limit.clamp(1, PAGE_MAX_BANS);
     if query.held {
         let held = policy.bans.held().rev().take(limit);
-        let bans = held.map(|(decision, why)| unsigned(held_view(decision, why))).collect();
+        let bans = held.map(|held| unsigned(held_view(held))).collect();
         return Answer::Bans { bans, next: None };
     }
     let from = query.after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -39,8 +39,8 @@ pub(in crate::control) fn about(policy: &Policy, address: IpAddr, now: Now) -> V
     let mut known: Vec<BanView> =
         known.map(|(subject, ban)| view(policy, subject, ban, now)).collect();
     known.sort_by_key(|ban| ban.state != "holds");
-    let held = policy.bans.held().rev().filter(|(decision, _)| covers(&decision.subject));
-    known.extend(held.map(|(decision, why)| held_view(decision, why)));
+    let held = policy.bans.held().rev().filter(|held| covers(&held.decision.subject));
+    known.extend(held.map(held_view));
     known
 }
 
@@ -103,7 +103,7 @@ fn view(policy: &Policy, subject: &Subject, ban: &Ban, now: Now) -> BanView {
     }
 }
 
-fn held_view(decision: &Decision, why: &str) -> BanView {
+fn held_view(HeldBack { decision, author, why }: &HeldBack) -> BanView {
     let Decision { subject, rule, measure, lasts, times, at, story, .. } = decision;
     BanView {
         prefix: display(&subject.prefix),
@@ -112,14 +112,14 @@ fn held_view(decision: &Decision, why: &str) -> BanView {
         measure: name(measure).to_owned(),
         profile: Some(profile(measure)).filter(|name| !name.is_empty()).map(str::to_owned),
         rule: rule.to_string(),
-        author: "feedback".to_owned(),
+        author: author.to_string(),
         made_utc_ms: at.utc,
         until_utc_ms: Some(at.utc.after(*lasts)),
         times: *times,
         pinned: false,
         lifted_utc_ms: Vec::new(),
         enforced: "nowhere".to_owned(),
-        note: Some(why.to_owned()),
+        note: Some(why.clone()),
         packets: 0,
         last_packet_utc_ms: None,
         story: story.clone(),

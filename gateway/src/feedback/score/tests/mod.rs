@@ -77,6 +77,7 @@ fn feedback(rules: Vec<FeedbackRule>) -> Feedback {
         shared: SharedSource { consumers: 2, evidence: None },
         ceiling: Ceiling { bans_per_minute: 60, good_share: Share::WHOLE },
         spread: None,
+        crowdsec: None,
     }
 }
 
