@@ -239,6 +239,16 @@ impl<'n> Gateway<'n> {
         Ok(())
     }
 
+    /// Waits until the daemon is gone, however it went.
+    pub fn gone(&mut self) -> Result<ExitStatus> {
+        wait_for("the gateway's end", STOP, || self.exit_status())
+    }
+
+    /// The process of the daemon.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("the gateway is not running")?.id())
+    }
+
     /// Sends the daemon a signal.
     pub fn signal(&self, signal: Signal) -> Result {
         let child = self.child.as_ref().context("the gateway is not running")?;

@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests measure real time, from outside the gateway")]
 
 pub mod authority;
+pub mod bans;
 pub mod bpf;
 pub mod client;
 pub mod dns;

@@ -302,6 +302,37 @@ fn one_that_runs_a_foreign_program_is_tried_again_and_the_others_go_on() -> Resu
 }
 
 #[test]
+fn one_whose_driver_has_no_native_mode_runs_in_generic_mode_and_says_why() -> Result {
+    const WHY: &str = "not in native mode because its driver has no native mode";
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let bridge = |name: &str| hosts.gateway.ip(&format!("link add {name} type bridge"));
+    bridge("first0")?;
+    let mut config = config(&hosts, &origin, &["to_attacker", "first0", "later0"]);
+    config["kernel"]["attach"] = json!("auto");
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    let modes = |later: &str| {
+        [("to_attacker", "native"), ("first0", "generic"), ("later0", later)]
+            .map(|(name, mode)| (name.to_owned(), mode.to_owned()))
+    };
+    assert_eq!(gateway.modes()?, modes(""));
+    let about_first = format!("first0 {WHY}");
+    let status = gateway.status()?;
+    let about = status.pointer("/kernel/note").and_then(Value::as_str).unwrap_or_default();
+    assert!(about.contains(&about_first) && !about.contains("to_attacker"), "{status}");
+
+    bridge("later0")?;
+    wait_for_mode(&gateway, "later0", "generic")?;
+    assert_eq!(gateway.modes()?, modes("generic"));
+    assert_eq!(note(&gateway, "later0")?, WHY);
+    let told = gateway.cli(&["status"])?.ok()?.stdout;
+    assert!(told.contains(&about_first) && told.matches(WHY).count() == 2, "{told}");
+    Ok(())
+}
+
+#[test]
 fn one_that_is_given_another_name_keeps_its_program() -> Result {
     require_root()?;
     let hosts = Topology::new()?;

@@ -190,6 +190,55 @@ fn a_file_without_room_is_put_in_force_once_there_is_some() -> Result {
 }
 
 #[test]
+fn a_file_that_lost_too_much_is_held_back_until_somebody_accepts_it() -> Result {
+    let namespace = namespace()?;
+    let kernel = json!({"deny_files": [{"path": "drop.txt", "min_entries": "50%"}, "other.txt"]});
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), config(&kernel)?)?;
+    fs::write(file(&gateway, "drop.txt"), hosts(10))?;
+    fs::write(file(&gateway, "other.txt"), "198.19.0.1\n198.19.0.2\n198.19.0.3\n")?;
+    gateway.start()?;
+    wait_for_entries(&gateway, 10)?;
+    gateway.cli(&["lists", "accept", "drop"])?.refused(1, "nothing of drop is held back")?;
+    let held = "held back: it lost 60 % of its entries (4 of 10 left, below min_entries: 50%)";
+    replace(&gateway, "drop.txt", &hosts(4))?;
+    replace(&gateway, "other.txt", "198.19.0.1\n")?;
+    wait_for_note(&gateway, "drop", held)?;
+    wait_for_prefixes(&gateway, "other", &["198.19.0.1"])?;
+    wait_for_entries(&gateway, 10)?;
+    gateway.cli(&["lists", "refresh", "drop"])?.refused(1, held)?;
+    let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+    for line in [
+        r#"gateway_list_held_back{list="drop"} 1"#,
+        r#"gateway_list_held_back{list="other"} 0"#,
+        r#"gateway_list_failures{list="drop"} 0"#,
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    assert!(gateway.cli(&["status"])?.ok()?.stdout.contains("lost 60 %"));
+
+    // So it is after a start and a reload; what was looked at is what is accepted.
+    gateway.kill9()?;
+    gateway.start()?;
+    wait_for_note(&gateway, "drop", held)?;
+    wait_for_entries(&gateway, 10)?;
+    gateway.cli(&["reload"])?.ok()?;
+    wait_for_note(&gateway, "drop", held)?;
+    gateway.cli(&["lists", "accept", "drop"])?.ok()?;
+    wait_for_entries(&gateway, 4)?;
+    assert_eq!(note(&gateway, "drop")?, "");
+
+    // Half of them is enough, and one that has grown again needs nobody.
+    replace(&gateway, "drop.txt", &hosts(2))?;
+    wait_for_entries(&gateway, 2)?;
+    replace(&gateway, "drop.txt", "# nobody\n")?;
+    wait_for_note(&gateway, "drop", "lost 100 %")?;
+    replace(&gateway, "drop.txt", &hosts(3))?;
+    wait_for_entries(&gateway, 3)?;
+    wait_for_note(&gateway, "drop", "")?;
+    Ok(())
+}
+
+#[test]
 fn a_file_that_the_daemon_may_not_read_is_said_with_its_user() -> Result {
     let namespace = namespace()?;
     let kernel = json!({"deny_files": ["drop.txt"]});
@@ -486,6 +535,43 @@ fn lists_that_overlap_keep_their_reasons_and_an_operator_is_above_a_feed() -> Re
     }
     gateway.cli(&["allow", "remove", "198.18.0.0/16"])?.ok()?;
     assert!(verdict(&gateway, "198.18.1.7")?.starts_with("denied"));
+    Ok(())
+}
+
+#[test]
+fn an_exported_reset_is_imported_as_one_and_kept() -> Result {
+    let namespace = namespace()?;
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), config(&json!({}))?)?;
+    gateway.start()?;
+    let deny = |more: &[&str]| gateway.cli(&[&["deny"], more].concat())?.ok();
+    deny(&["add", "203.0.113.7", "2001:db8::/64", "--reset", "--for", "2h", "--reason", "a scan"])?;
+    deny(&["add", "203.0.113.8"])?;
+    let exported = deny(&["export", "-"])?.stdout;
+    let resets = exported.lines().filter(|line| line.contains("\"action\":\"reset\"")).count();
+    assert_eq!((exported.lines().count(), resets), (3, 2), "{exported}");
+    deny(&["remove", "203.0.113.7", "203.0.113.8", "2001:db8::/64"])?;
+    fs::write(file(&gateway, "drop.json"), &exported)?;
+    deny(&["import", &file(&gateway, "drop.json").display().to_string()])?;
+    let command = "deny add 203.0.113.7 2001:db8::/64 --reset --for 7200000ms";
+    let log = gateway.log();
+    assert!(log.contains(command), "the audit trail has what was typed: {log}");
+    let has = |gateway: &Gateway<'_>| -> Result {
+        let again = gateway.cli(&["deny", "export", "-", "--list", "drop"])?.ok()?.stdout;
+        assert_eq!(again, exported);
+        assert!(verdict(gateway, "203.0.113.7")?.starts_with("reset"));
+        assert!(verdict(gateway, "203.0.113.8")?.starts_with("denied"));
+        Ok(())
+    };
+    has(&gateway)?;
+    gateway.kill9()?;
+    gateway.start()?;
+    has(&gateway)?;
+    // The next version denies all of them.
+    let denied = exported.replace("\"action\":\"reset\",", "");
+    fs::write(file(&gateway, "drop.json"), denied)?;
+    let path = file(&gateway, "drop.json").display().to_string();
+    gateway.cli(&["deny", "import", &path])?.ok()?;
+    assert!(verdict(&gateway, "203.0.113.7")?.starts_with("denied"));
     Ok(())
 }
 

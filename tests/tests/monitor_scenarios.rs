@@ -1,6 +1,7 @@
 //! What is to be seen of the gateway at work, through the real binary: events of dropped packets, metrics, `top`.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
@@ -153,6 +154,38 @@ fn who_follows_the_events_is_told_of_each() -> Result {
     assert_eq!(seen, BTreeSet::from(["198.18.7.2".to_owned(), "198.18.7.3".to_owned()]));
     follower.kill()?;
     follower.wait()?;
+    Ok(())
+}
+
+#[test]
+fn an_event_names_the_list_whose_rule_decided() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["events"] = json!("1000/s");
+    config["kernel"]["deny_files"] = json!([{"path": "drop.txt", "name": "scanners"}]);
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    let folder = gateway.config();
+    fs::write(folder.with_file_name("drop.txt"), "198.18.7.0/24 # seen last week\n")?;
+    fs::write(folder.with_file_name("bought.txt"), "198.18.8.0/24\n")?;
+    gateway.start()?;
+    let bought = folder.with_file_name("bought.txt");
+    gateway.cli(&["deny", "import", bought.to_str().context("no text")?])?.ok()?;
+    gateway.cli(&["deny", "add", "198.18.9.0/24"])?.ok()?;
+    let sender = Sender::new(&hosts.attacker)?;
+    for (source, list) in [
+        ("198.18.7.7", json!("scanners")),
+        ("198.18.8.8", json!("bought")),
+        ("198.18.9.9", Value::Null),
+    ] {
+        let frame = Path::new(&hosts.attacker, source.parse()?).udp(UDP_PORT, b"x")?;
+        let event = reported(&gateway, &sender, &frame, source)?;
+        assert_eq!(event["rule"]["list"], list, "{event}");
+        assert!(event["rule"]["prefix"].is_string(), "{event}");
+    }
+    let shown = gateway.cli(&["events"])?.ok()?.stdout;
+    assert!(shown.contains("scanners") && shown.contains("bought"), "{shown}");
     Ok(())
 }
 

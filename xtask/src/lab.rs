@@ -24,7 +24,7 @@ use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Map, Value, json};
 
 use crate::process;
-use load::{Flood, Requests, Window};
+use load::{Flood, Pace, Requests, Window};
 use picture::Point;
 
 /// The flood's sources: routed to the attacker, and nobody's.
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     /// JSON lines, also on a terminal
     #[arg(long)]
     json: bool,
-    /// Also draw it, as an SVG file
+    /// Also draw what is left for honest clients before, during and after the attack, as an SVG file
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
 }
@@ -128,7 +128,9 @@ impl Lab<'_> {
         if !self.is_interrupted() {
             self.with_kernel_door(&origin)?;
         }
-        attack::run(self, origin.address)?;
+        // What is drawn is one load from here on.
+        self.output.points.borrow_mut().clear();
+        attack::run(self)?;
         if self.is_interrupted() {
             eprintln!("interrupted; the lab is being taken down");
         }
@@ -158,7 +160,7 @@ impl Lab<'_> {
     }
 
     fn phase(&self, name: &str, gateway: &Gateway<'_>, floods: bool) -> anyhow::Result<()> {
-        let requests = self.requests(None)?;
+        let requests = self.requests(None, Pace::Fixed)?;
         let flood = match floods {
             true => Some(Flood::start(&self.hosts.attacker, PORT, self.flood)?),
             false => None,
@@ -167,9 +169,9 @@ impl Lab<'_> {
     }
 
     /// Ordinary requests, with this key if there is one.
-    fn requests(&self, key: Option<&str>) -> anyhow::Result<Requests> {
+    fn requests(&self, key: Option<&str>, pace: Pace) -> anyhow::Result<Requests> {
         let client = &self.hosts.client;
-        Requests::start(&client.namespace, client.target(), key)
+        Requests::start(&client.namespace, client.target(), key, pace)
     }
 
     /// Shows what happens, second by second.

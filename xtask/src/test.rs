@@ -13,7 +13,7 @@ use crate::process;
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
-const TOOLS: [(&str, &str); 8] = [
+const TOOLS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("h2load", "nghttp2-client"),
@@ -22,6 +22,7 @@ const TOOLS: [(&str, &str); 8] = [
     ("systemd-analyze", "systemd"),
     ("chromium", "chromium"),
     ("redis-server", "redis-server"),
+    ("fail2ban-server", "fail2ban"),
 ];
 
 /// Arguments of `cargo xtask test`.

@@ -51,7 +51,7 @@ pub enum Request {
     RemoveList(RemoveList),
     /// Read a list of the configuration again now.
     RefreshList(ListName),
-    /// Put the version of a feed in force that is held back.
+    /// Put the version of a file or feed in force that is held back.
     AcceptList(ListName),
     /// Make rules.
     Add(Add),
@@ -94,6 +94,11 @@ pub enum ListAction {
 }
 
 impl ListAction {
+    /// The name in listings.
+    pub fn name(self) -> &'static str {
+        Action::from(self).name()
+    }
+
     /// Whether rules that do this are kept among those.
     pub fn holds(self, action: Action) -> bool {
         Action::from(self) == action || self == Self::Deny && action == Action::Reset
@@ -312,7 +317,11 @@ impl Request {
 
 impl fmt::Display for Request {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |action: ListAction| Action::from(action).name();
+        // As it was typed: `reset` is what `deny add --reset` makes.
+        let name = |action: ListAction| match action {
+            ListAction::Reset => ListAction::Deny.name(),
+            _ => action.name(),
+        };
         match self {
             Self::Status => formatter.write_str("status"),
             Self::List(query) => write!(formatter, "{} list", query.action.map_or("rules", name)),
@@ -333,6 +342,9 @@ impl fmt::Display for Request {
                 match &add.profile {
                     Some(profile) => write!(formatter, "{verb} set {prefixes} {profile:?}")?,
                     None => write!(formatter, "{verb} add {prefixes}")?,
+                }
+                if add.action == ListAction::Reset {
+                    formatter.write_str(" --reset")?;
                 }
                 if let Some(milliseconds) = add.for_ms {
                     write!(formatter, " --for {milliseconds}ms")?;
@@ -499,5 +511,26 @@ mod tests {
                 .to_string();
         assert!(!line.contains(char::is_control), "{line}");
         assert!(line.len() < 1000 && line.ends_with("and 82 more"), "{line}");
+    }
+
+    #[test]
+    fn the_audit_trail_has_what_was_typed() {
+        let add = |action, profile: Option<&str>| {
+            let add = Add {
+                action,
+                prefixes: vec!["192.0.2.1".to_owned()],
+                profile: profile.map(str::to_owned),
+                for_ms: None,
+                reason: "x".to_owned(),
+                force: false,
+                yes: false,
+                confirm_within_ms: None,
+            };
+            Request::Add(add).to_string()
+        };
+        assert_eq!(add(ListAction::Deny, None), "deny add 192.0.2.1 --reason \"x\"");
+        assert_eq!(add(ListAction::Reset, None), "deny add 192.0.2.1 --reset --reason \"x\"");
+        let limited = add(ListAction::Limit, Some("tight"));
+        assert_eq!(limited, "limit set 192.0.2.1 \"tight\" --reason \"x\"");
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::api::first_of;
 use crate::base::time::UtcMillis;
 use crate::feedback::decision::{Place, Story, Subject};
+use crate::observe::histogram::Durations;
 
 /// Bans of one page.
 pub const PAGE_MAX_BANS: usize = 10_000;
@@ -155,6 +156,31 @@ pub struct FeedbackView {
     /// Why bans are not on the disk, if some are not for longer than they may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<String>,
+    /// From the evidence that tips a score to the return of the map update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reaction: Option<Took>,
+    /// From a change of bans to its being on the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durable: Option<Took>,
+}
+
+/// How long something took since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Took {
+    /// So many times.
+    pub count: u64,
+    /// Half of them took no longer. (µs)
+    pub p50_us: u64,
+    /// All but one of a hundred took no longer. (µs)
+    pub p99_us: u64,
+}
+
+impl Took {
+    /// `None` if it never happened.
+    pub fn of(durations: &Durations) -> Option<Self> {
+        let [p50_us, p99_us] = [0.5, 0.99].map(|share| durations.quantile_us(share));
+        Some(Self { count: durations.count(), p50_us: p50_us?, p99_us: p99_us? })
+    }
 }
 
 impl BanRequest {

@@ -40,7 +40,7 @@ pub struct RuleView {
     pub list: Option<String>,
     /// Why.
     pub reason: String,
-    /// When it was made.
+    /// When it was made; 0 where nobody remembers.
     pub created_utc_ms: UtcMillis,
     /// When it ends.
     pub until_utc_ms: Option<UtcMillis>,

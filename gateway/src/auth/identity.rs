@@ -34,6 +34,13 @@ pub struct Identity {
     pub made: Made,
 }
 
+impl Identity {
+    /// What it is called: the consumer, else the user, else the id of its credential.
+    pub fn name(&self) -> Option<&str> {
+        self.consumer.as_deref().or(self.user.as_deref()).or(self.key.as_deref())
+    }
+}
+
 /// `consumers`, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Consumers(HashMap<Box<str>, Consumer>);

@@ -6,7 +6,9 @@ use super::output::Output;
 use super::place::Place;
 use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, Request};
-use crate::admin::bans::{BanNames, BanQuery, BanRequest, BanView, FeedbackView, PAGE_MAX_BANS};
+use crate::admin::bans::{
+    BanNames, BanQuery, BanRequest, BanView, FeedbackView, PAGE_MAX_BANS, Took,
+};
 
 /// Bans in one table for people, unless they ask for more.
 const TABLE_BANS: usize = 1000;
@@ -112,10 +114,14 @@ fn row(ban: &BanView) -> Vec<String> {
 
 /// How the way back stands, in one line.
 pub(super) fn line(view: &FeedbackView) -> String {
-    let FeedbackView { dry_run, rules, bans, held, lag } = view;
+    let FeedbackView { dry_run, rules, bans, held, lag, reaction, durable: _ } = view;
     let dry_run = if *dry_run { ", dry run: nothing is enforced" } else { "" };
     let lag = lag.as_ref().map(|lag| format!(", bans not on the disk: {lag}"));
-    format!("{rules} rules, {bans} bans, {held} held back{dry_run}{}", lag.unwrap_or_default())
+    let took =
+        |took: &Took| format!(", 99 % enforced within {:.2} ms", took.p99_us as f64 / 1000.0);
+    let reaction = reaction.as_ref().map(took).unwrap_or_default();
+    let lag = lag.unwrap_or_default();
+    format!("{rules} rules, {bans} bans, {held} held back{reaction}{dry_run}{lag}")
 }
 
 /// What is done, and to what.

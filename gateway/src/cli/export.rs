@@ -17,6 +17,9 @@ use crate::base::time::UtcMillis;
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     prefix: &'a str,
+    /// Only where it is another one than the list's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<&'a str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     reason: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,10 +53,12 @@ pub(super) fn run(
 fn write(place: &Place, query: ListQuery, out: impl Write) -> Result<(), Failure> {
     let bar = progress::waiting("exporting");
     let mut out = BufWriter::new(out);
+    let usual = query.action.map(ListAction::name);
     let written = pages(place, query, usize::MAX, |rule| {
-        let RuleView { prefix, reason, until_utc_ms, .. } = &rule;
-        serde_json::to_writer(&mut out, &Line { prefix, reason, until_utc_ms: *until_utc_ms })
-            .map_err(io::Error::from)?;
+        let RuleView { prefix, action, reason, until_utc_ms, .. } = &rule;
+        let action = Some(action.as_str()).filter(|action| Some(*action) != usual);
+        let line = Line { prefix, action, reason, until_utc_ms: *until_utc_ms };
+        serde_json::to_writer(&mut out, &line).map_err(io::Error::from)?;
         Ok(out.write_all(b"\n")?)
     });
     bar.finish_and_clear();

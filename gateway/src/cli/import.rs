@@ -79,7 +79,7 @@ fn read(file: &Path, skip_invalid: bool, output: &Output) -> Result<Entries, Fai
     let input = Counted { inner: input, bar: bar.clone() };
     let errors = parse::read(input, |item| {
         if too_many.is_none() {
-            too_many = builder.push(item.prefix, item.until, item.reason).err();
+            too_many = builder.add(item.entry()).err();
         }
     });
     bar.finish_and_clear();

@@ -190,9 +190,9 @@ enum ListsVerb {
         /// Name of the list
         name: String,
     },
-    /// Put the version of a feed in force that is held back
+    /// Put the version of a file or feed in force that is held back
     Accept {
-        /// Name of the feed
+        /// Name of the list
         name: String,
     },
 }

@@ -10,6 +10,7 @@ use super::{Failure, ask, unexpected};
 use crate::admin::api::{Answer, Request};
 use crate::admin::bans::BanView;
 use crate::base::prefix::display;
+use crate::base::time::UtcMillis;
 use crate::feedback::decision::SignalView;
 use crate::feedback::score::{Known, ScoreView};
 
@@ -25,11 +26,15 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
         let reason = if rule.reason.is_empty() { "none given" } else { &rule.reason };
         let profile = rule.profile.as_ref().map(|profile| format!(" to {profile}"));
         let profile = profile.unwrap_or_default();
+        let since = match rule.created_utc_ms {
+            UtcMillis(0) => "unknown".to_owned(),
+            since => since.display(),
+        };
         let facts = [
             ("rule", format!("{} {}{profile}", rule.action, rule.prefix)),
             ("made by", rule.origin.clone()),
             ("reason", reason.to_owned()),
-            ("since", rule.created_utc_ms.display()),
+            ("since", since),
             ("until", until),
             ("enforced", rule.enforced.clone()),
             ("packets", rule.packets.to_string()),

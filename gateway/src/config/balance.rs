@@ -73,6 +73,8 @@ pub enum HashKey {
     Path,
     /// The client's address.
     Client,
+    /// The consumer, or who else is known to call.
+    Consumer,
 }
 
 /// When an endpoint takes no requests for a while.
@@ -167,6 +169,7 @@ fn bound(raw: &RawBalance, at: At<'_>) -> Option<Share> {
 fn hash(raw: &RawHash, at: At<'_>) -> Option<HashKey> {
     let section = match raw {
         TextOr::Text(text) if text == "client" => return Some(HashKey::Client),
+        TextOr::Text(text) if text == "consumer" => return Some(HashKey::Consumer),
         TextOr::Text(text) => {
             let message = format!("`{}` is no key of a request", shorten(text));
             at.error_with_help(message, KEYS);
@@ -201,7 +204,8 @@ fn hash(raw: &RawHash, at: At<'_>) -> Option<HashKey> {
     }
 }
 
-const KEYS: &str = "write one of `client`, `{header: NAME}`, `{cookie: NAME}` and `{path: true}`";
+const KEYS: &str =
+    "write one of `client`, `consumer`, `{header: NAME}`, `{cookie: NAME}` and `{path: true}`";
 
 fn ejection(raw: &RawEjection, at: At<'_>) -> Option<Ejection> {
     let raw = match raw {

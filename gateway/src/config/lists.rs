@@ -11,7 +11,7 @@ use gateway_common::rule::Action;
 use http::Uri;
 
 use super::at::At;
-use super::raw::{RawFeed, RawFeedAction, RawKernel, RawListFile};
+use super::raw::{RawFeed, RawFeedAction, RawKernel, RawListFile, RawListFileSection};
 use super::tree::shorten;
 use super::value::{duration, file_path, interval, share, size};
 
@@ -31,6 +31,8 @@ pub struct ListFile {
     pub path: PathBuf,
     /// Count what would be dropped, drop nothing.
     pub dry_run: bool,
+    /// Entries at least, as a share of those of the version in force, or a new one is held back.
+    pub min_entries: Share,
 }
 
 /// A list that is fetched.
@@ -185,6 +187,12 @@ fn file(raw: &RawListFile, folder: &Path, names: &mut Names, at: At<'_>) -> Opti
             (&section.path, section.name.as_deref(), section.dry_run, at.key("path"))
         }
     };
+    let min_entries = match raw {
+        RawListFile::Text(_) => Some(Share::ZERO),
+        RawListFile::Section(RawListFileSection { min_entries, .. }) => {
+            share(min_entries, Share::ZERO..=Share::WHOLE, at.key("min_entries"))
+        }
+    };
     let path = file_path(text, folder, path_at)?;
     let name = match name {
         Some(name) => names.add(name, NAME_HELP, at.key("name")),
@@ -194,7 +202,7 @@ fn file(raw: &RawListFile, folder: &Path, names: &mut Names, at: At<'_>) -> Opti
             names.add(&stem, &help, path_at)
         }
     };
-    Some(ListFile { name: name?, path, dry_run })
+    Some(ListFile { name: name?, path, dry_run, min_entries: min_entries? })
 }
 
 /// All that is wrong with it at once.

@@ -331,7 +331,7 @@ fn lists_that_are_kept_elsewhere() {
         "/etc/gateway/gateway.yaml",
         "listen: [{address: 127.0.0.1:8080}]
 kernel:
-  allow_files: [{path: /srv/office.txt, name: our-office}]
+  allow_files: [{path: /srv/office.txt, name: our-office, min_entries: 12.5%}]
   deny_files: [lists/drop.txt, {path: ./level_1.netset, dry_run: true}]
   feeds:
     - {name: scanners, url: https://feeds.example.com/s?k=v}
@@ -345,8 +345,11 @@ kernel:
         name: name.to_owned(),
         path: PathBuf::from(path),
         dry_run,
+        min_entries: Share::ZERO,
     };
-    assert_eq!(kernel.allow_files, [file("our-office", "/srv/office.txt", false)]);
+    let office = file("our-office", "/srv/office.txt", false);
+    let office = ListFile { min_entries: Share::per_million(125_000), ..office };
+    assert_eq!(kernel.allow_files, [office]);
     let deny = [
         file("drop", "/etc/gateway/lists/drop.txt", false),
         file("level_1", "/etc/gateway/level_1.netset", true),
@@ -456,6 +459,11 @@ fn mistakes_of_lists_that_are_kept_elsewhere() {
     ] {
         only(&setting(&format!("{key}: {value}")), message, value);
     }
+    only(
+        &kernel("deny_files: [{path: a.txt, min_entries: 101%}]"),
+        "101% is out of bounds",
+        "101%",
+    );
     only(
         &kernel("feeds: [{name: f, url: 'http://192.0.2.1/'}], deny: [192.0.2.1]"),
         "`192.0.2.1` cannot be denied: it is the address of the feed `f`",
@@ -607,6 +615,7 @@ fn how_endpoints_are_chosen() {
     assert_eq!(upstream("balance: random_two").algorithm, Algorithm::RandomTwo);
     let hash = |key: &str| upstream(&format!("balance: {{hash: {key}}}")).algorithm;
     assert_eq!(hash("client"), Algorithm::Hash(HashKey::Client));
+    assert_eq!(hash("consumer"), Algorithm::Hash(HashKey::Consumer));
     assert_eq!(hash("{path: true}"), Algorithm::Hash(HashKey::Path));
     assert_eq!(hash("{cookie: sid}"), Algorithm::Hash(HashKey::Cookie("sid".to_owned())));
     let header = HashKey::Header("x-session-id".parse().unwrap());

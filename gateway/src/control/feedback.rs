@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::Control;
 use super::policy::Policy;
 use super::policy::bans::{Outcome, views};
-use crate::admin::bans::FeedbackView;
+use crate::admin::bans::{FeedbackView, Took};
 use crate::base::time::{Now, instant};
 use crate::config::Config;
 use crate::feedback::ban::{Author, Change, What};
@@ -82,9 +82,16 @@ impl Figures {
             bans.with(&[("place", name)], policy.bans().holding(now.boot, place) as u64);
         }
         let help = "Time from the evidence that tips a score to the return of the map update.";
+        page.histogram("gateway_feedback_reaction_seconds", help).durations(&[], &self.reaction());
+        let help = "Time from a change of bans to its being on the disk, of the oldest in each transaction.";
+        let durable = policy.bans_durable();
+        page.histogram("gateway_feedback_durable_seconds", help).durations(&[], &durable);
+    }
+
+    fn reaction(&self) -> Durations {
         let mut durations = Durations::default();
         durations.add(&self.reaction);
-        page.histogram("gateway_feedback_reaction_seconds", help).durations(&[], &durations);
+        durations
     }
 }
 
@@ -309,6 +316,8 @@ impl Control {
             bans: bans.holding(now, Place::Kernel) + bans.holding(now, Place::UserSpace),
             held: bans.held().count(),
             lag: self.policy.bans_lag(),
+            reaction: Took::of(&self.feedback.figures.reaction()),
+            durable: Took::of(&self.policy.bans_durable()),
         })
     }
 

@@ -309,8 +309,8 @@ pub(super) fn lists(lists: &[ListView]) -> String {
     each(&[feed], "gateway_list_fetched_time_seconds", help, &|list| list.checked_utc_ms.0 / 1000);
     let help = "Attempts to read a list that failed since one did not.";
     each(&[file, feed], "gateway_list_failures", help, &|list| list.failures.into());
-    let help = "1 if a newer version of a feed waits for somebody to accept it.";
-    each(&[feed], "gateway_list_held_back", help, &|list| list.held_back.into());
+    let help = "1 if a newer version of a list waits for somebody to accept it.";
+    each(&[file, feed], "gateway_list_held_back", help, &|list| list.held_back.into());
     page.text()
 }
 

@@ -32,7 +32,7 @@ use crate::upstream::echo::Echo;
 /// Reloads that wait for one to end. Whoever signals once more will be served by the last of them.
 const RELOADS_MAX: usize = 16;
 /// Time to read the configuration with its files.
-const READ_MAX: Duration = Duration::from_secs(45);
+pub(super) const READ_MAX: Duration = Duration::from_secs(45);
 /// Rules that are held back, named in one message.
 const HELD_BACK_NOTES_MAX: usize = 20;
 

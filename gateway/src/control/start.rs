@@ -19,6 +19,7 @@ use super::names::{Names, look_up_new};
 use super::others::{self, Others};
 use super::policy::Policy;
 use super::privileges::{self, Target};
+use super::reload::READ_MAX;
 use super::sessions::Sessions;
 use super::sources::{Sources, files};
 use super::upstreams::health::Checks;
@@ -148,7 +149,7 @@ impl Started {
     /// Starts the threads. Runs inside of the runtime of `control`.
     pub(super) async fn open(mut self) -> Result<(Control, Inlets, Option<Predecessor>), RunError> {
         // As the user that it is now, who will have to read them again.
-        let readings = files::read_all(&self.config, &self.target.name);
+        let readings = files::read_first(&self.config, &self.target.name, READ_MAX).await;
         let mut sources = Sources::new(&self.target.name);
         sources.configure(&mut self.policy, (&*self.config, readings), Now::read());
         self.redis.as_ref().map_or(Ok(()), Redis::start).map_err(RunError::failed)?;

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use gateway_common::layout::Hits;
-use gateway_common::rule::{Action, Origin};
+use gateway_common::rule::{Action, FOREVER, Origin};
+use ipnet::IpNet;
 
 use crate::admin::api::{Answer, CounterView, InterfaceStatus, KernelStatus, ListQuery, Refusal};
 use crate::admin::monitor::{EventView, RuleMetView, SourceView};
 use crate::admin::rules::{RuleCounts, RuleView, Why};
 use crate::base::prefix::display;
-use crate::base::time::{BootTime, Now};
+use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::kernel::Door;
 use crate::kernel::events::{Dropped, RuleMet};
 use crate::kernel::interfaces::Seen;
@@ -132,6 +133,9 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
         }
     }
     others.reverse();
+    if rule.is_none() {
+        rule = decided.map(|decided| left_behind(policy, decided, running, now));
+    }
     let action = decided.map(|(_, entry)| entry.action);
     let bans = bans::views::about(policy, address, now);
     Ok(Why {
@@ -142,6 +146,34 @@ pub fn why(policy: &Policy, address: IpAddr, now: Now) -> Result<Why, Refusal> {
         bans,
         scores: Vec::new(),
     })
+}
+
+/// A rule that the tables have and that nobody remembers: one that a gateway had not written down when it was killed,
+/// or that the configuration has no more.
+fn left_behind(
+    policy: &Policy,
+    (prefix, entry): (IpNet, Entry),
+    running: bool,
+    now: Now,
+) -> RuleView {
+    let held = policy.door.as_ref().map(|door| door.held(&prefix)).unwrap_or_default();
+    let hits = held.into_iter().find(|(other, _)| *other == entry).map(|(_, hits)| hits);
+    let enforced = if running && !policy.is_dry_run() { "kernel" } else { "nowhere" };
+    let view = RuleView {
+        prefix: display(&prefix),
+        action: entry.action.name().to_owned(),
+        profile: None,
+        origin: entry.origin.name().to_owned(),
+        list: None,
+        reason: String::new(),
+        created_utc_ms: UtcMillis(0),
+        until_utc_ms: (entry.until != BootTime(FOREVER)).then(|| now.utc_of(entry.until)),
+        enforced: enforced.to_owned(),
+        note: Some("nobody remembers it: the next start of the gateway takes it out".to_owned()),
+        packets: 0,
+        last_packet_utc_ms: None,
+    };
+    met(view, hits, now)
 }
 
 /// The kernel door as the kernel reports it.

@@ -67,6 +67,8 @@ pub struct Deadline {
     now: Cell<Option<Instant>>,
     phase: Cell<Phase>,
     passed: Cell<bool>,
+    /// A rule denies the client by now.
+    is_cut: Cell<bool>,
     /// Whether the last one to be asked for a piece of the request's body was the client.
     client_is_asked: Cell<bool>,
     /// The end of the connection that a body found out about and only the request can answer.
@@ -93,6 +95,7 @@ impl Deadline {
             now: Cell::new(None),
             phase: Cell::new(Phase::Head),
             passed: Cell::new(false),
+            is_cut: Cell::new(false),
             client_is_asked: Cell::new(false),
             fault: Cell::new(None),
             response_timeout: Cell::new(Duration::ZERO),
@@ -125,6 +128,16 @@ impl Deadline {
     /// Whether it has passed and nobody has moved it since.
     pub fn has_passed(&self) -> bool {
         self.passed.get()
+    }
+
+    /// A rule denies the client by now: what is under way ends.
+    pub fn cut(&self) {
+        self.is_cut.set(true);
+    }
+
+    /// Whether a rule denies the client by now.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut.get()
     }
 
     /// The gateway ends. Whoever has just connected, or begun to send a head, is about to send a request that nobody
@@ -219,6 +232,7 @@ impl Deadline {
             now: Cell::new(None),
             phase: self.phase.clone(),
             passed: Cell::new(false),
+            is_cut: Cell::new(false),
             client_is_asked: Cell::new(false),
             fault: Cell::new(None),
             response_timeout: self.response_timeout.clone(),

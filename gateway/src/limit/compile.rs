@@ -18,7 +18,9 @@ use super::outcomes::Outcomes;
 use super::together::Together;
 use super::{Counting, Limit, Limits, OfRoute, is_of_caller};
 use crate::base::random::random;
-use crate::config::{Allowance, CallerLimit, Config, Per, Rate, RateAlgorithm};
+use crate::config::{
+    Action, Allowance, CallerLimit, Config, Forward, Per, Rate, RateAlgorithm, Route, Sticky,
+};
 use crate::shared::Redis;
 
 impl Limits {
@@ -72,21 +74,27 @@ impl Limits {
         for route in &config.routes {
             let own = compile(&route.limits, &mut new.all)?;
             let asked = common.iter().chain(&own).copied();
-            new.routes.push(new.of_route(asked, route.cost));
+            new.routes.push(new.of_route(asked, route));
         }
         Ok(new)
     }
 
-    fn of_route(&self, asked: impl Iterator<Item = usize>, cost: u32) -> OfRoute {
+    fn of_route(&self, asked: impl Iterator<Item = usize>, route: &Route) -> OfRoute {
+        let Route { action, cost, .. } = route;
+        let by_caller = |forward: &Forward| forward.sticky == Some(Sticky::Consumer);
+        // Where the caller decides about the upstream, that is known no sooner than the caller.
+        let upstream_is_late = matches!(action, Action::Forward(forward) if by_caller(forward));
+        let is_late =
+            |per: &Per| is_of_caller(per) || upstream_is_late && matches!(per, Per::Upstream);
         let by_address = |index: &usize| {
             let per = self.all.get(*index).map(|limit| &*limit.config.per).unwrap_or_default();
-            per.contains(&Per::ClientAddress) && !per.iter().any(is_of_caller)
+            per.contains(&Per::ClientAddress) && !per.iter().any(is_late)
         };
         let (mut screened, mut admitted): (Vec<usize>, Vec<usize>) = asked.partition(by_address);
         for list in [&mut screened, &mut admitted] {
             list.sort_by_key(|index| self.all.get(*index).is_none_or(|limit| limit.is_shared()));
         }
-        OfRoute { screened: screened.into(), admitted: admitted.into(), cost }
+        OfRoute { screened: screened.into(), admitted: admitted.into(), cost: *cost }
     }
 }
 

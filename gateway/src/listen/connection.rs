@@ -74,7 +74,7 @@ pub(super) async fn serve(
             slot.register(context.waker());
             registered = true;
         }
-        if slot.is_denied() {
+        if slot.is_denied() || deadline.is_cut() {
             if slot.is_reset() {
                 http.abort();
             }

@@ -159,9 +159,15 @@ impl Worker {
                             .for_each(|(_, gone)| self.close(&gone));
                         self.listen(sockets, &mut listening)?;
                     }
-                    Some(Order::Recheck) => self.recheck(|_| true),
+                    Some(Order::Recheck) => {
+                        self.recheck(|_| true);
+                        self.requests.cut_tunnels(|_| true);
+                    }
                     Some(Order::Close(subjects)) => {
                         self.recheck(|told| subjects.iter().any(|subject| told.is_of(subject)));
+                        let is_of = |subject: &Subject, client| subject.prefix.contains(&client);
+                        self.requests
+                            .cut_tunnels(|client| subjects.iter().any(|one| is_of(one, client)));
                     }
                     Some(Order::Drain) | None => break,
                 },

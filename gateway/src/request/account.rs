@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,6 +51,10 @@ pub(super) struct Account {
     entry: Option<Box<Entry>>,
     /// What is kept of it, where somebody asks what clients do.
     noted: Option<Box<Noted>>,
+    /// Whom a trusted proxy has named; `None`: it comes from where its connection does.
+    named: Cell<Option<ClientAddr>>,
+    /// Its number among the tunnels of those.
+    tunnel: Option<u64>,
     whole: bool,
 }
 
@@ -85,6 +89,8 @@ impl Account {
             sent_bytes: 0,
             entry,
             noted,
+            named: Cell::new(None),
+            tunnel: None,
             whole: false,
         }
     }
@@ -98,6 +104,7 @@ impl Account {
 
     /// It is known from whom the request comes.
     pub(super) fn client(&self, client: ClientAddr) {
+        self.named.set(Some(client).filter(|client| *client != self.connection.client));
         if let Some(entry) = &self.entry {
             entry.client(client);
         }
@@ -143,6 +150,18 @@ impl Account {
             self.whole = answer.is_end_stream();
             ResponseBody { answer, account: self }
         })
+    }
+
+    /// The answer is asked for by who looks at the deadline. A tunnel of whom a proxy has named is cut once a rule
+    /// denies that one, which may have been since it was let in.
+    fn watch_tunnel(&mut self, waker: &Waker) {
+        let is_tunnel = self.status == Some(StatusCode::SWITCHING_PROTOCOLS);
+        let Some(client) = self.named.get().filter(|_| is_tunnel && self.tunnel.is_none()) else {
+            return;
+        };
+        let worker = &self.connection.worker;
+        self.tunnel = Some(worker.tunnels.enter(client, &self.deadline, waker));
+        worker.cut_tunnels(|address| address == client.ip());
     }
 
     /// The request ended in an error that the gateway answers itself.
@@ -267,7 +286,9 @@ impl Drop for Account {
     fn drop(&mut self) {
         // A tunnel that nobody used any more has not broken.
         self.whole |= self.deadline.phase() == Phase::Tunnel && self.deadline.has_passed();
-        let counters = &self.connection.worker.counters;
+        let worker = &self.connection.worker;
+        self.tunnel.iter().for_each(|tunnel| worker.tunnels.leave(*tunnel));
+        let counters = &worker.counters;
         counters.requests_active.subtract_one();
         match self.status {
             Some(status) => counters.answered(status.as_u16()),
@@ -314,6 +335,7 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.account.watch_tunnel(context.waker());
         let polled = match &mut self.answer {
             Answer::Upstream(body) => Pin::new(body).poll_frame(context),
             Answer::Gateway(bytes) if bytes.is_empty() => Poll::Ready(None),

@@ -7,6 +7,7 @@ mod prepare;
 pub mod serve;
 mod signals;
 pub mod target;
+mod tunnels;
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
@@ -43,6 +44,7 @@ use crate::upstream::{Local, Upstream};
 use access_log::Log;
 use gateway_common::rule::{Action, Origin};
 use signals::{Desk, Noted, Story, Watch};
+use tunnels::Tunnels;
 
 /// A configuration, compiled. It never changes; a new one takes its place.
 #[derive(Debug)]
@@ -139,6 +141,7 @@ pub struct Worker {
     client: Client,
     log: Log,
     desk: Desk,
+    tunnels: Tunnels,
     /// What this worker counts.
     pub counters: Arc<Counters>,
 }
@@ -210,6 +213,7 @@ impl Worker {
             }),
             log: Log::new(log),
             desk: Desk::new(reporter),
+            tunnels: Tunnels::default(),
             counters,
         }
     }
@@ -237,6 +241,11 @@ impl Worker {
     /// Whether a rule keeps requests out that are believed to come from `client`.
     pub fn denies_believed(&self, client: ClientAddr) -> bool {
         matches!(self.action_believed(client), Some(Action::Deny | Action::Reset))
+    }
+
+    /// Cuts the tunnels of clients that only a proxy names and that a rule denies by now, among those that `may` tells.
+    pub fn cut_tunnels(&self, may: impl Fn(IpAddr) -> bool) {
+        self.tunnels.cut(|client| may(client.ip()) && self.denies_believed(client));
     }
 
     /// Whether that rule wants `address` told so by a TCP RST.

@@ -128,14 +128,13 @@ impl Exchange<'_> {
         let (routed, as_sent) = target::route(&snapshot.routes, &mut head)?;
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
-        // Part of the route, for limits by upstream are asked before it is known who calls.
-        let destination = match &route.action {
+        // Part of the route, for limits by upstream may be asked before it is known who calls.
+        let way = match &route.action {
             Action::Forward(forward) => {
                 Some((forward, routed.choose(forward, &head.headers, client.ip(), random)))
             }
             Action::Redirect(_) | Action::Respond(_) => None,
         };
-        let upstream = destination.as_ref().map(|(_, destination)| destination.upstream());
         let ask = Ask {
             head: &head,
             target: as_sent.as_ref().unwrap_or(&head.uri),
@@ -145,8 +144,8 @@ impl Exchange<'_> {
             body: Some(&body),
             moment: &self.deadline.moment,
         };
-        let admitted = self.admitted((routed, route), upstream, ask).await?;
-        let Some((forward, destination)) = destination else {
+        let (admitted, way) = self.admitted((routed, route), way, ask).await?;
+        let Some((forward, destination)) = way else {
             return self.answer_here(route, &head, id);
         };
         let request = Outgoing { route, forward, client, destination, admitted };
@@ -167,21 +166,24 @@ impl Exchange<'_> {
     }
 
     /// Whether a request may be sent on: it is within the limits by address, its caller is known and may make it, and
-    /// it is within all other limits.
-    async fn admitted(
+    /// it is within all other limits. The way is whole after it.
+    async fn admitted<'r>(
         &self,
         (routed, route): (Routed, &Route),
-        upstream: Option<usize>,
+        way: Option<(&'r Forward, Destination)>,
         ask: Ask<'_>,
-    ) -> Result<Admitted, Error> {
+    ) -> Result<(Admitted, Option<(&'r Forward, Destination)>), Error> {
         let Current { snapshot, memories, .. } = &**self.current;
-        let upstream = upstream.and_then(|index| snapshot.config.upstreams.get(index));
-        let inquiry = Inquiry {
+        let upstream = |way: &Option<(&Forward, Destination)>| {
+            let index = way.as_ref().and_then(|(_, destination)| destination.upstream())?;
+            snapshot.config.upstreams.get(index).map(|upstream| &*upstream.name)
+        };
+        let mut inquiry = Inquiry {
             caller: Caller {
                 client: ask.client.ip(),
                 headers: &ask.head.headers,
                 route: (routed.route(), &route.name),
-                upstream: upstream.map(|upstream| &*upstream.name),
+                upstream: upstream(&way),
             },
             worker: self.connection.worker.counters.worker,
             deadline: self.deadline,
@@ -196,7 +198,13 @@ impl Exchange<'_> {
         let by = (&*snapshot.authenticators, memories);
         let authorized = auth::authorize(route.access.as_ref(), by, ask).await?;
         self.account.authorized(&authorized);
-        limits.admit(authorized, screened, &inquiry).await.map_err(limited)
+        let caller = authorized.identity().and_then(|identity| identity.name());
+        let way = way.map(|(forward, destination)| {
+            (forward, destination.of_caller(forward, caller, random))
+        });
+        inquiry.caller.upstream = upstream(&way);
+        let admitted = limits.admit(authorized, screened, &inquiry).await.map_err(limited)?;
+        Ok((admitted, way))
     }
 
     /// The answer of the service that the route names.
@@ -227,11 +235,12 @@ impl Exchange<'_> {
         self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));
         transform::fields::apply(&route.request_headers, request.headers_mut());
 
-        let index = destination.upstream();
+        let index = destination.upstream().ok_or(Kind::NoRoute)?;
         self.account.sent_to(index);
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
-        let key = upstream.key(&request, client.ip());
+        let caller = admitted.authorized().identity().and_then(|identity| identity.name());
+        let key = upstream.key(&request, (client.ip(), caller));
         let way = Way {
             choice: Choice { upstream, view, key },
             local,

@@ -15,14 +15,31 @@ use crate::config::{Forward, Sticky, WeightedUpstream};
 /// A request that has an upstream. Only [`Routed::choose`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
-    upstream: usize,
+    upstream: Option<usize>,
     cookie: Option<String>,
 }
 
 impl Destination {
-    /// Index in [`crate::config::Config::upstreams`].
-    pub fn upstream(&self) -> usize {
+    /// Index in [`crate::config::Config::upstreams`]; `None` until it is known who calls, where that decides.
+    pub fn upstream(&self) -> Option<usize> {
         self.upstream
+    }
+
+    /// The same, now that it is known who calls; `None` for nobody that is known.
+    pub fn of_caller(
+        mut self,
+        forward: &Forward,
+        caller: Option<&str>,
+        random: impl FnOnce() -> u64,
+    ) -> Self {
+        if self.upstream.is_none() {
+            let target = match caller {
+                Some(caller) => by_value(&forward.upstreams, caller.as_bytes()),
+                None => by_weight(&forward.upstreams, random()),
+            };
+            self.upstream = target.map(|target| target.upstream);
+        }
+        self
     }
 
     /// The cookie that keeps the client with it, as `Set-Cookie` says it; `secure`: over TLS only.
@@ -42,11 +59,12 @@ impl Routed {
         random: impl FnOnce() -> u64,
     ) -> Destination {
         if let [only] = forward.upstreams.as_slice() {
-            return Destination { upstream: only.upstream, cookie: None };
+            return Destination { upstream: Some(only.upstream), cookie: None };
         }
         let mut cookie = None;
         let target = match &forward.sticky {
             None => by_weight(&forward.upstreams, random()),
+            Some(Sticky::Consumer) => None,
             Some(Sticky::ClientAddress) => {
                 by_value(&forward.upstreams, client.to_string().as_bytes())
             }
@@ -63,7 +81,7 @@ impl Routed {
                 }
             },
         };
-        Destination { upstream: target.map_or(0, |target| target.upstream), cookie }
+        Destination { upstream: target.map(|target| target.upstream), cookie }
     }
 }
 
@@ -106,14 +124,18 @@ mod tests {
         weights.iter().enumerate().map(target).collect()
     }
 
-    fn choose(sticky: Option<Sticky>, headers: &[(&str, &str)], random: u64) -> Destination {
-        let forward = Forward {
+    fn forward(sticky: Option<Sticky>) -> Forward {
+        Forward {
             upstreams: upstreams(&[10, 90]),
             sticky,
             rewrite: None,
             body_bytes: None,
             timeouts: Timeouts::default(),
-        };
+        }
+    }
+
+    fn choose(sticky: Option<Sticky>, headers: &[(&str, &str)], random: u64) -> Destination {
+        let forward = forward(sticky);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
@@ -133,8 +155,8 @@ mod tests {
         assert_eq!(shares(100_000), 10_000);
         assert_eq!(by_weight(&upstreams(&[0, 1, 0]), u64::MAX).unwrap().upstream, 1);
         assert_eq!(by_weight(&upstreams(&[0, 1, 0]), 0).unwrap().upstream, 1);
-        assert_eq!(choose(None, &[], 0).upstream(), 0);
-        assert_eq!(choose(None, &[], u64::MAX).upstream(), 1);
+        assert_eq!(choose(None, &[], 0).upstream(), Some(0));
+        assert_eq!(choose(None, &[], u64::MAX).upstream(), Some(1));
     }
 
     #[test]
@@ -150,13 +172,33 @@ mod tests {
             assert_eq!((again.upstream(), again.cookie(true)), (first.upstream(), None));
         }
         let header = || Some(Sticky::Header(http::HeaderName::from_static("x-user")));
-        let chosen: Vec<usize> = (0..2000)
+        let chosen: Vec<Option<usize>> = (0..2000)
             .map(|user| choose(header(), &[("x-user", &user.to_string())], 0).upstream())
             .collect();
-        let canary = chosen.iter().filter(|upstream| **upstream == 0).count();
+        let canary = chosen.iter().filter(|upstream| **upstream == Some(0)).count();
         assert!((120..280).contains(&canary), "{canary} of 2000, not about 200");
         let address = choose(Some(Sticky::ClientAddress), &[], 0);
         assert_eq!(address, choose(Some(Sticky::ClientAddress), &[], u64::MAX));
+    }
+
+    #[test]
+    fn a_consumer_stays_where_it_was_once_it_is_known() {
+        let forward = forward(Some(Sticky::Consumer));
+        let open = || choose(Some(Sticky::Consumer), &[], 0);
+        assert_eq!(open().upstream(), None);
+        let of =
+            |caller: Option<&str>, random| open().of_caller(&forward, caller, || random).upstream();
+        let mut canary = 0;
+        for number in 0..2000 {
+            let caller = number.to_string();
+            let upstream = of(Some(&caller), 0);
+            assert_eq!(upstream, of(Some(&caller), u64::MAX));
+            canary += usize::from(upstream == Some(0));
+        }
+        assert!((120..280).contains(&canary), "{canary} of 2000, not about 200");
+        assert_eq!([of(None, 0), of(None, u64::MAX)], [Some(0), Some(1)]);
+        let chosen = choose(None, &[], u64::MAX);
+        assert_eq!(chosen.clone().of_caller(&forward, Some("a"), || 0), chosen);
     }
 
     proptest! {

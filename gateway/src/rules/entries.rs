@@ -57,6 +57,8 @@ pub(crate) struct Note {
     pub(crate) reason_at: u32,
     /// How long that is.
     pub(crate) reason_bytes: u32,
+    /// See [`Entry::resets`].
+    pub(crate) resets: bool,
 }
 
 /// An entry as people see it.
@@ -68,6 +70,8 @@ pub struct Entry<'a> {
     pub until: Option<UtcMillis>,
     /// Why; empty where the list says it.
     pub reason: &'a str,
+    /// Whether new connections are answered with a reset, in a list that denies.
+    pub resets: bool,
 }
 
 impl Entries {
@@ -145,19 +149,19 @@ impl Entries {
         all.filter(move |entry| entry.prefix.prefix_len() >= prefix.prefix_len())
     }
 
-    /// The prefixes that one of the two has and the other has not, or with another end.
+    /// The prefixes that one of the two has and the other has not, or with another end, or that only one resets.
     pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = IpNet> + use<'a> {
-        let end_v4 = |entries: &Self, word: &u64| entries.until(*word & NOTE);
+        let does_v4 = |entries: &Self, word: &u64| entries.does(*word & NOTE);
         let v4 = Difference::new(&self.v4, &other.v4, |word: &u64| of_v4(*word))
             .filter(move |(_, old, new)| match (old, new) {
-                (Some(old), Some(new)) => end_v4(self, old) != end_v4(other, new),
+                (Some(old), Some(new)) => does_v4(self, old) != does_v4(other, new),
                 _ => true,
             })
             .map(|(tag, ..)| prefix_of_v4(tag));
-        let end_v6 = |entries: &Self, entry: &EntryV6| entries.until(entry.meta & NOTE);
+        let does_v6 = |entries: &Self, entry: &EntryV6| entries.does(entry.meta & NOTE);
         let v6 = Difference::new(&self.v6, &other.v6, EntryV6::key)
             .filter(move |(_, old, new)| match (old, new) {
-                (Some(old), Some(new)) => end_v6(self, old) != end_v6(other, new),
+                (Some(old), Some(new)) => does_v6(self, old) != does_v6(other, new),
                 _ => true,
             })
             .map(|(key, ..)| prefix_of_v6(tag_of(key)));
@@ -206,11 +210,14 @@ impl Entries {
             let start = note.reason_at as usize;
             self.reasons.get(start..start + note.reason_bytes as usize)
         });
-        Entry { prefix, until: self.until(note), reason: reason.unwrap_or_default() }
+        let (until, resets) = self.does(note);
+        Entry { prefix, until, reason: reason.unwrap_or_default(), resets }
     }
 
-    fn until(&self, note: u64) -> Option<UtcMillis> {
-        self.note(note).map(|note| note.until_ms).filter(|end| *end != 0).map(UtcMillis)
+    /// Until when an entry with this note holds, and whether it resets.
+    fn does(&self, note: u64) -> (Option<UtcMillis>, bool) {
+        let Some(note) = self.note(note) else { return (None, false) };
+        (Some(note.until_ms).filter(|end| *end != 0).map(UtcMillis), note.resets)
     }
 
     /// The number of the note of an entry's word.
@@ -282,20 +289,25 @@ impl<'a, T: PartialEq, K: Ord + Copy, F: Fn(&T) -> K> Iterator for Difference<'a
 #[derive(Debug, Default)]
 pub struct Builder {
     entries: Entries,
-    /// Where a note is, by its end and its reason.
-    numbers: HashMap<(u64, Box<str>), u64>,
+    /// Where a note is, by its end, its reason and whether it resets.
+    numbers: HashMap<(u64, Box<str>, bool), u64>,
 }
 
 impl Builder {
-    /// Adds a prefix. Of one that comes again the entry that ends last counts, and of those the first.
+    /// Adds a prefix with which is done what the list says.
     pub fn push(
         &mut self,
         prefix: IpNet,
         until: Option<UtcMillis>,
         reason: &str,
     ) -> Result<(), TooManyNotes> {
-        let note = self.note(until.map_or(0, |until| until.0.max(1)), reason)?;
-        match tag(&prefix) {
+        self.add(Entry { prefix, until, reason, resets: false })
+    }
+
+    /// Adds an entry. Of a prefix that comes again the entry that ends last counts, and of those the first.
+    pub fn add(&mut self, entry: Entry<'_>) -> Result<(), TooManyNotes> {
+        let note = self.note(&entry)?;
+        match tag(&entry.prefix) {
             Tag::V4(tag) => {
                 let bits = u64::from(tag.address()) << 8 | u64::from(tag.length());
                 self.entries.v4.push(bits << NOTE_BITS | note);
@@ -333,11 +345,13 @@ impl Builder {
         Entries { notes, ..entries }
     }
 
-    fn note(&mut self, until_ms: u64, reason: &str) -> Result<u64, TooManyNotes> {
-        if until_ms == 0 && reason.is_empty() {
+    fn note(&mut self, entry: &Entry<'_>) -> Result<u64, TooManyNotes> {
+        let Entry { reason, resets, .. } = *entry;
+        let until_ms = entry.until.map_or(0, |until| until.0.max(1));
+        if until_ms == 0 && reason.is_empty() && !resets {
             return Ok(0);
         }
-        let key = (until_ms, Box::from(reason));
+        let key = (until_ms, Box::from(reason), resets);
         if let Some(number) = self.numbers.get(&key) {
             return Ok(*number);
         }
@@ -349,7 +363,7 @@ impl Builder {
         self.entries.reasons.push_str(reason);
         let place = |bytes: usize| u32::try_from(bytes).map_err(|_| TooManyNotes);
         let (reason_at, reason_bytes) = (place(at)?, place(reason.len())?);
-        notes.push(Note { until_ms, reason_at, reason_bytes });
+        notes.push(Note { until_ms, reason_at, reason_bytes, resets });
         let number = notes.len() as u64;
         self.numbers.insert(key, number);
         Ok(number)

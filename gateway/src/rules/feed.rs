@@ -1,5 +1,6 @@
-//! Whether a new version of a feed is believed: one that lost most of its entries, grew beyond measure or covers half
-//! the Internet is a mistake of its maker or somebody else's list. Decides only; the caller keeps the last good copy.
+//! Whether a new version of a list from elsewhere is believed: one that lost most of its entries, grew beyond measure
+//! or covers half the Internet is a mistake of its maker or somebody else's list. Decides only; the caller keeps the
+//! last good copy.
 
 use std::fmt;
 
@@ -82,9 +83,7 @@ pub fn check(old: Option<Summary>, new: Summary, bounds: &FeedBounds) -> Result<
     }
     let is = new.entries;
     if let Some(Summary { entries: was, .. }) = old {
-        if min_entries.compare(is, was).is_lt() {
-            return Err(HeldBack::Lost { was, is, min: min_entries });
-        }
+        check_loss(was, is, min_entries)?;
         if is > SMALL_ENTRIES && max_entries.compare(is, was).is_gt() {
             return Err(HeldBack::Grew { was, is, max: max_entries });
         }
@@ -97,6 +96,14 @@ pub fn check(old: Option<Summary>, new: Summary, bounds: &FeedBounds) -> Result<
         }
     }
     Ok(())
+}
+
+/// Whether a version of `is` entries has kept enough of the `was` that there were.
+pub fn check_loss(was: u64, is: u64, min: Share) -> Result<(), HeldBack> {
+    match min.compare(is, was).is_lt() {
+        true => Err(HeldBack::Lost { was, is, min }),
+        false => Ok(()),
+    }
 }
 
 impl Summary {

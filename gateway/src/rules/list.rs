@@ -162,9 +162,13 @@ impl List {
     }
 
     fn rule<'a>(&'a self, entry: Entry<'a>) -> RuleRef<'a> {
+        let action = match self.action {
+            Action::Deny if entry.resets => Action::Reset,
+            action => action,
+        };
         RuleRef {
             prefix: entry.prefix,
-            action: self.action,
+            action,
             origin: self.origin(),
             profile: 0,
             profile_name: "",
@@ -186,7 +190,8 @@ impl List {
         let mut now = now.map(|entry| self.rule(entry));
         let mut before = before.map(|entry| self.rule(entry));
         if let Some(Before { deadline, .. }) = &self.before {
-            if now.map(|rule| rule.until) == before.map(|rule| rule.until) {
+            let does = |rule: RuleRef<'a>| (rule.until, rule.action);
+            if now.map(does) == before.map(does) {
                 before = None;
             } else {
                 if let Some(rule) = now.as_mut().filter(|rule| deadline.boot < rule.until.boot) {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! one line of JSON: the header, with how many words of each kind follow
-//! IPv4 entries, IPv6 entries, notes: little-endian words, as they lie in memory
+//! IPv4 entries, IPv6 entries, notes: little-endian words, as they lie in memory; the highest bit of the length of a
+//! reason says whether the entries with this note reset
 //! the reasons: UTF-8
 //! CRC-32 of all that
 //! ```
@@ -16,10 +17,13 @@ use super::entries::{Entries, EntryV6, NOTES_MAX, Note};
 use super::list::Kind;
 use crate::base::time::UtcMillis;
 
-const VERSION: u32 = 1;
+/// Version 1 knew of no resets.
+const VERSION: u32 = 2;
 const HEADER_MAX_BYTES: usize = 64 * 1024;
 const WORD: usize = size_of::<u64>();
 const CHECKSUM: usize = size_of::<u32>();
+/// No reason is so long (see `REASONS_MAX_BYTES`).
+const RESETS: u32 = 1 << 31;
 
 /// Why bytes are no list.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -133,6 +137,7 @@ impl Header {
 /// The bytes of a list.
 pub fn encode(header: &Header, entries: &Entries) -> Vec<u8> {
     let header = Header {
+        version: VERSION,
         v4: entries.v4.len() as u64,
         v6: entries.v6.len() as u64,
         notes: entries.notes.len() as u64,
@@ -147,9 +152,10 @@ pub fn encode(header: &Header, entries: &Entries) -> Vec<u8> {
     for EntryV6 { high, low, meta } in &entries.v6 {
         [high, low, meta].into_iter().for_each(|value| word(*value));
     }
-    for Note { until_ms, reason_at, reason_bytes } in &entries.notes {
+    for Note { until_ms, reason_at, reason_bytes, resets } in &entries.notes {
         word(*until_ms);
-        word(u64::from(*reason_at) << 32 | u64::from(*reason_bytes));
+        let length = reason_bytes | if *resets { RESETS } else { 0 };
+        word(u64::from(*reason_at) << 32 | u64::from(length));
     }
     bytes.extend(entries.reasons.as_bytes());
     let checksum = crc32fast::hash(&bytes);
@@ -164,7 +170,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Header, Entries), Malformed> {
     let (line, rest) = bytes.split_at(line + 1);
     let header: Header =
         serde_json::from_slice(line).map_err(|error| Malformed::Header(error.to_string()))?;
-    if header.version != VERSION {
+    if header.version > VERSION {
         return Err(Malformed::Version(header.version));
     }
     let found = rest.len() as u64;
@@ -193,7 +199,8 @@ pub fn decode(bytes: &[u8]) -> Result<(Header, Entries), Malformed> {
             .map(|[until_ms, reason]| Note {
                 until_ms,
                 reason_at: (reason >> 32) as u32,
-                reason_bytes: reason as u32,
+                reason_bytes: reason as u32 & !RESETS,
+                resets: reason as u32 & RESETS != 0,
             })
             .collect(),
         reasons: String::from_utf8(reasons.to_vec())
@@ -241,7 +248,7 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u64; N]> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::entries::Builder;
+    use super::super::entries::{Builder, Entry};
     use super::*;
     use proptest::prelude::*;
 
@@ -252,14 +259,17 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_again(
-            nets in proptest::collection::vec((any::<std::net::IpAddr>(), 0u8..=128, 0u64..3, "[a-c]{0,2}"), 0..40),
+            nets in proptest::collection::vec(
+                (any::<std::net::IpAddr>(), 0u8..=128, 0u64..3, "[a-c]{0,2}", any::<bool>()), 0..40,
+            ),
             damage: proptest::sample::Index,
         ) {
             let mut builder = Builder::default();
-            for (address, length, until, reason) in nets {
+            for (address, length, until, reason, resets) in nets {
                 let length = if address.is_ipv4() { length % 33 } else { length };
                 let prefix = ipnet::IpNet::new(address, length).unwrap().trunc();
-                builder.push(prefix, (until > 0).then_some(UtcMillis(until)), &reason).unwrap();
+                let until = (until > 0).then_some(UtcMillis(until));
+                builder.add(Entry { prefix, until, reason: &reason, resets }).unwrap();
             }
             let entries = builder.build();
             let bytes = encode(&header(), &entries);

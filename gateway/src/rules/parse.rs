@@ -8,10 +8,12 @@ use std::borrow::Cow;
 use std::io::{self, BufRead};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use gateway_common::rule::Action;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::address;
+use super::{address, entries};
 use crate::base::prefix;
 use crate::base::text::{excerpt, is_hidden};
 use crate::base::time::UtcMillis;
@@ -43,6 +45,16 @@ pub struct Item<'a> {
     /// The text behind the entry or the JSON field, without what a terminal would act on and at most
     /// [`REASON_CHARS_MAX`] long; empty for none.
     pub reason: &'a str,
+    /// Whether a JSON line says that the prefix is not only denied but reset.
+    pub resets: bool,
+}
+
+impl<'a> Item<'a> {
+    /// As an entry of a list.
+    pub fn entry(&self) -> entries::Entry<'a> {
+        let Self { prefix, until, reason, resets, .. } = *self;
+        entries::Entry { prefix, until, reason, resets }
+    }
 }
 
 /// A line that cannot be read.
@@ -159,7 +171,7 @@ impl Reader {
         }
         let text = String::from_utf8_lossy(rest);
         let text = text.trim_start_matches(['#', ';', '/', ' ', '\t']);
-        self.hand_over(entry, None, text, each);
+        self.hand_over(entry, (None, text, false), each);
         Ok(())
     }
 
@@ -179,23 +191,24 @@ impl Reader {
         }
         let entry = Entry::read(object.prefix.as_bytes())?;
         let reason = object.reason.or(object.sblid).unwrap_or_default();
-        self.hand_over(entry, object.until_utc_ms, &reason, each);
+        // Whatever others mean by their actions.
+        let resets = object.action.as_ref().and_then(Value::as_str) == Some(Action::Reset.name());
+        self.hand_over(entry, (object.until_utc_ms, &reason, resets), each);
         Ok(())
     }
 
     fn hand_over(
         &mut self,
         entry: Entry,
-        until: Option<UtcMillis>,
-        reason: &str,
+        (until, reason, resets): (Option<UtcMillis>, &str, bool),
         each: &mut impl FnMut(Item<'_>),
     ) {
         let reason = clean(reason, &mut self.cleaned);
         let line = self.line;
         match entry {
-            Entry::Prefix(prefix) => each(Item { line, prefix, until, reason }),
+            Entry::Prefix(prefix) => each(Item { line, prefix, until, reason, resets }),
             Entry::Range(range) => {
-                range.for_each(|prefix| each(Item { line, prefix, until, reason }));
+                range.for_each(|prefix| each(Item { line, prefix, until, reason, resets }));
             }
         }
     }
@@ -210,6 +223,8 @@ struct Object<'a> {
     until_utc_ms: Option<UtcMillis>,
     #[serde(default)]
     reason: Option<String>,
+    #[serde(default)]
+    action: Option<Value>,
     #[serde(default)]
     sblid: Option<String>,
     #[serde(default, rename = "type")]
@@ -459,6 +474,16 @@ mod tests {
                 read(3, "192.0.2.2", None, ""),
             ]
         );
+    }
+
+    #[test]
+    fn only_a_json_line_resets_and_other_actions_mean_what_they_mean_to_others() {
+        let text = "{\"prefix\":\"192.0.2.1\",\"action\":\"reset\"}\n\
+            {\"prefix\":\"192.0.2.2\",\"action\":\"deny\"}\n{\"ip\":\"192.0.2.3\",\"action\":7}\n\
+            192.0.2.4 reset";
+        let mut resets = Vec::new();
+        let errors = read(text.as_bytes(), |item| resets.push(item.resets)).unwrap();
+        assert_eq!((errors.total, resets), (0, vec![true, false, false, false]));
     }
 
     #[test]

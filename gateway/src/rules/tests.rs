@@ -176,6 +176,35 @@ fn a_list_that_nobody_confirms_goes_back_to_the_version_before() {
 }
 
 #[test]
+fn an_entry_that_resets_is_another_rule_than_one_that_denies() {
+    let of = |resets: bool, action: Action| {
+        let mut builder = entries::Builder::default();
+        for (prefix, resets) in [("192.0.2.1/32", resets), ("192.0.2.2/32", false)] {
+            builder
+                .add(entries::Entry { prefix: net(prefix), until: None, reason: "", resets })
+                .unwrap();
+        }
+        List { entries: Arc::new(builder.build()), action, ..list("drop", &[]) }
+    };
+    let actions = |list: &List| list.inside(net("192.0.2.0/24")).map(|rule| rule.action).collect();
+    let (plain, resets) = (of(false, Action::Deny), of(true, Action::Deny));
+    let all: Vec<Action> = actions(&plain);
+    assert_eq!(all, [Action::Deny, Action::Deny]);
+    let all: Vec<Action> = actions(&resets);
+    assert_eq!(all, [Action::Reset, Action::Deny]);
+    let all: Vec<Action> = actions(&of(true, Action::Allow));
+    assert_eq!(all, [Action::Allow, Action::Allow], "whatever lets in resets nobody");
+    let changed: Vec<IpNet> = plain.entries.difference(&resets.entries).collect();
+    assert_eq!(changed, [net("192.0.2.1/32")]);
+    let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
+    let before = list::Before { deadline, entries: Arc::clone(&plain.entries) };
+    let waiting = List { before: Some(before), ..resets };
+    let both: Vec<Action> = waiting.find(net("192.0.2.1/32")).map(|rule| rule.action).collect();
+    assert_eq!(both, [Action::Reset, Action::Deny], "what comes back if nobody confirms");
+    assert_eq!(waiting.find(net("192.0.2.2/32")).count(), 1);
+}
+
+#[test]
 fn listings_go_on_where_they_stopped() {
     let mut set = set([
         rule("10.0.0.0/8", Action::Deny, Origin::Operator, None),

@@ -11,14 +11,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, database_error};
-use crate::base::time::{BootTime, Now, UtcMillis};
+use crate::base::time::{BootTime, Now, UtcMillis, instant};
+use crate::observe::histogram::{Durations, Histogram};
 use crate::rules::Until;
 
 const BANS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("bans");
@@ -99,12 +100,16 @@ pub type Batch<T> = BTreeMap<String, Option<Arc<T>>>;
 struct Shared<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
+    /// How long the oldest change of each transaction waited to be on the disk.
+    durable: Histogram,
 }
 
 #[derive(Debug)]
 struct State<T> {
     /// What has changed. It has as many entries as there are bans, at most.
     queue: Batch<T>,
+    /// Since when the oldest of them waits.
+    since: Option<Instant>,
     /// `None` while another process has the store.
     database: Option<Arc<Database>>,
     writing: bool,
@@ -121,6 +126,7 @@ impl<T: Serialize + Send + Sync + 'static> Behind<T> {
     pub fn new(store: &Store) -> Self {
         let state = State {
             queue: BTreeMap::new(),
+            since: None,
             database: store.database.clone(),
             writing: false,
             failures: 0,
@@ -128,13 +134,20 @@ impl<T: Serialize + Send + Sync + 'static> Behind<T> {
             hurry: false,
             ending: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            durable: Histogram::default(),
+        });
         Self { shared, thread: Mutex::default(), path: store.path.display().to_string() }
     }
 
     /// Has the value of a key written, or taken out.
     pub fn put(&self, key: String, value: Option<Arc<T>>) {
-        self.shared.lock().queue.insert(key, value);
+        let mut state = self.shared.lock();
+        state.queue.insert(key, value);
+        state.since.get_or_insert_with(instant);
+        drop(state);
         self.shared.changed.notify_all();
         self.begin();
     }
@@ -187,6 +200,13 @@ impl<T: Serialize + Send + Sync + 'static> Behind<T> {
         self.shared.lock().failed.clone()
     }
 
+    /// From a change to its being on the disk: the oldest of each transaction.
+    pub fn durable(&self) -> Durations {
+        let mut durations = Durations::default();
+        durations.add(&self.shared.durable);
+        durations
+    }
+
     /// Lets go of the store, once what is being written is.
     pub fn release(&self) {
         let mut state = self.shared.lock();
@@ -235,6 +255,7 @@ fn run<T: Serialize>(shared: &Shared<T>, path: &str) {
             continue;
         };
         let batch = std::mem::take(&mut state.queue);
+        let since = state.since.take();
         state.writing = true;
         state.hurry = false;
         drop(state);
@@ -251,6 +272,9 @@ fn run<T: Serialize>(shared: &Shared<T>, path: &str) {
                 // What has changed once more is newer.
                 state.queue.entry(key).or_insert(value);
             }
+            state.since = since;
+        } else if let Some(since) = since {
+            shared.durable.add(instant().duration_since(since));
         }
         shared.changed.notify_all();
         if written.is_err() {
@@ -306,6 +330,24 @@ mod tests {
         behind.put("c".to_owned(), Some(Arc::new(7)));
         drop(behind);
         assert_eq!(kept(&store).len(), 2, "the end writes what there is");
+    }
+
+    #[test]
+    fn each_transaction_says_how_long_its_oldest_change_waited() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        let behind = Behind::<u32>::new(&store);
+        behind.put("a".to_owned(), Some(Arc::new(1)));
+        behind.flush().unwrap();
+        assert_eq!(behind.durable().count(), 1);
+        behind.release();
+        store.release();
+        behind.put("b".to_owned(), Some(Arc::new(2)));
+        assert_eq!(behind.durable().count(), 1, "it is not on the disk");
+        store.reopen().unwrap();
+        behind.reopen(&store);
+        behind.flush().unwrap();
+        assert_eq!(behind.durable().count(), 2);
     }
 
     #[test]

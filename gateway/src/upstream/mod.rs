@@ -158,8 +158,8 @@ impl Upstream {
     }
 
     /// What sends a request from `client` to the same endpoint as others, if anything does.
-    pub fn key<B>(&self, request: &Request<B>, client: IpAddr) -> Option<u64> {
-        balance::key(&self.algorithm, request, client)
+    pub fn key<B>(&self, request: &Request<B>, from: (IpAddr, Option<&str>)) -> Option<u64> {
+        balance::key(&self.algorithm, request, from)
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod cases;
 mod frames;
 mod honest;
 pub(crate) mod http;
+mod reaction;
 mod subjects;
 
 use std::path::Path;
@@ -29,7 +30,7 @@ use honest::Honest;
 use subjects::{Kind, Subject};
 
 /// Where the gateway, its peers, the origin and the honest clients are, and where the attacker is.
-const CPU_OURS: usize = 0;
+pub(crate) const CPU_OURS: usize = 0;
 const CPU_ATTACKER: usize = 1;
 /// From the beginning of an attack to the measurement: what a defence takes to set in is seen in the lab.
 const ONSET: Duration = Duration::from_secs(2);
@@ -46,7 +47,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
         test::provide(program, package, true)?;
     }
     for case in &args.cases {
-        let known = cases::ALL.map(|case| case.name);
+        let known = [&cases::ALL.map(|case| case.name)[..], &[reaction::NAME]].concat();
         ensure!(known.contains(&&**case), "no case `{case}`: there are {}", known.join(", "));
     }
     let binary = lab::build(root)?;
@@ -61,9 +62,14 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     stay_on(CPU_OURS)?;
     bench.prepare()?;
     let mut report = Report::start(root, args, setup(&bench)?)?;
-    let is_chosen =
-        |case: &&Case| args.cases.is_empty() || args.cases.iter().any(|c| c == case.name);
-    for case in cases::ALL.iter().filter(is_chosen) {
+    let is_chosen = |name: &str| args.cases.is_empty() || args.cases.iter().any(|c| c == name);
+    if is_chosen(reaction::NAME) {
+        for round in 1..=args.rounds {
+            let figures = bench.reaction().context(reaction::NAME)?;
+            report.round(reaction::NAME, Kind::Loop.name(), round, &figures);
+        }
+    }
+    for case in cases::ALL.iter().filter(|case| is_chosen(case.name)) {
         for round in 1..=args.rounds {
             for turn in 0..Kind::ALL.len() {
                 // Each round begins with another one.
@@ -130,7 +136,7 @@ impl Bench {
     }
 
     fn measure(&self, case: &Case, kind: Kind) -> Result<Vec<(&'static str, f64)>> {
-        let mut subject = Subject::start(kind, &self.hosts, &self.binary)?;
+        let mut subject = Subject::start(kind, None, &self.hosts, &self.binary)?;
         subject.check(&self.hosts)?;
         let quiet = {
             let _server = http::Sink::start(&self.sink.namespace, case)?;
@@ -218,6 +224,10 @@ impl Cpus {
         self.field(cpu, 6)
     }
 
+    fn idle_ms(&self, cpu: usize) -> f64 {
+        self.field(cpu, 3)
+    }
+
     fn steal_ms(&self) -> f64 {
         self.field(CPU_OURS, 7) + self.field(CPU_ATTACKER, 7)
     }
@@ -259,6 +269,6 @@ mod tests {
         let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\ncpu1 1 2 3 4 5 6 70 2 0 0\nintr 1\n";
         let cpus = Cpus::parse(stat);
         assert_eq!((cpus.softirq_ms(0), cpus.softirq_ms(1)), (70.0, 700.0));
-        assert_eq!(cpus.steal_ms(), 100.0);
+        assert_eq!((cpus.idle_ms(1), cpus.steal_ms()), (40.0, 100.0));
     }
 }

@@ -1,14 +1,18 @@
 //! An attack and what becomes of it: requests with wrong credentials from a hundred addresses, before, during and
-//! after, once with the kernel door shut and once with what the proxy learns enforced by the kernel.
+//! after, once with the kernel door shut and once with what the proxy learns enforced by the kernel. The attacker has
+//! one CPU, and everything else the other.
 
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use harness::gateway::Gateway;
+use harness::origin::Origin;
 use serde_json::{Value, json};
 
 use super::Lab;
-use crate::bench::attack::http::{Connections, Sources};
+use super::load::Pace;
+use crate::bench::attack::http::{Connections, Plan, Sources};
+use crate::bench::attack::{CPU_OURS, stay_on};
 
 /// Addresses that the attack comes from.
 const SOURCES: Sources = Sources::Many(100);
@@ -16,7 +20,10 @@ const SOURCES: Sources = Sources::Many(100);
 const ATTACKER_NET: &str = "198.18.0.0/15";
 
 /// Both acts.
-pub(super) fn run(lab: &Lab<'_>, origin: SocketAddr) -> Result<()> {
+pub(super) fn run(lab: &Lab<'_>) -> Result<()> {
+    stay_on(CPU_OURS)?;
+    let serving = SocketAddr::new(lab.hosts.upstream.v4(), 9001);
+    let origin = Origin::constant(&lab.hosts.upstream.namespace, serving, "hello\n")?;
     lab.hosts.attacker.namespace.ip(&format!("route replace local {ATTACKER_NET} dev lo"))?;
     for (attach, names) in [
         ("off", ["quiet, kernel door off", "attack, kernel door off", "after, kernel door off"]),
@@ -25,7 +32,7 @@ pub(super) fn run(lab: &Lab<'_>, origin: SocketAddr) -> Result<()> {
         if lab.is_interrupted() {
             return Ok(());
         }
-        act(lab, config(lab, origin, attach), names)?;
+        act(lab, config(lab, origin.address, attach), names)?;
     }
     Ok(())
 }
@@ -35,9 +42,9 @@ fn act(lab: &Lab<'_>, config: Value, [before, during, after]: [&'static str; 3])
     gateway.start()?;
     let made = gateway.cli(&["keys", "create", "--consumer", "honest", "--json"])?.ok()?.json()?;
     let key = made.get("key").and_then(Value::as_str).context("no key was made")?;
-    let requests = lab.requests(Some(key))?;
+    let requests = lab.requests(Some(key), Pace::Answered)?;
     lab.seconds(before, &gateway, &requests, None)?;
-    let attack = Connections::start(&lab.hosts.attacker, SOURCES, None)?;
+    let attack = Connections::start(&lab.hosts.attacker, Plan::attack(SOURCES, None))?;
     lab.seconds(during, &gateway, &requests, None)?;
     drop(attack);
     lab.seconds(after, &gateway, &requests, None)

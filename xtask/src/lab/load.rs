@@ -1,5 +1,5 @@
-//! The lab's load: requests at a fixed rate over a few connections, and a flood of raw frames. Both are bounded in rate
-//! and end when they are dropped.
+//! The lab's load: requests over a few connections, at a fixed rate or each as soon as the one before is answered, and
+//! a flood of raw frames at a bounded rate. Both end when they are dropped.
 #![expect(clippy::disallowed_methods, reason = "the lab measures real time from outside")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,8 +16,6 @@ use harness::topology::Host;
 
 const CONNECTIONS: usize = 8;
 const REQUEST_INTERVAL: Duration = Duration::from_millis(10);
-/// A connection is given up after this many, so that new ones are measured too.
-const REQUESTS_PER_CONNECTION: usize = 50;
 const PATIENCE: Duration = Duration::from_secs(2);
 const FLOOD_SOURCES: u8 = 200;
 
@@ -38,7 +36,27 @@ struct Record {
     failed: usize,
 }
 
-/// Requests from a host at a fixed rate.
+/// When a client asks again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// A hundred times a second, whatever becomes of it.
+    Fixed,
+    /// As soon as it is answered.
+    Answered,
+}
+
+impl Pace {
+    /// A connection is given up after this many, so that new ones are measured too; few enough a second that the client
+    /// does not run out of ports, half of which (14,000) are found at once and the others by a search.
+    fn requests_per_connection(self) -> usize {
+        match self {
+            Self::Fixed => 50,
+            Self::Answered => 1000,
+        }
+    }
+}
+
+/// Requests from a host.
 pub(super) struct Requests {
     record: Arc<Mutex<Record>>,
     /// Kept for its end.
@@ -50,6 +68,7 @@ impl Requests {
         namespace: &Namespace,
         target: SocketAddr,
         key: Option<&str>,
+        pace: Pace,
     ) -> anyhow::Result<Self> {
         let field = key.map(|key| format!("X-API-Key: {key}\r\n")).unwrap_or_default();
         let head = format!("GET /hello HTTP/1.1\r\nHost: test\r\n{field}\r\n");
@@ -59,7 +78,7 @@ impl Requests {
         namespace.enter(|| {
             for _ in 0..CONNECTIONS {
                 let (record, head) = (Arc::clone(&record), head.clone());
-                workers.start(move |ending| request_at_rate((target, &head), &record, ending));
+                workers.start(move |ending| requests((target, &head), pace, &record, ending));
             }
         })?;
         Ok(Self { record, _workers: workers })
@@ -79,11 +98,11 @@ impl Requests {
     }
 }
 
-fn request_at_rate(asked: (SocketAddr, &str), record: &Mutex<Record>, ending: &AtomicBool) {
+fn requests(asked: (SocketAddr, &str), pace: Pace, record: &Mutex<Record>, ending: &AtomicBool) {
     let mut due = Instant::now();
     while !ending.load(Ordering::Relaxed) {
         let mut client = None;
-        for _ in 0..REQUESTS_PER_CONNECTION {
+        for _ in 0..pace.requests_per_connection() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             if ending.load(Ordering::Relaxed) {
                 return;
@@ -98,7 +117,11 @@ fn request_at_rate(asked: (SocketAddr, &str), record: &Mutex<Record>, ending: &A
                     client = None;
                 }
             }
-            due = (due + REQUEST_INTERVAL).max(Instant::now() - REQUEST_INTERVAL);
+            drop(record);
+            due = match pace {
+                Pace::Fixed => (due + REQUEST_INTERVAL).max(Instant::now() - REQUEST_INTERVAL),
+                Pace::Answered => Instant::now(),
+            };
         }
     }
 }

@@ -102,6 +102,11 @@ fn authorize(
 }
 
 impl Caller {
+    /// What it is called, as [`Identity::name`] has it.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.consumer.as_deref().or(self.user.as_deref()).or(self.key.as_deref())
+    }
+
     fn known(identity: &Identity) -> Self {
         let text = |text: &Option<Box<str>>| text.as_deref().map(str::to_owned);
         let texts = |list: &[Box<str>]| list.iter().map(|text| text.to_string()).collect();

@@ -128,7 +128,8 @@ fn explain(
     if let Some(Ok(caller)) = &caller {
         found.policies.extend(caller.limits(config));
     }
-    if let Err(error) = found.act(&asked, head) {
+    let name = caller.as_ref().and_then(|caller| caller.as_ref().ok()?.name());
+    if let Err(error) = found.act(&asked, head, name) {
         return found.refused(&error);
     }
     match caller {
@@ -152,7 +153,12 @@ struct Asked<'a> {
 }
 
 impl Explanation {
-    fn act(&mut self, asked: &Asked<'_>, mut head: Parts) -> Result<(), Error> {
+    fn act(
+        &mut self,
+        asked: &Asked<'_>,
+        mut head: Parts,
+        caller: Option<&str>,
+    ) -> Result<(), Error> {
         match &asked.route.action {
             Action::Redirect(redirect) => {
                 let host = target::host(&head);
@@ -171,13 +177,15 @@ impl Explanation {
                 let by_chance = Cell::new(false);
                 // Which address it is without one makes no difference but for `client_address`.
                 let client = asked.from.unwrap_or(SOMEWHERE);
-                let destination = asked.routed.choose(forward, &head.headers, client, || {
+                let chance = || {
                     by_chance.set(true);
                     0
-                });
+                };
+                let destination = asked.routed.choose(forward, &head.headers, client, chance);
+                let destination = destination.of_caller(forward, caller, chance);
                 let is_known = !by_chance.get()
                     && (asked.from.is_some() || forward.sticky != policies::BY_ADDRESS);
-                let chosen = is_known.then_some(destination.upstream());
+                let chosen = destination.upstream().filter(|_| is_known);
                 if let Some(template) = &forward.rewrite {
                     transform::target::rewrite(template, &asked.route.path, &mut head.uri)?;
                 }

@@ -221,6 +221,7 @@ pub(super) fn of_choice(forward: &Forward, config: &Config, chosen: Option<usize
         Some(Sticky::Cookie(cookie)) => format!("by chance, then by the cookie `{cookie}`"),
         Some(Sticky::Header(header)) => format!("by chance, for there is no header `{header}`"),
         Some(Sticky::ClientAddress) => "by the client's address (--from)".to_owned(),
+        Some(Sticky::Consumer) => "by the consumer, and by chance whoever is not known".to_owned(),
     };
     format!("to one of {} {how}", names.join(", "))
 }
@@ -338,6 +339,7 @@ fn algorithm(algorithm: &Algorithm) -> String {
         Algorithm::Hash(HashKey::Header(name)) => format!("hash of the header `{name}`"),
         Algorithm::Hash(HashKey::Cookie(name)) => format!("hash of the cookie `{name}`"),
         Algorithm::Hash(HashKey::Path) => "hash of the path".to_owned(),
+        Algorithm::Hash(HashKey::Consumer) => "hash of the consumer".to_owned(),
         Algorithm::Hash(HashKey::Client) => "hash of the client's address".to_owned(),
     }
 }

@@ -148,10 +148,20 @@ pub(in crate::config) struct RawListFileSection {
     pub(in crate::config) name: Option<String>,
     #[serde(default)]
     pub(in crate::config) dry_run: bool,
+    /// Share of the entries of the version in force that must be left.
+    #[serde(default = "list_file::min_entries")]
+    pub(in crate::config) min_entries: String,
 }
 
 impl Section for RawListFileSection {
     const EXPECTED: &'static str = "the path of a file or a section with `path`";
+}
+
+/// What a file says if nothing else is said.
+mod list_file {
+    pub(in crate::config) fn min_entries() -> String {
+        "0%".to_owned()
+    }
 }
 
 /// A list that is fetched.

@@ -122,6 +122,12 @@ fn forward(
             "write several, such as: upstream: [{name: new, weight: 5}, {name: old, weight: 95}]",
         );
     }
+    if matches!(sticky, Some(Some(Sticky::Consumer))) && raw.auth.is_none() {
+        at.key("sticky").error_with_help(
+            "nobody is known on this route, so all would go by chance",
+            "add `auth: NAME` to the route, or write {cookie: NAME}, {header: NAME} or client_address",
+        );
+    }
     let rewrite = raw.rewrite.as_ref().zip(captures);
     let rewrite = rewrite.map(|(text, names)| template::rewrite(text, names, at.key("rewrite")));
     let body_bytes = raw.body_bytes.as_ref().map(|text| body_bytes(text, at.key("body_bytes")));
@@ -199,6 +205,7 @@ fn targets(
 fn sticky(raw: &TextOr<RawSticky>, at: At<'_>) -> Option<Sticky> {
     match raw {
         TextOr::Text(text) if text == "client_address" => Some(Sticky::ClientAddress),
+        TextOr::Text(text) if text == "consumer" => Some(Sticky::Consumer),
         TextOr::Section(RawSticky { cookie: Some(name), header: None }) => {
             cookie_name(name, at.key("cookie")).map(Sticky::Cookie)
         }
@@ -207,8 +214,8 @@ fn sticky(raw: &TextOr<RawSticky>, at: At<'_>) -> Option<Sticky> {
         }
         _ => {
             at.error_with_help(
-                "`sticky` is one of three things",
-                "write {cookie: NAME}, {header: NAME} or client_address",
+                "`sticky` is one of four things",
+                "write {cookie: NAME}, {header: NAME}, client_address or consumer",
             );
             None
         }

@@ -115,7 +115,12 @@ fn mistakes_in_what_a_route_does() {
             "`sticky` means nothing with one upstream",
             "sticky",
         ),
-        ("upstream: [u, v], sticky: often", "`sticky` is one of three things", "often"),
+        ("upstream: [u, v], sticky: often", "`sticky` is one of four things", "often"),
+        (
+            "upstream: [u, v], sticky: consumer",
+            "nobody is known on this route, so all would go by chance",
+            "consumer",
+        ),
         ("upstream: [u, w]", "there is no upstream `w`", "w"),
         ("upstream: [u, u]", "the upstream `u` is given twice", "u"),
         ("upstream: []", "a route with 0 upstreams cannot be", "upstream"),

@@ -256,6 +256,8 @@ pub enum Sticky {
     Header(HeaderName),
     /// The address of the client.
     ClientAddress,
+    /// The consumer, or who else is known to call; anonymous callers go by chance.
+    Consumer,
 }
 
 /// Where the client is sent.

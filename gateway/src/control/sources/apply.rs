@@ -6,7 +6,7 @@ use std::time::Instant;
 use gateway_common::rule::Action;
 use tokio::task::{spawn_blocking, spawn_local};
 
-use super::feeds::{FeedEvent, State, Version};
+use super::feeds::{FeedEvent, State, Version, about_held};
 use super::files::{self, Reading};
 use super::text::Unread;
 use super::{Event, FileEvent, Sources, Watched, held, path_of};
@@ -19,6 +19,7 @@ use crate::control::policy::lists::list_of;
 use crate::kernel::tables::TablesError;
 use crate::outbound::display;
 use crate::rules::entries::Entries;
+use crate::rules::feed::check_loss;
 use crate::rules::list::{Kind, List};
 use crate::rules::list_file::{ActionName, Header};
 
@@ -33,7 +34,9 @@ impl Sources {
     ) -> Vec<List> {
         let of = |files: &[_], action| {
             let files: Vec<_> = files.to_vec();
-            files.into_iter().map(move |file| Watched { file, action, note: None, crowded: None })
+            let watched =
+                move |file| Watched { file, action, note: None, held: None, crowded: None };
+            files.into_iter().map(watched)
         };
         let kernel = &config.kernel;
         let files = of(&kernel.allow_files, Action::Allow);
@@ -55,7 +58,9 @@ impl Sources {
             match entries {
                 Ok(entries) => {
                     let list = watched.list(entries, now);
-                    if watched.put(policy, list.clone(), now).is_err() {
+                    if let Ok(list) = watched.judge(policy, list)
+                        && watched.put(policy, list.clone(), now).is_err()
+                    {
                         refused.push(list);
                     }
                 }
@@ -147,8 +152,8 @@ impl Sources {
         };
         let answer = match reading.entries {
             Ok(entries) => {
-                let list = watched.list(entries, now);
-                watched.put(policy, list, now).map_err(Refusal::failed)
+                let list = watched.judge(policy, watched.list(entries, now));
+                list.and_then(|list| watched.put(policy, list, now)).map_err(Refusal::failed)
             }
             Err(unread) => {
                 watched.unread(&unread);
@@ -204,18 +209,21 @@ impl Sources {
         );
     }
 
-    /// Puts the version of a feed that is held back in force.
+    /// Puts the version of a file or feed that is held back in force.
     pub(in crate::control) fn accept(
         &mut self,
         policy: &mut Policy,
         name: &str,
         now: Now,
     ) -> Result<Done, Refusal> {
+        let nothing =
+            || Refusal::failed(format!("nothing of {name} is held back: see `gateway lists`"));
+        if let Some(watched) = self.files.get_mut(name) {
+            let version = watched.held.take().ok_or_else(nothing)?;
+            return watched.put(policy, version, now).map_err(Refusal::failed);
+        }
         let state = self.feeds.get_mut(name).ok_or_else(|| no_feed(policy, name))?;
-        let held = state.take_held().ok_or_else(|| {
-            Refusal::failed(format!("nothing of the feed {name} is held back: see `gateway lists`"))
-        })?;
-        let (version, why) = held;
+        let (version, why) = state.take_held().ok_or_else(nothing)?;
         match put_version(policy, state, &version, now) {
             Ok(done) => {
                 state.took(version.validators, version.skipped);
@@ -267,6 +275,23 @@ impl Watched {
         list(&self.file.name, Kind::File, (self.rights(), source, Arc::new(entries)), now)
     }
 
+    /// Whether a version may take the place of the one in force. One that may not is kept, for somebody to accept it.
+    fn judge(&mut self, policy: &Policy, version: List) -> Result<List, String> {
+        self.held = None;
+        let name = &version.name;
+        // Another file may be as short as it likes.
+        let old = held(policy, name, Kind::File).filter(|list| list.source == version.source);
+        let was = old.map_or(0, |list| list.entries.len() as u64);
+        let Err(why) = check_loss(was, version.entries.len() as u64, self.file.min_entries) else {
+            return Ok(version);
+        };
+        let note = about_held(name, &why);
+        tracing::warn!(list = name, reason = note, "list file held back, what was in force stays");
+        let told = format!("file {name}: {note}");
+        (self.note, self.crowded, self.held) = (Some(note), None, Some(version));
+        Err(told)
+    }
+
     /// Puts a version in force. The answer tells whoever asked.
     fn put(&mut self, policy: &mut Policy, version: List, now: Now) -> Result<Done, String> {
         let (list, entries) = (version.name.clone(), version.entries.len());
@@ -291,7 +316,7 @@ impl Watched {
     }
 
     fn unread(&mut self, unread: &Unread) {
-        self.crowded = None;
+        (self.crowded, self.held) = (None, None);
         let (list, error) = (&self.file.name, unread.in_full().collect::<Vec<_>>().join("; "));
         tracing::error!(list, error, "list file not read, what was in force stays");
         self.note = Some(unread.to_string());

@@ -96,12 +96,7 @@ impl State {
 
     /// What is to be known about it.
     pub(super) fn note(&self) -> Option<String> {
-        let name = &self.feed.name;
-        let held = self.held.as_ref().map(|(_, why)| {
-            format!(
-                "held back: it {why}; `gateway lists accept {name}` puts it in force all the same"
-            )
-        });
+        let held = self.held.as_ref().map(|(_, why)| about_held(&self.feed.name, why));
         let failed = self.error.as_ref().map(|error| match self.failures {
             0 | 1 => error.clone(),
             failures => format!("{error} ({failures} failures in a row)"),
@@ -238,6 +233,11 @@ impl State {
             (peers, brought)
         }
     }
+}
+
+/// What is to be known about a version that is held back.
+pub(super) fn about_held(name: &str, why: &HeldBack) -> String {
+    format!("held back: it {why}; `gateway lists accept {name}` puts it in force all the same")
 }
 
 impl Drop for State {

@@ -63,7 +63,7 @@ pub(super) struct Sources {
     generation: u64,
     /// Of the last fetch.
     serial: u64,
-    watcher: Option<AbortHandle>,
+    watchers: Vec<AbortHandle>,
     sender: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
 }
@@ -73,6 +73,8 @@ struct Watched {
     file: ListFile,
     action: Action,
     note: Option<String>,
+    /// A version that lost too much, until another one is read or somebody accepts it.
+    held: Option<List>,
     /// A version for which there was no room, and the room that there was (rules of IPv4 and of IPv6).
     crowded: Option<(List, [usize; 2])>,
 }
@@ -87,7 +89,7 @@ impl Sources {
             feeds: BTreeMap::new(),
             generation: 0,
             serial: 0,
-            watcher: None,
+            watchers: Vec::new(),
             sender,
             events,
         }
@@ -142,18 +144,18 @@ impl Sources {
         now: Now,
     ) -> Vec<String> {
         self.generation += 1;
-        let watch = Watch::new(config, &readings, &self.user);
-        if let Some(watcher) = self.watcher.take() {
-            watcher.abort();
-        }
+        let watches = Watch::of(config, &readings, &self.user);
+        self.watchers.drain(..).for_each(|watcher| watcher.abort());
         // What comes before what goes: an address that one list hands to another is never let in.
         let refused = self.take_files(policy, config, readings, now);
         self.take_feeds(policy, &config.kernel.feeds, now);
         let mut notes = self.take_back(policy, now);
         refused.into_iter().for_each(|list| self.put_file(policy, list, now));
         notes.extend(self.notes());
-        let run = watch.run(self.generation, self.sender());
-        self.watcher = Some(spawn_local(run).abort_handle());
+        for watch in watches {
+            let run = watch.run(self.generation, self.sender());
+            self.watchers.push(spawn_local(run).abort_handle());
+        }
         notes
     }
 
@@ -231,12 +233,14 @@ impl Sources {
             held_back: false,
             note: None,
         };
-        let files = self.files.iter().map(|(name, Watched { file, action, note, .. })| ListView {
-            source: path_of(file),
-            failures: u32::from(note.is_some()),
-            note: note.clone(),
-            ..view(name, (*action, Kind::File, file.dry_run))
-        });
+        let files =
+            self.files.iter().map(|(name, Watched { file, action, note, held, .. })| ListView {
+                source: path_of(file),
+                failures: u32::from(note.is_some() && held.is_none()),
+                held_back: held.is_some(),
+                note: note.clone(),
+                ..view(name, (*action, Kind::File, file.dry_run))
+            });
         let feeds = self.feeds.iter().map(|(name, state)| ListView {
             source: state.source.clone(),
             checked_utc_ms: state.checked,

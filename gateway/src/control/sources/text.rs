@@ -105,7 +105,7 @@ fn read(input: impl BufRead) -> io::Result<Read> {
                 everybody.first.push(LineError { line: item.line, text: String::new(), reason });
             }
         } else if too_many.is_none() {
-            too_many = builder.push(item.prefix, item.until, item.reason).err();
+            too_many = builder.add(item.entry()).err();
         }
     })?;
     if let Some(error) = too_many {

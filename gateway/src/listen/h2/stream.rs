@@ -72,6 +72,9 @@ pub(super) async fn serve(
     let mut timer = pin!(sleep_until(deadline.at()));
     let done = poll_fn(|context| {
         deadline.woken();
+        if deadline.is_cut() {
+            return Poll::Ready(true);
+        }
         loop {
             if work.as_mut().poll(context).is_ready() {
                 return Poll::Ready(true);

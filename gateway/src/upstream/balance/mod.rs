@@ -54,13 +54,18 @@ impl Choice<'_> {
     }
 }
 
-/// The key of a request from `client`, where the service is chosen by one.
-pub fn key<B>(algorithm: &Algorithm, request: &Request<B>, client: IpAddr) -> Option<u64> {
+/// The key of a request from `client`, sent by the caller of this name, where the service is chosen by one.
+pub fn key<B>(
+    algorithm: &Algorithm,
+    request: &Request<B>,
+    (client, caller): (IpAddr, Option<&str>),
+) -> Option<u64> {
     let Algorithm::Hash(by) = algorithm else { return None };
     let key = match by {
         HashKey::Header(name) => hash::key(request.headers().get(name)?.as_bytes()),
         HashKey::Cookie(name) => hash::key(cookie(request.headers(), name)?),
         HashKey::Path => hash::key(request.uri().path().as_bytes()),
+        HashKey::Consumer => hash::key(caller?.as_bytes()),
         HashKey::Client => match client.to_canonical() {
             IpAddr::V4(v4) => hash::key(&v4.octets()),
             IpAddr::V6(v6) => hash::key(&v6.octets()),

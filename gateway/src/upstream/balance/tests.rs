@@ -222,18 +222,22 @@ fn keys_are_read_from_requests() {
         build(Request::get("/a/b?c=d")).body(()).unwrap()
     };
     let client: IpAddr = "192.0.2.1".parse().unwrap();
-    let of = |by: HashKey, request: &Request<()>| key(&Algorithm::Hash(by), request, client);
+    let of = |by: HashKey, request: &Request<()>| {
+        key(&Algorithm::Hash(by), request, (client, Some("acme")))
+    };
     let bare = request(|bare| bare);
     let header = || HashKey::Header("x-session-id".parse().unwrap());
     let cookie = || HashKey::Cookie("id".to_owned());
     assert_eq!(of(header(), &bare), None);
     assert_eq!(of(cookie(), &bare), None);
     assert_eq!(of(HashKey::Path, &bare), Some(hash::key(b"/a/b")));
+    assert_eq!(of(HashKey::Consumer, &bare), Some(hash::key(b"acme")));
+    assert_eq!(key(&Algorithm::Hash(HashKey::Consumer), &bare, (client, None)), None);
     assert_eq!(of(HashKey::Client, &bare), Some(hash::key(&[192, 0, 2, 1])));
     let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
     let by_client = Algorithm::Hash(HashKey::Client);
-    assert_eq!(key(&by_client, &bare, mapped), of(HashKey::Client, &bare));
-    assert_eq!(key(&Algorithm::RoundRobin, &bare, client), None);
+    assert_eq!(key(&by_client, &bare, (mapped, None)), of(HashKey::Client, &bare));
+    assert_eq!(key(&Algorithm::RoundRobin, &bare, (client, None)), None);
     let full = request(|full| {
         full.header("x-session-id", "7").header("cookie", "uid=1; sid=2").header("cookie", "id=3")
     });

@@ -4,7 +4,7 @@ use anyhow::Result;
 use harness::topology::Host;
 
 use super::frames::Frames;
-use super::http::{Connections, Sources};
+use super::http::{Connections, Plan, Sources};
 
 /// One attack.
 pub(super) struct Case {
@@ -80,7 +80,8 @@ impl Attack {
             What::Syn => Self::Frames(Frames::syn(attacker)?),
             What::UdpAndFragments => Self::Frames(Frames::udp_and_fragments(attacker)?),
             What::Requests { sources, per_second } => {
-                Self::Connections(Connections::start(attacker, sources, per_second)?)
+                let plan = Plan::attack(sources, per_second);
+                Self::Connections(Connections::start(attacker, plan)?)
             }
         })
     }

@@ -1,5 +1,5 @@
-//! Requests with a wrong credential over real connections, from as many addresses as there are sources; and a server
-//! that has nothing to defend, for the attacker to be busy with while it is quiet elsewhere. Both are on its CPU.
+//! Requests over real connections, from as many addresses as there are sources; and a server that has nothing to
+//! defend, for the attacker to be busy with while it is quiet elsewhere. Both are on its CPU.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,15 +18,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::cases::{Case, Counts, What};
 use super::{CPU_ATTACKER, stay_on};
 
-/// Connections at once.
-const CONNECTIONS: usize = 256;
-/// Requests over one connection, if it lives so long.
-const REQUESTS_PER_CONNECTION: u32 = 10;
 /// An attacker does not wait for the system to try again.
 const CONNECT: Duration = Duration::from_millis(300);
 const ANSWER: Duration = Duration::from_secs(1);
-const REQUEST: &[u8] =
-    b"GET / HTTP/1.1\r\nHost: api\r\nX-API-Key: gw_000000000000000000000000000000000000\r\n\r\n";
+/// What nobody is known by.
+const WRONG: &str = "gw_000000000000000000000000000000000000";
 const REFUSAL: &[u8] = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
 /// The first of the addresses: neighbours share a /24.
 const FIRST: u32 = 0xc612_0101;
@@ -36,8 +32,33 @@ const FIRST: u32 = 0xc612_0101;
 pub(crate) enum Sources {
     /// So many addresses, in turn.
     Many(u32),
+    /// So many networks, one address of each, until it has made so many connections, then the next.
+    Apart(u32, u32),
     /// The host's own address, which others use too, as behind NAT.
     Own,
+}
+
+/// Who sends what, and how fast.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    /// From where.
+    pub(crate) sources: Sources,
+    /// Connections that are begun in a second, by all of them together; `None`: as fast as can be.
+    pub(crate) per_second: Option<u32>,
+    /// Connections at once.
+    pub(crate) at_once: usize,
+    /// Requests over one connection, if it lives so long.
+    pub(crate) requests: u32,
+    /// The credential, a good one or not.
+    pub(crate) key: String,
+}
+
+impl Plan {
+    /// Somebody who tries credentials.
+    pub(crate) fn attack(sources: Sources, per_second: Option<u32>) -> Self {
+        let requests = if per_second.is_some() { 1 } else { 10 };
+        Self { sources, per_second, at_once: 256, requests, key: WRONG.to_owned() }
+    }
 }
 
 /// Connections under way.
@@ -54,15 +75,15 @@ struct Counters {
 }
 
 impl Connections {
-    pub(crate) fn start(host: &Host, sources: Sources, per_second: Option<u32>) -> Result<Self> {
+    pub(crate) fn start(host: &Host, plan: Plan) -> Result<Self> {
         let counters = Arc::new(Counters::default());
         let (shared, target) = (Arc::clone(&counters), host.target());
         let thread = Thread::start(&host.namespace, move || {
-            let begun = Instant::now();
-            for _ in 0..CONNECTIONS {
-                let agent =
-                    Agent { counters: Arc::clone(&shared), target, sources, per_second, begun };
-                tokio::spawn(agent.run());
+            let request = format!("GET / HTTP/1.1\r\nHost: api\r\nX-API-Key: {}\r\n\r\n", plan.key);
+            let (request, begun) = (Arc::from(request.into_bytes()), Instant::now());
+            let agent = Agent { counters: shared, target, plan: Arc::new(plan), request, begun };
+            for _ in 0..agent.plan.at_once {
+                tokio::spawn(agent.clone().run());
             }
         })?;
         Ok(Self { counters, _thread: thread })
@@ -75,11 +96,12 @@ impl Connections {
 }
 
 /// One that has a connection at a time.
+#[derive(Clone)]
 struct Agent {
     counters: Arc<Counters>,
     target: SocketAddr,
-    sources: Sources,
-    per_second: Option<u32>,
+    plan: Arc<Plan>,
+    request: Arc<[u8]>,
     begun: Instant,
 }
 
@@ -87,11 +109,11 @@ impl Agent {
     async fn run(self) {
         loop {
             let number = self.counters.next.fetch_add(1, Ordering::Relaxed);
-            if let Some(per_second) = self.per_second {
+            if let Some(per_second) = self.plan.per_second {
                 let due = Duration::from_secs_f64(number as f64 / f64::from(per_second));
                 sleep_until(self.begun + due).await;
             }
-            let source = self.sources.pick(number);
+            let source = self.plan.sources.pick(number);
             self.counters.sent.fetch_add(1, Ordering::Relaxed);
             // Whatever went wrong, the next one is tried.
             drop(self.connection(source).await);
@@ -104,9 +126,8 @@ impl Agent {
         socket.set_reuseaddr(true)?;
         socket.bind(SocketAddr::new(source, 0))?;
         let mut stream = timeout(CONNECT, socket.connect(self.target)).await??;
-        let requests = if self.per_second.is_some() { 1 } else { REQUESTS_PER_CONNECTION };
-        for _ in 0..requests {
-            stream.write_all(REQUEST).await?;
+        for _ in 0..self.plan.requests {
+            stream.write_all(&self.request).await?;
             timeout(ANSWER, answer(&mut stream)).await??;
             self.counters.answered.fetch_add(1, Ordering::Relaxed);
         }
@@ -122,6 +143,11 @@ impl Sources {
             Self::Many(most) => {
                 let turn = number % u64::from(most.max(1));
                 IpAddr::V4(spread(u32::try_from(turn).unwrap_or_default()))
+            }
+            Self::Apart(networks, each) => {
+                let turn = number / u64::from(each.max(1)) % u64::from(networks.max(1));
+                let network = u32::try_from(turn).unwrap_or_default();
+                IpAddr::V4(Ipv4Addr::from(FIRST + network * 256))
             }
             Self::Own => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         }
@@ -237,5 +263,8 @@ mod tests {
         assert_eq!(spread(0), Ipv4Addr::new(198, 18, 1, 1));
         assert_eq!(spread(250), Ipv4Addr::new(198, 18, 2, 1));
         assert_eq!(spread(9_999), Ipv4Addr::new(198, 18, 40, 250));
+        let apart = [0, 24, 25, 499, 500].map(|number| Sources::Apart(20, 25).pick(number));
+        let expected = [1, 1, 2, 20, 1].map(|network| IpAddr::from([198, 18, network, 1]));
+        assert_eq!(apart, expected);
     }
 }

@@ -18,6 +18,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::reaction::took;
+
 /// What the peers know honest clients by.
 const KEY: &str = "an-honest-client-of-the-bench";
 /// Whom the gateway knows.
@@ -59,7 +61,13 @@ pub(super) struct Subject<'h> {
 }
 
 impl<'h> Subject<'h> {
-    pub(super) fn start(kind: Kind, hosts: &'h Topology, binary: &Path) -> Result<Self> {
+    /// `bans_per_minute`: other than the default, of the gateway.
+    pub(super) fn start(
+        kind: Kind,
+        bans_per_minute: Option<u32>,
+        hosts: &'h Topology,
+        binary: &Path,
+    ) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("gateway-bench-").tempdir()?;
         // As root, workers run as users who must still reach it.
         fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
@@ -70,7 +78,11 @@ impl<'h> Subject<'h> {
         let (mut keys, mut gateway) = (vec![KEY.to_owned()], None);
         match kind {
             Kind::Loop | Kind::WithoutKernel => {
-                let config = gateway_config(hosts, origin, kind == Kind::Loop);
+                let feedback = match bans_per_minute {
+                    Some(most) => json!({"ceiling": {"bans_per_minute": most}}),
+                    None => json!({}),
+                };
+                let config = gateway_config(hosts, origin, kind == Kind::Loop, feedback);
                 let mut new = Gateway::new(&hosts.gateway, config)?.with_binary(binary.to_owned());
                 new.start()?;
                 keys = CONSUMERS
@@ -122,7 +134,8 @@ impl<'h> Subject<'h> {
     /// What only it can say.
     pub(super) fn figures(&self) -> Result<Vec<(&'static str, f64)>> {
         let Some(gateway) = &self.gateway else { return Ok(Vec::new()) };
-        let packets = packets_by_reason(&gateway.status()?);
+        let status = gateway.status()?;
+        let packets = packets_by_reason(&status);
         let of = |reason: &str| packets.get(reason).and_then(Value::as_f64).unwrap_or(0.0);
         let bans = gateway.cli(&["bans", "list", "--json"])?.ok()?.json_lines()?.len();
         let dropped = [
@@ -135,11 +148,27 @@ impl<'h> Subject<'h> {
             "host_fragments",
         ];
         let dropped = dropped.map(of).iter().sum();
-        Ok(vec![("bans", bans as f64), ("dropped_in_kernel", dropped)])
+        let mut figures = vec![("bans", bans as f64), ("dropped_in_kernel", dropped)];
+        if let Some([_, p50, p99]) = took(&status, "reaction") {
+            figures.extend([("reaction_p50_ms", p50), ("reaction_p99_ms", p99)]);
+        }
+        Ok(figures)
+    }
+
+    /// How often, and how long, from the evidence to the map, and from there to the disk.
+    pub(super) fn took(&self) -> Result<[[f64; 3]; 2]> {
+        let status = self.gateway.as_ref().context("only of the gateway")?.status()?;
+        let of = |name| took(&status, name).with_context(|| format!("no `{name}` in the status"));
+        Ok([of("reaction")?, of("durable")?])
     }
 }
 
-fn gateway_config(hosts: &Topology, origin: SocketAddr, with_kernel: bool) -> Value {
+fn gateway_config(
+    hosts: &Topology,
+    origin: SocketAddr,
+    with_kernel: bool,
+    feedback: Value,
+) -> Value {
     let mut config = hosts.config(origin);
     let kernel = json!({
         "interfaces": [hosts.client.gateway_interface, hosts.attacker.gateway_interface],
@@ -153,7 +182,7 @@ fn gateway_config(hosts: &Topology, origin: SocketAddr, with_kernel: bool) -> Va
         "workers": 1,
         "kernel": kernel,
         "auth": {"partners": {"api_key": {"header": "X-API-Key"}}},
-        "feedback": {},
+        "feedback": feedback,
         "routes": [{"match": {"path": "/{rest*}"}, "auth": "partners", "upstream": "origin"}],
     });
     if let (Some(config), Some(rest)) = (config.as_object_mut(), rest.as_object()) {

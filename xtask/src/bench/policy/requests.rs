@@ -36,12 +36,13 @@ const ADDED: &str = "added_cpu_us_per_request";
 const TIMES: &str = "times_without";
 
 /// What is measured, by its name in `--case`.
-pub(super) const CASES: [(&str, Case); 6] = [
+pub(super) const CASES: [(&str, Case); 7] = [
     ("api_key", api_key),
     ("jwt_remembered", jwt_remembered),
     ("jwt_es256", jwt_es256),
     ("jwt_rs256", jwt_rs256),
     ("limits", limits),
+    ("feedback", feedback),
     ("redis", redis::redis),
 ];
 
@@ -185,6 +186,18 @@ fn limits(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
         credential: Credential::Nothing,
         told: NOBODY.to_owned(),
         is_limited: true,
+    };
+    (1..=bed.rounds).try_for_each(|round| bed.round((case, round), &policy, report))
+}
+
+/// The default rules, and nothing that they would notice.
+fn feedback(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
+    let policy = Policy {
+        sections: json!({"feedback": {}}),
+        route: json!({}),
+        credential: Credential::Nothing,
+        told: NOBODY.to_owned(),
+        is_limited: false,
     };
     (1..=bed.rounds).try_for_each(|round| bed.round((case, round), &policy, report))
 }

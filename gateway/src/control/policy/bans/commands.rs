@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use gateway_common::rule::Origin;
+
 use super::Policy;
 use crate::admin::api::{Done, Refusal};
 use crate::base::prefix::{self, display};
@@ -9,6 +11,7 @@ use crate::base::time::{Now, UtcMillis};
 use crate::feedback::ban::{Author, Ban, What};
 use crate::feedback::decision::{Place, Subject};
 use crate::rules::Until;
+use crate::rules::classify::Entry;
 
 /// What people do to bans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +63,11 @@ impl Policy {
                 Verb::Pin => format!("{prefix} pinned ({place}): it holds until it is lifted"),
                 Verb::Forget => format!("{prefix} forgotten ({place})"),
             });
-            if verb == Verb::Lift && *author != Author::Feedback {
-                let wanted = self.bans.find(subject).map_or(0, |ban| ban.lifts_that_teach(now));
+            if verb == Verb::Lift
+                && *author != Author::Feedback
+                && let Some(ban) = self.bans.find(subject)
+            {
+                let wanted = ban.lifts_that_teach(now);
                 done.notes.push(format!(
                     "{prefix}: for an hour it takes {} times the evidence",
                     1u64 << wanted.min(32)
@@ -163,9 +169,9 @@ impl Policy {
     fn named(&self, verb: Verb, text: &str, now: Now) -> Result<Vec<Subject>, Refusal> {
         let prefix = prefix::parse(text).map_err(Refusal::usage)?;
         let places = [Place::Kernel, Place::UserSpace];
-        let fits = |subject: &Subject| {
-            let known = self.bans.find(subject);
-            known.is_some_and(|ban| verb == Verb::Forget || ban.holds(now.boot))
+        let fits = |subject: &Subject| match self.bans.find(subject) {
+            Some(ban) => verb == Verb::Forget || ban.holds(now.boot),
+            None => verb != Verb::Pin && self.is_left_behind(subject),
         };
         let named: Vec<Subject> =
             places.map(|place| Subject { prefix, place }).into_iter().filter(fits).collect();
@@ -183,6 +189,15 @@ impl Policy {
             }
             None => format!("{shown} is not banned: see `gateway bans list`"),
         }))
+    }
+}
+
+impl Policy {
+    /// Whether the kernel has a ban that a gateway had not written down when it was killed.
+    fn is_left_behind(&self, subject: &Subject) -> bool {
+        let held = self.door.as_ref().map(|door| door.held(&subject.prefix)).unwrap_or_default();
+        let is_ban = |entry: &Entry| entry.origin == Origin::Ban;
+        subject.place == Place::Kernel && held.iter().any(|(entry, _)| is_ban(entry))
     }
 }
 

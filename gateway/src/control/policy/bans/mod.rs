@@ -23,6 +23,7 @@ use crate::feedback::ban::{Author, Ban, Change, What, action, is_for_ever, profi
 use crate::feedback::decision::{Decision, Held, Place, Subject};
 use crate::kernel::apply::{Wanted, apply, apply_all};
 use crate::kernel::tables::TablesError;
+use crate::observe::histogram::Durations;
 use crate::rules::tables::{Reader, RuleTables};
 use crate::rules::{Rule, RuleSet, Until};
 use crate::store::bans::{Batch, Behind};
@@ -430,6 +431,11 @@ impl Policy {
     /// Why bans are not on the disk, if some are not for longer than they may.
     pub fn bans_lag(&self) -> Option<String> {
         self.bans.behind.failed()
+    }
+
+    /// From each change of bans to its being on the disk.
+    pub fn bans_durable(&self) -> Durations {
+        self.bans.behind.durable()
     }
 
     /// Waits until every ban is on the disk.
