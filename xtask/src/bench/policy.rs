@@ -2,8 +2,10 @@
 //! CPUs at once, each decision with its own clock and hash; and to know who calls. Processor time, so that what else
 //! runs meanwhile is not measured. And what all of it adds to a request, in a gateway under load.
 
+mod keys;
 mod redis;
 mod requests;
+mod synchronised;
 mod tokens;
 
 use std::path::Path;
@@ -32,8 +34,12 @@ const SEED: u64 = 0x5eed;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// What is measured, by its name in `--case`.
-const CASES: [(&str, Case); 3] =
-    [("local", local), ("local_one_key", local_one_key), ("tokens", tokens::tokens)];
+const CASES: [(&str, Case); 4] = [
+    ("local", local),
+    ("local_one_key", local_one_key),
+    ("tokens", tokens::tokens),
+    ("keys", keys::keys),
+];
 
 type Case = fn(&Args, &str, &mut Report) -> anyhow::Result<()>;
 
@@ -63,6 +69,7 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     comparisons.extend(tokens::comparisons());
     comparisons.extend(requests::comparisons());
     comparisons.extend(redis::comparisons());
+    comparisons.extend(synchronised::comparisons());
     report.finish(&comparisons)
 }
 

@@ -107,7 +107,7 @@ fn load(subject: &Subject, run: &Run) -> anyhow::Result<Load> {
 }
 
 /// Scripts that it was called for so far.
-fn calls(redis: &Redis) -> anyhow::Result<f64> {
+pub(super) fn calls(redis: &Redis) -> anyhow::Result<f64> {
     let said = redis.ask(&["INFO", "commandstats"])?;
     let line = said.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
     let Some((calls, _)) = line.and_then(|line| line.split_once(',')) else { return Ok(0.0) };

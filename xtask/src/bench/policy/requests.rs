@@ -22,6 +22,7 @@ use super::super::proxy::subjects::{self, Running, Setting, Subject};
 use super::super::proxy::{Cpus, Run};
 use super::super::report::{Comparison, Report};
 use super::redis;
+use super::synchronised;
 use super::tokens::{self, Token};
 use crate::{lab, test};
 
@@ -36,7 +37,7 @@ const ADDED: &str = "added_cpu_us_per_request";
 const TIMES: &str = "times_without";
 
 /// What is measured, by its name in `--case`.
-pub(super) const CASES: [(&str, Case); 7] = [
+pub(super) const CASES: [(&str, Case); 8] = [
     ("api_key", api_key),
     ("jwt_remembered", jwt_remembered),
     ("jwt_es256", jwt_es256),
@@ -44,6 +45,7 @@ pub(super) const CASES: [(&str, Case); 7] = [
     ("limits", limits),
     ("feedback", feedback),
     ("redis", redis::redis),
+    ("synchronised", synchronised::synchronised),
 ];
 
 type Case = fn(&Bed, &str, &mut Report) -> anyhow::Result<()>;
@@ -97,7 +99,7 @@ pub(super) fn comparisons() -> [Comparison; 2] {
 
 /// What all cases are measured with.
 pub(super) struct Bed {
-    binary: PathBuf,
+    pub(super) binary: PathBuf,
     pub(super) run: Run,
     pub(super) rounds: u32,
     signatures: u32,
