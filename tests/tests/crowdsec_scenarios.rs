@@ -229,6 +229,67 @@ fn a_restart_and_a_successor_know_its_bans_and_hear_what_was_taken_back_meanwhil
 }
 
 #[test]
+fn what_the_guard_was_against_is_done_when_it_is_not_any_more_unless_it_was_taken_back() -> Result {
+    let house = House::new()?;
+    let gateway = house.gateway()?;
+    let allow = |verb: &str| gateway.cli(&["allow", verb, "198.51.100.0/24"]);
+    allow("add")?.ok()?;
+    for last in [7, 8, 9] {
+        house.lapi.ban(&format!("198.51.100.{last}"), "4h", "ssh-bf");
+    }
+    house.lapi.ban("203.0.113.5", "4h", "ssh-bf");
+    until(&gateway, &["203.0.113.5"])?;
+    house.lapi.unban("198.51.100.8");
+    house.lapi.ban("203.0.113.6", "4h", "the last of that answer");
+    until(&gateway, &["203.0.113.5", "203.0.113.6"])?;
+    allow("remove")?.ok()?;
+    until(&gateway, &["198.51.100.7", "198.51.100.9", "203.0.113.5", "203.0.113.6"])
+}
+
+#[test]
+fn it_cannot_hold_off_those_who_are_served_well() -> Result {
+    let house = House::new()?;
+    let gateway = house.gateway()?;
+    // Ten clients, a tenth of the good requests each.
+    for last in 10..20 {
+        for _ in 0..5 {
+            assert!(house.is_served(&format!("127.0.0.{last}"))?);
+        }
+    }
+    wait_for("that it is known who was served", PATIENCE, || {
+        let why = gateway.cli(&["why", "127.0.0.19", "--json"])?.ok()?.json()?;
+        let known = why.pointer("/scores/0/good_requests").and_then(Value::as_u64);
+        Ok((known == Some(5)).then_some(()))
+    })?;
+    house.lapi.ban("127.0.0.0/28", "4h", "all-of-them");
+    house.lapi.ban("126.0.0.0/7", "4h", "half-of-the-world");
+    house.lapi.ban("203.0.113.5", "4h", "ssh-bf");
+    until(&gateway, &["203.0.113.5"])?;
+    let held = gateway.cli(&["bans", "list", "--held", "--json"])?.ok()?.json_lines()?;
+    let held: Vec<&Value> = held.iter().filter(|one| text(one, "note") == "good_share").collect();
+    assert!(held.len() == 1 && text(held[0], "prefix") == "127.0.0.0/28", "{held:?}");
+    let story = held[0].pointer("/story/notes/0").and_then(Value::as_str).unwrap_or_default();
+    assert!(story.contains("it would hit 50 good requests"), "{story}");
+    assert!(gateway.log().contains("a decision was not carried out"), "{}", gateway.log());
+    // Nor can a program that says so by the command line; a person can.
+    let ban = |more: &[&str]| {
+        let fixed = ["ban", "127.0.0.0/28", "--for", "1h", "--reason", "x"];
+        gateway.cli(&[&fixed, more].concat())
+    };
+    let said = ban(&["--from", "watcher"])?.ok()?.stdout;
+    assert!(said.contains("feedback.ceiling"), "{said}");
+    until(&gateway, &["203.0.113.5"])?;
+    let page = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
+    let held =
+        "gateway_feedback_decisions_total{rule=\"_outside\",measure=\"ban\",result=\"good_share\"}";
+    assert_eq!(page.value(held), Some(2));
+    ban(&[])?.ok()?;
+    until(&gateway, &["127.0.0.0/28", "203.0.113.5"])?;
+    assert!(!house.is_served("127.0.0.14")?);
+    Ok(())
+}
+
+#[test]
 fn a_dry_run_shows_what_it_would_do() -> Result {
     let house = House::new()?;
     house.lapi.ban("127.0.0.9", "4h", "ssh-bf");

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use gateway::config::{self, RedisAddress, RedisMode};
-use gateway::shared::count::{Item, Taken, Terms};
+use gateway::shared::count::{Item, Taken, Terms, Verdict};
 use gateway::shared::{Redis, Unavailable};
 use harness::redis::{Cluster, Redis as Server};
 use proptest::prelude::*;
@@ -395,6 +395,28 @@ async fn what_was_given_away_is_reported_whether_there_is_room_or_not() {
     assert!(!all_admitted(redis.take(&[Item { cost: 1, ..bucket }]).await));
     let looked = redis.report(&[Item { cost: 0, ..quota }]).await.unwrap();
     assert_eq!(looked[0].unwrap().remaining, 0);
+}
+
+/// What is reported again may be counted twice, so a report is not given up as soon as a request would be.
+#[tokio::test]
+async fn a_report_waits_for_a_server_that_is_late() {
+    let server = [Server::start().unwrap()];
+    let (timeout, patience) = (Duration::from_millis(50), Duration::from_secs(20));
+    let config = config::Redis { timeout, connect_timeout: patience, ..config(&server) };
+    let redis = Redis::read(&config).unwrap();
+    redis.start().unwrap();
+    redis.looked_at().await;
+    let quota = [Item { terms: Terms::Month { limit: 10 }, ..item(1, 10) }];
+    let left =
+        |said: Result<Vec<Option<Verdict>>, Unavailable>| said.unwrap()[0].unwrap().remaining;
+    assert_eq!(left(redis.report(&quota).await), 9);
+    server[0].pause().unwrap();
+    let resume = async {
+        tokio::time::sleep(4 * timeout).await;
+        server[0].resume().unwrap();
+    };
+    let (said, ()) = tokio::join!(redis.report(&quota), resume);
+    assert_eq!(left(said), 8);
 }
 
 #[test]

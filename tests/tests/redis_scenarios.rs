@@ -46,7 +46,7 @@ async fn connect(config: &config::Redis) -> Redis {
 
 async fn count(redis: &Redis, key: &str) -> Result<i64, Unavailable> {
     let script = Script::new("return redis.call('INCR', KEYS[1])");
-    let answer = script.run(redis, &[key], &[""; 0]).await?;
+    let answer = script.run(redis, &[key], &[""; 0], redis.config().timeout).await?;
     Ok(format!("{answer:?}").trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap())
 }
 
@@ -149,11 +149,12 @@ async fn a_server_that_dies_in_the_middle_of_a_script_answers_nobody_and_nobody_
     let redis = connect(&config(&[&server])).await;
     let endless = Script::new("while true do end");
     let start = Instant::now();
-    let (first, second) = tokio::join!(endless.run(&redis, &["a"], &[""; 0]), async {
-        tokio::time::sleep(TIMEOUT / 3).await;
-        server.kill().unwrap();
-        Ok::<_, Unavailable>(())
-    });
+    let (first, second) =
+        tokio::join!(endless.run(&redis, &["a"], &[""; 0], redis.config().timeout), async {
+            tokio::time::sleep(TIMEOUT / 3).await;
+            server.kill().unwrap();
+            Ok::<_, Unavailable>(())
+        });
     assert!(first.is_err(), "{first:?}");
     assert!(second.is_ok() && start.elapsed() < PATIENCE / 4);
     server.start_again().unwrap();
@@ -165,7 +166,10 @@ async fn a_script_that_does_not_end_costs_others_a_deadline_and_no_more() {
     let server = Server::with(&["--busy-reply-threshold", "100"]).unwrap();
     let redis = connect(&config(&[&server])).await;
     let endless = Script::new("while true do end");
-    assert_eq!(endless.run(&redis, &["a"], &[""; 0]).await, Err(Unavailable::Timeout));
+    assert_eq!(
+        endless.run(&redis, &["a"], &[""; 0], redis.config().timeout).await,
+        Err(Unavailable::Timeout)
+    );
     // The server answers BUSY by now, to everybody.
     until("down", async || count(&redis, "a").await == Err(Unavailable::Down)).await;
     until("an end of it", async || server.ask(&["SCRIPT", "KILL"]).is_ok_and(|s| s == "OK")).await;

@@ -61,7 +61,7 @@ fn what_one_gateway_does_all_do_but_for_what_is_protected_there() -> Result {
     }
     let key = key.display().to_string();
     let mut gateways = Vec::new();
-    for never_block in [&[][..], &[], &["203.0.113.9"]] {
+    for never_block in [&[][..], &[], &["203.0.113.8/31"]] {
         let mut gateway = Gateway::unprivileged(None, config(&redis, never_block, &key)?)?;
         gateway.start()?;
         gateways.push(gateway);
@@ -80,6 +80,13 @@ fn what_one_gateway_does_all_do_but_for_what_is_protected_there() -> Result {
         Ok(held.contains("203.0.113.9").then_some(()))
     })?;
     assert!(!is_banned(three, "203.0.113.9")?);
+    // It is tried again when that protection ends, unless it was taken back meanwhile.
+    ban(two, "203.0.113.8")?;
+    two.cli(&["bans", "lift", "203.0.113.8"])?.ok()?;
+    three.write_config(config(&redis, &[], &key)?)?;
+    three.cli(&["reload"])?.ok()?;
+    until(&gateways, "203.0.113.9", true)?;
+    until(&gateways, "203.0.113.8", false)?;
 
     // Taken back by another one than made it.
     three.cli(&["bans", "lift", "203.0.113.7"])?.ok()?;

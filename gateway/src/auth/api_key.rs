@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use http::request::Parts;
 
-use super::place::{Found, find};
-use super::{Answer, Ask, Consumers, Digest, Identity, Memory, digest_of, strip};
+use super::place::{Found, find, strip};
+use super::{Answer, Ask, Consumers, Digest, Identity, Memory, digest_of};
 use crate::base::api_key;
 use crate::base::time::Now;
 use crate::config::{self, CredentialPlace, KeyRegistry};
@@ -189,7 +189,7 @@ impl ApiKey {
         let prefix = self.config.prefix.as_bytes();
         for place in &self.config.places {
             // A field that several schemes share may have somebody else's credential.
-            strip::strip(place, head, |credential| credential.starts_with(prefix));
+            strip(place, head, |credential| credential.starts_with(prefix));
         }
     }
 

@@ -21,8 +21,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::claims::Unfit;
-use super::place::{Found, find};
-use super::strip::strip;
+use super::place::{Found, find, strip};
 use super::{Answer, Ask, Consumers, Digest, Identity, Memory, claims, digest_of, json};
 use crate::base::time::{BootTime, Now};
 use crate::config::{self, IntrospectionClient};

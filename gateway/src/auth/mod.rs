@@ -19,10 +19,8 @@ mod json;
 mod jwt;
 mod memory;
 mod mtls;
-mod outcomes;
 mod place;
 mod require;
-mod strip;
 mod watched;
 
 use std::net::IpAddr;
@@ -38,13 +36,13 @@ pub use self::identity::{Consumers, Identity};
 pub use self::jwt::usable_keys;
 pub use self::memory::{Digest, Memory, digest_of};
 
-use self::outcomes::Outcomes;
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::time::{Moment, Now};
 use crate::config::{self, Access, AuthKind, Config};
 use crate::http::headers::Names;
 use crate::http::unread::Unread;
+use crate::observe::outcomes::Outcomes;
 use crate::shared::Redis;
 use crate::store::keys::Registry;
 use crate::tls::session::ClientCertificate;
@@ -88,6 +86,20 @@ pub enum Answer {
     Failed(Error),
 }
 
+/// What an authenticator says, in the order in which it is counted.
+const OUTCOMES: [&str; 4] = ["known", "absent", "refused", "unavailable"];
+
+impl Answer {
+    fn outcome(&self) -> usize {
+        match self {
+            Self::Known(_) => 0,
+            Self::Absent => 1,
+            Self::Refused(_) | Self::Expired(_) | Self::Failed(_) => 2,
+            Self::Unavailable(_) => 3,
+        }
+    }
+}
+
 /// A request whose caller may make it. Only [`authorize`] makes one.
 #[derive(Clone, Debug)]
 pub struct Authorized {
@@ -116,7 +128,7 @@ struct Authenticator {
     /// As configured, by which the next configuration finds what it may take over.
     config: config::Authenticator,
     kind: Checker,
-    outcomes: Outcomes,
+    outcomes: Outcomes<{ OUTCOMES.len() }>,
 }
 
 #[derive(Debug)]
@@ -208,7 +220,7 @@ impl Authenticators {
 
     /// How often requests were answered how, by authenticator.
     pub fn outcomes(&self) -> impl Iterator<Item = (&str, [(&'static str, u64); 4])> {
-        self.all.iter().map(|one| (one.config.name.as_str(), one.outcomes.sums()))
+        self.all.iter().map(|one| (one.config.name.as_str(), one.outcomes.sums(OUTCOMES)))
     }
 
     /// Whether callers can be known at all.
@@ -243,7 +255,7 @@ impl Authenticators {
                 continue;
             };
             let answer = one.kind.authenticate(ask, memory).await;
-            one.outcomes.count(memories.worker, &answer);
+            one.outcomes.count(memories.worker, answer.outcome());
             match answer {
                 Answer::Absent => {}
                 Answer::Known(identity) => return Ok(Some(identity)),

@@ -1,12 +1,14 @@
 //! Bans as commands change and list them, and the connections of those that are banned.
 
+use super::feedback::Feedback;
 use super::policy::bans::commands::Verb;
-use super::policy::bans::views;
+use super::policy::bans::{Outcome, views};
 use super::{Control, Policy, audit};
 use crate::admin::api::{Answer, Refusal};
 use crate::admin::bans::BanRequest;
 use crate::base::time::Now;
 use crate::feedback::ban::Author;
+use crate::feedback::decision::Decision;
 
 /// Subjects whose connections are closed by one order. Beyond it every connection is looked at.
 const CLOSED_MAX: usize = 64;
@@ -19,8 +21,9 @@ impl Control {
             // Whoever connected to a management port a moment ago must not lock themselves out.
             self.protect_everybody(now);
         }
-        let dry_run = self.config.feedback.as_ref().is_some_and(|feedback| feedback.dry_run);
-        let answer = answer(&mut self.policy, request, (uid, dry_run, now));
+        let dry_run = self.is_feedback_dry();
+        let feedback = Some(&mut self.feedback);
+        let answer = answer(&mut self.policy, feedback, request, (uid, dry_run, now));
         self.note_bans();
         answer
     }
@@ -55,6 +58,7 @@ impl Control {
 /// Carries out a command about bans, with or without a running gateway.
 pub(super) fn answer(
     policy: &mut Policy,
+    feedback: Option<&mut Feedback>,
     request: BanRequest,
     (uid, dry_run, now): (u32, bool, Now),
 ) -> Result<Answer, Refusal> {
@@ -64,10 +68,22 @@ pub(super) fn answer(
         BanRequest::Pin(names) => (Verb::Pin, names),
         BanRequest::Forget(names) => (Verb::Forget, names),
         BanRequest::Make(asked) => {
-            return policy.make_bans(&asked, (uid, dry_run), now).map(Answer::Done);
+            let made = policy.make_bans(&asked, (uid, dry_run), now, &mut decide(feedback, now));
+            return made.map(Answer::Done);
         }
         BanRequest::Withdraw(asked) => return policy.withdraw_bans(&asked, now).map(Answer::Done),
     };
     let (done, _) = policy.change_bans(verb, &names.prefixes, (&Author::User(uid), now))?;
     Ok(Answer::Done(done))
+}
+
+/// Carries decisions out, as everybody's are where a gateway runs.
+fn decide(
+    mut feedback: Option<&mut Feedback>,
+    now: Now,
+) -> impl FnMut(&mut Policy, &Decision, &Author) -> Outcome {
+    move |policy, decision, author| match &mut feedback {
+        Some(feedback) => feedback.decide(policy, (decision, author), now),
+        None => policy.enforce_ban(decision, author, now),
+    }
 }

@@ -13,32 +13,29 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::vec::IntoIter;
 
-use http::{HeaderName, HeaderValue, Uri};
+use http::HeaderValue;
 use ipnet::IpNet;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, spawn_blocking, spawn_local};
-use tokio::time::sleep;
+use tokio::task::{AbortHandle, spawn_local};
 
+use self::ask::{Answer, Became, run};
 use super::feedback::Feedback;
+use super::others::{WAITING_MAX, may_change};
 use super::policy::Policy;
 use super::policy::bans::Outcome;
 use crate::admin::crowdsec::CrowdsecView;
-use crate::base::random::random;
 use crate::base::secret::Secret;
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::config::{Config, FeedbackCrowdsec, Measure, SecretSource};
 use crate::feedback::ban::{Author, Ban};
 pub(super) use crate::feedback::crowdsec::NAME;
-use crate::feedback::crowdsec::{ANSWER_BYTES_MAX, Heard, Verdict, read};
+use crate::feedback::crowdsec::Verdict;
 use crate::feedback::decision::{Decision, Held, Place, Story, Subject};
 use crate::observe::prometheus::Page;
-use crate::outbound::{Bounds, Client, FetchError, Reason, display};
+use crate::outbound::display;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For all of an answer. Those with everything are long.
-const TIMEOUT: Duration = Duration::from_secs(60);
-/// Who does not answer is asked again after twice as long each time, but not later than this, unless `every` is.
-const RETRY_MAX: Duration = Duration::from_secs(60);
+mod ask;
+
 /// Decisions that are carried out at once; the rest follows, after whatever else waits. So many connections are closed
 /// one by one.
 const TURN: usize = 64;
@@ -46,11 +43,12 @@ const TURN: usize = 64;
 const SLACK: Duration = Duration::from_secs(5);
 
 /// What becomes of decisions: those of [`Outcome`], and what is found out before.
-const RESULTS: [&str; 9] = [
+const RESULTS: [&str; 10] = [
     "enforced",
     "standing",
     "withdrawn",
     "dry_run",
+    "good_share",
     "guarded",
     "failed",
     "lifted",
@@ -74,66 +72,6 @@ pub(super) fn checked(key: Option<Secret>) -> Result<Option<Secret>, String> {
     Ok(key)
 }
 
-/// What became of asking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Became {
-    /// It was understood.
-    Understood,
-    /// There was no connection.
-    Unreachable,
-    /// It took too long, or broke off.
-    Broken,
-    /// The key is not known there.
-    Forbidden,
-    /// Another status.
-    Status,
-    /// It was too long.
-    TooLarge,
-    /// It was no stream of decisions.
-    Malformed,
-}
-
-impl Became {
-    const ALL: [(Self, &str); 7] = [
-        (Self::Understood, "understood"),
-        (Self::Unreachable, "unreachable"),
-        (Self::Broken, "broken"),
-        (Self::Forbidden, "forbidden"),
-        (Self::Status, "status"),
-        (Self::TooLarge, "too_large"),
-        (Self::Malformed, "malformed"),
-    ];
-
-    fn of(reason: &Reason) -> Self {
-        match reason {
-            Reason::Url
-            | Reason::NoAuthorities
-            | Reason::Lookup(_)
-            | Reason::Connect(..)
-            | Reason::Tls(_) => Self::Unreachable,
-            Reason::Timeout(..) | Reason::Broken(_) => Self::Broken,
-            Reason::Status(status) if matches!(status.as_u16(), 401 | 403) => Self::Forbidden,
-            Reason::TooLarge(_) => Self::TooLarge,
-            Reason::Html(_) | Reason::Encoding(_) | Reason::Empty => Self::Malformed,
-            Reason::Status(_)
-            | Reason::Location(_)
-            | Reason::Redirects
-            | Reason::SecretRedirect
-            | Reason::Downgrade => Self::Status,
-        }
-    }
-}
-
-/// What was asked for, and what came of it.
-struct Answer {
-    /// All that holds, or what has changed.
-    whole: bool,
-    /// Addresses that were talked to.
-    peers: Vec<IpAddr>,
-    heard: Result<Heard, (Became, String)>,
-    at: Now,
-}
-
 /// The crowdsec.
 pub(super) struct Crowdsec {
     config: FeedbackCrowdsec,
@@ -143,6 +81,8 @@ pub(super) struct Crowdsec {
     /// An answer that was not looked at yet.
     arrived: Option<Answer>,
     work: Work,
+    /// What was decided and not done, for now, and until when it holds.
+    waiting: BTreeMap<IpNet, (Verdict, BootTime)>,
     peers: Vec<IpAddr>,
     failure: Option<String>,
     figures: Figures,
@@ -163,9 +103,11 @@ impl Drop for Asking {
 #[derive(Default)]
 struct Work {
     whole: bool,
-    at: Option<Now>,
+    at: BootTime,
     deleted: IntoIter<IpNet>,
     new: IntoIter<Verdict>,
+    /// What waited, each with its end.
+    again: Vec<(Verdict, BootTime)>,
 }
 
 #[derive(Default)]
@@ -198,6 +140,7 @@ impl Crowdsec {
             asking: None,
             arrived: None,
             work: Work::default(),
+            waiting: BTreeMap::new(),
             peers: Vec::new(),
             failure: None,
             figures,
@@ -267,11 +210,27 @@ impl Crowdsec {
                 tracing::error!(error = refusal.error, "what crowdsec takes back stays in force");
             }
         }
+        deleted.iter().for_each(|prefix| drop(self.waiting.remove(prefix)));
         for _ in deleted.len()..TURN {
-            let Some(verdict) = self.work.new.next() else { return };
-            let result = self.carry_out(&verdict, (policy, feedback), (dry_run, now));
+            let next = self.work.new.next();
+            let next = next.map(|verdict| (after(self.work.at, verdict.lasts), verdict));
+            let again = || self.work.again.pop().map(|(verdict, end)| (end, verdict));
+            let Some((end, verdict)) = next.or_else(again) else { return };
+            let result = self.carry_out((&verdict, end), (policy, feedback), (dry_run, now));
             self.figures.decided(result, 1);
+            self.waiting.remove(&verdict.prefix);
+            if may_change(result) && self.waiting.len() < WAITING_MAX {
+                self.waiting.insert(verdict.prefix, (verdict, end));
+            }
         }
+    }
+
+    /// Takes those out of what waits that may be carried out by now, and forgets those that have ended.
+    pub(super) fn look_again(&mut self, may: &mut dyn FnMut(&Subject) -> bool, now: Now) {
+        self.waiting.retain(|_, (_, end)| *end > now.boot);
+        let place = Place::Kernel;
+        let may = |prefix: &IpNet, _: &mut _| may(&Subject { prefix: *prefix, place });
+        self.work.again.extend(self.waiting.extract_if(.., may).map(|(_, waited)| waited));
     }
 
     /// Takes note of an answer, and of what is to be done about it.
@@ -306,24 +265,29 @@ impl Crowdsec {
             true => stale(policy, &heard.new, (answer.at, now)),
             false => heard.deleted,
         };
+        if answer.whole {
+            // What still holds is in it.
+            self.waiting.clear();
+            self.work.again.clear();
+        }
         self.work = Work {
             whole: answer.whole,
-            at: Some(answer.at),
+            at: answer.at.boot,
             deleted: deleted.into_iter(),
             new: heard.new.into_iter(),
+            again: std::mem::take(&mut self.work.again),
         };
     }
 
     /// Answers what became of it.
     fn carry_out(
         &self,
-        verdict: &Verdict,
+        (verdict, end): (&Verdict, BootTime),
         (policy, feedback): (&mut Policy, &mut Feedback),
         (dry_run, now): (bool, Now),
     ) -> &'static str {
         let subject = Subject { prefix: verdict.prefix, place: Place::Kernel };
-        let passed = self.work.at.map_or(0, |at| now.boot.0.saturating_sub(at.boot.0));
-        let lasts = verdict.lasts.saturating_sub(Duration::from_nanos(passed));
+        let lasts = Duration::from_nanos(end.0.saturating_sub(now.boot.0));
         if lasts.is_zero() {
             return "skipped";
         }
@@ -332,7 +296,7 @@ impl Crowdsec {
             return "lifted";
         }
         let by = known.and_then(|ban| ban.by(&author(), now.boot));
-        if by.is_some_and(|ban| after(ban.end.until().boot, SLACK) >= after(now.boot, lasts)) {
+        if by.is_some_and(|ban| after(ban.end.until().boot, SLACK) >= end) {
             return "standing";
         }
         let decision = Decision {
@@ -364,7 +328,8 @@ impl Crowdsec {
 
 impl Work {
     fn is_done(&self) -> bool {
-        self.deleted.as_slice().is_empty() && self.new.as_slice().is_empty()
+        let is_empty = self.deleted.as_slice().is_empty() && self.new.as_slice().is_empty();
+        is_empty && self.again.is_empty()
     }
 }
 
@@ -392,77 +357,6 @@ fn held_off(policy: &Policy, now: Now) -> usize {
 
 fn after(at: BootTime, time: Duration) -> BootTime {
     BootTime(at.0.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
-}
-
-/// Asks for as long as somebody listens. Whoever does not take an answer is not asked for the next one.
-async fn run(config: FeedbackCrowdsec, key: Secret, answers: mpsc::Sender<Answer>) {
-    let (mut client, mut whole, mut failures) = (None, true, 0u32);
-    loop {
-        let mut peers = Vec::new();
-        let heard = ask((&config, &key), &mut client, whole, &mut peers).await;
-        failures = if heard.is_ok() { 0 } else { failures.saturating_add(1) };
-        let answer = Answer { whole, peers, heard, at: Now::read() };
-        // It takes what it has sent as heard, whether or not that has arrived.
-        whole = failures > 0;
-        if answers.send(answer).await.is_err() {
-            return;
-        }
-        sleep(pause(config.every, failures, random())).await;
-    }
-}
-
-async fn ask(
-    (config, key): (&FeedbackCrowdsec, &Secret),
-    client: &mut Option<Client>,
-    whole: bool,
-    peers: &mut Vec<IpAddr>,
-) -> Result<Heard, (Became, String)> {
-    let unreachable = |error: &dyn ToString| (Became::Unreachable, error.to_string());
-    let known = match client.take() {
-        Some(known) => known,
-        None => {
-            let ca = config.ca.clone();
-            // A file is read where nobody waits.
-            let made = spawn_blocking(move || Client::new(ca.as_deref())).await;
-            let made = made.map_err(|error| unreachable(&error))?;
-            made.map_err(|error| unreachable(&error))?
-        }
-    };
-    let url: Uri = config.question(whole).parse().map_err(|error| unreachable(&error))?;
-    let mut key = HeaderValue::from_bytes(key.bytes()).map_err(|error| unreachable(&error))?;
-    key.set_sensitive(true);
-    let bounds = Bounds {
-        connect_timeout: CONNECT_TIMEOUT,
-        total_timeout: TIMEOUT,
-        body_max_bytes: ANSWER_BYTES_MAX,
-    };
-    let field = (HeaderName::from_static("x-api-key"), &key);
-    let bytes = known.get_as(&url, field, bounds, peers).await.map_err(|error| explain(&error))?;
-    // After a failure the authorities are read anew.
-    *client = Some(known);
-    let read = spawn_blocking(move || read(&bytes, whole)).await;
-    let malformed = |error: String| (Became::Malformed, format!("{} {error}", display(&url)));
-    read.map_err(|error| malformed(error.to_string()))?.map_err(malformed)
-}
-
-fn explain(error: &FetchError) -> (Became, String) {
-    let became = Became::of(&error.reason);
-    let help = match became {
-        Became::Forbidden => {
-            ": the key of feedback.crowdsec is not one of its bouncers, `cscli bouncers add NAME` \
-             makes one"
-        }
-        _ => "",
-    };
-    (became, format!("{error}{help}"))
-}
-
-/// Time until it is asked again, a tenth more or less, so that not all gateways come at once.
-fn pause(every: Duration, failures: u32, random: u64) -> Duration {
-    let doubled = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-    let pause = every.saturating_mul(doubled).min(every.max(RETRY_MAX));
-    let permille = 900 + u32::try_from(random % 201).unwrap_or(0);
-    pause.saturating_mul(permille) / 1000
 }
 
 /// Figures as Prometheus reads them.

@@ -14,7 +14,7 @@ use crate::admin::bans::{FeedbackView, Took};
 use crate::base::time::{Now, instant};
 use crate::config::Config;
 use crate::feedback::ban::{Author, Change, What};
-use crate::feedback::decision::{Decision, Held, Place};
+use crate::feedback::decision::{Decision, Held, Place, Subject};
 use crate::feedback::evidence::Report;
 use crate::feedback::score::{Known, Numbers, Scores};
 use crate::observe::histogram::{Durations, Histogram};
@@ -219,7 +219,14 @@ impl Feedback {
         (decision, author): (&Decision, &Author),
         now: Now,
     ) -> Outcome {
+        let beyond = self.beyond_ceiling(policy, (decision, author), now);
+        let decision = beyond.as_ref().unwrap_or(decision);
         let outcome = policy.enforce_ban(decision, author, now);
+        if is_judged(author)
+            && let (Outcome::Enforced(_), Some(scores)) = (&outcome, &mut self.scores)
+        {
+            scores.other_enforced(decision.subject, now);
+        }
         self.figures.count(decision, author, &outcome);
         self.alert(decision, &outcome);
         if let (Outcome::Guarded(_) | Outcome::Failed(_), Author::Feedback, Some(scores)) =
@@ -228,6 +235,31 @@ impl Feedback {
             scores.refused(decision.subject, &decision.rule, now);
         }
         outcome
+    }
+
+    /// What others decided as it is shown, if it would hit too much of what is served well.
+    fn beyond_ceiling(
+        &mut self,
+        policy: &Policy,
+        (decision, author): (&Decision, &Author),
+        now: Now,
+    ) -> Option<Decision> {
+        let subject = &decision.subject;
+        let holds = policy.bans().find(subject).is_some_and(|ban| ban.holds(now.boot));
+        // Whom the guard spares is not held for another reason, and what holds hits nobody anew.
+        if !is_judged(author) || decision.held.is_some() || holds || policy.is_guarded(subject) {
+            return None;
+        }
+        let (held, note) = self.scores.as_mut()?.holds_other(subject, now)?;
+        let mut story = decision.story.clone();
+        story.notes.push(note);
+        Some(Decision { held: Some(held), story, ..decision.clone() })
+    }
+
+    /// Whether a decision of somebody else would hit too much of what is served well.
+    pub(super) fn is_beyond_ceiling(&mut self, subject: &Subject, now: Now) -> bool {
+        let scores = self.scores.as_mut();
+        scores.is_some_and(|scores| scores.holds_other(subject, now).is_some())
     }
 
     /// Others than the scores have changed bans.
@@ -244,6 +276,15 @@ impl Feedback {
                 _ => {}
             }
         }
+    }
+}
+
+/// Whether what somebody decided is held to what it would hit. The scores have seen to that themselves, and people know
+/// what they do.
+fn is_judged(author: &Author) -> bool {
+    match author {
+        Author::Feedback | Author::User(_) => false,
+        Author::Outside(_) | Author::Gateway(_) => true,
     }
 }
 
@@ -296,7 +337,7 @@ mod tests {
     use super::*;
     use crate::base::address::PeerAddr;
     use crate::base::signal::Signal;
-    use crate::feedback::evidence::{Evidence, Source};
+    use crate::feedback::evidence::{Evidence, Good, Source};
 
     fn config() -> Config {
         let text = "{listen: [{address: '127.0.0.1:8080'}], feedback: {rules: [\
@@ -385,6 +426,60 @@ mod tests {
         assert!(!feedback.take(&mut policy, || NOW));
         assert_eq!(policy.take_ban_changes().len(), 1);
         assert!(feedback.page(&policy, NOW).contains("result=\"guarded\"} 1\n"));
+    }
+
+    fn good(address: &str, requests: u32) -> Good {
+        let peer = PeerAddr::of_socket(format!("{address}:1024").parse().unwrap());
+        Good { source: Source::Peer(peer), consumer: None, requests }
+    }
+
+    #[test]
+    fn whoever_tells_whom_to_hold_off_cannot_hold_off_everybody() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut policy = policy(&folder, NOW);
+        let (mut feedback, _reports) = feedback(&policy);
+        // Five thousand requests of a hundred clients: a tenth is five hundred, or ten of them.
+        let served = (0..100).map(|last| good(&format!("192.0.2.{last}"), 50));
+        feedback.turn.push(Report::Good(served.collect(), NOW));
+        feedback.take(&mut policy, || NOW);
+        let mut decide = |prefix: &str, author: &Author, at: Now| {
+            let one = decision(subject(prefix, Place::Kernel), Duration::from_secs(60));
+            let outcome = feedback.decide(&mut policy, (&one, author), at);
+            outcome.name()
+        };
+        let peer = Author::Gateway("other".to_owned());
+        let program = Author::Outside("crowdsec".to_owned());
+        // Prefixes of any length around them, never.
+        for wide in ["192.0.0.0/8", "192.0.2.0/24", "192.0.2.0/25"] {
+            assert_eq!(decide(wide, &peer, NOW), "good_share", "{wide}");
+            assert_eq!(decide(wide, &program, NOW), "good_share", "{wide}");
+        }
+        // So many single ones, of all others together, and whoever is not served as many as they like.
+        for last in 0..10 {
+            let author = if last % 2 == 0 { &peer } else { &program };
+            assert_eq!(decide(&format!("192.0.2.{last}/32"), author, NOW), "enforced", "{last}");
+        }
+        for last in 0..200 {
+            assert_eq!(decide(&format!("198.51.100.{last}/32"), &program, NOW), "enforced");
+        }
+        assert_eq!(decide("192.0.2.10/32", &peer, NOW), "good_share");
+        assert_eq!(decide("198.51.0.0/16", &peer, NOW), "enforced");
+        assert_eq!(decide("192.0.2.3/32", &peer, NOW), "standing");
+        assert_eq!(decide("10.0.0.5/32", &peer, NOW), "guarded");
+        // A person knows.
+        assert_eq!(decide("192.0.2.0/24", &Author::User(7), NOW), "enforced");
+        // Ten minutes later it is another budget.
+        let late = after(Duration::from_secs(601));
+        assert_eq!(decide("192.0.2.10/32", &peer, late), "enforced");
+        let held = policy.bans().held().find(|held| held.decision.subject.prefix.prefix_len() == 8);
+        let held = held.unwrap();
+        assert_eq!((held.author.clone(), &*held.why), (program, "good_share"));
+        assert!(held.decision.story.notes[0].contains("5000 good requests"), "{:?}", held.decision);
+        assert!(
+            feedback
+                .page(&policy, NOW)
+                .contains("rule=\"_gateway\",measure=\"ban\",result=\"good_share\"} 4\n")
+        );
     }
 
     #[test]

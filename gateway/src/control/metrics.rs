@@ -20,8 +20,8 @@ use crate::kernel::census;
 use crate::kernel::counters::{Count, origins};
 use crate::kernel::tables::TablesError;
 use crate::limit::Limits;
-use crate::observe::prometheus::Page;
-use crate::observe::traffic::Sum;
+use crate::observe::prometheus::{Family, Page};
+use crate::observe::traffic::{OTHER, Sum};
 use crate::observe::{ByName, CLASSES, Snapshot};
 use crate::rules::list::Kind;
 
@@ -84,50 +84,59 @@ pub(super) fn audit(lost: u64) -> String {
     page.text()
 }
 
-/// What was found out about callers.
-pub(super) fn authentications(authenticators: &Authenticators) -> String {
+/// What was found out about callers: the first `max` authenticators each, the others together.
+pub(super) fn authentications(authenticators: &Authenticators, max: usize) -> String {
     let mut page = Page::default();
     if !authenticators.is_empty() {
         let help = "Requests that an authenticator was asked about, by what it said.";
         let mut asked = page.counter("gateway_authentications_total", help);
-        for (name, outcomes) in authenticators.outcomes() {
-            for (outcome, count) in outcomes {
-                asked.with(&[("authenticator", name), ("outcome", outcome)], count);
-            }
-        }
+        outcomes(&mut asked, ["authenticator", "outcome"], authenticators.outcomes(), max);
     }
     page.text()
 }
 
-/// What limits have decided.
-pub(super) fn limits(limits: &Limits) -> String {
+/// What limits have decided: the first `max` each, the others together.
+pub(super) fn limits(limits: &Limits, max: usize) -> String {
     let mut page = Page::default();
-    let mut outcomes = limits.outcomes().peekable();
-    if outcomes.peek().is_some() {
+    let mut decisions = limits.outcomes().peekable();
+    if decisions.peek().is_some() {
         let help = "Requests that a limit was asked about, by what it decided.";
         let mut asked = page.counter("gateway_limit_decisions_total", help);
-        for (name, outcomes) in outcomes {
-            for (outcome, count) in outcomes {
-                asked.with(&[("limit", name), ("outcome", outcome)], count);
-            }
-        }
+        outcomes(&mut asked, ["limit", "outcome"], decisions, max);
     }
     let mut fallbacks = limits.fallbacks().peekable();
     if fallbacks.peek().is_some() {
         let help =
             "Requests that a limit of all gateways decided about without Redis, by what it did.";
         let mut asked = page.counter("gateway_limit_fallbacks_total", help);
-        for (name, counts) in fallbacks {
-            for (fallback, count) in counts {
-                asked.with(&[("limit", name), ("fallback", fallback)], count);
-            }
-        }
+        outcomes(&mut asked, ["limit", "fallback"], fallbacks, max);
     }
     if let Some(unreported) = limits.unreported() {
         let help = "What synchronised limits gave away and other gateways will not learn of.";
         page.counter("gateway_limit_unreported_total", help).only(unreported);
     }
     page.text()
+}
+
+/// Counts by name and outcome: the first `max` names have series of their own.
+fn outcomes<'n, const N: usize>(
+    family: &mut Family<'_>,
+    labels: [&'static str; 2],
+    mut all: impl Iterator<Item = (&'n str, [(&'static str, u64); N])>,
+    max: usize,
+) {
+    let others = |first: [(&'static str, u64); N], more: [(&'static str, u64); N]| {
+        let mut more = more.into_iter();
+        first.map(|(outcome, sum)| (outcome, sum + more.next().map_or(0, |(_, count)| count)))
+    };
+    let own: Vec<_> = all.by_ref().take(max).collect();
+    let others = all.map(|(_, counts)| counts).reduce(others).map(|counts| (OTHER, counts));
+    let [name_label, outcome_label] = labels;
+    for (name, counts) in own.into_iter().chain(others) {
+        for (outcome, count) in counts {
+            family.with(&[(name_label, name), (outcome_label, outcome)], count);
+        }
+    }
 }
 
 fn certificates(page: &mut Page, status: &Status) {
@@ -384,4 +393,31 @@ pub(super) fn rules(counts: &BTreeMap<census::Kind, u64>) -> String {
         rules.with(&labels, *count);
     }
     page.text()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_names_than_there_is_room_for_share_their_series() {
+        let text = |max| {
+            let all = ["a", "b", "c", "d"].iter().zip(1..);
+            let all = all.map(|(name, count)| (*name, [("yes", count), ("no", 10 * count)]));
+            let mut page = Page::default();
+            outcomes(&mut page.counter("x_total", "What x is."), ["who", "what"], all, max);
+            page.text().lines().skip(2).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let bounded = [
+            r#"x_total{who="a",what="yes"} 1"#,
+            r#"x_total{who="a",what="no"} 10"#,
+            r#"x_total{who="b",what="yes"} 2"#,
+            r#"x_total{who="b",what="no"} 20"#,
+            r#"x_total{who="_other",what="yes"} 7"#,
+            r#"x_total{who="_other",what="no"} 70"#,
+        ];
+        assert_eq!(text(2), bounded);
+        assert_eq!(text(0).len(), 2);
+        assert!(text(4).iter().all(|line| !line.contains("_other")));
+    }
 }

@@ -402,6 +402,7 @@ impl Control {
         if protect {
             self.protect(now);
         }
+        self.look_again_at_others(now);
     }
 
     fn look_after_interfaces(&mut self) {

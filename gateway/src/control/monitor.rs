@@ -173,14 +173,15 @@ impl Control {
         );
         let kernel = door.map(|door| metrics::kernel(door, events)).transpose();
         let kernel = kernel.map_err(Refusal::failed)?.unwrap_or_default();
+        let max = self.config.metrics.max_names;
         let names = self.names.page();
-        let names = names + &metrics::authentications(&self.authenticators);
+        let names = names + &metrics::authentications(&self.authenticators, max);
         let names = names + &metrics::audit(self.trail.lost()) + &self.feedback_page();
         let names = names + &redis::page(self.redis.as_ref());
         let names = names + &spread::page(self.others.spread.as_ref());
         let crowdsec = self.others.crowdsec.as_ref();
         let names = names + &crowdsec::page(crowdsec, &self.policy, Now::read());
-        let names = names + &metrics::limits(self.shared.snapshot.load().limits());
+        let names = names + &metrics::limits(self.shared.snapshot.load().limits(), max);
         Ok(Answer::Metrics(text + &names + &metrics::lists(&self.lists()) + &kernel))
     }
 }

@@ -85,7 +85,9 @@ fn carry_out(
         }
         Request::Remove(remove) => policy.remove(remove, now).map(Answer::Done),
         Request::Confirm => policy.confirm(now).map(Answer::Done),
-        Request::Bans(request) => bans::answer(&mut policy, request.clone(), (uid, false, now)),
+        Request::Bans(request) => {
+            bans::answer(&mut policy, None, request.clone(), (uid, false, now))
+        }
         Request::RemoveList(remove) => policy.remove_list(remove, now).map(Answer::Done),
         Request::List(query) => views::list(&policy, query, now),
         Request::Lists => Ok(Answer::Lists { lists: policy.list_views() }),

@@ -6,11 +6,17 @@ use std::net::IpAddr;
 use super::crowdsec::{self, Crowdsec};
 use super::{Control, spread};
 use crate::base::secret::Secret;
-use crate::base::time::Now;
+use crate::base::time::{BootTime, Now};
 use crate::config::{Config, SecretSource};
 use crate::feedback::ban::{Author, Change};
+use crate::feedback::decision::Subject;
 use crate::feedback::spread::Spread;
 use crate::shared::Redis;
+
+/// Decisions of each that were not carried out and are looked at again.
+pub(super) const WAITING_MAX: usize = 4096;
+/// How often that is, where the guard does not judge in another way before: requests that were served are forgotten.
+const LOOK_EVERY_NS: u64 = 60_000_000_000;
 
 /// What the configuration says about others, with its secrets read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,12 +59,21 @@ pub(super) struct Others {
     pub(super) spread: Option<Spread>,
     pub(super) crowdsec: Option<Crowdsec>,
     pub(super) secrets: Secrets,
+    waiting: spread::Waiting,
+    /// How the guard judged when it was last looked at what waits, and when that was.
+    looked: (u64, BootTime),
 }
 
 impl Others {
     /// Begins to tell and to hear those whom the configuration leads to. Inside of a `LocalSet`.
     pub(super) fn start(config: &Config, redis: Option<&Redis>, secrets: Secrets) -> Self {
-        let mut others = Self { spread: None, crowdsec: None, secrets: Secrets::default() };
+        let mut others = Self {
+            spread: None,
+            crowdsec: None,
+            secrets: Secrets::default(),
+            waiting: spread::Waiting::new(),
+            looked: (0, BootTime(0)),
+        };
         others.configure(config, redis, secrets);
         others
     }
@@ -118,6 +133,11 @@ impl Others {
     }
 }
 
+/// Whether another time something else may become of a decision, by the name of what became of it.
+pub(super) fn may_change(outcome: &str) -> bool {
+    matches!(outcome, "guarded" | "good_share")
+}
+
 /// Whether other gateways are told of what somebody did: not what they did themselves, nor what a crowdsec says, which
 /// tells each of its bouncers itself.
 pub(super) fn is_told(author: &Author) -> bool {
@@ -138,6 +158,7 @@ impl Control {
         let (dry_run, now) = (self.is_feedback_dry(), Now::read());
         let Self { others, policy, feedback, .. } = self;
         if let Some(spread) = &others.spread {
+            let spread = (spread, &mut others.waiting);
             spread::take((policy, feedback), spread, (dry_run, now));
         }
         if let Some(crowdsec) = &mut others.crowdsec {
@@ -145,6 +166,27 @@ impl Control {
         }
         self.spare_who_must_not_be_banned();
         self.note_bans();
+    }
+
+    /// Looks again at what others decided and was not done, where that may have changed.
+    pub(super) fn look_again_at_others(&mut self, now: Now) {
+        let Self { others, policy, feedback, .. } = self;
+        let (guard_changes, at) = others.looked;
+        if policy.guard_changes() == guard_changes
+            && now.boot.0 < at.0.saturating_add(LOOK_EVERY_NS)
+        {
+            return;
+        }
+        others.looked = (policy.guard_changes(), now.boot);
+        let mut may = |subject: &Subject| {
+            !policy.is_guarded(subject) && !feedback.is_beyond_ceiling(subject, now)
+        };
+        if let Some(spread) = &others.spread {
+            spread::look_again((spread, &mut others.waiting), &mut may, now);
+        }
+        if let Some(crowdsec) = &mut others.crowdsec {
+            crowdsec.look_again(&mut may, now);
+        }
     }
 
     /// Whether decisions are only shown.

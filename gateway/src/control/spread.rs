@@ -1,11 +1,12 @@
 //! What other gateways did about sources is done here, too, as far as the guard here allows; and they are told what was
 //! done here. What a crowdsec says is not passed on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Policy;
 use super::feedback::Feedback;
-use super::others::is_told;
+use super::others::{WAITING_MAX, is_told, may_change};
 use super::policy::bans::Outcome;
 use super::policy::bans::commands::Verb;
 use crate::admin::spread::SpreadView;
@@ -13,7 +14,7 @@ use crate::base::secret::Secret;
 use crate::base::time::{Now, UtcMillis};
 use crate::config::{Config, SecretSource};
 use crate::feedback::ban::{Author, Ban as KnownBan, Change, What as Became};
-use crate::feedback::decision::{Decision, Held};
+use crate::feedback::decision::{Decision, Held, Subject};
 use crate::feedback::spread::message::{Ban, Keys, LASTS_MAX, Message, Refused, What};
 use crate::feedback::spread::{Health, News, Spread};
 use crate::observe::prometheus::Page;
@@ -21,6 +22,30 @@ use crate::shared::Redis;
 
 /// What others did that is taken over at once; the rest follows, after whatever else waits.
 const NEWS_MAX: usize = 64;
+
+/// Those about whom another gateway decided what is not done here, for now.
+pub(super) type Waiting = BTreeSet<Subject>;
+
+/// Takes those out of `waiting` whose decisions may be carried out by now, if they hold where they were made.
+pub(super) fn look_again(
+    (spread, waiting): (&Spread, &mut Waiting),
+    may: &mut dyn FnMut(&Subject) -> bool,
+    now: Now,
+) {
+    let mut again = Vec::new();
+    waiting.retain(|subject| {
+        let known = spread.known(subject);
+        if known.is_none_or(|message| message.ban(now.utc).is_none()) {
+            return false;
+        }
+        let may = may(subject);
+        again.extend(may.then_some(*subject));
+        !may
+    });
+    if !again.is_empty() {
+        spread.again(again);
+    }
+}
 
 /// Where the keys are.
 pub(super) fn places(config: &Config) -> &[SecretSource] {
@@ -85,7 +110,7 @@ fn name() -> String {
 /// Takes over what others did.
 pub(super) fn take(
     (policy, feedback): (&mut Policy, &mut Feedback),
-    spread: &Spread,
+    (spread, waiting): (&Spread, &mut Waiting),
     (dry_run, now): (bool, Now),
 ) {
     for News { message, recalled } in spread.news(NEWS_MAX) {
@@ -95,9 +120,17 @@ pub(super) fn take(
             spread.tell(subject, what, now.utc);
             continue;
         }
-        if let Err(error) = carry_out((policy, feedback), &message, (dry_run, now)) {
-            let prefix = subject.prefix;
-            tracing::warn!(%prefix, error, "what another gateway did is not done here");
+        let outcome = carry_out((policy, feedback), &message, (dry_run, now));
+        waiting.remove(&subject);
+        match outcome {
+            Ok(Some(outcome)) if may_change(outcome.name()) && waiting.len() < WAITING_MAX => {
+                waiting.insert(subject);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let prefix = subject.prefix;
+                tracing::warn!(%prefix, error, "what another gateway did is not done here");
+            }
         }
     }
 }
@@ -116,34 +149,33 @@ fn carry_out(
     (policy, feedback): (&mut Policy, &mut Feedback),
     message: &Message,
     (dry_run, now): (bool, Now),
-) -> Result<(), String> {
+) -> Result<Option<Outcome>, String> {
     let author = Author::Gateway(message.gateway.clone());
     let subject = message.subject;
     let known = policy.bans().find(&subject).cloned();
     let holds = known.as_ref().is_some_and(|ban| ban.holds(now.boot));
     let change = |policy: &mut Policy, verb| {
         let changed = policy.change_subjects(verb, &[subject], (&author, now));
-        changed.map_err(|refusal| refusal.error)
+        changed.map(|()| None).map_err(|refusal| refusal.error)
     };
     match &message.what {
         What::Ban(ban) if ban.until > now.utc => {
             let decision = decision(message, ban, (dry_run, now));
-            feedback.decide(policy, (&decision, &author), now);
-            Ok(())
+            Ok(Some(feedback.decide(policy, (&decision, &author), now)))
         }
-        What::Ban(_) => Ok(()),
-        What::Pin(_) if known.as_ref().is_some_and(|known| known.pinned) => Ok(()),
+        What::Ban(_) => Ok(None),
+        What::Pin(_) if known.as_ref().is_some_and(|known| known.pinned) => Ok(None),
         What::Pin(ban) => {
             let decision = decision(message, ban, (dry_run, now));
             match feedback.decide(policy, (&decision, &author), now) {
                 Outcome::Enforced(_) | Outcome::Standing => change(policy, Verb::Pin),
                 // It is shown with why it is not done.
-                Outcome::Held(_) | Outcome::Guarded(_) | Outcome::Failed(_) => Ok(()),
+                outcome => Ok(Some(outcome)),
             }
         }
         What::Lift if holds => change(policy, Verb::Lift),
         What::Forget if known.is_some() => change(policy, Verb::Forget),
-        What::Lift | What::Forget => Ok(()),
+        What::Lift | What::Forget => Ok(None),
     }
 }
 

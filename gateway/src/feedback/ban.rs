@@ -291,6 +291,58 @@ pub fn is_for_ever(end: &End) -> bool {
 mod tests {
     use super::*;
 
+    fn ban(author: Author, minutes: u64) -> Ban {
+        let end = UtcMillis(minutes * 60_000);
+        let end = serde_json::json!({"utc": end, "boot": "", "boot_ns": end.0 * 1_000_000});
+        Ban {
+            rule: "r".to_owned(),
+            measure: Measure::Ban,
+            author,
+            made: UtcMillis(0),
+            decided: UtcMillis(0),
+            end: serde_json::from_value(end).unwrap(),
+            lasts_ms: 0,
+            times: 1,
+            lifts: Vec::new(),
+            pinned: false,
+            story: Story::default(),
+            beneath: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_one_takes_back_leaves_what_others_decided() {
+        let program = |name: &str| Author::Outside(name.to_owned());
+        let (one, two, person) = (program("one"), program("two"), Author::User(7));
+        let (now, late) = (BootTime(0), BootTime(6 * 60_000_000_000));
+        let mut top = ban(one.clone(), 60);
+        let mut standing = ban(two.clone(), 20);
+        standing.lay_beneath(&ban(person.clone(), 5), now);
+        top.lay_beneath(&standing, now);
+        assert_eq!(top.beneath.len(), 2);
+        assert!(top.beneath.iter().all(|beneath| beneath.beneath.is_empty()));
+        let authors = |ban: &Ban| -> Vec<Author> {
+            std::iter::once(ban).chain(&ban.beneath).map(|one| one.author.clone()).collect()
+        };
+        let left = top.without(&one, now).unwrap();
+        assert_eq!(authors(&left), [two.clone(), person.clone()]);
+        let left = left.without(&two, now).unwrap();
+        assert_eq!(authors(&left), std::slice::from_ref(&person));
+        assert_eq!(left.without(&person, now), None);
+        assert_eq!(authors(&top.without(&two, now).unwrap()), [one.clone(), person.clone()]);
+        // What has ended is nobody's any more.
+        assert!(top.by(&person, now).is_some() && top.by(&person, late).is_none());
+        assert_eq!(top.without(&one, late).unwrap().beneath, []);
+        // What somebody decides again takes the place of what they had; and there are only so many.
+        top.lay_beneath(&ban(two.clone(), 30), now);
+        assert_eq!(authors(&top), [one.clone(), two, person]);
+        (0..9).for_each(|n| top.lay_beneath(&ban(program(&format!("p{n}")), 10 + n), now));
+        assert_eq!(top.beneath.len(), BENEATH_MAX);
+        assert_eq!(authors(&top)[1..3], [program("two"), program("p8")]);
+        let again: Ban = serde_json::from_value(serde_json::to_value(&top).unwrap()).unwrap();
+        assert_eq!(again, top);
+    }
+
     #[test]
     fn a_subject_is_its_key_there_and_back() {
         for (prefix, place) in

@@ -14,13 +14,13 @@ use super::answer::Told;
 use super::counter::{Counter, Memory, Terms};
 use super::exchange::Exchange;
 use super::held::Held;
-use super::outcomes::Outcomes;
 use super::together::Together;
 use super::{Counting, Limit, Limits, OfRoute, is_of_caller};
 use crate::base::random::random;
 use crate::config::{
     Action, Allowance, CallerLimit, Config, Forward, Per, Rate, RateAlgorithm, Route, Sticky,
 };
+use crate::observe::outcomes::Outcomes;
 use crate::shared::Redis;
 
 impl Limits {

@@ -15,7 +15,6 @@ mod exchange;
 mod give_back;
 pub mod held;
 pub mod key;
-mod outcomes;
 pub mod table;
 mod together;
 
@@ -31,6 +30,7 @@ use crate::auth::{Authorized, Identity};
 use crate::base::error::{Error, Kind};
 use crate::config::{Allowance, CallerLimit, Limiting, Per, Rate, RateAlgorithm};
 use crate::http::deadline::Deadline;
+use crate::observe::outcomes::Outcomes;
 use crate::shared::{self, Redis};
 use algorithm::Verdict;
 use answer::Told;
@@ -38,7 +38,6 @@ use counter::Counter;
 use exchange::Exchange;
 use held::{Held, Permit, Refused};
 use key::Asked;
-use outcomes::Outcomes;
 use together::Together;
 
 pub use exchange::EXCHANGE_EVERY;
@@ -61,6 +60,9 @@ pub struct Limits {
     exchange: Exchange,
 }
 
+/// What a limit decides, in the order in which it is counted.
+const OUTCOMES: [&str; 3] = ["admitted", "delayed", "refused"];
+
 /// One limit.
 #[derive(Debug)]
 struct Limit {
@@ -68,7 +70,7 @@ struct Limit {
     counting: Counting,
     /// Where it is counted by all gateways; then `counting` is for when that is out of reach.
     together: Option<Together>,
-    outcomes: Outcomes,
+    outcomes: Outcomes<{ OUTCOMES.len() }>,
     told: Told,
 }
 
@@ -212,7 +214,7 @@ impl Limits {
 
     /// What each limit has decided, by its name: how often it admitted, made wait and refused.
     pub fn outcomes(&self) -> impl Iterator<Item = (&str, [(&'static str, u64); 3])> {
-        self.all.iter().map(|limit| (&*limit.config.name, limit.outcomes.sums()))
+        self.all.iter().map(|limit| (&*limit.config.name, limit.outcomes.sums(OUTCOMES)))
     }
 
     /// The limits of a caller: its own, or those of its plan.
@@ -290,7 +292,7 @@ impl Limits {
             }
         };
         let waits = verdict.wait_ns > 0;
-        limit.outcomes.count(inquiry.worker, verdict.admitted, waits);
+        limit.decided(inquiry.worker, verdict.admitted, waits);
         self.stands(inquiry, Standing { limit: index, verdict });
         let wait = Duration::from_nanos(verdict.wait_ns);
         if !verdict.admitted {
@@ -335,12 +337,22 @@ impl Limit {
         self.config.per.iter().all(shared)
     }
 
+    /// Counts a decision.
+    fn decided(&self, worker: usize, is_admitted: bool, waits: bool) {
+        let outcome = match (is_admitted, waits) {
+            (true, false) => 0,
+            (true, true) => 1,
+            (false, _) => 2,
+        };
+        self.outcomes.count(worker, outcome);
+    }
+
     fn enter(&self, held: &Arc<Held>, hash: u128, worker: usize) -> Result<Permit, Error> {
         let Allowance::Concurrency(limit) = self.config.allowance else {
             return Err(Kind::LimitUnavailable.into());
         };
         let entered = held.enter(hash, limit);
-        self.outcomes.count(worker, entered.is_ok(), false);
+        self.decided(worker, entered.is_ok(), false);
         entered.map(|(permit, _)| permit).map_err(|refused| match refused {
             Refused::Limit => {
                 Error::rate_limited("too many requests at once; try again", Duration::ZERO)

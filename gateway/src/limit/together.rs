@@ -123,7 +123,7 @@ impl Limits {
         for ((index, limit, _), said) in together().zip(&taken.verdicts) {
             let Some(verdict) = said.map(verdict) else { continue };
             let waits = verdict.wait_ns > 0;
-            limit.outcomes.count(inquiry.worker, verdict.admitted, waits);
+            limit.decided(inquiry.worker, verdict.admitted, waits);
             if !matches!(limit.config.allowance, Allowance::Concurrency(_)) {
                 self.stands(inquiry, Standing { limit: index, verdict });
             }

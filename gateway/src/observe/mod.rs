@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod audit;
 pub mod histogram;
+pub mod outcomes;
 pub mod prometheus;
 pub mod resilience;
 pub mod signals;

@@ -170,7 +170,8 @@ impl Board {
         let told = messages.iter().take(BATCH_MAX);
         let told = told.flat_map(|(subject, text)| [subject.clone().into_bytes(), text.clone()]);
         let arguments: Vec<Vec<u8>> = numbers.into_iter().chain(told).collect();
-        let answer = self.publish.run_patiently(&self.redis, &self.keys(), &arguments).await?;
+        let answer =
+            self.publish.run(&self.redis, &self.keys(), &arguments, self.patience()).await?;
         let parts = texts(answer).and_then(|parts| <[Vec<u8>; 2]>::try_from(parts).ok());
         let [epoch, utc] = parts.ok_or(Unavailable::Refused)?;
         let utc_ms = std::str::from_utf8(&utc).ok().and_then(|text| text.parse().ok());
@@ -180,7 +181,7 @@ impl Board {
     /// Which Redis it is, and what its log reaches over.
     pub async fn look(&self) -> Result<Reach, Unavailable> {
         let arguments = [word(), KEPT_FOR.as_secs().to_string()];
-        let answer = self.look.run_patiently(&self.redis, &self.keys(), &arguments).await?;
+        let answer = self.look.run(&self.redis, &self.keys(), &arguments, self.patience()).await?;
         let parts = texts(answer).and_then(|parts| <[Vec<u8>; 3]>::try_from(parts).ok());
         let [epoch, first, last] = parts.ok_or(Unavailable::Refused)?;
         let ids = entry_id(&first).zip(entry_id(&last));
@@ -200,7 +201,7 @@ impl Board {
     /// Takes a message out of the state, if it is still the one that was read.
     pub async fn remove(&self, subject: &[u8], message: &[u8]) -> Result<(), Unavailable> {
         let key = [self.key("state")];
-        self.remove.run_patiently(&self.redis, &key, &[subject, message]).await.map(drop)
+        self.remove.run(&self.redis, &key, &[subject, message], self.patience()).await.map(drop)
     }
 
     /// A connection that follows the log.
@@ -221,6 +222,10 @@ impl Board {
                 Err(format!("{}: {error}", node.address))
             }
         }
+    }
+
+    fn patience(&self) -> Duration {
+        self.redis.config().connect_timeout
     }
 
     fn node(&self, key: &str) -> Option<Node> {

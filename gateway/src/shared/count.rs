@@ -115,7 +115,7 @@ impl Redis {
         let held: Vec<String> = items.iter().filter(is_held).map(|item| self.key(item)).collect();
         let permit = (!held.is_empty()).then(|| Permit::new(self, held));
         let name = permit.as_ref().map_or("", |permit| &permit.name);
-        let asking = self.take_by_slot(items, [name, ""]);
+        let asking = self.take_by_slot(items, [name, ""], deadline);
         // Several calls have no more time than one.
         let asked = tokio::time::timeout(deadline, asking).await;
         let verdicts = asked.unwrap_or(Err(Unavailable::Timeout))?;
@@ -139,8 +139,9 @@ impl Redis {
     /// Tells what was given away already of buckets of tokens and quotas, room or not, and learns what all gateways
     /// together have taken. Within `state.redis.connect_timeout`, for no request waits for it.
     pub async fn report(&self, items: &[Item]) -> Result<Vec<Option<Verdict>>, Unavailable> {
-        let asking = self.take_by_slot(items, ["", "anyway"]);
-        let asked = tokio::time::timeout(self.config().connect_timeout, asking).await;
+        let deadline = self.config().connect_timeout;
+        let asking = self.take_by_slot(items, ["", "anyway"], deadline);
+        let asked = tokio::time::timeout(deadline, asking).await;
         asked.unwrap_or(Err(Unavailable::Timeout))
     }
 
@@ -148,6 +149,7 @@ impl Redis {
         &self,
         items: &[Item],
         how: [&str; 2],
+        deadline: Duration,
     ) -> Result<Vec<Option<Verdict>>, Unavailable> {
         let keys: Vec<String> = items.iter().map(|item| self.key(item)).collect();
         let mut verdicts = vec![None; items.len()];
@@ -166,7 +168,7 @@ impl Redis {
             let mut arguments = Vec::with_capacity(2 + of_slot.len() * 4);
             arguments.extend(how.map(str::to_owned));
             of_slot.iter().for_each(|item| item.arguments(&mut arguments));
-            let answer = SCRIPT.run(self, &keys, &arguments).await?;
+            let answer = SCRIPT.run(self, &keys, &arguments, deadline).await?;
             let said = understood(&answer, of_slot.len()).ok_or(Unavailable::Refused)?;
             let all = said.iter().all(|verdict| verdict.admitted);
             for (number, verdict) in numbers.into_iter().zip(said) {

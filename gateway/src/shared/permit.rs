@@ -52,7 +52,8 @@ impl Permit {
                 sleep(RENEW_EVERY).await;
                 for key in &keys {
                     // One that is lost is made good by the next.
-                    RENEW.run(&redis, &[key], &[&name, &lease]).await.ok();
+                    let deadline = redis.config().timeout;
+                    RENEW.run(&redis, &[key], &[&name, &lease], deadline).await.ok();
                 }
             }
         });

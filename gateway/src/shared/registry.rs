@@ -139,7 +139,8 @@ impl Registry {
         }
         let bucket = self.bucket(bucket_of(digest));
         let arguments = [&digest[..], before.unwrap_or_default(), after.unwrap_or_default()];
-        let done = self.exchange.run_patiently(&self.redis, &[bucket], &arguments).await?;
+        let patience = self.redis.config().connect_timeout;
+        let done = self.exchange.run(&self.redis, &[bucket], &arguments, patience).await?;
         // Also where nothing was written: an earlier attempt may have got no further.
         let word = self.word();
         let mut change = Cmd::new();

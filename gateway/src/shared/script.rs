@@ -22,35 +22,8 @@ impl Script {
         Self { text, digest: hex(digest.as_ref()) }
     }
 
-    /// Runs it. In a Cluster all keys have to be in one slot: that of the first.
+    /// Runs it within `deadline`. In a Cluster all keys have to be in one slot: that of the first.
     pub async fn run<K, A>(
-        &self,
-        redis: &Redis,
-        keys: &[K],
-        arguments: &[A],
-    ) -> Result<Value, Unavailable>
-    where
-        K: AsRef<[u8]> + Sync,
-        A: AsRef<[u8]> + Sync,
-    {
-        self.run_within(redis, keys, arguments, redis.config().timeout).await
-    }
-
-    /// The same for somebody who can wait: within `state.redis.connect_timeout`.
-    pub async fn run_patiently<K, A>(
-        &self,
-        redis: &Redis,
-        keys: &[K],
-        arguments: &[A],
-    ) -> Result<Value, Unavailable>
-    where
-        K: AsRef<[u8]> + Sync,
-        A: AsRef<[u8]> + Sync,
-    {
-        self.run_within(redis, keys, arguments, redis.config().connect_timeout).await
-    }
-
-    async fn run_within<K, A>(
         &self,
         redis: &Redis,
         keys: &[K],

@@ -4,7 +4,9 @@ use crate::base::prefix::display;
 use crate::control::policy::bans::commands::Verb;
 use crate::control::policy::bans::tests::{NOW, after as later, decision, policy, subject};
 
+use super::ask::pause;
 use super::*;
+use crate::feedback::crowdsec::Heard;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -23,7 +25,7 @@ impl House {
         let feedback = Feedback::new(mpsc::channel(1).1, &config, &policy);
         let crowdsec = Crowdsec {
             config: FeedbackCrowdsec {
-                url: Uri::from_static("http://127.0.0.1:1"),
+                url: http::Uri::from_static("http://127.0.0.1:1"),
                 ca: None,
                 key: SecretSource::Env("K".to_owned()),
                 every: MINUTE,
@@ -32,6 +34,7 @@ impl House {
             asking: None,
             arrived: None,
             work: Work::default(),
+            waiting: BTreeMap::new(),
             peers: Vec::new(),
             failure: None,
             figures: Figures::default(),
@@ -189,6 +192,30 @@ fn who_is_protected_is_not_banned_and_that_is_shown_with_who_wanted_it() {
         (held.author.to_string().as_str(), &*held.decision.rule),
         ("outside crowdsec", "ssh-bf")
     );
+}
+
+#[test]
+fn what_waits_for_the_guard_is_done_later_unless_it_was_taken_back_or_has_ended() {
+    let mut house = House::new();
+    let all = ["10.0.0.5/32", "10.0.0.6/32", "10.0.0.7/32", "10.0.0.8/32"];
+    let mut protected = crate::rules::protected::Protected::default();
+    protected.add("10.0.0.0/24".parse().unwrap(), "a test");
+    house.policy.refresh(protected, NOW).unwrap();
+    let before = house.policy.guard_changes();
+    house.says(false, (&[(all[0], 600), (all[1], 600), (all[2], 60)], &[]), NOW);
+    assert_eq!((house.count("guarded"), house.crowdsec.waiting.len()), (3, 3));
+    house.says(false, (&[], &all[1..2]), NOW);
+    house.policy.refresh(crate::rules::protected::Protected::default(), NOW).unwrap();
+    assert!(house.policy.guard_changes() > before);
+    let late = later(MINUTE);
+    house.crowdsec.look_again(&mut |_| false, late);
+    assert_eq!(house.crowdsec.waiting.len(), 1, "one was taken back, one has ended");
+    house.crowdsec.look_again(&mut |_| true, late);
+    house.crowdsec.take((&mut house.policy, &mut house.feedback), (false, late));
+    assert!(house.crowdsec.work.is_done() && house.crowdsec.waiting.is_empty());
+    assert_eq!(house.holding(late), ["10.0.0.5 outside crowdsec"]);
+    let ban = house.policy.bans().find(&subject(all[0], Place::Kernel)).unwrap();
+    assert_eq!(ban.end.until().boot, later(MINUTE * 10).boot, "for the rest of its time");
 }
 
 #[test]

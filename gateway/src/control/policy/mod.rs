@@ -38,6 +38,8 @@ const PROFILES_TOLD_MAX: usize = 10;
 pub struct Policy {
     rules: RuleSet,
     guard: Guard,
+    /// How often whom it spares may have changed.
+    guard_changes: u64,
     store: Store,
     bans: Bans,
     /// The kernel door, when it is open.
@@ -75,6 +77,7 @@ impl Policy {
         let mut policy = Self {
             rules,
             guard: Guard::default(),
+            guard_changes: 0,
             store,
             bans,
             door: None,
@@ -113,6 +116,7 @@ impl Policy {
         self.resets = config.kernel.resets.is_some();
         self.max_rules = config.kernel.max_rules;
         self.guard = Guard::new(protected, &self.rules);
+        self.guard_changes += 1;
         self.held_back.clear();
         let prefixes: Vec<IpNet> = self.guarded().collect();
         self.look_for_held_back(prefixes);
@@ -157,6 +161,11 @@ impl Policy {
     /// Why a rule is held back, if it is.
     pub fn refuses(&self, rule: &RuleRef<'_>) -> Option<Refused> {
         self.guard.refuses(rule)
+    }
+
+    /// Another number whenever the guard may judge in another way.
+    pub fn guard_changes(&self) -> u64 {
+        self.guard_changes
     }
 
     /// How many rules are held back.
@@ -275,6 +284,7 @@ impl Policy {
         let mut changed =
             self.rules.replace(Origin::Protected, protect::rules(&protected, now.utc));
         let guarded = std::mem::replace(&mut self.guard, Guard::new(protected, &self.rules));
+        self.guard_changes += 1;
         let moved: Vec<IpNet> = {
             let prefixes = |guard: &Guard| guard.protected().iter().map(|(p, _)| *p).collect();
             let (old, new): (BTreeSet<IpNet>, BTreeSet<IpNet>) =
@@ -425,6 +435,7 @@ impl Policy {
             changed.extend(self.rules.inside(*prefix).map(|rule| rule.prefix));
         }
         self.guard.follow(&self.rules);
+        self.guard_changes += u64::from(!by_operators.is_empty());
         self.guard_believed(by_operators, now)?;
         self.enforce(changed.into_iter().collect(), now)
     }

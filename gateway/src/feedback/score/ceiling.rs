@@ -39,6 +39,21 @@ impl Ceilings {
         (is_bound && hits > 0 && share == Ordering::Greater).then_some(Held::GoodShare)
     }
 
+    /// The same of somebody else's decision. How many there are in a minute is nothing to go by: a list begins with
+    /// thousands. A wider prefix than a source is never free.
+    pub(super) fn holds_other(
+        &mut self,
+        (hits, all): (u64, u64),
+        is_source: bool,
+        (ceiling, now): (&Ceiling, BootTime),
+    ) -> Option<Held> {
+        self.forget(now);
+        let is_free = is_source && self.enforced.len() < FREE;
+        let is_bound = ceiling.good_share < Share::WHOLE && !is_free;
+        let share = ceiling.good_share.compare(self.hit.saturating_add(hits), all);
+        (is_bound && hits > 0 && share == Ordering::Greater).then_some(Held::GoodShare)
+    }
+
     /// Good requests that the decisions of the last ten minutes hit.
     pub(super) fn hit(&self) -> u64 {
         self.hit

@@ -9,6 +9,7 @@ mod ceiling;
 mod good;
 mod judge;
 mod known;
+mod others;
 mod past;
 mod rules;
 mod suspect;
@@ -56,6 +57,8 @@ pub struct Scores {
     good: GoodTraffic,
     past: Past,
     ceilings: Ceilings,
+    /// Of decisions that others made.
+    of_others: Ceilings,
     /// Routes that were under pressure of late, and when last.
     pressed: HashMap<Arc<str>, BootTime>,
     /// The newest moment of all reports: nothing goes back behind it.
@@ -76,6 +79,7 @@ impl Scores {
             good: GoodTraffic::new(config.max_sources),
             past: Past::new(config.max_sources),
             ceilings: Ceilings::default(),
+            of_others: Ceilings::default(),
             pressed: HashMap::new(),
             now: Now { boot: BootTime(0), utc: UtcMillis(0) },
             signals: [0; Signal::ALL.len()],
@@ -101,6 +105,7 @@ impl Scores {
         if old.dry_run != config.dry_run {
             self.past.forget_dry_runs();
             self.ceilings = Ceilings::default();
+            self.of_others = Ceilings::default();
         }
         self.rules.configure(config);
         let rules = &self.config.rules;

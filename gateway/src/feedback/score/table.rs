@@ -62,6 +62,11 @@ impl<V> Table<V> {
         slot.entry.as_ref().map(|(_, value)| value)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Subject, &V)> {
+        let entries = self.slots.iter().filter_map(|slot| slot.entry.as_ref());
+        entries.map(|(subject, value)| (subject, value))
+    }
+
     pub(super) fn get_mut(&mut self, subject: &Subject) -> Option<&mut V> {
         let place = self.find(subject)?;
         self.value(place)

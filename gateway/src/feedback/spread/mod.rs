@@ -231,6 +231,12 @@ impl Spread {
         news
     }
 
+    /// What is known of these is to be done once more.
+    pub fn again(&self, subjects: impl IntoIterator<Item = Subject>) {
+        self.shared.state().news.extend(subjects);
+        self.shared.arrived.notify_one();
+    }
+
     /// What is known about a source.
     pub fn known(&self, subject: &Subject) -> Option<Message> {
         self.shared.state().ledger.known(subject).cloned()

@@ -23,12 +23,14 @@ use crate::feedback::spread::message::{LASTS_MAX, TEXT_CHARS_MAX, is_wide};
 const PREFIXES_MAX: usize = 1000;
 
 impl Policy {
-    /// Makes bans for somebody outside: all of them or none.
+    /// Makes bans for somebody outside, all of them or none of those that the guard lets: `decide` carries each out, or
+    /// holds it back.
     pub fn make_bans(
         &mut self,
         asked: &MakeBans,
         (uid, dry_run): (u32, bool),
         now: Now,
+        decide: &mut dyn FnMut(&mut Self, &Decision, &Author) -> Outcome,
     ) -> Result<Done, Refusal> {
         if !self.is_serving() {
             return Err(Refusal::failed(
@@ -68,14 +70,20 @@ impl Policy {
                 held: dry_run.then_some(Held::DryRun),
             };
             let shown = display(&subject.prefix);
-            match self.enforce_ban(&decision, &author, now) {
+            match decide(self, &decision, &author) {
                 Outcome::Enforced(_) => done.done.push(format!("{shown} banned ({place})")),
                 Outcome::Standing => {
                     done.notes.push(format!("{shown} is held off already, as much or for longer"));
                 }
-                Outcome::Held(_) => done
-                    .notes
-                    .push(format!("{shown}: feedback.dry_run is set, so it is shown and not done")),
+                Outcome::Held(held) => done.notes.push(format!(
+                    "{shown}: {}, so it is shown by `gateway bans list --held` and not done",
+                    match held {
+                        Held::DryRun => "feedback.dry_run is set",
+                        _ =>
+                            "it would hit more of what is served well than others may \
+                              (feedback.ceiling)",
+                    }
+                )),
                 Outcome::Guarded(why) | Outcome::Failed(why) => {
                     return Err(Refusal::failed(format!("{shown}: {why}")));
                 }
@@ -117,6 +125,11 @@ impl Policy {
             subjects.filter(|subject| self.is_of(subject, author, now)).collect();
         self.withdraw_subjects(&theirs, (author, now))?;
         Ok(theirs.len())
+    }
+
+    /// Whether the guard is against any ban of a subject.
+    pub fn is_guarded(&self, subject: &Subject) -> bool {
+        self.guard.clear(subject.prefix, Origin::Ban).is_err()
     }
 
     /// Whether a ban is one that `author` may take back.

@@ -312,3 +312,57 @@ fn any_decision() -> Decision {
         held: None,
     }
 }
+
+/// Whom a decision of somebody else is about: any length, in one of four /16 of IPv4 or of IPv6.
+fn prefixes() -> impl Strategy<Value = (IpNet, bool)> {
+    let v4 = (0_u8..4, 0_u8..3, 0_u8..3, 8_u8..=32).prop_map(|(b, c, d, length)| {
+        IpNet::new(IpAddr::from([10, b, c, d * 85]), length).unwrap()
+    });
+    let v6 = (0_u16..4, 0_u16..3, 16_u8..=128).prop_map(|(c, d, length)| {
+        IpNet::new(IpAddr::from([0x2001, 0xdb8, c, d, 0, 0, 0, 1]), length).unwrap()
+    });
+    (prop_oneof![v4, v6].prop_map(|prefix| prefix.trunc()), any::<bool>())
+}
+
+proptest! {
+    /// What a prefix would hit is never less than what was served to addresses in it, and exactly that where the prefix
+    /// is no part of those that sources are added up by.
+    #[test]
+    fn what_a_prefix_would_hit_is_what_was_served_there(
+        served in prop::collection::vec((prefixes(), 1_u32..9), 1..40),
+        asked in prop::collection::vec(prefixes(), 1..20),
+    ) {
+        let mut scores = scores(vec![]);
+        let mut all: Vec<((IpNet, bool), u64)> = Vec::new();
+        for ((prefix, is_believed), requests) in served {
+            let address = prefix.addr().to_string();
+            let source = if is_believed { believed(&address) } else { peer(&address) };
+            scores.observe(&good(source, None, requests, at(0)));
+            let bits = bits_of(prefix.addr(), scores.source_bits);
+            let source = IpNet::new(prefix.addr(), bits).unwrap().trunc();
+            let counted = all.iter_mut().find(|(known, _)| *known == (source, is_believed));
+            match counted {
+                Some((_, sum)) => *sum = (*sum + u64::from(requests)).min(100),
+                None => all.push(((source, is_believed), u64::from(requests))),
+            }
+        }
+        for (prefix, is_believed) in asked {
+            let place = if is_believed { Place::UserSpace } else { Place::Kernel };
+            let subject = Subject { prefix, place };
+            let (hits, total) = scores.hit_by(&subject, at(0).boot);
+            let touches = |one: &IpNet| prefix.contains(one) || one.contains(&prefix);
+            let within = all.iter().filter(|((one, other), _)| {
+                touches(one) && (*other || place == Place::Kernel)
+            });
+            let model: u64 = within.map(|(_, sum)| sum).sum();
+            prop_assert_eq!(total, all.iter().map(|(_, sum)| sum).sum::<u64>());
+            let length = prefix.prefix_len();
+            let is_part = length > bits_of(prefix.addr(), scores.config.prefix_bits)
+                && length < bits_of(prefix.addr(), scores.source_bits);
+            match is_part {
+                true => prop_assert!(hits >= model),
+                false => prop_assert_eq!(hits, model),
+            }
+        }
+    }
+}
