@@ -1,5 +1,5 @@
-//! How much four gateways give together of a limit that each counts by itself and tells the others of, beyond what there
-//! is: with a known number of requests a second, the time that the word takes to get round.
+//! How much four gateways give together of a limit that each counts by itself and tells the others of, beyond what
+//! there is: with a known number of requests a second, the time that the word takes to get round.
 #![expect(clippy::disallowed_methods, reason = "a bench measures real time")]
 
 use std::fs::{self, Permissions};
