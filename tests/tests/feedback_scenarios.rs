@@ -177,11 +177,11 @@ fn a_banned_address_that_a_proxy_names_loses_its_tunnels_and_nobody_else_behind_
         ensure!(status == 101, "{status}");
         Ok(tunnel)
     };
-    let (mut bad, mut good) = (tunnel(BAD)?, tunnel(GOOD)?);
-    // Both over one connection of the proxy, each in a stream of its own.
+    let (mut bad, mut worse, mut good) = (tunnel(BAD)?, tunnel(ELSEWHERE)?, tunnel(GOOD)?);
+    // All over one connection of the proxy, each in a stream of its own.
     let dial = || Http2::connect_from(PROXY, house.listen, &[], PATIENCE);
     let mut streams = house.site.enter(dial)??;
-    for (stream, client) in [(1, BAD), (3, GOOD)] {
+    for (stream, client) in [(1, BAD), (3, GOOD), (5, ELSEWHERE)] {
         let client = client.to_string();
         let fields = [
             (":protocol", "websocket"),
@@ -193,19 +193,22 @@ fn a_banned_address_that_a_proxy_names_loses_its_tunnels_and_nobody_else_behind_
         ensure!(streams.is_fine(stream)?, "no tunnel");
     }
     let mut proxy = house.connect(PROXY)?;
-    for _ in 0..COUNT {
-        assert_eq!(bans::get(&mut proxy, "/quiet", &format!("{WRONG}{}", of(BAD)))?, 401);
+    // The first ban of such an address has every connection looked at, a later one its own alone.
+    for (client, tunnel, stream) in [(BAD, &mut bad, 1), (ELSEWHERE, &mut worse, 5)] {
+        for _ in 0..COUNT {
+            assert_eq!(bans::get(&mut proxy, "/quiet", &format!("{WRONG}{}", of(client)))?, 401);
+        }
+        bans::made(&gateway, &client.to_string())?;
+        bans::ended(tunnel)?;
+        let reset = streams.wait(|frame| frame.kind == kind::RST_STREAM)?;
+        assert_eq!(reset.stream, stream);
+        assert_eq!(bans::get(&mut proxy, "/open/a", &of(client))?, 403);
     }
-    bans::made(&gateway, &BAD.to_string())?;
-    bans::ended(&mut bad)?;
-    let reset = streams.wait(|frame| frame.kind == kind::RST_STREAM)?;
-    assert_eq!(reset.stream, 1);
-    assert_eq!(bans::get(&mut proxy, "/open/a", &of(BAD))?, 403);
     assert_eq!(bans::get(&mut proxy, "/open/a", &of(GOOD))?, 200);
     good.send(b"still here")?;
     streams.frames(&[Frame::new(kind::DATA, 0, 3, "still here")])?;
-    streams.frames(&[Frame::headers(5, true, &request("GET", "/open/a"))])?;
-    assert!(streams.is_fine(5)?);
+    streams.frames(&[Frame::headers(7, true, &request("GET", "/open/a"))])?;
+    assert!(streams.is_fine(7)?);
     wait_for("the two other tunnels alone", PATIENCE, || {
         Ok((gateway.status()?["proxy"]["requests"]["active"] == json!(2)).then_some(()))
     })
