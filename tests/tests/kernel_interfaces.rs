@@ -388,9 +388,12 @@ fn one_in_another_namespace_is_refused_with_its_name() -> Result {
 
     gateway.write_config(config(&hosts, &origin, &["to_attacker"]))?;
     gateway.start()?;
-    let listing =
-        elsewhere.output(std::process::Command::new("ip").args(["link", "show", "guest0"]))?;
-    assert!(!String::from_utf8(listing.stdout)?.contains("xdp"), "taken off there, too");
+    // The kernel takes a link off when it gets to it (bpf_link_put in kernel/bpf/syscall.c).
+    wait_for("the program to be off there, too", PATIENCE, || {
+        let mut show = std::process::Command::new("ip");
+        let listing = elsewhere.output(show.args(["link", "show", "guest0"]))?;
+        Ok((!String::from_utf8(listing.stdout)?.contains("xdp")).then_some(()))
+    })?;
 
     // One that never was here.
     gateway.stop()?;
