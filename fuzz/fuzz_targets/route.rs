@@ -52,7 +52,8 @@ fuzz_target!(|input: (&str, &str, Option<&str>, &[u8])| {
     match &route.action {
         Action::Forward(forward) => {
             let choice = routed.choose(forward, &headers, [192, 0, 2, 1].into(), || 7);
-            assert!(choice.upstream() < 2);
+            let upstream = choice.of_caller(forward, None, || 0).upstream();
+            assert!(upstream.is_some_and(|upstream| upstream < 2));
             if let Some(template) = &forward.rewrite
                 && rewrite(template, &route.path, &mut uri).is_ok()
             {
