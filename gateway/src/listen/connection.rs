@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Response;
+use http::request::Parts;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::base::error::Error;
@@ -37,8 +38,12 @@ struct Service {
 impl server::Service for Service {
     type Answer = ResponseBody;
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
-        request::serve::serve(Rc::clone(&self.connection), Rc::clone(&self.deadline), request).await
+    fn answer(
+        &self,
+        head: &mut Parts,
+        body: Incoming,
+    ) -> impl Future<Output = Response<ResponseBody>> {
+        request::serve::serve(&self.connection, &self.deadline, head, body)
     }
 
     fn refuse(&self, error: &Error) -> Response<ResponseBody> {

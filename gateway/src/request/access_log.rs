@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::request::Parts;
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use tokio::time::Instant;
 
 use crate::auth::Identity;
@@ -67,21 +68,18 @@ pub(super) struct Ended<'a> {
 
 impl Entry {
     /// What the log wants of this request.
-    pub(super) fn of<B>(
+    pub(super) fn of(
         log: &AccessLog,
-        request: Option<&Request<B>>,
+        head: Option<&Parts>,
         id: &HeaderValue,
         (peer, client): (PeerAddr, ClientAddr),
     ) -> Box<Self> {
-        let asked = request.map(|request| {
-            let headers = request.headers();
-            Asked {
-                method: request.method().clone(),
-                uri: request.uri().clone(),
-                host: headers.get(http::header::HOST).cloned(),
-                version: request.version(),
-                headers: log.headers.iter().map(|name| headers.get(name).cloned()).collect(),
-            }
+        let asked = head.map(|Parts { method, uri, version, headers, .. }| Asked {
+            method: method.clone(),
+            uri: uri.clone(),
+            host: headers.get(http::header::HOST).cloned(),
+            version: *version,
+            headers: log.headers.iter().map(|name| headers.get(name).cloned()).collect(),
         });
         let (id, trace, peer) = (id.clone(), Cell::new(None), peer.ip());
         Box::new(Self { id, trace, peer, client: Cell::new(client.ip()), asked })

@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::auth::{Authorized, Identity};
@@ -60,20 +61,20 @@ pub(super) struct Account {
 
 impl Account {
     /// The account of a request, or of what was none.
-    pub(super) fn open<B>(
+    pub(super) fn open(
         connection: Rc<Connection>,
         deadline: Rc<Deadline>,
         current: Rc<Current>,
-        (request, id): (Option<&Request<B>>, &HeaderValue),
+        (head, id): (Option<&Parts>, &HeaderValue),
     ) -> Self {
         connection.worker.counters.requests_active.add(1);
         connection.has_asked.set(true);
         deadline.begun();
         let log = current.snapshot.config.access_log.as_ref();
         let who = (connection.peer, connection.client);
-        let entry = log.map(|log| Entry::of(log, request, id, who));
+        let entry = log.map(|log| Entry::of(log, head, id, who));
         let watch = current.snapshot.watch.as_ref();
-        let noted = watch.map(|_| Noted::of(request, id, connection.client));
+        let noted = watch.map(|_| Noted::of(head, id, connection.client));
         Self {
             connection,
             deadline,

@@ -2,7 +2,7 @@
 
 use http::header::{Entry, FORWARDED, HOST, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, StatusCode, Version};
+use http::{Response, StatusCode, Version};
 
 use crate::base::id::RequestId;
 use crate::base::random::random;
@@ -41,18 +41,17 @@ pub(super) fn trace<'c>(
     Some(TraceContext::of(tracing, headers, peer_is_trusted, id, random))
 }
 
-/// The request as the service gets it, which came over `connection`.
+/// Makes of the head of a request that came over `connection` the one that the service gets, and returns its body.
 pub(super) fn request(
-    mut head: Parts,
+    head: &mut Parts,
     body: RequestBody,
-    id: HeaderValue,
-    connection: &Connection,
-    peer_is_trusted: bool,
-) -> Request<RequestBody> {
+    id: &HeaderValue,
+    (connection, peer_is_trusted): (&Connection, bool),
+) -> RequestBody {
     let headers = &mut head.headers;
     remove_hop_by_hop(headers);
     remove_forged(headers, peer_is_trusted);
-    headers.insert(X_REQUEST_ID, id);
+    headers.insert(X_REQUEST_ID, id.clone());
     append_peer(headers, &connection.client_text);
     if !headers.contains_key(FORWARDED) {
         let host = headers.get(HOST).cloned();
@@ -71,7 +70,7 @@ pub(super) fn request(
         upgrade::ask(headers);
     }
     head.version = Version::HTTP_11;
-    Request::from_parts(head, if wants_tunnel { body.unbounded() } else { body })
+    if wants_tunnel { body.unbounded() } else { body }
 }
 
 /// The answer as the client gets it.

@@ -6,14 +6,14 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::header::{SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Response};
 
 use crate::auth::{self, Ask};
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::random::random;
 use crate::config::{Action, Forward, Route};
-use crate::http::body::Incoming;
+use crate::http::body::{Incoming, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::trace_context::TraceContext;
 use crate::http::unread::Unread;
@@ -27,37 +27,39 @@ use crate::upstream::balance::Choice;
 use crate::upstream::send::Way;
 
 /// Answers one request within its `deadline`. Whatever goes wrong becomes an answer, and every answer is accounted for.
+/// The head stays where it is and becomes the one that the service gets: every copy of it would be seen in a profile.
 pub async fn serve(
-    connection: Rc<Connection>,
-    deadline: Rc<Deadline>,
-    request: Request<Incoming>,
+    connection: &Rc<Connection>,
+    deadline: &Rc<Deadline>,
+    head: &mut Parts,
+    body: Incoming,
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
     let trusted = &current.snapshot.config.trusted_proxies;
     let peer_is_trusted = forwarded::is_trusted(trusted, connection.client.ip());
-    let id = prepare::request_id(request.headers(), peer_is_trusted);
+    let id = prepare::request_id(&head.headers, peer_is_trusted);
     let account = Account::open(
-        Rc::clone(&connection),
-        Rc::clone(&deadline),
+        Rc::clone(connection),
+        Rc::clone(deadline),
         Rc::clone(&current),
-        (Some(&request), &id),
+        (Some(head), &id),
     );
-    let trace = prepare::trace(&current.snapshot.config, request.headers(), peer_is_trusted, &id);
+    let trace = prepare::trace(&current.snapshot.config, &head.headers, peer_is_trusted, &id);
     trace.iter().for_each(|trace| account.traced(trace));
     let exchange = Exchange {
-        connection: &connection,
-        deadline: &deadline,
+        connection,
+        deadline,
         account: &account,
         current: &current,
         peer_is_trusted,
         trace,
         standing: Cell::new(None),
     };
-    let is_grpc = request.method() == Method::POST && grpc::is_grpc(request.headers());
+    let is_grpc = head.method == Method::POST && grpc::is_grpc(&head.headers);
     if is_grpc {
         deadline.client_takes_its_time();
     }
-    let mut answer = match exchange.answer(request, id.clone()).await {
+    let mut answer = match exchange.answer(head, body, &id).await {
         Ok(answer) => answer,
         Err(error) => {
             account.failed(&error);
@@ -83,8 +85,7 @@ pub fn refuse(
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
     let id = prepare::request_id(&HeaderMap::new(), false);
-    let request = (None::<&Request<()>>, &id);
-    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current, request);
+    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current, (None, &id));
     account.failed(error);
     account.answer(problem::response(error, id).map(Answer::Gateway))
 }
@@ -112,20 +113,20 @@ struct Outgoing<'a> {
 impl Exchange<'_> {
     async fn answer(
         &self,
-        request: Request<Incoming>,
-        id: HeaderValue,
+        head: &mut Parts,
+        body: Incoming,
+        id: &HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Current { snapshot, .. } = &**self.current;
-        let (mut head, body) = request.into_parts();
         let body = Unread::new(body, self.deadline);
 
-        target::normalise(&mut head, self.connection.scheme())?;
-        let client = self.client(&head)?;
-        if let Some(response) = self.before_routes(&head)? {
+        target::normalise(head, self.connection.scheme())?;
+        let client = self.client(head)?;
+        if let Some(response) = self.before_routes(head)? {
             self.deadline.refused();
-            return Ok(prepare::response(response.map(Answer::Gateway), id));
+            return Ok(prepare::response(response.map(Answer::Gateway), id.clone()));
         }
-        let (routed, as_sent) = target::route(&snapshot.routes, &mut head)?;
+        let (routed, as_sent) = target::route(&snapshot.routes, head)?;
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
         // Part of the route, for limits by upstream may be asked before it is known who calls.
@@ -136,7 +137,7 @@ impl Exchange<'_> {
             Action::Redirect(_) | Action::Respond(_) => None,
         };
         let ask = Ask {
-            head: &head,
+            head,
             target: as_sent.as_ref().unwrap_or(&head.uri),
             client,
             certificate: self.connection.client_certificate(),
@@ -146,10 +147,12 @@ impl Exchange<'_> {
         };
         let (admitted, way) = self.admitted((routed, route), way, ask).await?;
         let Some((forward, destination)) = way else {
-            return self.answer_here(route, &head, id);
+            return self.answer_here(route, head, id);
         };
-        let request = Outgoing { route, forward, client, destination, admitted };
-        self.forward(request, Request::from_parts(head, body), id).await
+        let max_bytes = forward.body_bytes.unwrap_or(snapshot.config.bounds.body_bytes);
+        let body = body.into_body(max_bytes)?;
+        self.forward(Outgoing { route, forward, client, destination, admitted }, head, body, id)
+            .await
     }
 
     /// The believed client, whom no rule keeps out.
@@ -211,36 +214,33 @@ impl Exchange<'_> {
     async fn forward(
         &self,
         outgoing: Outgoing<'_>,
-        request: Request<Unread>,
-        id: HeaderValue,
+        head: &mut Parts,
+        mut body: RequestBody,
+        id: &HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let Outgoing { route, forward, client, destination, admitted } = outgoing;
         let Current { snapshot, views, locals, memories, .. } = &**self.current;
-        let (mut head, body) = request.into_parts();
-        snapshot.authenticators.strip(route.access.as_ref(), &mut head);
+        snapshot.authenticators.strip(route.access.as_ref(), head);
         if let Some(template) = &forward.rewrite {
             transform::target::rewrite(template, &route.path, &mut head.uri)?;
         }
-        let max_bytes = forward.body_bytes.unwrap_or(snapshot.config.bounds.body_bytes);
-        let mut body = body.into_body(max_bytes)?;
         if let Some(forged) = memories.forged() {
             body = body.without(forged);
         }
-        let mut request =
-            prepare::request(head, body, id.clone(), self.connection, self.peer_is_trusted);
+        let body = prepare::request(head, body, id, (self.connection, self.peer_is_trusted));
         if let Some(forward) = snapshot.authenticators.forward() {
             let identity = admitted.authorized().identity();
-            forward.tell(identity, request.headers_mut(), || self.deadline.moment.now());
+            forward.tell(identity, &mut head.headers, || self.deadline.moment.now());
         }
-        self.trace.iter().for_each(|trace| trace.write(request.headers_mut()));
-        transform::fields::apply(&route.request_headers, request.headers_mut());
+        self.trace.iter().for_each(|trace| trace.write(&mut head.headers));
+        transform::fields::apply(&route.request_headers, &mut head.headers);
 
         let index = destination.upstream().ok_or(Kind::NoRoute)?;
         self.account.sent_to(index);
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
         let caller = admitted.authorized().identity().and_then(|identity| identity.name());
-        let key = upstream.key(&request, (client.ip(), caller));
+        let key = upstream.key(head, (client.ip(), caller));
         let way = Way {
             choice: Choice { upstream, view, key },
             local,
@@ -250,7 +250,7 @@ impl Exchange<'_> {
             timeouts: &forward.timeouts,
             admitted: &admitted,
         };
-        let response = match self.connection.worker.client.send(way, request).await {
+        let response = match self.connection.worker.client.send(&way, head, body).await {
             Ok((response, permit)) => {
                 self.account.hold(permit, admitted);
                 response.map(Answer::Upstream)
@@ -261,7 +261,7 @@ impl Exchange<'_> {
                 fallback.map(Answer::Gateway)
             }
         };
-        let mut response = prepare::response(response, id);
+        let mut response = prepare::response(response, id.clone());
         transform::fields::apply(&route.response_headers, response.headers_mut());
         if let Some(cookie) = destination.cookie(self.connection.tls.is_some()) {
             response.headers_mut().append(SET_COOKIE, cookie);
@@ -284,7 +284,7 @@ impl Exchange<'_> {
         &self,
         route: &Route,
         head: &Parts,
-        id: HeaderValue,
+        id: &HeaderValue,
     ) -> Result<Response<Answer>, Error> {
         let response = match &route.action {
             Action::Redirect(redirect) => {
@@ -294,7 +294,7 @@ impl Exchange<'_> {
             Action::Forward(_) => return Err(Kind::NoRoute.into()),
         };
         self.deadline.refused();
-        let mut response = prepare::response(response.map(Answer::Gateway), id);
+        let mut response = prepare::response(response.map(Answer::Gateway), id.clone());
         transform::fields::apply(&route.response_headers, response.headers_mut());
         Ok(response)
     }

@@ -7,9 +7,10 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
+use http::StatusCode;
 use http::header::HeaderValue;
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Request, StatusCode};
 use tokio::time::Instant;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -163,18 +164,14 @@ fn says_pressure(kind: Kind) -> bool {
 
 impl Noted {
     /// Of a request from `client`, or of what was none.
-    pub(super) fn of<B>(
-        request: Option<&Request<B>>,
-        id: &HeaderValue,
-        client: ClientAddr,
-    ) -> Box<Self> {
-        let is_upgrade = |request: &Request<B>| {
-            request.extensions().get::<WebSocket>().is_some() || names_websocket(request.headers())
+    pub(super) fn of(head: Option<&Parts>, id: &HeaderValue, client: ClientAddr) -> Box<Self> {
+        let is_upgrade = |head: &Parts| {
+            head.extensions.get::<WebSocket>().is_some() || names_websocket(&head.headers)
         };
         Box::new(Self {
             id: id.clone(),
-            asked: request.and_then(|request| request.uri().path_and_query().cloned()),
-            is_upgrade: request.is_some_and(is_upgrade),
+            asked: head.and_then(|head| head.uri.path_and_query().cloned()),
+            is_upgrade: head.is_some_and(is_upgrade),
             client: Cell::new(client),
             consumer: Cell::new(None),
             is_excused: Cell::new(false),
@@ -367,12 +364,12 @@ mod tests {
     }
 
     fn noted(target: &str, is_upgrade: bool) -> Box<Noted> {
-        let mut request = Request::get(target).body(()).unwrap();
+        let mut head = http::Request::get(target).body(()).unwrap().into_parts().0;
         if is_upgrade {
-            request.extensions_mut().insert(WebSocket);
+            head.extensions.insert(WebSocket);
         }
         let id = HeaderValue::from_static("7f");
-        Noted::of(Some(&request), &id, ClientAddr::believed(source().ip()))
+        Noted::of(Some(&head), &id, ClientAddr::believed(source().ip()))
     }
 
     fn status(status: u16) -> End {

@@ -42,7 +42,7 @@ impl Client {
     /// Sends a request without a body once, and once more to another endpoint if there is no answer `after` a while.
     pub(super) async fn race(
         &self,
-        way: Way<'_>,
+        way: &Way<'_>,
         tried: &RefCell<Tried>,
         head: &Parts,
         (after, effort): (Duration, &Effort<'_>),
@@ -50,7 +50,8 @@ impl Client {
         let attempts = [way.deadline.fork(), way.deadline.fork()];
         let race = Race::new(way.deadline, &self.counters.resilience, &attempts);
         let [one, other] = &attempts;
-        let sent = self.attempt(Way { deadline: one, ..way }, tried, head, RequestBody::empty(one));
+        let [one_way, other_way] = [one, other].map(|deadline| Way { deadline, ..*way });
+        let sent = self.attempt(&one_way, tried, head, RequestBody::empty(one));
         let mut first = pin!(one.drive(sent));
         if let Some(came) = within(after, first.as_mut()).await {
             return race.ends(0, came);
@@ -60,8 +61,7 @@ impl Client {
             return race.ends(0, first.await);
         };
         race.result.set(Some(Hedge::Abandoned));
-        let body = RequestBody::empty(other);
-        let sent = self.attempt(Way { deadline: other, ..way }, tried, head, body);
+        let sent = self.attempt(&other_way, tried, head, RequestBody::empty(other));
         let (winner, came) = first_of(first, pin!(other.drive(sent))).await;
         race.result.set(Some(match (&came, winner) {
             (Err(_), _) => Hedge::Failed,
@@ -73,11 +73,11 @@ impl Client {
 
     fn may_hedge(
         &self,
-        way: Way<'_>,
+        way: &Way<'_>,
         tried: &RefCell<Tried>,
         effort: &Effort<'_>,
     ) -> Option<Option<Permit>> {
-        let Way { choice, local, priority, .. } = way;
+        let Way { choice, local, priority, .. } = *way;
         let upstream = choice.upstream;
         let refused = |reason| {
             self.counters.resilience.no_hedge(reason);

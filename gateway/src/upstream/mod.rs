@@ -31,7 +31,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
+use http::request::Parts;
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
@@ -158,8 +159,8 @@ impl Upstream {
     }
 
     /// What sends a request from `client` to the same endpoint as others, if anything does.
-    pub fn key<B>(&self, request: &Request<B>, from: (IpAddr, Option<&str>)) -> Option<u64> {
-        balance::key(&self.algorithm, request, from)
+    pub fn key(&self, head: &Parts, from: (IpAddr, Option<&str>)) -> Option<u64> {
+        balance::key(&self.algorithm, head, from)
     }
 }
 

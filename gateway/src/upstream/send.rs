@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Response};
 use tokio::time::Instant;
 
 use crate::base::error::{Error, Kind};
@@ -99,17 +99,18 @@ impl Client {
         self.lines.sweep(|address| used.contains(&address));
     }
 
-    /// Sends `request`, if the service takes it now, until there is an answer for the client or no more to be done. The
+    /// Sends a request, if the service takes it now, until there is an answer for the client or no more to be done. The
     /// permit is to be kept until the answer is at its end.
     pub async fn send(
         &self,
-        way: Way<'_>,
-        request: Request<RequestBody>,
+        way: &Way<'_>,
+        head: &Parts,
+        body: RequestBody,
     ) -> Result<(Response<AnswerBody>, Option<Permit>), Error> {
-        let Way { choice, local, deadline, priority, .. } = way;
+        let Way { choice, local, deadline, priority, .. } = *way;
         let upstream = choice.upstream;
         let whole = way.timeouts.whole.or(upstream.whole_timeout);
-        deadline.bound(whole_timeout(whole, request.headers()));
+        deadline.bound(whole_timeout(whole, &head.headers));
         way.timeouts.stream_idle.iter().for_each(|idle| deadline.stream_idle(*idle));
         let guard = &local.guard;
         let terms = upstream.breaker.as_ref().filter(|terms| terms.of_upstream);
@@ -124,7 +125,7 @@ impl Client {
             None => None,
         };
         let began = deadline.now();
-        let sent = self.persist(way, request).await;
+        let sent = self.persist(way, head, body).await;
         let came = sent.as_ref().map(|answer| answer.status().as_u16()).map_err(Error::kind);
         let now = deadline.now();
         report(pass, terms, came, (&upstream.group, None, now));
@@ -139,25 +140,24 @@ impl Client {
         Ok((sent?, permit))
     }
 
-    /// Sends `request` as often as its service's `retry` says.
+    /// Sends a request as often as its service's `retry` says.
     async fn persist(
         &self,
-        way: Way<'_>,
-        request: Request<RequestBody>,
+        way: &Way<'_>,
+        head: &Parts,
+        body: RequestBody,
     ) -> Result<Response<AnswerBody>, Error> {
-        let Way { choice, local, deadline, .. } = way;
+        let Way { choice, local, deadline, .. } = *way;
         let retry = &choice.upstream.retry;
         let counted = (&local.budget, &self.counters.resilience);
-        // The head stays here, for whoever sends it: nothing of it is copied for a retry that is never made.
-        let (head, body) = request.into_parts();
-        let mut hedge = hedge::delay(choice.upstream, &head, &body);
-        let (mut effort, mut body) = Effort::new(retry, counted, deadline, &head, body);
+        let mut hedge = hedge::delay(choice.upstream, head, &body);
+        let (mut effort, mut body) = Effort::new(retry, counted, deadline, head, body);
         let tried = RefCell::default();
         loop {
             let came = match hedge.take() {
-                None => self.attempt(way, &tried, &head, body).await,
+                None => self.attempt(way, &tried, head, body).await,
                 // On the heap, for most requests need no room for two.
-                Some(after) => Box::pin(self.race(way, &tried, &head, (after, &effort))).await,
+                Some(after) => Box::pin(self.race(way, &tried, head, (after, &effort))).await,
             };
             let pause;
             (body, pause) = match came {
@@ -187,12 +187,12 @@ impl Client {
     /// the next, because nothing was sent yet; so is one that closed before it took anything.
     pub(super) async fn attempt(
         &self,
-        way: Way<'_>,
+        way: &Way<'_>,
         tried: &RefCell<Tried>,
         head: &Parts,
         mut body: RequestBody,
     ) -> Result<Answered, Failure> {
-        let Way { choice, deadline, .. } = way;
+        let Way { choice, deadline, .. } = *way;
         let terms = choice.upstream.breaker.as_ref().filter(|terms| terms.of_endpoints);
         let mut error = Error::from(Kind::UpstreamUnavailable);
         while let Some(picked) = choice.pick(tried) {
@@ -240,7 +240,7 @@ impl Client {
     /// Sends a request to an endpoint.
     async fn try_endpoint(
         &self,
-        way: Way<'_>,
+        way: &Way<'_>,
         picked: &Picked,
         head: &Parts,
         body: RequestBody,
@@ -253,7 +253,7 @@ impl Client {
         self.lines.ask(&target, head, body, way.deadline).await
     }
 
-    fn answer(&self, answered: Answered, way: Way<'_>) -> Response<AnswerBody> {
+    fn answer(&self, answered: Answered, way: &Way<'_>) -> Response<AnswerBody> {
         let Answered { response, carrier, picked } = answered;
         let keep = way.choice.upstream.keep;
         let home = Home { pool: Rc::clone(&self.lines.pool), keep, picked };

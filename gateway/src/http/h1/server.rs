@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use http::{Method, Request, Response, StatusCode, Version, response};
+use http::request::Parts;
+use http::{Method, Response, StatusCode, Version, response};
 use http_body::{Body, Frame};
 use tokio::io::AsyncWrite as _;
 
@@ -34,10 +35,11 @@ pub trait Service {
     /// The body of an answer.
     type Answer: Answer;
 
-    /// Answers one request.
+    /// Answers one request, whose head may be made another one for it.
     fn answer(
         &self,
-        request: Request<Incoming>,
+        head: &mut Parts,
+        body: Incoming,
     ) -> impl future::Future<Output = Response<Self::Answer>>;
 
     /// The answer to what is no request.
@@ -190,7 +192,7 @@ impl Server {
     }
 
     async fn exchange(self: &Rc<Self>, head: RequestHead, service: &impl Service) -> After {
-        let RequestHead { parts, length, persistent, expects_continue, takes_trailers } = head;
+        let RequestHead { mut parts, length, persistent, expects_continue, takes_trailers } = head;
         let asked = Asked {
             is_head: parts.method == Method::HEAD,
             is_current: parts.version == Version::HTTP_11,
@@ -199,14 +201,18 @@ impl Server {
             is_refused: false,
         };
         self.lifetime.request();
-        let body = self.begin_body(length, expects_continue);
-        let request = Request::from_parts(parts, Incoming::Http1(body));
-        let mut answer = pin!(service.answer(request));
-        let answer = poll_fn(|context| match answer.as_mut().poll(context) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            Poll::Pending => self.poll_gone(context).map(|()| None),
-        });
-        match answer.await {
+        let body = Incoming::Http1(self.begin_body(length, expects_continue));
+        let answer = {
+            let mut answer = pin!(service.answer(&mut parts, body));
+            // What it took to answer is gone before the answer is sent.
+            poll_fn(|context| match answer.as_mut().poll(context) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Pending => self.poll_gone(context).map(|()| None),
+            })
+            .await
+        };
+        drop(parts);
+        match answer {
             Some(answer) => self.send(answer, asked).await,
             None => After::Broken,
         }

@@ -116,17 +116,19 @@ async fn answer(
     }
     let is_head = head.method == Method::HEAD;
     let body = Incoming::Http2(StreamBody::new(body, &head.headers));
-    let request = Request::from_parts(head, body);
-    let exchange =
-        request::serve::serve(Rc::clone(&served.connection), Rc::clone(deadline), request);
-    let mut exchange = pin!(exchange);
-    let response = poll_fn(|context| {
-        if respond.poll_reset(context).is_ready() {
-            return Poll::Ready(None);
-        }
-        exchange.as_mut().poll(context).map(Some)
-    });
-    if let Some(response) = response.await {
+    let response = {
+        let serve = request::serve::serve(&served.connection, deadline, &mut head, body);
+        let mut exchange = pin!(serve);
+        poll_fn(|context| {
+            if respond.poll_reset(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            exchange.as_mut().poll(context).map(Some)
+        })
+        .await
+    };
+    drop(head);
+    if let Some(response) = response {
         send(served, deadline, respond, response, is_head).await;
     }
 }

@@ -16,8 +16,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::header;
 use http::header::{COOKIE, HeaderMap};
-use http::{Request, header};
+use http::request::Parts;
 
 pub use self::group::{Group, Set};
 pub use self::view::View;
@@ -55,16 +56,16 @@ impl Choice<'_> {
 }
 
 /// The key of a request from `client`, sent by the caller of this name, where the service is chosen by one.
-pub fn key<B>(
+pub fn key(
     algorithm: &Algorithm,
-    request: &Request<B>,
+    head: &Parts,
     (client, caller): (IpAddr, Option<&str>),
 ) -> Option<u64> {
     let Algorithm::Hash(by) = algorithm else { return None };
     let key = match by {
-        HashKey::Header(name) => hash::key(request.headers().get(name)?.as_bytes()),
-        HashKey::Cookie(name) => hash::key(cookie(request.headers(), name)?),
-        HashKey::Path => hash::key(request.uri().path().as_bytes()),
+        HashKey::Header(name) => hash::key(head.headers.get(name)?.as_bytes()),
+        HashKey::Cookie(name) => hash::key(cookie(&head.headers, name)?),
+        HashKey::Path => hash::key(head.uri.path().as_bytes()),
         HashKey::Consumer => hash::key(caller?.as_bytes()),
         HashKey::Client => match client.to_canonical() {
             IpAddr::V4(v4) => hash::key(&v4.octets()),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use http::Request;
 use proptest::prelude::*;
 
 use super::*;
@@ -219,12 +220,11 @@ fn the_local_zone_comes_first_and_the_other_when_it_is_tried_or_sick() {
 #[test]
 fn keys_are_read_from_requests() {
     let request = |build: fn(http::request::Builder) -> http::request::Builder| {
-        build(Request::get("/a/b?c=d")).body(()).unwrap()
+        build(Request::get("/a/b?c=d")).body(()).unwrap().into_parts().0
     };
     let client: IpAddr = "192.0.2.1".parse().unwrap();
-    let of = |by: HashKey, request: &Request<()>| {
-        key(&Algorithm::Hash(by), request, (client, Some("acme")))
-    };
+    let of =
+        |by: HashKey, request: &Parts| key(&Algorithm::Hash(by), request, (client, Some("acme")));
     let bare = request(|bare| bare);
     let header = || HashKey::Header("x-session-id".parse().unwrap());
     let cookie = || HashKey::Cookie("id".to_owned());
