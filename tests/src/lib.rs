@@ -24,6 +24,7 @@ pub mod redis;
 pub mod site;
 pub mod tls_end;
 pub mod topology;
+pub mod wall_clock;
 
 use std::time::{Duration, Instant};
 
