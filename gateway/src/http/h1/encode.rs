@@ -6,7 +6,7 @@ use std::cell::Cell;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
-use http::{Method, request, response};
+use http::{Method, StatusCode, request, response};
 
 use crate::base::time;
 use crate::http::h1::output::{Coding, field};
@@ -27,6 +27,28 @@ pub(super) enum Framing {
 }
 
 impl Framing {
+    /// That of an answer with a body of so many bytes, to a client that asked for the head alone, or that knows chunks.
+    pub(super) fn of_answer(
+        status: StatusCode,
+        exact_bytes: Option<u64>,
+        (is_head, knows_chunks): (bool, bool),
+    ) -> Self {
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return Self::UntilClose;
+        }
+        if is_head || status == StatusCode::NOT_MODIFIED {
+            return Self::AsSaid;
+        }
+        if status.is_informational() || status == StatusCode::NO_CONTENT {
+            return Self::None;
+        }
+        match exact_bytes {
+            Some(bytes) => Self::Exact(bytes),
+            None if knows_chunks => Self::Chunked,
+            None => Self::UntilClose,
+        }
+    }
+
     pub(super) fn coding(self) -> Coding {
         if self == Self::Chunked { Coding::Chunked } else { Coding::Identity }
     }

@@ -317,7 +317,8 @@ impl Server {
         } else if !state.body_is_held {
             state.discard(&self.limits);
         }
-        let framing = framing(head.status, body, asked);
+        let exact = body.size_hint().exact();
+        let framing = Framing::of_answer(head.status, exact, (asked.is_head, asked.is_current));
         let closes = !asked.persistent
             || self.draining.get()
             || self.lifetime.is_over(self.deadline.now())
@@ -483,22 +484,5 @@ impl State {
         while let Ok(Piece::Data(_) | Piece::Trailers(_)) =
             self.decoder.next(&mut self.input, limits)
         {}
-    }
-}
-
-fn framing(status: StatusCode, body: &impl Body, asked: Asked) -> Framing {
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Framing::UntilClose;
-    }
-    if asked.is_head || status == StatusCode::NOT_MODIFIED {
-        return Framing::AsSaid;
-    }
-    if status.is_informational() || status == StatusCode::NO_CONTENT {
-        return Framing::None;
-    }
-    match body.size_hint().exact() {
-        Some(bytes) => Framing::Exact(bytes),
-        None if asked.is_current => Framing::Chunked,
-        None => Framing::UntilClose,
     }
 }
