@@ -9,10 +9,13 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use gateway::base::time::utc;
+use gateway::store::keys::{KeyRecord, Keys};
 use harness::gateway::{Gateway, Outcome};
 use harness::namespace::Namespace;
 use harness::origin::{Origin, Reply, Request};
-use harness::site::Site;
+use harness::site::{PATIENCE, Site};
+use harness::successor::Successor;
 use harness::{Result, wait_for};
 use serde_json::{Value, json};
 
@@ -363,6 +366,28 @@ fn while_one_gateway_takes_the_place_of_another_every_key_opens() -> Result {
     let [first, ..] = &keys[..] else { panic!("no keys") };
     gateway.cli(&["keys", "revoke", text(first, "id")])?.ok()?;
     assert_eq!(status(&site, listen, "/", &shown(text(first, "key")))?, 401);
+    Ok(())
+}
+
+#[test]
+fn what_another_process_revokes_is_refused_also_by_the_one_that_is_being_replaced() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let (gateway, listen) = asking(&site, &origin, json!({}))?;
+    let key = create(&gateway, &["--consumer", "acme"])?;
+    let ask = || status(&site, listen, "/", &shown(text(&key, "key")));
+    // Both workers remember it.
+    for _ in 0..8 {
+        assert_eq!(ask()?, 200);
+    }
+    let mut successor = Successor::of(&gateway)?;
+    successor.release()?;
+    let folder = gateway.config().parent().expect("a folder").join("state");
+    let keys = Keys::open(&folder)?;
+    let (digest, record) = keys.named(text(&key, "id").parse().expect("an id"))?.expect("a key");
+    keys.put([&(digest, KeyRecord { revoked: Some(utc()), ..record })])?;
+    // Left to itself, a worker goes by what it remembers for a minute.
+    wait_for("the end of a key", PATIENCE, || Ok((ask()? == 401).then_some(())))?;
     Ok(())
 }
 

@@ -233,6 +233,43 @@ impl Authenticators {
         self.all.iter().for_each(|one| one.kind.tick(now));
     }
 
+    /// Does as [`Self::tick`] while a successor may change what is known about keys, of which this process is not told.
+    pub fn tick_beside(&self, now: Now) {
+        if let Some(keys) = self.keys.as_ref().and_then(Registry::opened) {
+            keys.look_again();
+        }
+        self.tick(now);
+    }
+
+    /// What a successor must know so that what is accepted once is accepted by one of the two. Until [`Self::resume`]
+    /// such requests are refused here.
+    pub fn hand_over(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.signed().for_each(|(name, hmac)| hmac.hand_over().write(name, &mut bytes));
+        bytes
+    }
+
+    /// Goes on where a predecessor has handed `bytes` over.
+    pub fn take_over(&self, bytes: &[u8]) {
+        let handed = hmac::Handed::read(bytes).unwrap_or_default();
+        for (name, hmac) in self.signed() {
+            let handed = handed.iter().find(|(known, _)| *known == name);
+            hmac.take_over(handed.map(|(_, handed)| handed));
+        }
+    }
+
+    /// Serves on: the successor has ended.
+    pub fn resume(&self) {
+        self.signed().for_each(|(_, hmac)| hmac.resume());
+    }
+
+    fn signed(&self) -> impl Iterator<Item = (&str, &hmac::Hmac)> {
+        self.all.iter().filter_map(|one| match &one.kind {
+            Checker::Hmac(hmac) => Some((one.config.name.as_str(), hmac)),
+            _ => None,
+        })
+    }
+
     /// The addresses that are talked to, and whose they are.
     pub fn peers(&self) -> Vec<(String, IpAddr)> {
         let peers = self.all.iter().flat_map(|one| {

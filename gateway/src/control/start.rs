@@ -184,6 +184,10 @@ impl Started {
             reporter,
         };
         redis::exchange(self.redis.as_ref(), &shared.snapshot);
+        // As late as can be: such requests are refused from here until the door is open.
+        if let Some(predecessor) = &mut self.predecessor {
+            authenticators.take_over(&predecessor.accepted().map_err(RunError::failed)?);
+        }
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
