@@ -184,10 +184,7 @@ impl Started {
             reporter,
         };
         redis::exchange(self.redis.as_ref(), &shared.snapshot);
-        // As late as can be: such requests are refused from here until the door is open.
-        if let Some(predecessor) = &mut self.predecessor {
-            authenticators.take_over(&predecessor.accepted().map_err(RunError::failed)?);
-        }
+        learn(&authenticators, self.predecessor.as_mut())?;
         let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
@@ -237,6 +234,16 @@ impl Started {
         protect::refresh(&mut self.policy, protected, Now::read());
         names
     }
+}
+
+/// Knows what the predecessor has accepted. As late as can be: it accepts no more, and the door is not open yet.
+fn learn(
+    authenticators: &Authenticators,
+    predecessor: Option<&mut Predecessor>,
+) -> Result<(), RunError> {
+    let accepted = predecessor.map(Predecessor::accepted).transpose().map_err(RunError::failed)?;
+    accepted.iter().for_each(|accepted| authenticators.take_over(accepted));
+    Ok(())
 }
 
 /// What is listened on.
