@@ -18,6 +18,8 @@ mod subject;
 
 use std::path::{Path, PathBuf};
 
+use anyhow::ensure;
+
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -37,12 +39,27 @@ pub(crate) struct Args {
     /// Proxy: another build of the gateway, to be measured beside this one
     #[arg(long, value_name = "BINARY")]
     baseline: Option<PathBuf>,
-    /// Proxy, policy, loop: only these cases [default: all]
+    /// Only these cases [default: all]
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
     /// Keep the raw rounds in docs/benchmarks/runs
     #[arg(long)]
     keep: bool,
+}
+
+impl Args {
+    /// Refuses cases that are none of `known`.
+    fn check_cases(&self, known: &[&str]) -> anyhow::Result<()> {
+        for case in &self.cases {
+            ensure!(known.contains(&&**case), "no case `{case}`: there are {}", known.join(", "));
+        }
+        Ok(())
+    }
+
+    /// Whether a case is measured.
+    fn is_chosen(&self, name: &str) -> bool {
+        self.cases.is_empty() || self.cases.iter().any(|case| case == name)
+    }
 }
 
 /// A bench.
@@ -83,5 +100,30 @@ pub(crate) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         Which::Proxy => proxy::run(root, args),
         Which::Policy => policy::run(root, args),
         Which::Loop => attack::run(root, args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn only_cases_that_there_are_can_be_chosen() {
+        let args = |words: &str| Line::parse_from(words.split(' ')).args;
+        let some = args("bench kernel --case exactness --case random_10k");
+        let (known, fewer) = (["exactness", "random_10k", "random_1m"], ["exactness", "random_1m"]);
+        assert!(some.check_cases(&known).is_ok());
+        assert_eq!(known.map(|name| some.is_chosen(name)), [true, true, false]);
+        let error = some.check_cases(&fewer).unwrap_err().to_string();
+        assert_eq!(error, "no case `random_10k`: there are exactness, random_1m");
+        let all = args("bench bulk");
+        assert!(all.check_cases(&fewer).is_ok() && all.is_chosen("random_1m"));
     }
 }

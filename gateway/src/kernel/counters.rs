@@ -1,7 +1,7 @@
 //! The program's counters: one of each CPU for every interface, reason and origin, read as sums.
 
 use aya::maps::{MapData, MapError, PerCpuArray};
-use gateway_common::layout::{self, COUNTERS_LEN, Counter, counter_index};
+use gateway_common::layout::{self, COUNTERS_LEN, Counter, SLOT_OTHERS, counter_index};
 use gateway_common::rule::Origin;
 use gateway_common::verdict::Reason;
 
@@ -54,15 +54,21 @@ impl Counters {
     /// reasons.
     pub fn of(&self, slot: u32, origin: Option<Origin>) -> Result<Vec<Count>, TablesError> {
         let origin = origin.map_or(0, |origin| origin as u32);
-        let sum = |reason, dry_run| -> Result<Counter, TablesError> {
-            let index = counter_index(slot, reason, origin, dry_run);
-            let read = |index| self.counts.get(&index, 0).map_err(failed(layout::COUNTERS));
-            let (counted, carried) = (read(index)?, read(COUNTERS_LEN + index)?);
-            Ok(carry::sum(counted.iter().chain(carried.iter())))
-        };
+        let sum = |reason, dry_run| self.sum(counter_index(slot, reason, origin, dry_run));
         let count =
             |reason| Ok(Count { reason, done: sum(reason, false)?, would: sum(reason, true)? });
         Reason::ALL.into_iter().map(count).collect()
+    }
+
+    /// What was done for one reason with packets that no rule decided about, on interfaces without a slot of their own.
+    pub fn of_others(&self, reason: Reason) -> Result<Counter, TablesError> {
+        self.sum(counter_index(SLOT_OTHERS, reason, 0, false))
+    }
+
+    fn sum(&self, index: u32) -> Result<Counter, TablesError> {
+        let read = |index| self.counts.get(&index, 0).map_err(failed(layout::COUNTERS));
+        let (counted, carried) = (read(index)?, read(COUNTERS_LEN + index)?);
+        Ok(carry::sum(counted.iter().chain(carried.iter())))
     }
 }
 

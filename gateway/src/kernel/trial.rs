@@ -8,10 +8,11 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::{ProgramError, Xdp};
 use gateway_common::bucket::Bucket;
-use gateway_common::layout::{self, Hits, Profile};
+use gateway_common::layout::{self, Counter, Hits, Profile};
 use gateway_common::rule::{Action, OWN_ADDRESS, Origin};
 use gateway_common::source::SourceKey;
 use gateway_common::table::{Head, Span, TagV4};
+use gateway_common::verdict::Reason;
 use ipnet::IpNet;
 
 use super::DoorError;
@@ -129,6 +130,12 @@ impl Trial {
         let none = || MapError::InvalidName { name: layout::BUCKETS.to_owned() };
         let map = self.object.map(layout::BUCKETS).ok_or_else(none)?;
         Ok(HashMap::<_, SourceKey, u64>::try_from(map)?.keys().count())
+    }
+
+    /// What was done for one reason with packets that no rule decided about: read at once, where all counters take
+    /// a millisecond or more.
+    pub fn counter(&self, reason: Reason) -> Result<Counter, TablesError> {
+        self.tables.counters.of_others(reason)
     }
 
     /// All counters.

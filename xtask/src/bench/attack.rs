@@ -41,14 +41,11 @@ const RATE: &str = "requests_per_second";
 const ATTACKER_NET: &str = "198.18.0.0/15";
 
 pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
+    args.check_cases(&[&cases::ALL.map(|case| case.name)[..], &[reaction::NAME]].concat())?;
     harness::require_root()?;
     ensure!(rustix::thread::sched_getaffinity(None)?.count() >= 2, "this needs two CPUs");
     for (program, package) in TOOLS {
         test::provide(program, package, true)?;
-    }
-    for case in &args.cases {
-        let known = [&cases::ALL.map(|case| case.name)[..], &[reaction::NAME]].concat();
-        ensure!(known.contains(&&**case), "no case `{case}`: there are {}", known.join(", "));
     }
     let binary = lab::build(root)?;
     let bench = Bench {
@@ -62,14 +59,13 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     stay_on(CPU_OURS)?;
     bench.prepare()?;
     let mut report = Report::start(root, args, setup(&bench)?)?;
-    let is_chosen = |name: &str| args.cases.is_empty() || args.cases.iter().any(|c| c == name);
-    if is_chosen(reaction::NAME) {
+    if args.is_chosen(reaction::NAME) {
         for round in 1..=args.rounds {
             let figures = bench.reaction().context(reaction::NAME)?;
             report.round(reaction::NAME, Kind::Loop.name(), round, &figures);
         }
     }
-    for case in cases::ALL.iter().filter(|case| is_chosen(case.name)) {
+    for case in cases::ALL.iter().filter(|case| args.is_chosen(case.name)) {
         for round in 1..=args.rounds {
             for turn in 0..Kind::ALL.len() {
                 // Each round begins with another one.

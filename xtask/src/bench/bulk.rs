@@ -30,6 +30,9 @@ const TABLE: &str = "inet bench";
 /// What the bench calls, and the Debian package that has it.
 const TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("nft", "nftables"), ("ipset", "ipset")];
 
+const CASES: [(&str, Lengths); 2] =
+    [("ipv4_mixed", Lengths::Mixed), ("hosts_and_ipv6", Lengths::BothFamilies)];
+
 const IMPORT: &str = "import_ms";
 const REPLACE: &str = "replace_ms";
 const COMPARISONS: [Comparison; 4] = [
@@ -40,6 +43,7 @@ const COMPARISONS: [Comparison; 4] = [
 ];
 
 pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
+    args.check_cases(&CASES.map(|(name, _)| name))?;
     harness::require_root()?;
     for (program, package) in TOOLS {
         test::provide(program, package, true)?;
@@ -48,8 +52,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     let interrupted = lab::watch_signals()?;
     let (rules, settle) = if args.quick { QUICK } else { FULL };
     let mut report = Report::start(root, args, setup(rules)?)?;
-    let cases = [("ipv4_mixed", Lengths::Mixed), ("hosts_and_ipv6", Lengths::BothFamilies)];
-    for (name, lengths) in cases {
+    for (name, lengths) in CASES.into_iter().filter(|(name, _)| args.is_chosen(name)) {
         let lists = Lists::write(lengths, (rules, settle))?;
         for round in 1..=args.rounds {
             for subject in subjects(round) {

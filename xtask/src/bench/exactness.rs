@@ -15,7 +15,8 @@ use super::kernel::CPU;
 use super::report::Report;
 use super::subject::Subject;
 
-const CASE: &str = "exactness";
+/// Its name.
+pub(super) const CASE: &str = "exactness";
 const RATE: u64 = 100_000;
 /// More than refills while no CPU runs the program, so that nothing overflows.
 const BURST: u64 = 20_000;

@@ -26,6 +26,8 @@ use super::subject::Subject;
 use super::{Args, peers};
 use crate::{lab, process, test};
 
+/// With how many rules.
+const CASES: [(&str, usize); 2] = [("hosts_10k", 10_000), ("hosts_1m", 1_000_000)];
 const PACKETS: u32 = 1_000_000;
 const PACKETS_QUICK: u32 = 100_000;
 const CHECKED: u32 = 1000;
@@ -56,6 +58,7 @@ const GROSS: &str = "ns_per_packet";
 const NET: &str = "net_ns_per_packet";
 
 pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
+    args.check_cases(&CASES.map(|(name, _)| name))?;
     harness::require_root()?;
     for (program, package) in TOOLS {
         test::provide(program, package, true)?;
@@ -65,7 +68,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     let packets = if args.quick { PACKETS_QUICK } else { PACKETS };
     let mut report = Report::start(root, args, setup(packets)?)?;
     let ksoftirqd = ksoftirqd()?;
-    for (name, rules) in [("hosts_10k", 10_000), ("hosts_1m", 1_000_000)] {
+    for (name, rules) in CASES.into_iter().filter(|(name, _)| args.is_chosen(name)) {
         if args.quick && rules > XDP_FILTER_MAX {
             report.skip(name, "nft takes seconds to load it; not with --quick");
             continue;

@@ -83,6 +83,12 @@ enum Runs {
 }
 
 pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
+    let groups = groups()?;
+    let ours = groups.iter().flat_map(|group| &group.cases).map(|case| case.name);
+    let others = newcomers::CASES.into_iter().chain([exactness::CASE]);
+    args.check_cases(
+        &ours.chain(others).chain(random::CASES.map(|case| case.0)).collect::<Vec<_>>(),
+    )?;
     harness::require_root()?;
     if cfg!(debug_assertions) {
         return optimised(root);
@@ -103,7 +109,11 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     });
     let setup = setup.as_object().cloned().unwrap_or_default();
     let mut report = Report::start(root, args, setup)?;
-    for group in groups()? {
+    for mut group in groups {
+        group.cases.retain(|case| args.is_chosen(case.name));
+        if group.cases.is_empty() {
+            continue;
+        }
         let subjects = subjects(&group)?;
         let empty = Subject::empty()?;
         for case in &group.cases {
@@ -113,7 +123,9 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
         }
     }
     newcomers::run(args, &mut report)?;
-    exactness::run(args, &tcp(SOURCE.into())?, &mut report)?;
+    if args.is_chosen(exactness::CASE) {
+        exactness::run(args, &tcp(SOURCE.into())?, &mut report)?;
+    }
     random::run(args, &tcp(NEIGHBOUR.into())?, &mut report)?;
     report.finish(&COMPARISONS)
 }

@@ -9,6 +9,10 @@ use super::kernel::{ENDLESS, EXHAUSTED, PACKETS, SOURCE, Subjects, TURNS, measur
 use super::report::Report;
 use super::subject::Subject;
 
+const ACKS: &str = "flood_ack";
+const SYNS: &str = "flood_syn";
+/// Their names.
+pub(super) const CASES: [&str; 2] = [ACKS, SYNS];
 /// As in `random`: enough that the caches have forgotten the subject before.
 const REPEAT: u32 = PACKETS / TURNS;
 /// The flags byte of a frame of Ethernet, IPv4 and TCP without tags and options, and what continues a connection.
@@ -17,6 +21,9 @@ const ACK: u8 = 0x10;
 
 /// Measures a SYN and, as one that may have a socket, an ACK.
 pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
+    if !CASES.into_iter().any(|name| args.is_chosen(name)) {
+        return Ok(());
+    }
     let rounds = args.rounds;
     let syn = tcp(SOURCE.into())?;
     let mut ack = syn.clone();
@@ -29,10 +36,15 @@ pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
         ("shared", limited([EXHAUSTED, Bucket::UNLIMITED])?),
         ("refused", limited([EXHAUSTED, EXHAUSTED])?),
     ];
-    measure((&empty, &subjects), ("flood_ack", &ack), rounds, REPEAT, report)?;
+    if args.is_chosen(ACKS) {
+        measure((&empty, &subjects), (ACKS, &ack), rounds, REPEAT, report)?;
+    }
+    if !args.is_chosen(SYNS) {
+        return Ok(());
+    }
     match Subject::syn_cookie() {
         Ok(cookie) => subjects.push(("syn-cookie-alone", cookie.randomised()?)),
-        Err(error) => report.skip("flood_syn", &format!("{error:#}")),
+        Err(error) => report.skip(SYNS, &format!("{error:#}")),
     }
-    measure((&empty, &subjects), ("flood_syn", &syn), rounds, REPEAT, report)
+    measure((&empty, &subjects), (SYNS, &syn), rounds, REPEAT, report)
 }

@@ -49,21 +49,18 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     }
     let of_requests = requests::CASES.map(|(name, _)| name);
     let known = [&CASES.map(|(name, _)| name)[..], &of_requests[..]].concat();
-    for case in &args.cases {
-        ensure!(known.contains(&&**case), "no case `{case}`: there are {}", known.join(", "));
-    }
-    let is_chosen = |name: &str| args.cases.is_empty() || args.cases.iter().any(|c| c == name);
+    args.check_cases(&known)?;
     let mut setup = Map::new();
     setup.insert("keys".to_owned(), json!(KEYS));
     setup.insert("threads".to_owned(), json!(threads()));
     setup.insert("seconds_per_round".to_owned(), json!(requests::seconds(args)));
     let mut report = Report::start(root, args, setup)?;
     for (name, case) in CASES {
-        if is_chosen(name) {
+        if args.is_chosen(name) {
             case(args, name, &mut report).with_context(|| format!("case {name}"))?;
         }
     }
-    requests::run(root, args, is_chosen, &mut report)?;
+    requests::run(root, args, &mut report)?;
     let of = |subject| Comparison { figure: "ns_per_decision", subject, peer: "clock" };
     let mut comparisons: Vec<_> = subjects().map(|(name, _)| of(name)).into();
     comparisons.extend(tokens::comparisons());

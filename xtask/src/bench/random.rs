@@ -15,11 +15,21 @@ use super::prefixes::{Lengths, SplitMix, random};
 use super::report::Report;
 use super::subject::Subject;
 
+/// With how many rules, of which lengths.
+pub(super) const CASES: [(&str, usize, Lengths); 5] = [
+    ("random_0", 0, Lengths::Hosts),
+    ("random_10k", 10_000, Lengths::Hosts),
+    ("random_1m", 1_000_000, Lengths::Hosts),
+    ("random_mixed_1m", 1_000_000, Lengths::Mixed),
+    ("random_10m", 10_000_000, Lengths::Hosts),
+];
+/// More than these take minutes and gigabytes.
+const MANY: usize = 1_000_000;
 /// So many packets a turn that the caches have forgotten the subject before; fewer would measure that.
 const REPEAT: u32 = PACKETS / TURNS;
 const ROUNDS_QUICK: u32 = 3;
 /// Of both subjects with ten million rules, in the kernel and here, with room to spare.
-const MEMORY_10M_KIB: u64 = 8 << 20;
+const MEMORY_MANY_KIB: u64 = 8 << 20;
 /// Where an Ethernet frame without tags has its IPv4 source.
 const SOURCE: std::ops::Range<usize> = 26..30;
 /// Sources that both must decide alike. Not more: each costs the kernel a rewritten dispatcher.
@@ -29,24 +39,15 @@ const MIB: f64 = 1_048_576.0;
 /// Measures all cases with `frame`, which has no tags and no options.
 pub(super) fn run(args: &Args, frame: &[u8], report: &mut Report) -> Result<()> {
     let rounds = if args.quick { args.rounds.min(ROUNDS_QUICK) } else { args.rounds };
-    let cases = [
-        ("random_0", 0, Lengths::Hosts),
-        ("random_10k", 10_000, Lengths::Hosts),
-        ("random_1m", 1_000_000, Lengths::Hosts),
-        ("random_mixed_1m", 1_000_000, Lengths::Mixed),
-    ];
-    for (name, rules, lengths) in cases {
-        let denied: Vec<Prefix> = random(lengths).take(rules).collect();
-        case((name, frame), &denied, rounds, report).with_context(|| format!("case {name}"))?;
-    }
-    let name = "random_10m";
-    if args.quick {
-        report.skip(name, "it takes minutes; not with --quick");
-    } else if status("/proc/meminfo", "MemAvailable:")? < MEMORY_10M_KIB {
-        report.skip(name, "less than 8 GiB of memory are available");
-    } else {
-        let denied: Vec<Prefix> = random(Lengths::Hosts).take(10_000_000).collect();
-        case((name, frame), &denied, rounds, report).with_context(|| format!("case {name}"))?;
+    for (name, rules, lengths) in CASES.into_iter().filter(|case| args.is_chosen(case.0)) {
+        if rules > MANY && args.quick {
+            report.skip(name, "it takes minutes; not with --quick");
+        } else if rules > MANY && status("/proc/meminfo", "MemAvailable:")? < MEMORY_MANY_KIB {
+            report.skip(name, "less than 8 GiB of memory are available");
+        } else {
+            let denied: Vec<Prefix> = random(lengths).take(rules).collect();
+            case((name, frame), &denied, rounds, report).with_context(|| format!("case {name}"))?;
+        }
     }
     Ok(())
 }

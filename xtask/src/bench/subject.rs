@@ -107,11 +107,8 @@ impl Subject {
     /// So many packets the gateway has admitted within a limit, and has given up for other CPUs.
     pub(super) fn admitted(&self) -> Result<[u64; 2]> {
         let Self::Gateway(trial) = self else { return Ok([0; 2]) };
-        let counters = trial.counters()?;
-        let of = |reason| {
-            counters.iter().filter(|c| c.reason == reason).map(|c| c.done.packets).sum::<u64>()
-        };
-        Ok([Reason::WithinLimit, Reason::Contended].map(of))
+        let [admitted, contended] = [Reason::WithinLimit, Reason::Contended];
+        Ok([trial.counter(admitted)?.packets, trial.counter(contended)?.packets])
     }
 
     /// Puts these into the gateway's tables; the others hold what they were made with.

@@ -66,13 +66,8 @@ const CONSUMER: &str = "acme";
 const NOBODY: &str = "|";
 
 /// Measures those that are chosen.
-pub(super) fn run(
-    root: &Path,
-    args: &Args,
-    is_chosen: impl Fn(&str) -> bool,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let chosen: Vec<_> = CASES.into_iter().filter(|(name, _)| is_chosen(name)).collect();
+pub(super) fn run(root: &Path, args: &Args, report: &mut Report) -> anyhow::Result<()> {
+    let chosen: Vec<_> = CASES.into_iter().filter(|(name, _)| args.is_chosen(name)).collect();
     if chosen.is_empty() {
         return Ok(());
     }
