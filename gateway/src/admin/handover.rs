@@ -11,8 +11,8 @@
 //!    serving            ─────────▶  drains and ends
 //! ```
 //!
-//! A predecessor whose successor breaks off takes back what it gave up. Who asks is one who may open the admin socket. One
-//! of the two may be older and not know `ready`: then that step is left out.
+//! A predecessor whose successor breaks off takes back what it gave up. Who asks is one who may open the admin socket.
+//! One of the two may be older and not know `ready`: then that step is left out.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;

@@ -1,5 +1,5 @@
-//! What a gateway tells the one that takes its place about nonces: where each authenticator remembers them, how far back
-//! it knows them, and which were used. What the other side cannot read it does not believe.
+//! What a gateway tells the one that takes its place about nonces: where each authenticator remembers them, how far
+//! back it knows them, and which were used. What the other side cannot read it does not believe.
 
 use super::nonces::Nonce;
 
