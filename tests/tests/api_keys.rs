@@ -165,6 +165,7 @@ fn what_makes_no_sense_is_refused_with_the_way_out() -> Result {
         (&["create", "--consumer", "a b"], 2, "`a b` is no name of a consumer"),
         (&["create", "--consumer", "a", "--scope", "x,y"], 2, "name of a scope"),
         (&["create", "--consumer", "a", "--for", "20y"], 2, "ten years"),
+        (&["create", "--consumer", "a", "--for", "0s"], 2, "opens nothing"),
         (&["revoke", "gw_live_x"], 2, "16 hexadecimal digits"),
         (&["revoke", "0000000000000000"], 1, "`gateway keys list`"),
         (&["rotate", "0000000000000000", "--grace", "soon"], 2, "--grace"),
@@ -173,6 +174,8 @@ fn what_makes_no_sense_is_refused_with_the_way_out() -> Result {
         gateway.cli(&command)?.refused(code, complaint)?;
     }
     assert_eq!(list(&gateway, &[])?, Vec::<Value>::new());
+    let gold = create(&gateway, &["--consumer", "acme", "--plan", "gold"])?;
+    assert!(gold["notes"].to_string().contains("no plan `gold` yet"), "{gold}");
     Ok(())
 }
 
@@ -254,6 +257,83 @@ fn who_shows_a_key_is_known_and_the_service_does_not_see_it() -> Result {
     };
     assert_eq!(refused.header("www-authenticate"), Some("ApiKey realm=\"partners\""));
     Ok(())
+}
+
+#[test]
+fn no_method_and_no_spelling_of_a_path_slips_past_authentication() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let listen = site.free_address()?;
+    // Whatever is not under /admin/ is for everybody.
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "kernel": {"attach": "off"},
+        "auth": {"partners": {"api_key": {}}},
+        "upstreams": {"service": {"endpoints": [origin.address.to_string()]}},
+        "routes": [
+            {"match": {"path": "/admin/{rest*}"}, "auth": "partners", "upstream": "service"},
+            {"match": {"path": "/{rest*}"}, "auth": "anonymous", "upstream": "service"},
+        ],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let asked = |line: &str| -> Result<u16> {
+        let mut client = site.connect(None, listen)?;
+        client.send(format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes())?;
+        let said = client.read("HTTP/1.1 200".len())?;
+        Ok(String::from_utf8_lossy(&said).rsplit(' ').next().unwrap_or_default().parse()?)
+    };
+    for line in [
+        "GET /admin/x",
+        "HEAD /admin/x",
+        "OPTIONS /admin/x",
+        "POST /admin/x",
+        "TRACE /admin/x",
+        "BREW /admin/x",
+        "get /admin/x",
+        "GET http://h/admin/x",
+        "GET http://other/admin/x",
+        "GET /%61dmin/x",
+        "GET /adm%69n/%78",
+        "GET /admin/",
+        "GET /admin/x?y",
+    ] {
+        assert!([400, 401].contains(&asked(line)?), "{line}");
+    }
+    for line in [
+        "GET //admin/x",
+        "GET ///admin//x",
+        "GET /./admin/x",
+        "GET /open/../admin/x",
+        "GET /a/%2e%2e/admin/x",
+        "GET /a/.%2E/admin/x",
+        "GET /open/..%2fadmin/x",
+        "GET /open/%2e%2e%2Fadmin/x",
+        "GET /admin%2Fx",
+        "GET /%2fadmin/x",
+        "GET /admin;a=b/x",
+        "GET /..;/admin/x",
+        "GET /open/..;/admin/x",
+        "GET /\\admin/x",
+        "GET /open/..\\admin/x",
+        "GET /open/..%5cadmin/x",
+        "GET /ad%00min/x",
+        "GET /admin/x#f",
+        "GET *",
+        "OPTIONS *",
+        "GET /%c0%ae%c0%ae/admin/x",
+        "GET http://h//admin/x",
+        "CONNECT h:80",
+        "GET admin/x",
+    ] {
+        // What another server may read in another way is for nobody.
+        assert!([400, 401, 501].contains(&asked(line)?), "{line}");
+    }
+    assert_eq!(origin.requests().len(), 0, "something has slipped past");
+    for open in ["GET /open", "GET /admins/x", "HEAD /open"] {
+        assert_eq!(asked(open)?, 200, "{open}");
+    }
+    gateway.stop()
 }
 
 #[test]

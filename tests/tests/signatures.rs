@@ -197,6 +197,29 @@ fn a_successor_knows_what_its_predecessor_has_accepted() -> Result {
 }
 
 #[test]
+fn explain_checks_a_signature_and_uses_no_nonce_up() -> Result {
+    let setting = Setting::new()?;
+    let mut gateway = setting.gateway(&json!({}))?;
+    let explain = |signed: &Signed| {
+        let config = gateway.config().display().to_string();
+        let head = signed.head("");
+        let fields = head.lines().skip(2).filter(|line| !line.is_empty());
+        let fields = fields.flat_map(|field| ["-H", field]);
+        let arguments = ["explain", &config, "GET", "http://h/", "--json"].into_iter();
+        let found = gateway.cli(&arguments.chain(fields).collect::<Vec<_>>())?.ok()?.json()?;
+        Ok::<_, anyhow::Error>((found["caller"]["consumer"].clone(), found["status"].clone()))
+    };
+    let good = Signed::new("GET", "/", "good", "");
+    assert_eq!(explain(&good)?, (json!("acme"), Value::Null));
+    assert_eq!(setting.ask(&good.bytes())?, 200);
+    let before = Signed::at(now() - 60, ("GET", "/"), "before", "");
+    assert_eq!(explain(&before)?.0, "acme", "signed before anybody explains it");
+    let old = Signed::at(now() - 3600, ("GET", "/"), "old", "");
+    assert_eq!(explain(&old)?, (Value::Null, json!(401)));
+    gateway.stop()
+}
+
+#[test]
 fn nothing_is_accepted_here_that_a_successor_may_have_accepted() -> Result {
     let setting = Setting::new()?;
     let mut gateway = setting.gateway(&json!({}))?;

@@ -160,10 +160,30 @@ impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
     /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
     pub fn new(config: &Config, before: &Self, redis: Option<&Redis>) -> Result<Self, String> {
+        Self::with(config, before, (redis, redis))
+    }
+
+    /// Those of `config`, who say of a request what they would say if it came. They use nothing up: keys may be in
+    /// `redis`, and nonces are in none.
+    pub fn explaining(config: &Config, redis: Option<&Redis>) -> Result<Self, String> {
+        let all = Self::with(config, &Self::default(), (redis, None))?;
+        all.signed().for_each(|(_, hmac)| hmac.accept_all());
+        Ok(all)
+    }
+
+    fn with(
+        config: &Config,
+        before: &Self,
+        (keys_redis, nonces_redis): (Option<&Redis>, Option<&Redis>),
+    ) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let keys = before.keys.clone().unwrap_or_else(|| Registry::at(&config.state.dir));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
+            let redis = match one.kind {
+                AuthKind::ApiKey(_) => keys_redis,
+                _ => nonces_redis,
+            };
             let kind =
                 Checker::new(one, ((&keys, redis), &consumers), same.map(|before| &before.kind));
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
