@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::metrics::Page;
 use crate::namespace::{Namespace, is_leftover, unique};
+use crate::wall_clock::WallClock;
 use crate::{Result, wait_for};
 
 const START: Duration = Duration::from_secs(20);
@@ -79,6 +80,7 @@ pub struct Gateway<'n> {
     unprivileged: bool,
     embedded: bool,
     notify: Option<PathBuf>,
+    wall_clock: Option<WallClock>,
     child: Option<Child>,
 }
 
@@ -118,6 +120,17 @@ impl<'n> Gateway<'n> {
     pub fn with_manager(mut self, socket: PathBuf) -> Self {
         self.notify = Some(socket);
         self
+    }
+
+    /// Has the daemon and its commands go by a wall clock of their own.
+    pub fn with_wall_clock(mut self) -> Result<Self> {
+        self.wall_clock = Some(WallClock::new(&self.folder)?);
+        Ok(self)
+    }
+
+    /// Sets that clock to so many seconds ahead of the host's.
+    pub fn set_wall_clock(&self, ahead_seconds: i64) -> Result {
+        self.wall_clock.as_ref().context("it goes by the host's")?.set(ahead_seconds)
     }
 
     /// Writes the configuration, state, admin socket and pins added.
@@ -319,6 +332,7 @@ impl<'n> Gateway<'n> {
             unprivileged,
             embedded: false,
             notify: None,
+            wall_clock: None,
             child: None,
         };
         // The daemon gives up root for a user who must still reach its folder.
@@ -351,6 +365,9 @@ impl<'n> Gateway<'n> {
             command.env("XDG_RUNTIME_DIR", &self.folder).env("XDG_STATE_HOME", &self.folder);
         } else {
             command.env("GATEWAY_CONFIG", self.config());
+        }
+        if let Some(clock) = &self.wall_clock {
+            clock.give_to(&mut command);
         }
         if self.demoted() {
             command.uid(NOBODY).gid(NOBODY);

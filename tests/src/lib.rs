@@ -25,6 +25,7 @@ pub mod site;
 pub mod successor;
 pub mod tls_end;
 pub mod topology;
+pub mod wall_clock;
 
 use std::time::{Duration, Instant};
 

@@ -201,8 +201,11 @@ impl fmt::Display for BanRequest {
             Self::Make(MakeBans { prefixes, for_ms, reason, from, .. }) => {
                 let time = humantime::format_duration(Duration::from_millis(*for_ms));
                 write!(formatter, "ban {} --for {time}", first_of(prefixes))?;
-                let from = from.as_deref().unwrap_or_default();
-                return write!(formatter, " --reason {reason:?} --from {from:?}");
+                write!(formatter, " --reason {reason:?}")?;
+                return match from {
+                    Some(from) => write!(formatter, " --from {from:?}"),
+                    None => Ok(()),
+                };
             }
             Self::Withdraw(WithdrawBans { prefixes, from }) => {
                 return write!(formatter, "unban {} --from {from:?}", first_of(prefixes));

@@ -371,6 +371,7 @@ mod tests {
         let successor = std::thread::spawn(move || {
             let mut predecessor =
                 Predecessor { stream: other, path: "here".to_owned(), tells: false };
+            predecessor.sockets().unwrap();
             predecessor.release().unwrap();
             assert_eq!(predecessor.accepted().unwrap(), b"");
             predecessor.serving().unwrap();

@@ -104,7 +104,7 @@ enum Verb {
     Keys(keys::KeysVerb),
     /// Hold sources off for a while, as the gateway itself does, for a program that watches something else
     Ban(ban::BanArgs),
-    /// Take back what a program had banned
+    /// Take back what a program had banned; `gateway bans lift` takes back anything
     Unban(ban::UnbanArgs),
     /// Sources that the gateway itself holds off, see `feedback`
     #[command(subcommand)]

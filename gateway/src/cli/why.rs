@@ -46,8 +46,10 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
             output.line(&format!("  {:<9} {note}", "note"))?;
         }
     }
-    why.bans.iter().try_for_each(|ban| story(ban, output))?;
-    why.scores.iter().try_for_each(|known| scores(known, output))?;
+    // The same signals count for a source, its prefix and several rules: each is shown once.
+    let mut shown = Vec::new();
+    why.bans.iter().try_for_each(|ban| story(ban, &mut shown, output))?;
+    why.scores.iter().try_for_each(|known| scores(known, &mut shown, output))?;
     if !why.others.is_empty() {
         output.line("other rules that cover it:")?;
         output.table(&HEADER, why.others.iter().map(row).collect())?;
@@ -56,21 +58,24 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
 }
 
 /// What led to a ban, and what became of it.
-fn story(ban: &BanView, output: &Output) -> Result<(), Failure> {
+fn story<'a>(ban: &'a BanView, shown: &mut Shown<'a>, output: &Output) -> Result<(), Failure> {
     let headline = match ban.state.as_str() {
-        "holds" => "a ban of the gateway's own holds".to_owned(),
+        "holds" => "a ban holds".to_owned(),
         "held" => "a decision was not carried out".to_owned(),
-        state => format!("a ban of the gateway's own that was {state}, and is remembered"),
+        "ended" => "a ban that is over, and is remembered".to_owned(),
+        state => format!("a ban that was {state}, and is remembered"),
     };
     output.line(&format!("{}: {headline}", ban.prefix))?;
     let told = &ban.story;
+    // Whom people and programs ban, they have evidence of their own against.
+    let evidence = |text: String| if told.wanted > 0.0 { text } else { String::new() };
     let lifted: Vec<String> = ban.lifted_utc_ms.iter().map(|lift| lift.display()).collect();
     let facts = [
         ("measure", format!("{} ({})", measure(ban), ban.place)),
         ("rule", format!("{}, by {}", ban.rule, ban.author)),
-        ("score", format!("{:.1} of {:.1}", told.score, told.wanted)),
-        ("sources", told.sources.to_string()),
-        ("consumers", told.consumers.to_string()),
+        ("score", evidence(format!("{:.1} of {:.1}", told.score, told.wanted))),
+        ("sources", evidence(told.sources.to_string())),
+        ("consumers", evidence(told.consumers.to_string())),
         ("since", ban.made_utc_ms.display()),
         ("until", until(ban)),
         ("times", ban.times.to_string()),
@@ -85,11 +90,11 @@ fn story(ban: &BanView, output: &Output) -> Result<(), Failure> {
     for note in &told.notes {
         output.line(&format!("  {:<9} {note}", "because"))?;
     }
-    signals(&told.signals, output)
+    signals(&told.signals, shown, output)
 }
 
 /// What is known of a source that may come to a ban.
-fn scores(known: &Known, output: &Output) -> Result<(), Failure> {
+fn scores<'a>(known: &'a Known, shown: &mut Shown<'a>, output: &Output) -> Result<(), Failure> {
     let (prefix, place) = (display(&known.subject.prefix), known.subject.place);
     output.line(&format!(
         "{prefix} ({place}): {} good requests of {} consumers within ten minutes",
@@ -106,15 +111,25 @@ fn scores(known: &Known, output: &Output) -> Result<(), Failure> {
     if !known.scores.is_empty() {
         output.table(&["rule", "score", "sources"], known.scores.iter().map(row).collect())?;
     }
-    signals(&known.signals, output)
+    signals(&known.signals, shown, output)
 }
 
-fn signals(signals: &[SignalView], output: &Output) -> Result<(), Failure> {
-    if signals.is_empty() {
+/// Signals that were shown before.
+type Shown<'a> = Vec<&'a SignalView>;
+
+fn signals<'a>(
+    signals: &'a [SignalView],
+    shown: &mut Shown<'a>,
+    output: &Output,
+) -> Result<(), Failure> {
+    let new: Vec<&SignalView> = signals.iter().filter(|signal| !shown.contains(signal)).collect();
+    if new.is_empty() {
         return Ok(());
     }
     let header = ["when", "signal", "source", "request", "route", "limit", "reason"];
-    Ok(output.table(&header, signals.iter().map(signal).collect())?)
+    output.table(&header, new.iter().map(|new| signal(new)).collect())?;
+    shown.extend(new);
+    Ok(())
 }
 
 fn signal(signal: &SignalView) -> Vec<String> {

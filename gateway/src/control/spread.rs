@@ -91,7 +91,7 @@ pub(super) fn configure(
 pub(super) fn tell(spread: &Spread, change: &Change, now: Now) {
     let what = match (&change.what, &change.ban) {
         (Became::Made | Became::Extended | Became::Shortened | Became::Pinned, Some(ban)) => {
-            held_off(ban)
+            held_off(ban, now)
         }
         (Became::Lifted, _) => What::Lift,
         (Became::Forgotten, _) => What::Forget,
@@ -139,7 +139,7 @@ pub(super) fn take(
 fn untold(known: &Arc<KnownBan>, message: &Message, now: Now) -> Option<What> {
     let after = |at: UtcMillis| at > message.order.made;
     if known.holds(now.boot) {
-        return (is_told(&known.author) && after(known.decided)).then(|| held_off(known));
+        return (is_told(&known.author) && after(known.decided)).then(|| held_off(known, now));
     }
     let lifted = known.lifts.last().copied().is_some_and(after);
     (lifted && message.ban(now.utc).is_some()).then_some(What::Lift)
@@ -196,11 +196,11 @@ fn decision(message: &Message, ban: &Ban, (dry_run, now): (bool, Now)) -> Decisi
     }
 }
 
-fn held_off(ban: &Arc<KnownBan>) -> What {
+fn held_off(ban: &Arc<KnownBan>, now: Now) -> What {
     let told = Ban {
         measure: ban.measure.clone(),
         rule: ban.rule.clone(),
-        until: ban.end.utc.unwrap_or(ban.decided),
+        until: ban.end.until().utc_at(now).unwrap_or(ban.decided),
         times: ban.times,
         story: ban.story.clone(),
     };

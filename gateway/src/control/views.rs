@@ -282,7 +282,7 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
     let held = policy.door.as_ref().and_then(|door| held(door, rule));
     if rule.dry_run {
         let note = Some("dry run of its list: counted, not enforced".to_owned());
-        return RuleView { note, ..met(shown(rule, "nowhere"), held, now) };
+        return RuleView { note, ..met(shown(rule, "nowhere", now), held, now) };
     }
     let kernel = in_front && held.is_some() && running;
     // A bucket is the kernel's alone; everything else the proxy enforces too.
@@ -308,7 +308,7 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
         _ if policy.is_dry_run() => Some("dry run: counted, not enforced".to_owned()),
         _ => None,
     };
-    RuleView { note, ..met(shown(rule, enforced), held, now) }
+    RuleView { note, ..met(shown(rule, enforced, now), held, now) }
 }
 
 /// The same with what the kernel says that it has met.
@@ -319,7 +319,7 @@ fn met(rule: RuleView, held: Option<Hits>, now: Now) -> RuleView {
 }
 
 /// A rule as it was made.
-fn shown(rule: &RuleRef<'_>, enforced: &str) -> RuleView {
+fn shown(rule: &RuleRef<'_>, enforced: &str, now: Now) -> RuleView {
     RuleView {
         prefix: display(&rule.prefix),
         action: rule.action.name().to_owned(),
@@ -328,7 +328,7 @@ fn shown(rule: &RuleRef<'_>, enforced: &str) -> RuleView {
         list: rule.list.map(str::to_owned),
         reason: rule.reason.to_owned(),
         created_utc_ms: rule.created,
-        until_utc_ms: rule.until.utc,
+        until_utc_ms: rule.until.utc_at(now),
         enforced: enforced.to_owned(),
         note: None,
         packets: 0,

@@ -12,6 +12,8 @@ use super::decision::{Decision, Place, Story, Subject};
 use super::score::Remembered;
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::config::Measure;
+use crate::rules::Until;
+use crate::store::Store;
 use crate::store::bans::End;
 
 /// For so long a lifted subject needs twice the evidence, for each time that it was lifted.
@@ -80,34 +82,48 @@ impl Ban {
 
     /// First moment at which it means nothing any more: its times have decayed, and its lifts teach nothing. What else
     /// watches has its own memory.
-    pub fn forgotten(&self) -> UtcMillis {
-        let Some(end) = self.end.utc else { return UtcMillis(u64::MAX) };
+    pub fn forgotten(&self, now: Now) -> UtcMillis {
+        let Some(end) = self.end.until().utc_at(now) else { return UtcMillis(u64::MAX) };
         let decay = match self.author {
             Author::Outside(_) => Duration::ZERO,
             _ => self.lasts().saturating_mul(self.times),
         };
-        let taught = self.lifts.last().map(|lift| lift.after(LIFT_TEACHES));
-        end.after(decay).max(taught.unwrap_or(UtcMillis(0)))
+        end.after(decay).max(self.taught(now))
     }
 
     /// As scores remember it.
     pub fn remembered(&self, subject: Subject, now: Now) -> Remembered {
         let holds = self.holds(now.boot);
-        let lenient = self.lifts.last().map_or(UtcMillis(0), |lift| lift.after(LIFT_TEACHES));
         Remembered {
             subject,
             times: self.times,
             lasts_ms: self.lasts_ms,
-            until: self.end.utc.unwrap_or(UtcMillis(u64::MAX)),
+            until: self.end.until().utc_at(now).unwrap_or(UtcMillis(u64::MAX)),
             holds: holds.then(|| (self.rule.as_str().into(), self.measure.clone())),
             lifts: u32::try_from(self.lifts_that_teach(now)).unwrap_or(u32::MAX),
-            lenient_until: lenient,
+            // Wherever the wall clock was when it was lifted.
+            lenient_until: self.taught(now).min(now.utc.after(LIFT_TEACHES)),
         }
     }
 
     /// How many lifts still ask for more evidence.
     pub fn lifts_that_teach(&self, now: Now) -> usize {
-        self.lifts.iter().filter(|lift| lift.after(LIFT_TEACHES) > now.utc).count()
+        let teaches = |lift: &&UtcMillis| self.as_of(**lift, now).after(LIFT_TEACHES) > now.utc;
+        self.lifts.iter().filter(teaches).count()
+    }
+
+    /// Until when its last lift teaches.
+    fn taught(&self, now: Now) -> UtcMillis {
+        let last = self.lifts.last();
+        last.map_or(UtcMillis(0), |lift| self.as_of(*lift, now).after(LIFT_TEACHES))
+    }
+
+    /// A moment that was noted with its end, by the wall clock as it stands now.
+    fn as_of(&self, moment: UtcMillis, now: Now) -> UtcMillis {
+        let Some((noted, end)) = self.end.utc.zip(self.end.until().utc_at(now)) else {
+            return moment;
+        };
+        UtcMillis(moment.0.saturating_add(end.0).saturating_sub(noted.0))
     }
 
     /// Somebody took it back.
@@ -121,6 +137,30 @@ impl Ban {
         if self.lifts.len() > LIFTS_MAX {
             self.lifts.remove(0);
         }
+    }
+
+    /// When it was last lifted, if that is how it ended.
+    pub fn was_lifted(&self) -> Option<UtcMillis> {
+        self.lifts.last().copied().filter(|lift| Some(*lift) == self.end.utc)
+    }
+
+    /// Has it end by this boot's clock. After a reboot the wall clock is believed, but if it is wrong nothing lasts
+    /// longer than it was made for, and what was lifted stays so. Answers whether it was kept in another boot.
+    pub fn move_to_this_boot(&mut self, store: &Store, now: Now) -> bool {
+        let mut end = store.end_now(&self.end, now);
+        let mut is_moved = end != self.end;
+        if is_moved && self.was_lifted().is_some() {
+            let Until { boot, utc } = end.until();
+            end = store.end(Until { boot: boot.min(now.boot), utc });
+        } else if is_moved && !self.pinned {
+            let latest = Until::after(now, Some(self.lasts()));
+            end = if end.until().boot > latest.boot { store.end(latest) } else { end };
+        }
+        self.end = end;
+        for one in &mut self.beneath {
+            is_moved |= one.move_to_this_boot(store, now);
+        }
+        is_moved
     }
 
     /// What `author` decided of it, if that holds.
@@ -341,6 +381,72 @@ mod tests {
         assert_eq!(authors(&top)[1..3], [program("two"), program("p8")]);
         let again: Ban = serde_json::from_value(serde_json::to_value(&top).unwrap()).unwrap();
         assert_eq!(again, top);
+    }
+
+    const MINUTE_MS: u64 = 60_000;
+
+    /// A moment on both clocks. (minutes)
+    fn now(boot: u64, utc: u64) -> Now {
+        Now { boot: BootTime(boot * MINUTE_MS * 1_000_000), utc: UtcMillis(utc * MINUTE_MS) }
+    }
+
+    #[test]
+    fn after_a_reboot_nothing_lasts_longer_than_it_was_made_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let made_for = |minutes: u64, end| Ban {
+            lasts_ms: minutes * MINUTE_MS,
+            ..ban(Author::Outside(format!("p{end}")), end)
+        };
+        let moved = |mut ban: Ban| {
+            assert!(ban.move_to_this_boot(&store, now(1, 100)));
+            let ends = std::iter::once(&ban).chain(&ban.beneath);
+            let ends = ends.map(|one| one.end.until().boot.0 / 1_000_000 / MINUTE_MS);
+            let ends: Vec<u64> = ends.collect();
+            assert!(!ban.move_to_this_boot(&store, now(2, 100)), "it is of this boot by now");
+            (ends, ban)
+        };
+        let mut two = made_for(60, 130);
+        two.beneath = vec![made_for(30, 120), made_for(30, 4_000_000)];
+        let (ends, two) = moved(two);
+        assert_eq!(ends, [31, 21, 31], "those beneath as well");
+        let left = two.without(&two.author, now(22, 121).boot).unwrap();
+        assert_eq!(left.author, Author::Outside("p4000000".to_owned()));
+        // The wall clock is months behind, as where nothing keeps it while the host is off.
+        assert_eq!(moved(made_for(10, 200_000)).0, [11]);
+        let lifted = Ban { lifts: vec![UtcMillis(200_000 * MINUTE_MS)], ..made_for(10, 200_000) };
+        let (_, lifted) = moved(lifted);
+        assert!(!lifted.holds(now(1, 100).boot), "what was lifted stays so");
+        assert!(lifted.was_lifted().is_some());
+        let remembered =
+            lifted.remembered(Subject::from_str("kernel 192.0.2.1/32").unwrap(), now(1, 100));
+        assert_eq!(remembered.lenient_until, now(0, 160).utc, "and teaches for an hour");
+    }
+
+    #[test]
+    fn clock_jumps_change_nothing_that_is_remembered() {
+        const DAY: u64 = 24 * 60;
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let subject = Subject::from_str("kernel 192.0.2.1/32").unwrap();
+        let (start, lasts) = (now(1000, 10 * DAY), Duration::from_secs(600));
+        let end = store.end(Until::after(start, Some(lasts)));
+        let holds = Ban { end, lasts_ms: 10 * MINUTE_MS, ..ban(Author::Feedback, 0) };
+        let mut lifted = holds.clone();
+        lifted.lifted(start, store.end(Until { boot: start.boot, utc: Some(start.utc) }));
+        for today in [10 * DAY, 11 * DAY, 9 * DAY] {
+            let later = |minutes: u64| now(1000 + minutes, today + minutes);
+            let known = holds.remembered(subject, later(4));
+            assert_eq!((known.until, known.holds.is_some()), (later(10).utc, true));
+            assert!(holds.forgotten(later(19)) > later(19).utc, "{today}");
+            assert!(holds.forgotten(later(20)) <= later(20).utc, "{today}");
+            for (minutes, teaches) in [(59, 1), (60, 0)] {
+                assert_eq!(lifted.lifts_that_teach(later(minutes)), teaches, "{today}");
+                let is_known = lifted.forgotten(later(minutes)) > later(minutes).utc;
+                assert_eq!(is_known, teaches > 0, "{today}");
+            }
+            assert_eq!(lifted.remembered(subject, later(30)).lenient_until, later(60).utc);
+        }
     }
 
     #[test]

@@ -19,6 +19,14 @@ pub struct Subject {
     pub place: Place,
 }
 
+impl Subject {
+    /// Wherever a decision about it is felt: one about packets holds for the same addresses behind a proxy, too.
+    pub fn felt(self) -> impl Iterator<Item = Self> {
+        let behind = (self.place == Place::Kernel).then_some(Place::UserSpace);
+        [Some(self.place), behind].into_iter().flatten().map(move |place| Self { place, ..self })
+    }
+}
+
 /// Where a decision may be enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

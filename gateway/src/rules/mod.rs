@@ -92,6 +92,9 @@ pub struct Until {
     pub utc: Option<UtcMillis>,
 }
 
+/// What the two clocks differ by where one of them was set. (milliseconds)
+const CLOCK_SET_MS: u64 = 1000;
+
 impl Until {
     /// No end.
     pub const NEVER: Self = Self { boot: BootTime(FOREVER), utc: None };
@@ -104,6 +107,16 @@ impl Until {
     /// The end at a moment of the wall clock, for whom both clocks stand as they do `now`.
     pub fn at(now: Now, utc: Option<UtcMillis>) -> Self {
         utc.map_or(Self::NEVER, |utc| Self { boot: now.boot_of(utc), utc: Some(utc) })
+    }
+
+    /// The end by the wall clock as it stands `now`, which may have been set since it was noted; `None` for never. What
+    /// ended before this boot is as it was noted.
+    pub fn utc_at(&self, now: Now) -> Option<UtcMillis> {
+        let noted = self.utc?;
+        let by_boot = now.utc_of(self.boot);
+        // Both clocks are not read in the same instant.
+        let is_set = noted.0.abs_diff(by_boot.0) >= CLOCK_SET_MS;
+        Some(if is_set && self.boot > BootTime(0) { by_boot } else { noted })
     }
 }
 

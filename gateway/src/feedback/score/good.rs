@@ -1,5 +1,6 @@
 //! What was served well of late: how much of it a decision would hit, and how many callers share a source.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::table::{LEVELS, Table};
@@ -81,9 +82,16 @@ impl GoodTraffic {
         }
     }
 
-    /// Different consumers that were served within the last ten minutes, as far as they are told apart.
-    pub(super) fn consumers(&self, subject: &Subject, now: BootTime) -> u32 {
-        self.served(subject).map_or(0, |served| served.consumers.since(since(now)))
+    /// Different consumers that were served at any of these within the last ten minutes, as far as they are told apart.
+    pub(super) fn consumers(
+        &self,
+        subjects: impl IntoIterator<Item = Subject>,
+        now: BootTime,
+    ) -> u32 {
+        let served = subjects.into_iter().filter_map(|subject| self.served(&subject));
+        let who: BTreeSet<u64> =
+            served.flat_map(|served| served.consumers.who_since(since(now))).collect();
+        u32::try_from(who.len()).unwrap_or(u32::MAX)
     }
 
     /// Good requests of a subject, and of all.

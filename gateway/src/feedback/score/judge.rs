@@ -59,7 +59,7 @@ impl Scores {
     pub(super) fn known_of(&self, subject: Subject, now: Now) -> Option<Known> {
         let at = now.boot;
         let suspect = self.sources.get(&subject).or_else(|| self.prefixes.get(&subject));
-        let (record, consumers) = (self.past.get(&subject), self.good.consumers(&subject, at));
+        let (record, consumers) = (self.past.get(&subject), self.good.consumers([subject], at));
         let (good_requests, _) = self.good.requests(&subject, at);
         if suspect.is_none() && record.is_none() && consumers == 0 && good_requests == 0 {
             return None;
@@ -153,7 +153,7 @@ impl Scores {
                 Times(lifts)
             ));
         }
-        let (shared, consumers) = (self.config.shared, self.good.consumers(&subject, now));
+        let (shared, consumers) = (self.config.shared, self.good.consumers(subject.felt(), now));
         let is_shared = consumers >= shared.consumers;
         if is_shared {
             let who = format!("{consumers} known callers were served here within ten minutes");
@@ -173,7 +173,7 @@ impl Scores {
         let rule = self.rules.all.get(found.rule)?;
         let Wanted { score: wanted, consumers, is_shared, mut notes } =
             self.wanted(subject, rule, at.boot);
-        let good = self.good.requests(&subject, at.boot);
+        let good = (self.hit_at(subject, at.boot), self.good.total(at.boot));
         let held = match is_shared {
             true => Some(Held::Shared),
             false => self.ceilings.holds(good, &config.ceiling, at.boot),

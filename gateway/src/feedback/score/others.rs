@@ -5,7 +5,7 @@
 use super::{Scores, bits_of, subject_of};
 use crate::base::time::{BootTime, Now};
 use crate::config::Share;
-use crate::feedback::decision::{Held, Place, Subject};
+use crate::feedback::decision::{Held, Subject};
 
 impl Scores {
     /// Why a decision of somebody else would be too much, if it would.
@@ -37,19 +37,20 @@ impl Scores {
         }
     }
 
-    /// Good requests that a decision about any prefix hits, at most, and all of them. What is decided about packets
-    /// holds for believed addresses, too.
+    /// Good requests that a decision about any prefix hits, at most, and all of them.
     pub(super) fn hit_by(&mut self, subject: &Subject, now: BootTime) -> (u64, u64) {
         let all = self.good.total(now);
         let levels = [self.source_bits, self.prefix_bits()];
         let Some(bits) = levels.into_iter().find(|bits| has_bits(subject, *bits)) else {
             return (self.good.within(subject, now), all);
         };
-        let places = [Place::Kernel, Place::UserSpace].into_iter();
-        let places =
-            places.filter(|place| subject.place == Place::Kernel || *place == subject.place);
-        let around = places.filter_map(|place| subject_of(subject.prefix.addr(), place, bits));
-        (around.map(|around| self.good.requests(&around, now).0).sum(), all)
+        let around = subject_of(subject.prefix.addr(), subject.place, bits);
+        (around.map_or(0, |around| self.hit_at(around, now)), all)
+    }
+
+    /// Good requests that a decision about a source hits, or about a prefix that sources are added up by.
+    pub(super) fn hit_at(&self, subject: Subject, now: BootTime) -> u64 {
+        subject.felt().map(|one| self.good.requests(&one, now).0).sum()
     }
 
     fn prefix_bits(&self) -> [u8; 2] {

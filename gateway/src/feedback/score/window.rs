@@ -71,7 +71,12 @@ impl Seen {
 
     /// How many were seen at this time or later.
     pub(super) fn since(&self, when: u64) -> u32 {
-        self.0.iter().map(|(_, last)| u32::from(*last >= when)).sum()
+        self.who_since(when).map(|_| 1).sum()
+    }
+
+    /// Who was.
+    pub(super) fn who_since(&self, when: u64) -> impl Iterator<Item = u64> {
+        self.0.iter().filter(move |(_, last)| *last >= when).map(|(who, _)| *who)
     }
 }
 

@@ -7,7 +7,7 @@ use gateway_common::rule::Origin;
 use super::Policy;
 use crate::admin::api::{Done, Refusal};
 use crate::base::prefix::{self, display};
-use crate::base::time::{Now, UtcMillis};
+use crate::base::time::Now;
 use crate::feedback::ban::{Author, Ban, What};
 use crate::feedback::decision::{Place, Subject};
 use crate::rules::Until;
@@ -198,12 +198,5 @@ impl Policy {
         let held = self.door.as_ref().map(|door| door.held(&subject.prefix)).unwrap_or_default();
         let is_ban = |entry: &Entry| entry.origin == Origin::Ban;
         subject.place == Place::Kernel && held.iter().any(|(entry, _)| is_ban(entry))
-    }
-}
-
-impl Ban {
-    /// When it was last lifted, if that is how it ended.
-    pub(super) fn was_lifted(&self) -> Option<UtcMillis> {
-        self.lifts.last().copied().filter(|lift| Some(*lift) == self.end.utc)
     }
 }

@@ -121,9 +121,7 @@ impl Bans {
         let (mut rules, mut moved) = (Vec::new(), Batch::new());
         for (key, mut ban) in store.bans::<Ban>()? {
             let subject: Subject = key.parse().map_err(|error| store.bad_entry(&key, error))?;
-            let end = store.end_now(&ban.end, now);
-            let is_moved = end != ban.end;
-            ban.end = end;
+            let is_moved = ban.move_to_this_boot(store, now);
             if ban.holds(now.boot) {
                 let rule = rule(subject.prefix, &ban);
                 match subject.place {
@@ -234,7 +232,7 @@ impl Policy {
         if let Err(why) = self.fits(subject, measure) {
             return Outcome::Failed(why);
         }
-        if !self.bans.make_room(subject, author, now.boot) {
+        if !self.bans.make_room(subject, author, now) {
             let max = self.bans.room_of(author);
             return Outcome::Failed(format!("there are {max} bans, as many as may be"));
         }

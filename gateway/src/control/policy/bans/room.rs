@@ -17,20 +17,20 @@ const FULL_NS: u64 = 1_000_000_000;
 
 impl Bans {
     /// Makes room for one subject: what holds no longer and means least goes. Answers whether there is any.
-    pub(super) fn make_room(&mut self, subject: &Subject, author: &Author, now: BootTime) -> bool {
+    pub(super) fn make_room(&mut self, subject: &Subject, author: &Author, now: Now) -> bool {
         let max = self.room_of(author);
         if self.records.len() < max || self.records.contains_key(subject) {
             return true;
         }
-        if now < self.full_until {
+        if now.boot < self.full_until {
             return false;
         }
-        let over = self.records.iter().filter(|(_, ban)| !ban.holds(now));
+        let over = self.records.iter().filter(|(_, ban)| !ban.holds(now.boot));
         let mut over: Vec<(UtcMillis, Subject)> =
-            over.map(|(subject, ban)| (ban.forgotten(), *subject)).collect();
+            over.map(|(subject, ban)| (ban.forgotten(now), *subject)).collect();
         let wanted = (self.records.len() + 1 - max).max(self.max / MADE_PART).min(over.len());
         if wanted == 0 {
-            self.full_until = BootTime(now.0.saturating_add(FULL_NS));
+            self.full_until = BootTime(now.boot.0.saturating_add(FULL_NS));
             return false;
         }
         over.select_nth_unstable(wanted - 1);
@@ -53,7 +53,7 @@ impl Bans {
             return;
         }
         self.purge_at = BootTime(now.boot.0.saturating_add(PURGE_EVERY_NS));
-        let is_past = |_: &Subject, ban: &mut Arc<Ban>| ban.forgotten() <= now.utc;
+        let is_past = |_: &Subject, ban: &mut Arc<Ban>| ban.forgotten(now) <= now.utc;
         let past: Vec<Subject> =
             self.records.extract_if(.., is_past).map(|(subject, _)| subject).collect();
         past.into_iter().for_each(|subject| self.write(subject, None));

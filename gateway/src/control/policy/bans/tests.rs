@@ -118,6 +118,28 @@ fn a_ban_holds_at_once_over_a_restart_and_until_its_end() {
 }
 
 #[test]
+fn clock_jumps_end_no_ban_and_forget_none() {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+    let folder = tempfile::tempdir().unwrap();
+    let one = subject("192.0.2.7/32", Place::Kernel);
+    ban(&mut policy(&folder, NOW), one, 10 * MINUTE);
+    let today = NOW.utc.0;
+    for utc in [today, today + DAY_MS, today - DAY_MS].map(UtcMillis) {
+        let now = Now { utc, ..after(MINUTE) };
+        let mut again = policy(&folder, now);
+        again.expire(now).unwrap();
+        assert_eq!(actions(&again, "192.0.2.7", now), DENIED);
+        let view = &views::about(&again, address("192.0.2.7"), now)[0];
+        assert_eq!((view.state.as_str(), view.enforced.as_str()), ("holds", "user space"));
+        let left = view.until_utc_ms.unwrap().since(now.utc);
+        assert_eq!(left, 9 * MINUTE, "by the clock that people see");
+        let over = Now { utc, ..after(10 * MINUTE) };
+        again.expire(over).unwrap();
+        assert_eq!(actions(&again, "192.0.2.7", over), [None; 2]);
+    }
+}
+
+#[test]
 fn the_guard_comes_first_and_nothing_is_kept_of_what_it_refuses() {
     let folder = tempfile::tempdir().unwrap();
     let mut policy = policy(&folder, NOW);

@@ -60,7 +60,7 @@ fn view(policy: &Policy, subject: &Subject, ban: &Ban, now: Now) -> BanView {
         rule: ban.rule.clone(),
         author: ban.author.to_string(),
         made_utc_ms: ban.made,
-        until_utc_ms: ban.end.utc.filter(|_| !is_for_ever(&ban.end)),
+        until_utc_ms: ban.end.until().utc_at(now).filter(|_| !is_for_ever(&ban.end)),
         times: ban.times,
         pinned: ban.pinned,
         lifted_utc_ms: ban.lifts.clone(),

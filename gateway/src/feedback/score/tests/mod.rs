@@ -289,6 +289,37 @@ fn a_shared_source_takes_more() {
 }
 
 #[test]
+fn who_is_served_behind_a_proxy_is_spared_what_is_decided_about_packets() {
+    let config = Arc::new(feedback(vec![rule("stuffing", 20)]));
+    let behind = |scores: &mut Scores, consumer, count| {
+        scores.observe(&good(believed("192.0.2.7"), consumer, count, at(0)));
+    };
+    let mut shared = Scores::new(&config, 64);
+    behind(&mut shared, Some(1), 1);
+    shared.observe(&good(peer("192.0.2.7"), Some(1), 1, at(0)));
+    let alone = shared.clone().one(20, peer("192.0.2.7"), at(1));
+    assert_eq!((alone.held, alone.story.consumers), (None, 1), "one consumer on both ways");
+    behind(&mut shared, Some(2), 1);
+    let decision = shared.one(20, peer("192.0.2.7"), at(1));
+    assert_eq!((decision.held, decision.story.consumers), (Some(Held::Shared), 2));
+
+    // The same of those whom nobody knows, by how much is served to them.
+    let mut careful = feedback(vec![rule("stuffing", 20)]);
+    careful.ceiling.good_share = Share::per_million(100_000);
+    let mut crowded = Scores::new(&Arc::new(careful), 64);
+    behind(&mut crowded, None, 100);
+    for number in 1..4 {
+        crowded.one(20, peer(&format!("198.51.100.{number}")), at(1));
+    }
+    let decision = crowded.one(20, peer("192.0.2.7"), at(1));
+    assert_eq!(decision.held, Some(Held::GoodShare), "{:?}", decision.story.notes);
+    // A decision about requests touches no packet, and so nobody else's.
+    let mut other = Scores::new(&config, 64);
+    (1..3).for_each(|who| drop(other.observe(&good(peer("192.0.2.7"), Some(who), 1, at(0)))));
+    assert_eq!(other.one(20, believed("192.0.2.7"), at(1)).held, None);
+}
+
+#[test]
 fn a_lift_teaches_for_an_hour() {
     let mut scores = scores(vec![rule("stuffing", 20)]);
     let (source, subject) = (peer("192.0.2.7"), kernel("192.0.2.7/32"));
@@ -505,7 +536,7 @@ fn each_source_counts_with_at_most_a_hundred_good_requests() {
         scores.observe(&good(source, None, 1, at(661)));
     }
     assert_eq!(requests(&scores, "192.0.2.3/32", 661), (2, 1001));
-    assert_eq!(scores.good.consumers(&kernel("192.0.2.3/32"), at(661).boot), 2);
+    assert_eq!(scores.good.consumers([kernel("192.0.2.3/32")], at(661).boot), 2);
     (0..64).for_each(|second| scores.tick(at(2000 + second)));
     assert_eq!(requests(&scores, "192.0.2.3/32", 2064), (0, 0));
 }

@@ -272,7 +272,8 @@ proptest! {
             now += step.millis;
             let Some(report) = report(step, millis(now)) else { continue };
             for decision in scores.observe(&report).into_iter().filter(|one| one.held.is_none()) {
-                let (hits, all) = scores.good.requests(&decision.subject, millis(now).boot);
+                let at = millis(now).boot;
+                let (hits, all) = (scores.hit_at(decision.subject, at), scores.good.total(at));
                 let recent = |within: u64| enforced.iter().filter(move |(at, _)| at + within > now);
                 prop_assert!(recent(60_000).count() < bans as usize);
                 let hit: u64 = recent(600_000).map(|(_, hits)| hits).sum::<u64>() + hits;
