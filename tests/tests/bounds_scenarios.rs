@@ -2,7 +2,8 @@
 //! sends what goes beyond a bound, and what stays just within it.
 
 use std::fs::Permissions;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use harness::gateway::Gateway;
 use harness::http2::{Frame, Http2, block, flag, kind, reason, request};
 use harness::origin::Reply;
 use harness::site::{PATIENCE, Site};
-use harness::{Result, wait_for};
+use harness::{Result, require_root, wait_for};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 /// A gateway with two workers that answers by itself.
 fn gateway<'s>(site: &'s Site, settings: &Value) -> Result<(Gateway<'s>, SocketAddr)> {
@@ -259,6 +261,55 @@ fn a_reader_that_makes_room_byte_by_byte_is_cut_off() -> Result {
 }
 
 #[test]
+fn a_reader_over_http1_that_drips_is_cut_off_and_one_that_keeps_the_rate_is_not() -> Result {
+    const BODY: usize = 4 << 20;
+    require_root()?;
+    let site = Site::new()?;
+    // So that the kernel takes no more for a client than that one reads.
+    let small = "net.ipv4.tcp_wmem=4096 4096 4096";
+    assert!(site.run("sysctl", &["-w", small])?.status.success());
+    let origin = site.origin(|_| {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY}\r\n\r\n");
+        Reply::Bytes([head.into_bytes(), vec![b'x'; BODY]].concat())
+    })?;
+    let (gateway, listen) = gateway(
+        &site,
+        &json!({
+            "bounds": {"idle_timeout": "2s", "body_bytes_per_second": 100_000},
+            "upstreams": {"service": {"endpoints": [origin.address.to_string()]}},
+            "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+        }),
+    )?;
+    let connect = || -> Result<TcpStream> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_recv_buffer_size(4096)?;
+        socket.connect(&listen.into())?;
+        let mut stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")?;
+        Ok(stream)
+    };
+    let mut slow = site.enter(connect)??;
+    let (mut piece, mut read) = ([0; 200], 0);
+    // Ten thousand bytes a second, and never a pause that would be one of `idle_timeout`.
+    while read < BODY {
+        match slow.read(&mut piece) {
+            Ok(0) | Err(_) => break,
+            Ok(length) => read += length,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(read < BODY / 4, "{read} bytes");
+    assert_eq!(count(&gateway, "connections/readers_timed_out")?, 1);
+
+    let mut quick = Vec::new();
+    site.enter(connect)??.read_to_end(&mut quick)?;
+    assert!(quick.len() > BODY, "{} bytes", quick.len());
+    assert_eq!(count(&gateway, "connections/readers_timed_out")?, 1);
+    Ok(())
+}
+
+#[test]
 fn a_route_has_a_bound_of_its_own_for_bodies() -> Result {
     let site = Site::new()?;
     let origin = site.origin(|_| Reply::Answer(200, "ok"))?;
@@ -328,9 +379,16 @@ fn streams_that_nobody_saw_are_counted_by_reason() -> Result {
     assert_eq!(reset(&mut client, 1)?.reason(), Some(reason::PROTOCOL_ERROR));
 
     let mut client = connect()?;
-    let long = "x".repeat(9000);
-    let head = block(&[&request("GET", "/")[..], &[("x", &long)]].concat());
-    client.frames(&[Frame::new(kind::HEADERS, flag::END_HEADERS, 1, head)])?;
+    let long = "x".repeat(8 << 10);
+    let fields = [("a", long.as_str()), ("b", &long), ("c", &long), ("d", &long)];
+    let head = block(&[&request("GET", "/")[..], &fields[..1]].concat());
+    let (rest, last) = (block(&fields[1..3]), block(&fields[3..]));
+    client.frames(&[
+        Frame::new(kind::HEADERS, 0, 1, head),
+        Frame::new(kind::CONTINUATION, 0, 1, rest.get(..16_000).context("too short")?),
+        Frame::new(kind::CONTINUATION, 0, 1, rest.get(16_000..).context("too short")?),
+        Frame::new(kind::CONTINUATION, flag::END_HEADERS, 1, last),
+    ])?;
     assert!(!client.is_fine(1)?);
     wait_for("all of them", PATIENCE, || {
         let counts = ["too_many", "protocol_error", "head_too_large"]

@@ -184,6 +184,64 @@ fn an_endpoint_that_stays_keeps_what_is_known_about_it() -> Result {
 }
 
 #[test]
+fn who_is_found_later_starts_slowly() -> Result {
+    const REQUESTS: usize = 200;
+    let place = Place::new()?;
+    let all = ips([1, 2]);
+    let (port, services) = place.services(&all)?;
+    place.dns.tell_addresses(NAME, 1, &all[..1]);
+    let mut config = place.config(&json!([format!("{NAME}:{port}")]), json!({}));
+    config["upstreams"]["service"]["slow_start"] = json!("1h");
+    config["upstreams"]["service"]["balance"] = json!("round_robin");
+    let mut gateway = Gateway::unprivileged(place.site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    place.dns.tell_addresses(NAME, 1, &all);
+    wait_for("the second address", PATIENCE, || {
+        let addresses = &name_view(&gateway)?["addresses"];
+        Ok(addresses.as_array().filter(|all| all.len() == 2).map(|_| ()))
+    })?;
+    let before = services[0].requests().len();
+    for _ in 0..REQUESTS {
+        assert_eq!(place.get()?.0, 200);
+    }
+    // A tenth of the weight of the first one, which was there from the start: 18 of 200.
+    let (first, second) = (services[0].requests().len() - before, services[1].requests().len());
+    assert_eq!(first + second, REQUESTS);
+    assert!((15..=21).contains(&second), "{second} of {REQUESTS}");
+    Ok(())
+}
+
+#[test]
+fn who_takes_over_finds_its_services_before_it_serves() -> Result {
+    let place = Place::new()?;
+    let all = ips([1, 2]);
+    let (port, _services) = place.services(&all)?;
+    place.dns.tell_addresses(NAME, 1, &all);
+    let mut gateway = place.gateway(&json!([format!("{NAME}:{port}")]), json!({}))?;
+    assert_eq!(place.answers()?.len(), 2);
+    let ending = AtomicBool::new(false);
+    let served = std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| -> Result<usize> {
+            let mut served = 0;
+            while !ending.load(Ordering::Relaxed) {
+                let (status, body) = place.get()?;
+                ensure!(status == 200, "{status} after {served} requests: {body}");
+                served += 1;
+            }
+            Ok(served)
+        });
+        let replaced = gateway.replace();
+        ending.store(true, Ordering::Relaxed);
+        let traffic = traffic.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        replaced.and(traffic)
+    })?;
+    assert!(served > 20, "{served} requests");
+    assert_eq!(place.answers()?.len(), 2);
+    gateway.cli(&["drain"])?.ok()?;
+    gateway.ended()
+}
+
+#[test]
 fn who_is_gone_finishes_and_stays_protected_until_then() -> Result {
     let place = Place::new()?;
     let [first, second] = ips([1, 2]);

@@ -213,3 +213,25 @@ fn a_banned_address_that_a_proxy_names_loses_its_tunnels_and_nobody_else_behind_
         Ok((gateway.status()?["proxy"]["requests"]["active"] == json!(2)).then_some(()))
     })
 }
+
+#[test]
+fn callers_behind_a_proxy_do_not_pay_for_an_attacker_at_their_address() -> Result {
+    let house = House::new()?;
+    let gateway = house.start(json!({}))?;
+    for consumer in ["acme", "globex"] {
+        let fields = format!("x-forwarded-for: {GOOD}\r\n{}", key(&gateway, consumer)?);
+        assert_eq!(house.get(PROXY, "/quiet", &fields)?, 200);
+    }
+    wait_for("both to be known", PATIENCE, || {
+        let known = bans::known(&gateway, &format!("{GOOD}/32"), GOOD)?.unwrap_or_default();
+        Ok((known.get("consumers") == Some(&json!(2))).then_some(()))
+    })?;
+    // Over connections of its own, which a ban would end where packets arrive: theirs would be refused, too.
+    house.guess(GOOD, "/quiet")?;
+    let held = bans::held(&gateway, &GOOD.to_string())?;
+    assert_eq!((&held["note"], &held["place"]), (&json!("shared"), &json!("kernel")));
+    house.guess(BAD, "/quiet")?;
+    bans::made(&gateway, &BAD.to_string())?;
+    assert_eq!(bans::prefixes(&gateway)?, [BAD.to_string()]);
+    Ok(())
+}

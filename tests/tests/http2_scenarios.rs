@@ -291,19 +291,43 @@ fn a_head_larger_than_bounded_is_refused() -> Result {
     let site = Site::new()?;
     let origin = site.origin(anything)?;
     let bounds = json!({"head_bytes": "8KiB", "header_count": 10});
-    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), bounds)?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), bounds)?;
     let mut client = connect(&site, listen, &[])?;
-    let large = "b".repeat(9_000);
+    let (large, huge) = ("b".repeat(8 << 10), "b".repeat(32 << 10));
     let names: Vec<String> = (0..20).map(|number| format!("x-{number}")).collect();
     let many: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    let most =
+        "b".repeat((8 << 10) - 4 * 32 - ":methodGET:schemehttp:authoritytest:path/".len() - 33);
     let get = request("GET", "/");
-    client.frames(&[Frame::headers(1, true, &[&get[..], &[("a", &large)]].concat())])?;
-    assert!(!client.is_fine(1)?);
-    client.frames(&[Frame::headers(3, true, &[&get[..], &many].concat())])?;
-    assert!(!client.is_fine(3)?);
-    client.frames(&[Frame::get(5, "/")])?;
-    assert!(client.is_fine(5)?, "the connection goes on");
-    assert_eq!(origin.requests().len(), 1);
+    for (stream, fields, is_fine, is_explained) in [
+        (1, &[("a", most.as_str())][..], true, false),
+        (3, &[("a", &format!("{most}b"))], false, true),
+        (5, &[("a", &large)], false, true),
+        (7, &many, false, true),
+        (9, &[("a", &huge)], false, false),
+        (11, &[], true, false),
+    ] {
+        let head = block(&[&get[..], fields].concat());
+        // The longest does not fit into one frame.
+        let (first, rest) = head.split_at(head.len().min(16_000));
+        let flags = flag::END_STREAM | if rest.is_empty() { flag::END_HEADERS } else { 0 };
+        client.frames(&[Frame::new(kind::HEADERS, flags, stream, first)])?;
+        let pieces = rest.chunks(16_000).collect::<Vec<_>>();
+        for (number, piece) in pieces.iter().enumerate() {
+            let flags = if number + 1 == pieces.len() { flag::END_HEADERS } else { 0 };
+            client.frames(&[Frame::new(kind::CONTINUATION, flags, stream, *piece)])?;
+        }
+        assert_eq!(client.is_fine(stream)?, is_fine, "{stream}");
+        if is_explained {
+            let answer =
+                client.wait(|frame| frame.kind == kind::DATA && !frame.payload.is_empty())?;
+            let problem: Value = serde_json::from_slice(&answer.payload)?;
+            assert_eq!((&problem["status"], answer.stream), (&json!(431), stream), "{problem}");
+        }
+    }
+    assert_eq!(origin.requests().len(), 2, "the connection goes on, and nobody else heard of it");
+    let errors = &gateway.status()?["proxy"]["requests"]["errors"];
+    assert_eq!(errors["head_too_large"], json!(3), "{errors}");
     Ok(())
 }
 
@@ -651,5 +675,27 @@ fn trailers_of_a_service_over_http2_reach_a_client_over_http1_that_takes_them() 
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(answer.ends_with(&format!("a\r\n{end}")), "{asks:?}: {answer}");
     }
+    Ok(())
+}
+
+#[test]
+fn trailers_of_a_client_over_http1_reach_a_service_over_http2() -> Result {
+    let site = Site::new()?;
+    let (address, seen) = service_with_trailers(&site)?;
+    // The service over HTTP/2 is another gateway, which tells over HTTP/1 what it was sent.
+    let (_behind, service) = gateway(&site, &address.to_string(), json!({}))?;
+    let (_gateway, listen) = multiplexed(&site, &service.to_string())?;
+    let head =
+        "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n";
+    let mut client = site.connect(None, listen)?;
+    client.send(format!("{head}:path: /evil\r\n\r\n").as_bytes())?;
+    assert_eq!(client.receive()?.status, 400, "it is no name of a field");
+    let mut client = site.connect(None, listen)?;
+    let not_here = "Content-Length: 9\r\nHost: evil\r\nX-Forwarded-For: 192.0.2.1\r\nConnection: x";
+    client.send(format!("{head}{not_here}\r\nX-Sum: 1\r\n\r\n").as_bytes())?;
+    assert_eq!(client.receive()?.text(), "ok");
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert!(seen.ends_with("\r\n\r\n5\r\nhello\r\n0\r\nx-sum: 1\r\n\r\n"), "{seen}");
+    assert!(!seen.contains("evil"), "{seen}");
     Ok(())
 }

@@ -281,6 +281,51 @@ fn a_flood_of_spoofed_sources_locks_no_known_client_out_and_gets_no_further_than
 }
 
 #[test]
+fn a_flood_of_spoofed_udp_and_fragments_gets_no_further_than_the_host_takes() -> Result {
+    const SOURCES: u32 = 3000;
+    const MAY: usize = 40;
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    let may = format!("1/h burst {MAY}");
+    config["kernel"]["host_limits"] = json!({"udp": may, "fragments": may});
+    let mut gateway = Gateway::new(&hosts.gateway, config)?;
+    gateway.start()?;
+    let socket = listener(&hosts, UDP_PORT)?;
+    let (attacker, client) = (&hosts.attacker, &hosts.client);
+    let mut open =
+        Client::connect(&client.namespace, None, client.target(), Duration::from_secs(20))?;
+    let flood = || -> Result {
+        let sender = Sender::new(attacker)?;
+        for number in 0..SOURCES {
+            let source = IpAddr::from(Ipv4Addr::from_bits(0xc612_0000 | number));
+            let path = Path::new(attacker, source);
+            sender.send(&path.udp(UDP_PORT, b"x")?)?;
+            let [first, later] = path.udp_fragments(UDP_PORT, &[0; 64])?;
+            sender.send(&first)?;
+            sender.send(&later)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| -> Result {
+        let flood = scope.spawn(flood);
+        let mut answers = 0;
+        while !flood.is_finished() || answers < 20 {
+            assert_eq!(open.get("/")?.status, 200);
+            assert_eq!(get(&client.namespace, None, client.target())?.text(), "served");
+            answers += 1;
+        }
+        flood.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let all = u64::from(SOURCES);
+    assert_eq!(gateway.kernel_packets("host_udp")?, all - MAY as u64);
+    assert_eq!(gateway.kernel_packets("host_fragments")?, 2 * all - MAY as u64);
+    assert!(arrived(&socket).len() <= MAY + MAY / 2);
+    Ok(())
+}
+
+#[test]
 fn beyond_the_rate_of_new_sources_a_new_client_is_served_all_the_same() -> Result {
     require_root()?;
     let hosts = Topology::new()?;

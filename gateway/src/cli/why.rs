@@ -48,7 +48,11 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
     }
     // The same signals count for a source, its prefix and several rules: each is shown once.
     let mut shown = Vec::new();
-    why.bans.iter().try_for_each(|ban| story(ban, &mut shown, output))?;
+    let is_told = |ban: &BanView| {
+        let rule = why.rule.as_ref().filter(|_| ban.state == "holds");
+        rule.is_some_and(|rule| rule.origin == "ban" && rule.prefix == ban.prefix)
+    };
+    why.bans.iter().try_for_each(|ban| story((ban, is_told(ban)), &mut shown, output))?;
     why.scores.iter().try_for_each(|known| scores(known, &mut shown, output))?;
     if !why.others.is_empty() {
         output.line("other rules that cover it:")?;
@@ -57,8 +61,12 @@ pub(super) fn run(place: &Place, address: IpAddr, output: &Output) -> Result<(),
     Ok(())
 }
 
-/// What led to a ban, and what became of it.
-fn story<'a>(ban: &'a BanView, shown: &mut Shown<'a>, output: &Output) -> Result<(), Failure> {
+/// What led to a ban, and what became of it, unless that was told of its rule.
+fn story<'a>(
+    (ban, is_told): (&'a BanView, bool),
+    shown: &mut Shown<'a>,
+    output: &Output,
+) -> Result<(), Failure> {
     let headline = match ban.state.as_str() {
         "holds" => "a ban holds".to_owned(),
         "held" => "a decision was not carried out".to_owned(),
@@ -70,19 +78,21 @@ fn story<'a>(ban: &'a BanView, shown: &mut Shown<'a>, output: &Output) -> Result
     // Whom people and programs ban, they have evidence of their own against.
     let evidence = |text: String| if told.wanted > 0.0 { text } else { String::new() };
     let lifted: Vec<String> = ban.lifted_utc_ms.iter().map(|lift| lift.display()).collect();
+    let of_rule = |text: String| if is_told { String::new() } else { text };
+    let until = if ban.pinned { until(ban) } else { of_rule(until(ban)) };
     let facts = [
         ("measure", format!("{} ({})", measure(ban), ban.place)),
         ("rule", format!("{}, by {}", ban.rule, ban.author)),
         ("score", evidence(format!("{:.1} of {:.1}", told.score, told.wanted))),
         ("sources", evidence(told.sources.to_string())),
         ("consumers", evidence(told.consumers.to_string())),
-        ("since", ban.made_utc_ms.display()),
-        ("until", until(ban)),
+        ("since", of_rule(ban.made_utc_ms.display())),
+        ("until", until),
         ("times", ban.times.to_string()),
         ("lifted", lifted.join(", ")),
-        ("enforced", ban.enforced.clone()),
-        ("packets", ban.packets.to_string()),
-        ("note", ban.note.clone().unwrap_or_default()),
+        ("enforced", of_rule(ban.enforced.clone())),
+        ("packets", of_rule(ban.packets.to_string())),
+        ("note", of_rule(ban.note.clone().unwrap_or_default())),
     ];
     for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
         output.line(&format!("  {name:<9} {value}"))?;

@@ -77,6 +77,9 @@ fn bounds_are_within_bounds_of_their_own() {
     assert_eq!(with("bounds: {connections: 1}").unwrap().bounds.connections_per_source, 1);
     only("bounds: {connections_per_source: 0}", "0 is out of bounds", "0");
     only("bounds: {connection_requests: 0}", "0 is out of bounds", "0");
+    let rate = "bounds: {body_bytes_per_second: 2MiB}";
+    only(rate, "2097152 bytes is out of bounds", "2MiB");
+    only("bounds: {body_bytes_per_second: fast}", "`fast` is no size", "fast");
     only("bounds: {connection_lifetime: 25h}", "`25h` is longer than a day", "25h");
 }
 

@@ -13,7 +13,6 @@ use tokio::time::{Instant, timeout_at};
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::config::Config;
 use crate::http::deadline::Deadline;
-use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::{Addresses, Invalid};
 use crate::http::socket::Socket;
 use crate::listen::tls::Failed;
@@ -44,12 +43,11 @@ pub(super) async fn serve(
     if let Some(session) = &session {
         slot.counters().handshake_done(session.resumed);
     }
-    let limits = Limits::new(&config.bounds);
     let deadline = Rc::new(Deadline::new(&config.bounds));
     drop(config);
     let arrival = Arrival { peer, addresses, tls: session };
     let connection = request::Connection::new(slot.requests(), listener, arrival);
-    connection::serve(slot, limits, connection, (socket, deadline)).await;
+    connection::serve(slot, connection, (socket, deadline)).await;
 }
 
 /// Why nothing was agreed on.

@@ -23,7 +23,6 @@ use crate::config::Config;
 use crate::feedback::decision::{Place, Subject};
 use crate::feedback::evidence::Source;
 use crate::http::deadline::Deadline;
-use crate::http::h1::head::Limits;
 use crate::http::proxy_protocol::Addresses;
 use crate::http::socket;
 use crate::listen::preface::{self, Handshakes};
@@ -247,10 +246,9 @@ impl Worker {
         }
         let arrival = Arrival { peer, addresses, tls: None };
         let connection = request::Connection::new(&self.requests, listener, arrival);
-        let limits = Limits::new(&config.bounds);
         let deadline = Rc::new(Deadline::new(&config.bounds));
         let socket = socket::Socket::Plain(stream);
-        spawn_local(connection::serve(slot, limits, connection, (socket, deadline)));
+        spawn_local(connection::serve(slot, connection, (socket, deadline)));
     }
 
     fn listener(&self, inlet: &Inlet) -> Rc<Listener> {

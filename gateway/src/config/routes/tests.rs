@@ -130,6 +130,8 @@ fn mistakes_in_what_a_route_does() {
             "no upstream of this route would get a request",
             "upstream",
         ),
+        ("upstream: u, body_bytes: 2048GiB", "2199023255552 bytes is out of bounds", "2048GiB"),
+        ("upstream: u, body_bytes: unlimited", "`unlimited` is no size", "unlimited"),
         ("upstream: u, rewrite: x", "`x` does not start with `/`", "x"),
         ("upstream: u, rewrite: '/{no}'", "there is no capture `no`", "'/{no}'"),
         ("upstream: u, rewrite: '/{host}'", "there is no capture `host`", "'/{host}'"),

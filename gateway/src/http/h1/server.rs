@@ -137,18 +137,28 @@ impl Server {
     pub async fn serve(self: &Rc<Self>, service: &impl Service) {
         let after = loop {
             let mut scan = Scan::new(Section::Request);
-            let head = poll_fn(|context| self.poll_head(&mut scan, context));
-            let after = match head.await {
-                None => break After::Close,
-                // Apart, so that a connection that waits for its next request holds no memory for one.
-                Some(Ok(head)) => Box::pin(self.exchange(head, service)).await,
-                Some(Err(error)) => Box::pin(self.refuse(&error, service)).await,
-            };
+            let next = poll_fn(|context| {
+                self.poll_head(&mut scan, context).map(|head| Some(self.turn(head?, service)))
+            });
+            let Some(turn) = next.await else { break After::Close };
+            let after = turn.await;
             if after != After::Request {
                 break after;
             }
         };
         self.end(after).await;
+    }
+
+    /// What a head leads to. Apart, so that a connection that waits for its next request holds no memory for one.
+    fn turn<'a>(
+        self: &'a Rc<Self>,
+        head: Result<RequestHead, Error>,
+        service: &'a impl Service,
+    ) -> Pin<Box<dyn future::Future<Output = After> + 'a>> {
+        match head {
+            Ok(head) => Box::pin(self.exchange(head, service)),
+            Err(error) => Box::pin(self.refuse(error, service)),
+        }
     }
 
     /// The next head; nothing at the end of the connection.
@@ -212,7 +222,7 @@ impl Server {
         }
     }
 
-    async fn refuse(self: &Rc<Self>, error: &Error, service: &impl Service) -> After {
+    async fn refuse(self: &Rc<Self>, error: Error, service: &impl Service) -> After {
         match error.kind() {
             Kind::HeadTimeout => self.counters.heads_timed_out.add(1),
             _ => self.counters.heads_malformed.add(1),
@@ -224,7 +234,7 @@ impl Server {
             takes_trailers: false,
             is_refused: true,
         };
-        self.send(service.refuse(error), asked).await
+        self.send(service.refuse(&error), asked).await
     }
 
     fn begin_body(self: &Rc<Self>, length: Length, expects_continue: bool) -> RequestStream {

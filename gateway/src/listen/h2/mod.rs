@@ -4,8 +4,8 @@
 //! much it may ask for without meaning it. Each stream is a request of its own, with a task and a deadline of its own
 //! ([`stream`]), and the connection ends with the last of them.
 //!
-//! Memory of one connection is bounded by `bounds.streams` times the larger of a head and what waits to be sent
-//! ([`SEND_BYTES`]), and by the window of the connection.
+//! Memory of one connection is bounded by `bounds.streams` times the larger of a head ([`HEAD_SLACK_BYTES`] included)
+//! and what waits to be sent ([`SEND_BYTES`]), and by the window of the connection.
 
 pub mod frames;
 mod refusals;
@@ -50,6 +50,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
 /// What one stream may hand over before the client has room for it.
 const SEND_BYTES: usize = 64 << 10;
 
+/// How much larger than it may be a head is still read, to be refused with a reason and accounted for: what is larger
+/// than h2 reads it answers with a bare 431 and shows to nobody.
+const HEAD_SLACK_BYTES: usize = 16 << 10;
+
 /// Streams that were opened and taken back before anybody looked at them.
 const MAX_UNSEEN_RESETS: usize = 20;
 
@@ -59,7 +63,8 @@ const MAX_PROVOKED_RESETS: usize = 128;
 /// How h2 is to serve.
 fn builder(bounds: &Bounds) -> Builder {
     let mut builder = Builder::new();
-    let head_bytes = u32::try_from(bounds.head_bytes).unwrap_or(u32::MAX);
+    let head_bytes = bounds.head_bytes.saturating_add(HEAD_SLACK_BYTES);
+    let head_bytes = u32::try_from(head_bytes).unwrap_or(u32::MAX);
     builder
         .enable_connect_protocol()
         .max_concurrent_streams(bounds.streams)

@@ -105,7 +105,7 @@ async fn answer(
     respond: &mut SendResponse<Bytes>,
 ) {
     let (mut head, body) = request.into_parts();
-    if head.headers.len() > served.bounds.header_count {
+    if is_too_large(&head, &served.bounds) {
         let error = Kind::HeadTooLarge.into();
         let refusal = request::serve::refuse(&served.connection, deadline, &error);
         return send(served, deadline, respond, refusal, head.method == Method::HEAD).await;
@@ -129,6 +129,21 @@ async fn answer(
     if let Some(response) = response.await {
         send(served, deadline, respond, response, is_head).await;
     }
+}
+
+/// Whether a head is beyond its bounds. Its size is that of RFC 9113, section 6.5.2.
+fn is_too_large(head: &Parts, bounds: &Bounds) -> bool {
+    const FIELD_BYTES: usize = 32;
+    let size_of = |name: &str, value: &[u8]| name.len() + value.len() + FIELD_BYTES;
+    let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+    let authority = head.uri.authority().map_or("", |authority| authority.as_str());
+    let scheme = head.uri.scheme_str().unwrap_or_default();
+    let pseudo = [(":method", head.method.as_str()), (":path", path), (":scheme", scheme)];
+    let pseudo = pseudo.into_iter().chain([(":authority", authority)]);
+    let pseudo = pseudo.map(|(name, value)| size_of(name, value.as_bytes()));
+    let fields = head.headers.iter().map(|(name, value)| size_of(name.as_str(), value.as_bytes()));
+    head.headers.len() > bounds.header_count
+        || pseudo.chain(fields).sum::<usize>() > bounds.head_bytes
 }
 
 /// The head as HTTP/1 would have it, so that everything behind sees one `Host` and one `Cookie` whatever the protocol.

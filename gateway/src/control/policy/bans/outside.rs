@@ -34,7 +34,7 @@ impl Policy {
     ) -> Result<Done, Refusal> {
         if !self.is_serving() {
             return Err(Refusal::failed(
-                "no gateway runs: `gateway deny add` as root, once one does",
+                "no gateway runs, and it takes one to make bans: start it with `gateway run`",
             ));
         }
         let measure = measure(asked)?;
