@@ -54,13 +54,72 @@ fn config(listen: SocketAddr, endpoint: SocketAddr, idp: &Idp, folder: &Path) ->
     })
 }
 
+/// Requests whose credentials hold, and those whose do not: a target and a header field each.
+fn requests(key: &str, token: &str, good: &str, wrong: &str) -> [Vec<(String, String)>; 2] {
+    let none = String::new();
+    let holds = vec![
+        ("/keys".to_owned(), format!("X-API-Key: {key}")),
+        (format!("/keys?a=b&ticket={key}"), none.clone()),
+        (format!("/keys?%74icke%54=x&%74icket={key}"), none),
+        ("/tokens".to_owned(), format!("Authorization: Bearer {token}")),
+        (format!("/tokens?Proof={token}"), "Referer: http://a/?x".to_owned()),
+        ("/tokens".to_owned(), format!("Cookie: session={token}")),
+        ("/opaque".to_owned(), format!("Authorization: Bearer {OPAQUE}")),
+        ("/admins".to_owned(), format!("Authorization: Basic {good}")),
+    ];
+    let does_not = vec![
+        (format!("/keys?ticket={key}x"), format!("Referer: http://a/?ticket={key}&Proof={token}")),
+        (format!("/tokens?proof={token}x"), format!("Authorization: Bearer {token}x")),
+        ("/opaque".to_owned(), format!("Authorization: Bearer {OPAQUE}x")),
+        ("/admins".to_owned(), format!("Authorization: Basic {wrong}")),
+        ("/signed".to_owned(), format!("X-API-Key: one\r\nX-Signature: {SIGNING}")),
+    ];
+    [holds, does_not]
+}
+
+/// What a request is answered, and what `gateway explain` says of it.
+fn told(
+    (site, gateway, listen): (&Site, &Gateway<'_>, SocketAddr),
+    (target, field): &(String, String),
+    status: u16,
+) -> Result<String> {
+    let answer = wait_for("keys of the issuer", PATIENCE, || {
+        let mut client = site.connect(None, listen)?;
+        let end = if field.is_empty() { "\r\n" } else { "\r\n\r\n" };
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: h\r\n{field}{end}").as_bytes())?;
+        Ok(Some(client.receive()?).filter(|answer| answer.status != 503))
+    })?;
+    assert_eq!(answer.status, status, "{target} {field}");
+    let file = gateway.config().display().to_string();
+    // What was asked is said again, for whoever has typed it.
+    let url = format!("http://h{}", target.split('?').next().unwrap_or_default());
+    let field = field.split("\r\n").next().filter(|field| !field.is_empty());
+    let options = field.map_or(Vec::new(), |field| vec!["-H", field]);
+    let explained = gateway.cli(&[&["explain", &file, "GET", &url][..], &options].concat())?;
+    Ok(format!("{:?} {} {explained}", answer.headers, answer.text()))
+}
+
+/// What the commands of an operator say, also where they are given a key instead of its id.
+fn commands(gateway: &Gateway<'_>, key: &str, id: &str) -> Result<String> {
+    let mut said = String::new();
+    for verb in ["revoke", "rotate"] {
+        let refused = gateway.cli(&["keys", verb, key])?;
+        refused.refused(2, "a whole key")?;
+        assert!(refused.stderr.contains(id), "{refused}");
+        said += &refused.to_string();
+    }
+    for listing in [&["status"][..], &["metrics"], &["keys", "list"], &["check"]] {
+        said += &gateway.cli(listing)?.to_string();
+    }
+    Ok(said)
+}
+
 #[test]
 fn what_proves_who_somebody_is_is_shown_nowhere() -> Result {
     let (site, folder) = (Site::new()?, tempfile::tempdir()?);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777))?;
-    for (name, text) in
-        [("signing", SIGNING), ("client", CLIENT), ("users", &format!("ann:{HASH}"))]
-    {
+    let users = format!("ann:{HASH}");
+    for (name, text) in [("signing", SIGNING), ("client", CLIENT), ("users", &users)] {
         fs::write(folder.path().join(name), text)?;
     }
     let origin = site.origin(|_| Reply::Answer(200, "ok"))?;
@@ -70,71 +129,27 @@ fn what_proves_who_somebody_is_is_shown_nowhere() -> Result {
     let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
     gateway.start()?;
     let made = gateway.cli(&["keys", "create", "--consumer", "acme", "--json"])?.ok()?.json()?;
-    let key = made["key"].as_str().expect("a key").to_owned();
+    let text = |name: &str| made[name].as_str().unwrap_or_default().to_owned();
+    let (key, id) = (text("key"), text("id"));
     let token = idp.token(&json!({"sub": "ann", "exp": now() + 600}))?;
-    let password = STANDARD.encode("ann:correct horse");
-    let wrong = STANDARD.encode("ann:staple battery");
+    let (correct, staple) = ("correct horse", "staple battery");
+    let [password, wrong] = [correct, staple].map(|word| STANDARD.encode(format!("ann:{word}")));
 
-    let good = [
-        ("/keys".to_owned(), format!("X-API-Key: {key}")),
-        (format!("/keys?a=b&ticket={key}"), String::new()),
-        (format!("/keys?%74icke%54=x&%74icket={key}"), String::new()),
-        ("/tokens".to_owned(), format!("Authorization: Bearer {token}")),
-        (format!("/tokens?Proof={token}"), "Referer: http://a/?x".to_owned()),
-        ("/tokens".to_owned(), format!("Cookie: session={token}")),
-        ("/opaque".to_owned(), format!("Authorization: Bearer {OPAQUE}")),
-        ("/admins".to_owned(), format!("Authorization: Basic {password}")),
-    ];
-    let bad = [
-        (format!("/keys?ticket={key}x"), format!("Referer: http://a/?ticket={key}&Proof={token}")),
-        (format!("/tokens?proof={token}x"), format!("Authorization: Bearer {token}x")),
-        ("/opaque".to_owned(), format!("Authorization: Bearer {OPAQUE}x")),
-        ("/admins".to_owned(), format!("Authorization: Basic {wrong}")),
-        ("/signed".to_owned(), format!("X-API-Key: one\r\nX-Signature: {SIGNING}")),
-    ];
     let mut shown = String::new();
-    let all = good.iter().map(|one| (one, 200)).chain(bad.iter().map(|one| (one, 401)));
-    for ((target, field), status) in all {
-        let ask = || -> Result<_> {
-            let mut client = site.connect(None, listen)?;
-            let end = if field.is_empty() { "\r\n" } else { "\r\n\r\n" };
-            client.send(format!("GET {target} HTTP/1.1\r\nHost: h\r\n{field}{end}").as_bytes())?;
-            client.receive()
-        };
-        let answer = wait_for("keys of the issuer", PATIENCE, || {
-            Ok(Some(ask()?).filter(|answer| answer.status != 503))
-        })?;
-        assert_eq!(answer.status, status, "{target} {field}");
-        shown += &format!("{:?} {}", answer.headers, answer.text());
-        // It answers on standard output; what it was given is the user's own.
-        let file = gateway.config().display().to_string();
-        let url = format!("http://h{}", target.split('?').next().unwrap_or_default());
-        let field = field.split("\r\n").next().filter(|field| !field.is_empty());
-        let options = field.map_or(Vec::new(), |field| vec!["-H", field]);
-        let explained = gateway.cli(&[&["explain", &file, "GET", &url][..], &options].concat())?;
-        shown += &explained.to_string();
+    for (requests, status) in requests(&key, &token, &password, &wrong).iter().zip([200, 401]) {
+        for request in requests {
+            shown += &told((&site, &gateway, listen), request, status)?;
+        }
     }
-    for refused in [&["keys", "revoke", &key][..], &["keys", "rotate", &key]] {
-        let refused = gateway.cli(refused)?;
-        refused.refused(2, "a whole key")?;
-        assert!(refused.stderr.contains(made["id"].as_str().expect("an id")), "{refused}");
-        shown += &refused.to_string();
-    }
-    for listing in [&["status"][..], &["metrics"], &["keys", "list"], &["check"]] {
-        shown += &gateway.cli(listing)?.to_string();
-    }
+    shown += &commands(&gateway, &key, &id)?;
     gateway.stop()?;
     for file in ["access.log", "audit.jsonl"] {
         shown += &fs::read_to_string(folder.path().join(file))?;
     }
     shown += &gateway.log();
-    assert!(
-        shown.contains("\"query\":\"a=b&ticket=***\""),
-        "the access log is part of it: {shown}"
-    );
-    let (correct, staple) = ("correct horse", "staple battery");
-    for secret in [&*key, &token, &password, &wrong, correct, staple, HASH, SIGNING, CLIENT, OPAQUE]
-    {
+    assert!(shown.contains("\"query\":\"a=b&ticket=***\""), "the access log is in it: {shown}");
+    let of_callers = [&*key, &token, &password, &wrong, correct, staple, OPAQUE];
+    for secret in of_callers.into_iter().chain([HASH, SIGNING, CLIENT]) {
         let place = shown.find(secret).map(|at| {
             let around = at.saturating_sub(200)..(at + 200).min(shown.len());
             shown.get(around).unwrap_or_default().to_owned()
