@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request as HttpRequest, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -235,9 +235,15 @@ async fn list_of(body: Incoming, query: &str) -> Result<Request, (StatusCode, Re
     }
     static ONE: Semaphore = Semaphore::const_new(1);
     let _turn = ONE.acquire().await;
-    let read = Limited::new(body, LIST_MAX_BYTES).collect().await;
-    let bytes =
-        read.map_err(|error| (StatusCode::PAYLOAD_TOO_LARGE, Refusal::usage(error)))?.to_bytes();
+    let mut body = Limited::new(body, LIST_MAX_BYTES);
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(0);
+    // Piece by piece into one place, so that there are never two of it.
+    let mut bytes = Vec::with_capacity(announced.min(LIST_MAX_BYTES));
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|error| (StatusCode::PAYLOAD_TOO_LARGE, Refusal::usage(error)))?;
+        bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+    }
     let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
     let usage = |error: String| (StatusCode::BAD_REQUEST, Refusal::usage(error));
     let decoded = decoded.map_err(|error| usage(error.to_string()))?;

@@ -10,11 +10,19 @@ const GROUPS: u32 = 8;
 
 /// A prefix in one of the usual forms; `None` for anything else.
 pub(super) fn read(bytes: &[u8]) -> Option<IpNet> {
+    match begin(bytes)? {
+        (prefix, []) => Some(prefix),
+        _ => None,
+    }
+}
+
+/// The same at the beginning of these bytes, and what follows it.
+pub(super) fn begin(bytes: &[u8]) -> Option<(IpNet, &[u8])> {
     dotted_quad(bytes).or_else(|| colon_groups(bytes))
 }
 
 /// `192.0.2.1` and `192.0.2.0/24`.
-fn dotted_quad(bytes: &[u8]) -> Option<IpNet> {
+fn dotted_quad(bytes: &[u8]) -> Option<(IpNet, &[u8])> {
     let mut rest = bytes;
     let mut address = 0;
     for index in 0..4 {
@@ -25,36 +33,41 @@ fn dotted_quad(bytes: &[u8]) -> Option<IpNet> {
         address = address << 8 | octet;
         rest = after;
     }
-    let length = length(rest, 32)?;
+    let (length, rest) = length(rest, 32)?;
     if address & u32::MAX.checked_shr(length.into()).unwrap_or(0) != 0 {
         return None;
     }
-    Ipv4Net::new(Ipv4Addr::from_bits(address), length).ok().map(IpNet::V4)
+    let prefix = Ipv4Net::new(Ipv4Addr::from_bits(address), length).ok()?;
+    Some((IpNet::V4(prefix), rest))
 }
 
 /// `2001:db8::1` and `2001:db8::/32`, but not IPv4 in it.
-fn colon_groups(bytes: &[u8]) -> Option<IpNet> {
+fn colon_groups(bytes: &[u8]) -> Option<(IpNet, &[u8])> {
     let (mut bits, mut count) = (0u128, 0);
     let (mut gap, mut rest) = match bytes {
         [b':', b':', rest @ ..] => (Some(0), rest),
         _ => (None, bytes),
     };
-    // Behind a gap there may be nothing.
-    while gap != Some(count) || !matches!(rest, [] | [b'/', ..]) {
-        let (group, after) = group(rest)?;
+    loop {
+        let Some((group, after)) = group(rest) else {
+            // Behind a gap there may be nothing.
+            if gap == Some(count) {
+                break;
+            }
+            return None;
+        };
         bits = bits << 16 | u128::from(group);
         count += 1;
         rest = match after {
-            [] | [b'/', ..] => {
-                rest = after;
-                break;
-            }
             [b':', b':', after @ ..] if gap.is_none() => {
                 gap = Some(count);
                 after
             }
             [b':', after @ ..] => after,
-            _ => return None,
+            _ => {
+                rest = after;
+                break;
+            }
         };
         if count == GROUPS {
             return None;
@@ -69,27 +82,24 @@ fn colon_groups(bytes: &[u8]) -> Option<IpNet> {
         }
         _ => return None,
     };
-    let length = length(rest, 128)?;
+    let (length, rest) = length(rest, 128)?;
     if address & u128::MAX.checked_shr(length.into()).unwrap_or(0) != 0 {
         return None;
     }
     let address = Ipv6Addr::from_bits(address);
     match address.to_ipv4_mapped() {
         Some(_) => None,
-        None => Ipv6Net::new(address, length).ok().map(IpNet::V6),
+        None => Some((IpNet::V6(Ipv6Net::new(address, length).ok()?), rest)),
     }
 }
 
-/// The length behind an address, all of it if there is none.
-fn length(rest: &[u8], max: u32) -> Option<u8> {
-    match rest {
-        [] => u8::try_from(max).ok(),
-        [b'/', digits @ ..] => match number(digits, max)? {
-            (length, []) => u8::try_from(length).ok(),
-            _ => None,
-        },
-        _ => None,
-    }
+/// The length behind an address, all of it if there is none, and what follows.
+fn length(rest: &[u8], max: u32) -> Option<(u8, &[u8])> {
+    let (length, rest) = match rest {
+        [b'/', digits @ ..] => number(digits, max)?,
+        _ => (max, rest),
+    };
+    Some((u8::try_from(length).ok()?, rest))
 }
 
 /// One to four hexadecimal digits, and what follows.

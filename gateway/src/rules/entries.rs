@@ -2,6 +2,7 @@
 //! their own, lies beside.
 
 use std::collections::HashMap;
+use std::thread;
 
 use gateway_common::source::{Source, V6};
 use gateway_common::table::{TagV4, TagV6};
@@ -15,6 +16,8 @@ use crate::base::time::UtcMillis;
 pub const NOTES_MAX: usize = (1 << NOTE_BITS) - 1;
 /// Length of the text of all reasons of one list.
 pub const REASONS_MAX_BYTES: usize = 256 * 1024 * 1024;
+/// More of both families are sorted by two threads.
+const ALONE_MAX: usize = 10_000;
 const NOTE_BITS: u32 = 24;
 const NOTE: u64 = (1 << NOTE_BITS) - 1;
 
@@ -149,22 +152,26 @@ impl Entries {
         all.filter(move |entry| entry.prefix.prefix_len() >= prefix.prefix_len())
     }
 
-    /// The prefixes that one of the two has and the other has not, or with another end, or that only one resets.
-    pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = IpNet> + use<'a> {
+    /// The prefixes that one of the two has and the other has not, or with another end, or that only one resets; and
+    /// whether `other` has them.
+    pub fn difference<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = (IpNet, bool)> + use<'a> {
         let does_v4 = |entries: &Self, word: &u64| entries.does(*word & NOTE);
         let v4 = Difference::new(&self.v4, &other.v4, |word: &u64| of_v4(*word))
             .filter(move |(_, old, new)| match (old, new) {
                 (Some(old), Some(new)) => does_v4(self, old) != does_v4(other, new),
                 _ => true,
             })
-            .map(|(tag, ..)| prefix_of_v4(tag));
+            .map(|(tag, _, new)| (prefix_of_v4(tag), new.is_some()));
         let does_v6 = |entries: &Self, entry: &EntryV6| entries.does(entry.meta & NOTE);
         let v6 = Difference::new(&self.v6, &other.v6, EntryV6::key)
             .filter(move |(_, old, new)| match (old, new) {
                 (Some(old), Some(new)) => does_v6(self, old) != does_v6(other, new),
                 _ => true,
             })
-            .map(|(key, ..)| prefix_of_v6(tag_of(key)));
+            .map(|(key, _, new)| (prefix_of_v6(tag_of(key)), new.is_some()));
         v4.chain(v6)
     }
 
@@ -186,15 +193,14 @@ impl Entries {
     fn slice_v4(&self, first: u32, last: u32) -> &[u64] {
         let start = self.v4.partition_point(|word| of_v4(*word).address() < first);
         let rest = self.v4.get(start..).unwrap_or_default();
-        rest.get(..rest.partition_point(|word| of_v4(*word).address() <= last)).unwrap_or_default()
+        leading(rest, |word| of_v4(*word).address() <= last)
     }
 
     fn slice_v6(&self, first: V6, last: V6) -> &[EntryV6] {
         let address = |entry: &EntryV6| (entry.high, entry.low);
         let start = self.v6.partition_point(|entry| address(entry) < (first.high, first.low));
         let rest = self.v6.get(start..).unwrap_or_default();
-        let end = rest.partition_point(|entry| address(entry) <= (last.high, last.low));
-        rest.get(..end).unwrap_or_default()
+        leading(rest, |entry| address(entry) <= (last.high, last.low))
     }
 
     fn seen_v4(&self, word: u64) -> Entry<'_> {
@@ -241,6 +247,17 @@ impl EntryV6 {
         let Self { high, low, meta } = *self;
         TagV6 { address: V6 { high, low }, length: (meta >> NOTE_BITS) as u32 }
     }
+}
+
+/// Those at the beginning that are inside, all others being behind them. They are few for most that are asked about,
+/// so the end is not looked for in all of memory.
+fn leading<T>(sorted: &[T], is_inside: impl Fn(&T) -> bool) -> &[T] {
+    let mut bound = 1;
+    while sorted.get(bound).is_some_and(&is_inside) {
+        bound *= 2;
+    }
+    let near = sorted.get(..bound).unwrap_or(sorted);
+    near.get(..near.partition_point(is_inside)).unwrap_or_default()
 }
 
 fn of_v4(word: u64) -> TagV4 {
@@ -330,8 +347,15 @@ impl Builder {
             note.map_or(u64::MAX, |note| if note.until_ms == 0 { u64::MAX } else { note.until_ms })
         };
         if notes.is_empty() {
-            entries.v4.sort_unstable();
-            entries.v6.sort_unstable();
+            let Entries { v4, v6, .. } = &mut entries;
+            thread::scope(|scope| {
+                if v4.len().min(v6.len()) > ALONE_MAX {
+                    scope.spawn(|| v4.sort_unstable());
+                } else {
+                    v4.sort_unstable();
+                }
+                v6.sort_unstable();
+            });
         } else {
             // Whatever ends last comes first among the same, and is the one that stays.
             entries.v4.sort_by_key(|word| (of_v4(*word), u64::MAX - end(*word & NOTE)));

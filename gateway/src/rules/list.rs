@@ -158,7 +158,7 @@ impl List {
         let live = |entry: &Entry<'_>| entry.until.is_none_or(|end| clocks.boot_of(end) > now);
         self.entries = Arc::new(self.entries.retain(live));
         self.swept = now;
-        old.difference(&self.entries).collect()
+        old.difference(&self.entries).map(|(prefix, _)| prefix).collect()
     }
 
     fn rule<'a>(&'a self, entry: Entry<'a>) -> RuleRef<'a> {

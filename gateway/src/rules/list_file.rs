@@ -8,6 +8,8 @@
 //! CRC-32 of all that
 //! ```
 
+use std::io::{self, Write};
+
 use gateway_common::rule::Action;
 use gateway_common::table::{TagV4, TagV6};
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,8 @@ use crate::base::time::UtcMillis;
 /// Version 1 knew of no resets.
 const VERSION: u32 = 2;
 const HEADER_MAX_BYTES: usize = 64 * 1024;
+/// Written at once.
+const PIECE_BYTES: usize = 64 * 1024;
 const WORD: usize = size_of::<u64>();
 const CHECKSUM: usize = size_of::<u32>();
 /// No reason is so long (see `REASONS_MAX_BYTES`).
@@ -136,6 +140,14 @@ impl Header {
 
 /// The bytes of a list.
 pub fn encode(header: &Header, entries: &Entries) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_MAX_BYTES + entries.memory_bytes());
+    // A vector takes whatever is written.
+    drop(write(header, entries, &mut bytes));
+    bytes
+}
+
+/// Writes the bytes of a list, never more than a small part of them in memory.
+pub fn write(header: &Header, entries: &Entries, to: impl Write) -> io::Result<()> {
     let header = Header {
         version: VERSION,
         v4: entries.v4.len() as u64,
@@ -144,23 +156,48 @@ pub fn encode(header: &Header, entries: &Entries) -> Vec<u8> {
         reasons_bytes: entries.reasons.len() as u64,
         ..header.clone()
     };
-    let mut bytes = serde_json::to_vec(&header).unwrap_or_default();
-    bytes.push(b'\n');
-    bytes.reserve(entries.memory_bytes() + CHECKSUM);
-    let mut word = |value: u64| bytes.extend(value.to_le_bytes());
-    entries.v4.iter().for_each(|entry| word(*entry));
-    for EntryV6 { high, low, meta } in &entries.v6 {
-        [high, low, meta].into_iter().for_each(|value| word(*value));
+    let mut piece = serde_json::to_vec(&header)?;
+    piece.push(b'\n');
+    let mut pieces = Pieces { to, checksum: crc32fast::Hasher::new(), piece };
+    pieces.words(entries.v4.iter().map(|entry| [*entry]))?;
+    pieces.words(entries.v6.iter().map(|EntryV6 { high, low, meta }| [*high, *low, *meta]))?;
+    pieces.words(entries.notes.iter().map(|note| {
+        let length = note.reason_bytes | if note.resets { RESETS } else { 0 };
+        [note.until_ms, u64::from(note.reason_at) << 32 | u64::from(length)]
+    }))?;
+    pieces.flush()?;
+    pieces.checksum.update(entries.reasons.as_bytes());
+    pieces.to.write_all(entries.reasons.as_bytes())?;
+    pieces.to.write_all(&pieces.checksum.finalize().to_le_bytes())
+}
+
+/// What is written, with its checksum.
+struct Pieces<W> {
+    to: W,
+    checksum: crc32fast::Hasher,
+    /// Not yet written.
+    piece: Vec<u8>,
+}
+
+impl<W: Write> Pieces<W> {
+    fn words<const N: usize>(&mut self, groups: impl Iterator<Item = [u64; N]>) -> io::Result<()> {
+        for group in groups {
+            for word in group {
+                self.piece.extend_from_slice(&word.to_le_bytes());
+            }
+            if self.piece.len() >= PIECE_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
     }
-    for Note { until_ms, reason_at, reason_bytes, resets } in &entries.notes {
-        word(*until_ms);
-        let length = reason_bytes | if *resets { RESETS } else { 0 };
-        word(u64::from(*reason_at) << 32 | u64::from(length));
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.checksum.update(&self.piece);
+        self.to.write_all(&self.piece)?;
+        self.piece.clear();
+        Ok(())
     }
-    bytes.extend(entries.reasons.as_bytes());
-    let checksum = crc32fast::hash(&bytes);
-    bytes.extend(checksum.to_le_bytes());
-    bytes
 }
 
 /// The list of these bytes.

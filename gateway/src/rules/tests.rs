@@ -194,8 +194,8 @@ fn an_entry_that_resets_is_another_rule_than_one_that_denies() {
     assert_eq!(all, [Action::Reset, Action::Deny]);
     let all: Vec<Action> = actions(&of(true, Action::Allow));
     assert_eq!(all, [Action::Allow, Action::Allow], "whatever lets in resets nobody");
-    let changed: Vec<IpNet> = plain.entries.difference(&resets.entries).collect();
-    assert_eq!(changed, [net("192.0.2.1/32")]);
+    let changed: Vec<_> = plain.entries.difference(&resets.entries).collect();
+    assert_eq!(changed, [(net("192.0.2.1/32"), true)]);
     let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
     let before = list::Before { deadline, entries: Arc::clone(&plain.entries) };
     let waiting = List { before: Some(before), ..resets };

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use super::{Store, StoreError, io_error};
 use crate::base::time::{BootTime, Now, UtcMillis};
@@ -13,7 +14,7 @@ use crate::outbound::Validators;
 use crate::rules::Until;
 use crate::rules::entries::Entries;
 use crate::rules::list::{Before, List};
-use crate::rules::list_file::{ActionName, Header, decode, encode};
+use crate::rules::list_file::{self, ActionName, Header, decode};
 use gateway_common::rule::{Action, FOREVER};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,11 @@ impl Store {
 
     /// Keeps a list, in the place of the one of the same name: on the disk when this returns, or not at all.
     pub fn put_list(&self, list: &List) -> Result<(), StoreError> {
+        self.begin_list(list)?.finish()
+    }
+
+    /// Begins to write a list, and does not wait until it is on the disk.
+    pub fn begin_list(&self, list: &List) -> Result<Writing, StoreError> {
         let folder = self.list_folder();
         fs::create_dir_all(&folder).map_err(|source| io_error(&folder, source))?;
         let action = match list.action {
@@ -84,18 +90,25 @@ impl Store {
         header.utc = list.clocks.utc;
         header.boot_ns = list.clocks.boot.0;
         header.boot.clone_from(&self.boot);
+        let mut files = Vec::new();
         let path = self.list_path(&list.name);
+        let before = path.with_extension(BEFORE);
         // The version that may come back is there before the one that it comes back from, and goes after it.
         if let Some(Before { deadline, entries }) = &list.before {
+            let mut header = header.clone();
             header.deadline = deadline.utc;
-            replace(&path.with_extension(BEFORE), &encode(&header, entries))?;
-            header.deadline = None;
+            files.push((before.clone(), header, Arc::clone(entries)));
         }
-        replace(&path, &encode(&header, &list.entries))?;
-        if list.before.is_none() {
-            self.forget(&path.with_extension(BEFORE))?;
-        }
-        Ok(())
+        files.push((path, header, Arc::clone(&list.entries)));
+        let paths = files.iter().map(|(path, ..)| path.clone()).collect();
+        let write = move || -> Result<(), StoreError> {
+            files.iter().try_for_each(|(path, header, entries)| {
+                write(path, |file| list_file::write(header, entries, file))
+            })
+        };
+        let writer = thread::Builder::new().name("list".to_owned()).spawn(write);
+        let writer = writer.map_err(|source| io_error(&folder, source))?;
+        Ok(Writing { writer, paths, gone: list.before.is_none().then_some(before) })
     }
 
     /// The version that comes back unless the one at `path` is confirmed.
@@ -123,7 +136,8 @@ impl Store {
         let kept = Kept { created: list.created, etag, last_modified };
         let path = self.list_path(&list.name).with_extension(VALIDATORS);
         let bytes = serde_json::to_vec(&kept).unwrap_or_default();
-        replace(&path, &bytes)
+        write(&path, |file| file.write_all(&bytes))?;
+        replace(&path)
     }
 
     /// What a server said about exactly this version of a list; without it the version is sent once more.
@@ -142,17 +156,8 @@ impl Store {
         let path = self.list_path(name);
         // What is left of it means nothing to another version.
         fs::remove_file(path.with_extension(VALIDATORS)).ok();
-        self.forget(&path)?;
-        self.forget(&path.with_extension(BEFORE))
-    }
-
-    fn forget(&self, path: &Path) -> Result<(), StoreError> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed
-                .and_then(|()| File::open(self.list_folder())?.sync_all())
-                .map_err(|source| io_error(path, source)),
-        }
+        forget(&path)?;
+        forget(&path.with_extension(BEFORE))
     }
 
     /// The folder of the lists and the files in it.
@@ -179,23 +184,72 @@ impl Store {
     }
 }
 
+/// A list that is being written beside the version that counts.
+pub struct Writing {
+    writer: JoinHandle<Result<(), StoreError>>,
+    /// What is written, in the order in which it is to be there.
+    paths: Vec<PathBuf>,
+    /// What goes after that.
+    gone: Option<PathBuf>,
+}
+
+impl Writing {
+    /// Puts the list in the place of that version: on the disk when this returns, or not at all.
+    pub fn finish(self) -> Result<(), StoreError> {
+        let written = self.writer.join();
+        let panicked =
+            |_| Err(io_error(Path::new(FOLDER), io::Error::other("its writer panicked")));
+        written.unwrap_or_else(panicked)?;
+        self.paths.iter().try_for_each(|path| replace(path))?;
+        self.gone.iter().try_for_each(|path| forget(path))
+    }
+
+    /// Leaves that version as it is.
+    pub fn abandon(self) {
+        drop(self.writer.join());
+        // What cannot be removed is written over by the next.
+        self.paths.iter().for_each(|path| drop(fs::remove_file(unfinished(path))));
+    }
+}
+
+fn forget(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => {
+            removed.and_then(|()| sync_folder(path)).map_err(|source| io_error(path, source))
+        }
+    }
+}
+
 fn read(path: &Path) -> Result<(Header, Entries), StoreError> {
     let bytes = fs::read(path).map_err(|source| io_error(path, source))?;
     decode(&bytes).map_err(|source| StoreError::List { path: path.display().to_string(), source })
 }
 
-/// Writes beside and renames: there is the old content or the new.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let unfinished = path.with_added_extension(UNFINISHED);
-    write(&unfinished, bytes)
-        .and_then(|()| fs::rename(&unfinished, path))
-        .and_then(|()| File::open(path.parent().unwrap_or(path))?.sync_all())
+/// Writes beside.
+fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
+    let mut options = OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    options
+        .open(unfinished(path))
+        .and_then(|mut file| {
+            content(&mut file)?;
+            file.sync_all()
+        })
         .map_err(|source| io_error(path, source))
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+/// Takes what was written beside: there is the old content or the new.
+fn replace(path: &Path) -> Result<(), StoreError> {
+    fs::rename(unfinished(path), path)
+        .and_then(|()| sync_folder(path))
+        .map_err(|source| io_error(path, source))
+}
+
+fn unfinished(path: &Path) -> PathBuf {
+    path.with_added_extension(UNFINISHED)
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(path))?.sync_all()
 }

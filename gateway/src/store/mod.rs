@@ -22,7 +22,7 @@ use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 
 pub mod bans;
 pub mod keys;
-mod lists;
+pub mod lists;
 pub mod spread;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");

@@ -114,15 +114,17 @@ impl Policy {
     fn confirm_list(&mut self, name: &str, now: Now) -> anyhow::Result<()> {
         let Some(list) = self.rules.list(name) else { return Ok(()) };
         let list = List { before: None, ..list.clone() };
-        self.replace_list(name, (!list.entries.is_empty()).then_some(list), now)
+        self.replace_list(name, (!list.entries.is_empty()).then_some(list), now)?;
+        Ok(())
     }
 
     /// Lets the store know of a list that went back to the version before.
     pub(super) fn settle_list(&mut self, name: &str, now: Now) -> anyhow::Result<()> {
         match self.rules.list(name) {
-            Some(list) if !list.entries.is_empty() => Ok(self.store.put_list(list)?),
-            _ => self.replace_list(name, None, now),
+            Some(list) if !list.entries.is_empty() => self.store.put_list(list)?,
+            _ => drop(self.replace_list(name, None, now)?),
         }
+        Ok(())
     }
 }
 

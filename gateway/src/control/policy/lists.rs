@@ -1,8 +1,9 @@
-//! Lists put in force and taken back: on the disk first, then in the tables as a difference.
+//! Lists put in force and taken back: in the tables as a difference, while they are written beside what the disk has.
+//! Both are done before anybody is told so; a kill before that leaves the version before on the disk, and the next
+//! start goes back to it.
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use gateway_common::rule::Action;
 use ipnet::IpNet;
 
@@ -15,6 +16,7 @@ use crate::kernel::tables::TablesError;
 use crate::rules::entries::Entries;
 use crate::rules::list::{Kind, List, NAME_MAX_CHARS};
 use crate::rules::list_file::Header;
+use crate::store::lists::Writing;
 
 /// Lists that there may be.
 const LISTS_MAX: usize = 256;
@@ -47,17 +49,14 @@ impl Policy {
         let mut list = list_of(header, entries, now);
         self.confirmed_list(&mut list, confirm_within_ms, now, &mut done)?;
         let (name, action, count) = (list.name.clone(), list.action.name(), list.entries.len());
-        let before = self.rules.list(&name).map(|held| Arc::clone(&held.entries));
-        let (added, removed) = match &before {
-            Some(before) => changes(before, &list.entries),
-            None => (count, 0),
-        };
-        self.replace_list(&name, Some(list), now).map_err(Refusal::failed)?;
-        done.done.push(match before {
-            Some(_) => format!(
+        let is_new = self.rules.list(&name).is_none();
+        let (added, removed) =
+            self.replace_list(&name, Some(list), now).map_err(Refusal::failed)?;
+        done.done.push(match is_new {
+            false => format!(
                 "{action} list {name}: {count} entries, {added} added or changed, {removed} removed"
             ),
-            None => format!("{action} list {name}: {count} entries"),
+            true => format!("{action} list {name}: {count} entries"),
         });
         if let Some(held_back @ 1..) = self.list_held_back(&name) {
             done.notes.push(format!(
@@ -98,7 +97,7 @@ impl Policy {
         now: Now,
     ) -> anyhow::Result<(usize, usize)> {
         let of = |list: &List| (list.kind, list.action, list.dry_run);
-        let difference = match self.rules.list(&list.name) {
+        match self.rules.list(&list.name) {
             Some(held) if held.kind == Kind::Import => {
                 anyhow::bail!(
                     "somebody imported a list {}: take that one back with `gateway {} remove \
@@ -115,12 +114,10 @@ impl Policy {
             {
                 return Ok((0, 0));
             }
-            Some(held) => changes(&held.entries, &list.entries),
-            None => (list.entries.len(), 0),
-        };
+            _ => {}
+        }
         let name = list.name.clone();
-        self.replace_list(&name, Some(list), now)?;
-        Ok(difference)
+        self.replace_list(&name, Some(list), now)
     }
 
     /// The lists as people see them.
@@ -142,14 +139,14 @@ impl Policy {
         self.rules.lists().map(view).collect()
     }
 
-    /// Puts a list in the place of the one of this name, or none: in the store, then in the tables. What cannot be
-    /// enforced is undone in both.
+    /// Puts a list in the place of the one of this name, or none: in the tables and in the store. What one of the two
+    /// does not take is undone in the other. Answers how many entries came or changed, and how many went.
     pub(in crate::control) fn replace_list(
         &mut self,
         name: &str,
         list: Option<List>,
         now: Now,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<(usize, usize)> {
         if list.is_some() && self.rules.list(name).is_none() {
             let count = self.rules.lists().count();
             anyhow::ensure!(
@@ -157,42 +154,60 @@ impl Policy {
                 "there are {count} lists already, as many as may be"
             );
         }
-        match &list {
-            Some(list) => self.store.put_list(list)?,
-            None => self.store.remove_list(name)?,
-        }
         let before = self.rules.list(name).cloned();
-        let Err(error) = self.exchange(name, list, now) else { return Ok(()) };
-        // Both are tried, whatever becomes of the other.
-        let enforced = self.exchange(name, before.clone(), now);
-        match &before {
-            Some(before) => self.store.put_list(before),
-            None => self.store.remove_list(name),
-        }
-        .with_context(|| {
-            format!("{error}; and it could not be undone in the store, so the next start tries it")
-        })?;
-        enforced?;
+        let writing = list.as_ref().map(|list| self.store.begin_list(list)).transpose()?;
+        let error = match self.exchange(name, list, now) {
+            Ok(changes) => {
+                let kept = match writing {
+                    Some(writing) => writing.finish(),
+                    None => self.store.remove_list(name),
+                };
+                match kept {
+                    Ok(()) => return Ok(changes),
+                    Err(error) => anyhow::Error::from(error),
+                }
+            }
+            Err(error) => {
+                writing.into_iter().for_each(Writing::abandon);
+                error.into()
+            }
+        };
+        self.exchange(name, before, now)?;
         self.lag = None;
-        Err(error.into())
+        Err(error)
     }
 
-    /// Exchanges a list in the set and enforces what is different.
-    fn exchange(&mut self, name: &str, list: Option<List>, now: Now) -> Result<(), TablesError> {
+    /// Exchanges a list in the set and enforces what is different. Answers how many entries came or changed, and how
+    /// many went.
+    fn exchange(
+        &mut self,
+        name: &str,
+        list: Option<List>,
+        now: Now,
+    ) -> Result<(usize, usize), TablesError> {
         let old = match list {
             Some(list) => self.rules.insert_list(list),
             None => self.rules.remove_list(name),
         };
-        let changed: Vec<IpNet> = match (&old, self.rules.list(name)) {
-            (Some(old), Some(new)) if old.decides_like(new) => {
-                old.entries.difference(&new.entries).collect()
-            }
+        let new = self.rules.list(name);
+        let none = Entries::default();
+        let [before, after] =
+            [old.as_ref(), new].map(|list| list.map_or(&none, |list| &list.entries));
+        let mut counts = (0, 0);
+        let counted = before.difference(after).map(|(prefix, is_there)| {
+            let count = if is_there { &mut counts.0 } else { &mut counts.1 };
+            *count += 1;
+            prefix
+        });
+        let changed: Vec<IpNet> = match (&old, new) {
+            (Some(old), Some(new)) if old.decides_like(new) => counted.collect(),
             (old, new) => {
-                let lists = old.as_ref().into_iter().chain(new);
-                lists.flat_map(List::prefixes).collect()
+                counted.for_each(drop);
+                old.iter().chain(new).flat_map(List::prefixes).collect()
             }
         };
-        self.enforce(changed, now)
+        self.enforce(changed, now)?;
+        Ok(counts)
     }
 
     fn list_held_back(&self, name: &str) -> Option<usize> {
@@ -223,15 +238,6 @@ pub(in crate::control) fn list_of(
     };
     list.expire(now.boot);
     list
-}
-
-/// How many entries came or changed, and how many went.
-fn changes(old: &Entries, new: &Entries) -> (usize, usize) {
-    let changed = old.difference(new).map(|prefix| new.find(prefix).is_some());
-    changed.fold((0, 0), |(added, removed), is_there| match is_there {
-        true => (added + 1, removed),
-        false => (added, removed + 1),
-    })
 }
 
 /// Refuses a name that would not do as one of a file.

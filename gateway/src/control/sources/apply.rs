@@ -125,7 +125,7 @@ impl Sources {
         let mut notes = Vec::new();
         for list in gone {
             match policy.replace_list(&list, None, now) {
-                Ok(()) => tracing::info!(list, "list removed: the configuration names it no more"),
+                Ok(_) => tracing::info!(list, "list removed: the configuration names it no more"),
                 Err(error) => {
                     tracing::error!(list, %error, "list not removed");
                     notes.push(format!("{list}: cannot be removed: {error}"));
