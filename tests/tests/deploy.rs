@@ -65,6 +65,11 @@ fn systemd_finds_nothing_wrong_with_the_unit() -> Result {
         .arg(folder.0.join("gateway.socket"))
         .output()?;
     ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let (fine, said) = verify("upgrade", |unit| {
+        let dropped_in = deployed("systemd/upgrade.conf").unwrap_or_default();
+        [unit, &dropped_in.replace(INSTALLED, "/bin/true")].concat()
+    })?;
+    assert!(fine, "{said}");
     let (fine, said) = verify("mistaken", |unit| unit.replace("ReadWritePaths=", "WritePaths="))?;
     assert!(!fine, "it would say so: {said}");
     Ok(())
@@ -73,13 +78,14 @@ fn systemd_finds_nothing_wrong_with_the_unit() -> Result {
 /// The commands of the unit are asked for help with the arguments that they have: one that is unknown is an error.
 #[test]
 fn the_binary_takes_the_arguments_of_the_unit() -> Result {
-    let unit = deployed("systemd/gateway.service")?;
-    let commands: Vec<&str> = unit
+    let units = [deployed("systemd/gateway.service")?, deployed("systemd/upgrade.conf")?].concat();
+    let commands: Vec<&str> = units
         .lines()
         .filter_map(|line| line.strip_prefix("Exec")?.split_once('='))
         .map(|(_, command)| command.trim_start_matches(['!', '+']))
+        .filter(|command| !command.is_empty())
         .collect();
-    assert_eq!(commands.len(), 2, "{commands:?}");
+    assert_eq!(commands.len(), 3, "{commands:?}");
     for command in commands {
         let arguments = command.strip_prefix(INSTALLED).with_context(|| command.to_owned())?;
         let asked =

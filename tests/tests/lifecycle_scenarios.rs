@@ -1,9 +1,11 @@
 //! How a gateway gives its place to another one, how it ends, and who may have bound its sockets.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -179,6 +181,46 @@ fn a_successor_that_breaks_off_leaves_the_old_one_as_it_was() -> Result {
     gateway.replace()?;
     assert_ne!(pid(&gateway)?, first);
     gateway.stop()
+}
+
+#[test]
+fn who_takes_over_in_the_background_is_the_main_process_of_the_service_from_then_on() -> Result {
+    require_root()?;
+    let host = Namespace::new("host")?;
+    let good = config("127.0.0.1:8080".parse()?);
+    let gateway = Gateway::unprivileged(Some(&host), good.clone())?;
+    let path = gateway.socket().with_file_name("notify.sock");
+    let manager = UnixDatagram::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+    manager.set_read_timeout(Some(PATIENCE * 2))?;
+    let told = || -> Result<String> {
+        let mut message = [0; 256];
+        let length = manager.recv(&mut message)?;
+        Ok(String::from_utf8_lossy(&message[..length]).trim().to_owned())
+    };
+    let mut gateway = gateway.with_manager(path.clone());
+    gateway.start()?;
+    assert_eq!(told()?, "READY=1");
+    let first = pid(&gateway)?;
+    let upgrade = |gateway: &Gateway<'_>| -> Result<Option<i32>> {
+        let mut command = gateway.command(&["run", "--replace", "--background"])?;
+        command.arg(gateway.config()).env("NOTIFY_SOCKET", &path);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(host.enter(|| command.status())??.code())
+    };
+    gateway.write_config(json!({"listen": "nowhere"}))?;
+    assert_eq!(upgrade(&gateway)?, Some(2));
+    assert_eq!(pid(&gateway)?, first, "the old one serves on");
+    gateway.write_config(good)?;
+    assert_eq!(upgrade(&gateway)?, Some(0));
+    let second = pid(&gateway)?;
+    assert_ne!(second, first);
+    assert_eq!([told()?, told()?], [format!("MAINPID={second}"), "READY=1".to_owned()]);
+    gateway.ended()?;
+    assert_eq!(get(&host, None, "127.0.0.1:8080".parse()?)?.status, 200);
+    gateway.cli(&["drain"])?.ok()?;
+    assert_eq!(told()?, "STOPPING=1");
+    wait_for("its end", PATIENCE, || Ok((!gateway.socket().exists()).then_some(())))
 }
 
 #[test]

@@ -346,6 +346,9 @@ routes: [{match: {path: /a, methods: [PUT]}, respond: {}}]
     let found = ask(&["GET", "http://a/a"])?;
     assert_eq!(found["status"], json!(405));
     assert_eq!(found["routes"][0]["verdict"], json!("no: it takes PUT, not GET"));
+    let found = ask(&["PUT", "http://a/b"])?;
+    assert_eq!(found["status"], json!(404));
+    assert_eq!(found["routes"][0]["verdict"], json!("no: its path is /a"));
     let config = gateway.config();
     let config = config.to_str().context("a path is not text")?;
     for (url, complaint) in [("a/b", "http://"), ("ftp://a/", "ftp"), ("http://a/ b", "percent")] {

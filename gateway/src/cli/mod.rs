@@ -15,6 +15,7 @@ use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 use crate::rules::list_file::ActionName;
 
+mod background;
 mod ban;
 mod bans;
 mod check;
@@ -68,6 +69,9 @@ enum Verb {
         /// programs; no connection is refused meanwhile
         #[arg(long)]
         replace: bool,
+        /// Return once it serves; for service managers
+        #[arg(long, requires = "replace")]
+        background: bool,
     },
     /// Check a configuration file and say everything that is wrong with it
     Check {
@@ -346,7 +350,13 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli, output: &Output) -> Result<(), Failure> {
     let place = Place { config: cli.config, socket: cli.socket };
     match cli.verb {
-        Verb::Run { file, replace } => run::run(file.or(place.config), replace, output),
+        Verb::Run { file, replace, background } => {
+            let place = Place { config: file.or(place.config), ..place };
+            match background {
+                true => background::run(&place, output),
+                false => run::run(place.config, replace, output),
+            }
+        }
         Verb::Check { file } => check::run(&file, output),
         Verb::Explain(arguments) => explain::run(&arguments, output),
         Verb::Status => status::run(&place, output),

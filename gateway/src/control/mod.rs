@@ -111,6 +111,8 @@ pub fn run(
     let ended = local.block_on(&runtime, async {
         let (control, inlets, predecessor) = started.open().await?;
         if let Some(predecessor) = predecessor {
+            // Before the one that it has watched ends.
+            tell_manager(NotifyState::MainPid(std::process::id()));
             predecessor.serving().map_err(RunError::failed)?;
         }
         announce(&control.status().map_err(|refusal| RunError::Failed(refusal.error))?);

@@ -169,7 +169,11 @@ impl Names {
         match known.state.trouble() {
             Some(trouble) if news.told => {
                 let why = &trouble.why;
-                tracing::warn!(%name, why, addresses = count, "not all was found: what was found before stays");
+                let message = match count {
+                    0 => "nothing was found: no request can be sent there",
+                    _ => "not all was found: what was found before stays",
+                };
+                tracing::warn!(%name, why, addresses = count, message);
             }
             None if news.told => tracing::info!(%name, addresses = count, "all was found again"),
             _ => {}

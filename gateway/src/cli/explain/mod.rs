@@ -63,7 +63,7 @@ struct Explanation {
     status: Option<u16>,
     detail: String,
     route: Option<String>,
-    /// In the order in which they are tried; with none, those that match but for the host.
+    /// In the order in which they are tried; with none, those that match but for the host, or are most like it.
     routes: Vec<Tried>,
     captures: Vec<(String, String)>,
     /// Who calls, where the route asks.

@@ -1,5 +1,7 @@
 //! Which routes were tried, and why each was passed over.
 
+use std::cmp::Reverse;
+
 use http::request::Parts;
 use serde::Serialize;
 
@@ -8,7 +10,7 @@ use crate::config::{Config, HostPattern, Route};
 use crate::request::target;
 use crate::route::{Ask, Candidate, Table};
 
-/// Routes of other hosts that are named where none matches.
+/// Routes of other hosts, or else of other paths, that are named where none matches.
 const OTHERS_MAX: usize = 10;
 
 /// A route, and what became of it.
@@ -20,7 +22,8 @@ pub(super) struct Tried {
     pub(super) verdict: String,
 }
 
-/// The routes of the request's host and path in the order in which they are tried, or else those of its path alone.
+/// The routes of the request's host and path in the order in which they are tried, or else those of its path alone, or
+/// else those whose paths begin most like it.
 pub(super) fn tried(config: &Config, table: &Table, head: &Parts) -> Vec<Tried> {
     let Some(path) = Path::of(head.uri.path()) else { return Vec::new() };
     let ask = Ask {
@@ -72,6 +75,27 @@ fn of_other_hosts(config: &Config, ask: &Ask<'_>) -> Vec<Tried> {
         route: route.name.clone(),
         taken: false,
         verdict: format!("no: it is for the host {}", route.host),
+    });
+    let tried: Vec<Tried> = tried.collect();
+    if tried.is_empty() { of_other_paths(config, ask) } else { tried }
+}
+
+fn of_other_paths(config: &Config, ask: &Ask<'_>) -> Vec<Tried> {
+    let asked = ask.path.as_str();
+    let mut others: Vec<(usize, String, &Route)> = config
+        .routes
+        .iter()
+        .map(|route| {
+            let path = route.path.to_string();
+            let same = path.bytes().zip(asked.bytes()).take_while(|(one, other)| one == other);
+            (same.count(), path, route)
+        })
+        .collect();
+    others.sort_by_key(|(same, ..)| Reverse(*same));
+    let tried = others.into_iter().take(OTHERS_MAX).map(|(_, path, route)| Tried {
+        route: route.name.clone(),
+        taken: false,
+        verdict: format!("no: its path is {path}"),
     });
     tried.collect()
 }
