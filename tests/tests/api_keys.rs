@@ -9,10 +9,13 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use gateway::base::time::utc;
+use gateway::store::keys::{KeyRecord, Keys};
 use harness::gateway::{Gateway, Outcome};
 use harness::namespace::Namespace;
 use harness::origin::{Origin, Reply, Request};
-use harness::site::Site;
+use harness::site::{PATIENCE, Site};
+use harness::successor::Successor;
 use harness::{Result, wait_for};
 use serde_json::{Value, json};
 
@@ -162,6 +165,7 @@ fn what_makes_no_sense_is_refused_with_the_way_out() -> Result {
         (&["create", "--consumer", "a b"], 2, "`a b` is no name of a consumer"),
         (&["create", "--consumer", "a", "--scope", "x,y"], 2, "name of a scope"),
         (&["create", "--consumer", "a", "--for", "20y"], 2, "ten years"),
+        (&["create", "--consumer", "a", "--for", "0s"], 2, "opens nothing"),
         (&["revoke", "gw_live_x"], 2, "16 hexadecimal digits"),
         (&["revoke", "0000000000000000"], 1, "`gateway keys list`"),
         (&["rotate", "0000000000000000", "--grace", "soon"], 2, "--grace"),
@@ -170,6 +174,8 @@ fn what_makes_no_sense_is_refused_with_the_way_out() -> Result {
         gateway.cli(&command)?.refused(code, complaint)?;
     }
     assert_eq!(list(&gateway, &[])?, Vec::<Value>::new());
+    let gold = create(&gateway, &["--consumer", "acme", "--plan", "gold"])?;
+    assert!(gold["notes"].to_string().contains("no plan `gold` yet"), "{gold}");
     Ok(())
 }
 
@@ -251,6 +257,88 @@ fn who_shows_a_key_is_known_and_the_service_does_not_see_it() -> Result {
     };
     assert_eq!(refused.header("www-authenticate"), Some("ApiKey realm=\"partners\""));
     Ok(())
+}
+
+/// One path and the methods for it.
+const SPELLINGS: [&str; 13] = [
+    "GET /admin/x",
+    "HEAD /admin/x",
+    "OPTIONS /admin/x",
+    "POST /admin/x",
+    "TRACE /admin/x",
+    "BREW /admin/x",
+    "get /admin/x",
+    "GET http://h/admin/x",
+    "GET http://other/admin/x",
+    "GET /%61dmin/x",
+    "GET /adm%69n/%78",
+    "GET /admin/",
+    "GET /admin/x?y",
+];
+
+/// What another server may take for the same path.
+const READ_IN_ANOTHER_WAY: [&str; 24] = [
+    "GET //admin/x",
+    "GET ///admin//x",
+    "GET /./admin/x",
+    "GET /open/../admin/x",
+    "GET /a/%2e%2e/admin/x",
+    "GET /a/.%2E/admin/x",
+    "GET /open/..%2fadmin/x",
+    "GET /open/%2e%2e%2Fadmin/x",
+    "GET /admin%2Fx",
+    "GET /%2fadmin/x",
+    "GET /admin;a=b/x",
+    "GET /..;/admin/x",
+    "GET /open/..;/admin/x",
+    "GET /\\admin/x",
+    "GET /open/..\\admin/x",
+    "GET /open/..%5cadmin/x",
+    "GET /ad%00min/x",
+    "GET /admin/x#f",
+    "GET *",
+    "OPTIONS *",
+    "GET /%c0%ae%c0%ae/admin/x",
+    "GET http://h//admin/x",
+    "CONNECT h:80",
+    "GET admin/x",
+];
+
+#[test]
+fn no_method_and_no_spelling_of_a_path_slips_past_authentication() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let listen = site.free_address()?;
+    // Whatever is not under /admin/ is for everybody.
+    let config = json!({
+        "listen": [{"address": listen.to_string()}],
+        "kernel": {"attach": "off"},
+        "auth": {"partners": {"api_key": {}}},
+        "upstreams": {"service": {"endpoints": [origin.address.to_string()]}},
+        "routes": [
+            {"match": {"path": "/admin/{rest*}"}, "auth": "partners", "upstream": "service"},
+            {"match": {"path": "/{rest*}"}, "auth": "anonymous", "upstream": "service"},
+        ],
+    });
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let asked = |line: &str| -> Result<u16> {
+        let mut client = site.connect(None, listen)?;
+        client.send(format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes())?;
+        let said = client.read("HTTP/1.1 200".len())?;
+        Ok(String::from_utf8_lossy(&said).rsplit(' ').next().unwrap_or_default().parse()?)
+    };
+    for line in SPELLINGS {
+        assert!([400, 401].contains(&asked(line)?), "{line}");
+    }
+    for line in READ_IN_ANOTHER_WAY {
+        assert!([400, 401, 501].contains(&asked(line)?), "{line}");
+    }
+    assert_eq!(origin.requests().len(), 0, "something has slipped past");
+    for open in ["GET /open", "GET /admins/x", "HEAD /open"] {
+        assert_eq!(asked(open)?, 200, "{open}");
+    }
+    gateway.stop()
 }
 
 #[test]
@@ -363,6 +451,28 @@ fn while_one_gateway_takes_the_place_of_another_every_key_opens() -> Result {
     let [first, ..] = &keys[..] else { panic!("no keys") };
     gateway.cli(&["keys", "revoke", text(first, "id")])?.ok()?;
     assert_eq!(status(&site, listen, "/", &shown(text(first, "key")))?, 401);
+    Ok(())
+}
+
+#[test]
+fn what_another_process_revokes_is_refused_also_by_the_one_that_is_being_replaced() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(ok)?;
+    let (gateway, listen) = asking(&site, &origin, json!({}))?;
+    let key = create(&gateway, &["--consumer", "acme"])?;
+    let ask = || status(&site, listen, "/", &shown(text(&key, "key")));
+    // Both workers remember it.
+    for _ in 0..8 {
+        assert_eq!(ask()?, 200);
+    }
+    let mut successor = Successor::of(&gateway)?;
+    successor.release()?;
+    let folder = gateway.config().parent().expect("a folder").join("state");
+    let keys = Keys::open(&folder)?;
+    let (digest, record) = keys.named(text(&key, "id").parse().expect("an id"))?.expect("a key");
+    keys.put([&(digest, KeyRecord { revoked: Some(utc()), ..record })])?;
+    // Left to itself, a worker goes by what it remembers for a minute.
+    wait_for("the end of a key", PATIENCE, || Ok((ask()? == 401).then_some(())))?;
     Ok(())
 }
 

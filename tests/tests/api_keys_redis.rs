@@ -100,6 +100,28 @@ fn what_one_gateway_does_holds_at_the_other() -> Result {
 }
 
 #[test]
+fn explain_looks_keys_up_where_they_are() -> Result {
+    let mut redis = Redis::start()?;
+    let (gateway, _) = gateway(&redis, "5m")?;
+    let key = create(&gateway, "acme")?;
+    let config = gateway.config().display().to_string();
+    let explain = |key: &str| {
+        let field = format!("X-API-Key: {key}");
+        let arguments = ["explain", &config, "GET", "http://h/", "-H", &field, "--json"];
+        gateway.cli(&arguments)?.ok()?.json()
+    };
+    let found = explain(text(&key, "key"))?;
+    assert_eq!((&found["caller"]["consumer"], &found["status"]), (&json!("acme"), &json!(204)));
+    gateway.cli(&["keys", "revoke", text(&key, "id")])?.ok()?;
+    let found = explain(text(&key, "key"))?;
+    assert_eq!(found["caller"]["reason"], "revoked API key");
+    redis.kill()?;
+    let found = explain(text(&key, "key"))?;
+    assert_eq!(found["caller"]["outcome"], "unavailable");
+    Ok(())
+}
+
+#[test]
 fn without_redis_remembered_keys_go_on_for_a_while_and_none_is_called_wrong() -> Result {
     let mut redis = Redis::start()?;
     let ((lasting, at_lasting), (_brief, at_brief)) =

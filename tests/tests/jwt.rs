@@ -169,30 +169,13 @@ fn requests_that_wait_for_keys_cost_the_issuer_one_call() -> Result {
     Ok(())
 }
 
-#[test]
-fn keys_that_are_known_go_on_whatever_the_issuer_says() -> Result {
+/// Whatever the issuer says instead of a set of keys: those that are known go on, and are changed when it is well.
+fn is_no_set_of_keys(ills: impl IntoIterator<Item = (&'static str, Reply)>) -> Result<String> {
     let house = House::new()?;
     let gateway = house.gateway(house.jwks())?;
     let known = house.idp.token(&json!({}))?;
     house.becomes(&known, 200)?;
-    let keys: Vec<Value> = (0..10_000)
-        .map(|number| json!({"kty": "OKP", "crv": "Ed25519", "kid": number.to_string()}))
-        .collect();
-    for (name, ill) in [
-        ("down", reply(503, "text/plain", "busy")),
-        ("gone", Reply::Close),
-        ("a web page", reply(200, "text/html", "<html>log in</html>")),
-        ("a web page that says it is JSON", reply(200, "application/json", "<html></html>")),
-        ("empty", reply(200, "application/json", "")),
-        ("no set", reply(200, "application/json", r#"{"error": "busy"}"#)),
-        ("an empty set", reply(200, "application/json", r#"{"keys": []}"#)),
-        ("unknown types", reply(200, "application/json", r#"{"keys": [{"kty": "AKP"}]}"#)),
-        ("ten thousand keys", reply(200, "application/json", &json!({"keys": keys}).to_string())),
-        ("huge", reply(200, "application/json", &"x".repeat(2 << 20))),
-        ("no HTTP", Reply::Raw(b"220 smtp ready\r\n")),
-        ("silent", Reply::Hang),
-        ("slow", Reply::Stall(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{\"ke")),
-    ] {
+    for (name, ill) in ills {
         house.idp.feel(Mood::Ill(ill));
         let calls = house.idp.jwks_calls();
         let unknown = house.idp.token_by("unknown", &json!({}))?;
@@ -203,14 +186,65 @@ fn keys_that_are_known_go_on_whatever_the_issuer_says() -> Result {
         })?;
         assert_eq!(house.ask("/", &known)?, 200, "{name}");
     }
-    let log = gateway.log();
-    assert!(log.contains("has 10000 keys, which is more than 1000"), "{log}");
-    assert!(log.contains("answered with more than 1048576 bytes"), "{log}");
     house.idp.feel(Mood::Well);
     house.idp.rotate(0)?;
     house.becomes(&house.idp.token(&json!({}))?, 200)?;
     assert_eq!(house.ask("/", &known)?, 401, "its key is gone");
+    Ok(gateway.log())
+}
+
+fn json_reply(text: &str) -> Reply {
+    reply(200, "application/json", text)
+}
+
+#[test]
+fn a_huge_answer_is_no_set_of_keys() -> Result {
+    let keys: Vec<Value> = (0..10_000)
+        .map(|number| json!({"kty": "OKP", "crv": "Ed25519", "kid": number.to_string()}))
+        .collect();
+    let log = is_no_set_of_keys([
+        ("ten thousand keys", json_reply(&json!({"keys": keys}).to_string())),
+        ("huge", json_reply(&"x".repeat(2 << 20))),
+    ])?;
+    assert!(log.contains("has 10000 keys, which is more than 1000"), "{log}");
+    assert!(log.contains("answered with more than 1048576 bytes"), "{log}");
     Ok(())
+}
+
+#[test]
+fn a_slow_answer_is_no_set_of_keys() -> Result {
+    let stalls = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{\"ke";
+    is_no_set_of_keys([("silent", Reply::Hang), ("slow", Reply::Stall(stalls))]).map(drop)
+}
+
+#[test]
+fn an_empty_answer_is_no_set_of_keys() -> Result {
+    is_no_set_of_keys([
+        ("empty", json_reply("")),
+        ("an empty set", json_reply(r#"{"keys": []}"#)),
+        ("unknown types", json_reply(r#"{"keys": [{"kty": "AKP"}]}"#)),
+    ])
+    .map(drop)
+}
+
+#[test]
+fn a_web_page_is_no_set_of_keys() -> Result {
+    is_no_set_of_keys([
+        ("a web page", reply(200, "text/html", "<html>log in</html>")),
+        ("a web page that says it is JSON", json_reply("<html></html>")),
+    ])
+    .map(drop)
+}
+
+#[test]
+fn keys_that_are_known_go_on_while_the_issuer_is_ill() -> Result {
+    is_no_set_of_keys([
+        ("down", reply(503, "text/plain", "busy")),
+        ("gone", Reply::Close),
+        ("no set", json_reply(r#"{"error": "busy"}"#)),
+        ("no HTTP", Reply::Raw(b"220 smtp ready\r\n")),
+    ])
+    .map(drop)
 }
 
 #[test]

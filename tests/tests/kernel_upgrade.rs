@@ -167,6 +167,31 @@ fn a_change_of_size_keeps_every_count_as_it_is() -> Result {
     Ok(())
 }
 
+/// A kill before the new maps have their places: the link runs on them, and what they count is not what is shown.
+#[test]
+fn a_start_that_was_killed_half_way_loses_no_count() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    gateway.cli(&["deny", "add", DENIED])?.ok()?;
+    let sent = under_flood(&hosts, || {
+        std::thread::sleep(Duration::from_millis(100));
+        gateway.kill9()?;
+        let pins = folder(&gateway, ABI);
+        for name in layout::COUNTER_MAPS {
+            fs::rename(pins.join(name), pins.join(format!("{name}-next")))?;
+        }
+        gateway.start()
+    })?;
+    assert_eq!(gateway.kernel_packets("deny")?, sent);
+    assert_eq!(gateway.kernel_packets_over("to_attacker", "deny")?, Some(sent));
+    let pinned = names(&folder(&gateway, ABI))?;
+    assert!(!pinned.iter().any(|name| name.contains('-')), "{pinned:?}");
+    Ok(())
+}
+
 /// The counters of a newer version have more reasons, those of an older one fewer, or none by interface, and the first
 /// of all had no half for what was carried. A map with two halves says at its end how they are made.
 #[test]

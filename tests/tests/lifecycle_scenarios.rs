@@ -1,11 +1,10 @@
 //! How a gateway gives its place to another one, how it ends, and who may have bound its sockets.
 
 use std::fs::Permissions;
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +16,7 @@ use harness::frames::{Path, Sender};
 use harness::gateway::Gateway;
 use harness::namespace::Namespace;
 use harness::origin::{Origin, Reply};
+use harness::successor::Successor;
 use harness::topology::Topology;
 use harness::{Result, require_root, wait_for};
 use serde_json::{Value, json};
@@ -126,22 +126,6 @@ fn a_replacement_refuses_no_connection_and_leaves_no_moment_without_enforcement(
     gateway.stop()
 }
 
-/// Asks the running gateway to hand over as a successor would, up to `release`.
-fn take_over(gateway: &Gateway<'_>) -> Result<UnixStream> {
-    let mut stream = UnixStream::connect(gateway.socket())?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let ask = "POST /v1/handover HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
-    stream.write_all(ask.as_bytes())?;
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        answer.extend(byte);
-    }
-    ensure!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
-    Ok(stream)
-}
-
 #[test]
 fn a_successor_that_breaks_off_leaves_the_old_one_as_it_was() -> Result {
     require_root()?;
@@ -154,17 +138,9 @@ fn a_successor_that_breaks_off_leaves_the_old_one_as_it_was() -> Result {
     let first = pid(&gateway)?;
 
     // It goes at once; it goes once store and kernel are its own.
-    drop(take_over(&gateway)?);
-    let mut successor = take_over(&gateway)?;
-    let mut count = [0; 4];
-    successor.read_exact(&mut count)?;
-    assert!(u32::from_be_bytes(count) >= 2, "{count:?}");
-    successor.write_all(b"r")?;
-    // The sockets' own bytes come before the word; what they carry is of no use here.
-    let mut byte = [0];
-    while byte != *b"d" {
-        successor.read_exact(&mut byte)?;
-    }
+    drop(Successor::of(&gateway)?);
+    let mut successor = Successor::of(&gateway)?;
+    successor.release()?;
     assert_eq!(get(&hosts.client.namespace, None, hosts.client.target())?.status, 200);
     drop(successor);
     gateway.cli(&["deny", "add", "198.18.0.9"])?.ok()?;

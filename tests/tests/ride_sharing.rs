@@ -242,6 +242,7 @@ fn staff_come_by_their_certificates_and_explain_knows_everybody() -> Result {
     let cert = dispatch.cert.display().to_string();
     let staff = explain("GET", "https://operations.rides.example/x", &["--cert", &cert])?;
     assert_eq!(staff["caller"]["roles"], json!(["dispatcher"]));
+    assert!(limits(&staff).contains("address") && !limits(&staff).contains("partner"), "{staff}");
     let nobody = explain("POST", "https://partners.rides.example/v1/bookings", &[])?;
     assert_eq!(nobody["status"], 401);
     gateway.stop()

@@ -18,6 +18,7 @@ use harness::gateway::Gateway;
 use harness::origin::{Origin, Reply};
 use harness::redis::Redis;
 use harness::site::{PATIENCE, Site};
+use harness::successor::Successor;
 use harness::{Result, wait_for};
 use serde_json::{Value, json};
 
@@ -178,6 +179,69 @@ fn a_signed_request_is_accepted_once_whatever_happens_in_between() -> Result {
     assert_eq!(setting.origin.requests().len(), 2);
     assert!(!gateway.log().contains(SECRET) && !gateway.log().contains(&signed.signature));
     Ok(())
+}
+
+#[test]
+fn a_successor_knows_what_its_predecessor_has_accepted() -> Result {
+    let setting = Setting::new()?;
+    let mut gateway = setting.gateway(&json!({}))?;
+    // As by a clock that is ahead: it is not too old for anybody who was started meanwhile.
+    let used = Signed::at(now() + 60, ("GET", "/"), "used", "");
+    let fresh = Signed::new("GET", "/", "fresh", "");
+    assert_eq!(setting.ask(&used.bytes())?, 200);
+    gateway.replace()?;
+    assert_eq!(setting.ask(&used.bytes())?, 401, "once more, at the successor");
+    assert_eq!(setting.ask(&fresh.bytes())?, 200, "signed before it was started");
+    assert_eq!(setting.ask(&fresh.bytes())?, 401);
+    gateway.stop()
+}
+
+#[test]
+fn explain_checks_a_signature_and_uses_no_nonce_up() -> Result {
+    let setting = Setting::new()?;
+    let mut gateway = setting.gateway(&json!({}))?;
+    let explain = |signed: &Signed| {
+        let config = gateway.config().display().to_string();
+        let head = signed.head("");
+        let fields = head.lines().skip(2).filter(|line| !line.is_empty());
+        let fields = fields.flat_map(|field| ["-H", field]);
+        let arguments = ["explain", &config, "GET", "http://h/", "--json"].into_iter();
+        let found = gateway.cli(&arguments.chain(fields).collect::<Vec<_>>())?.ok()?.json()?;
+        Ok::<_, anyhow::Error>((found["caller"]["consumer"].clone(), found["status"].clone()))
+    };
+    let good = Signed::new("GET", "/", "good", "");
+    assert_eq!(explain(&good)?, (json!("acme"), Value::Null));
+    assert_eq!(setting.ask(&good.bytes())?, 200);
+    let before = Signed::at(now() - 60, ("GET", "/"), "before", "");
+    assert_eq!(explain(&before)?.0, "acme", "signed before anybody explains it");
+    let old = Signed::at(now() - 3600, ("GET", "/"), "old", "");
+    assert_eq!(explain(&old)?, (Value::Null, json!(401)));
+    gateway.stop()
+}
+
+#[test]
+fn nothing_is_accepted_here_that_a_successor_may_have_accepted() -> Result {
+    let setting = Setting::new()?;
+    let mut gateway = setting.gateway(&json!({}))?;
+    let mut successor = Successor::of(&gateway)?;
+    successor.release()?;
+    let first = Signed::new("GET", "/", "first", "");
+    assert_eq!(setting.ask(&first.bytes())?, 200, "it has not asked yet");
+    let told = successor.accepted()?;
+    assert!(told.windows(6).any(|part| part == b"signed"), "{told:?}");
+    let second = Signed::new("GET", "/", "second", "");
+    assert_eq!(setting.ask(&second.bytes())?, 503, "the successor decides");
+    drop(successor);
+    let mut number = 0;
+    wait_for("signed requests", PATIENCE, || {
+        number += 1;
+        let signed = Signed::new("GET", "/", &format!("later-{number}"), "");
+        Ok((setting.ask(&signed.bytes())? == 200).then_some(()))
+    })?;
+    for signed in [&first, &second] {
+        assert_eq!(setting.ask(&signed.bytes())?, 401, "it may have been accepted there");
+    }
+    gateway.stop()
 }
 
 #[test]

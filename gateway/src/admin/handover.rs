@@ -6,10 +6,13 @@
 //!                       ◀─────────  101 and its sockets (SCM_RIGHTS, unix(7))
 //!    release            ─────────▶  gives up store and kernel, serves on
 //!                       ◀─────────  released
+//!    ready              ─────────▶  accepts no more of what is accepted once
+//!                       ◀─────────  what it has accepted
 //!    serving            ─────────▶  drains and ends
 //! ```
 //!
 //! A predecessor whose successor breaks off takes back what it gave up. Who asks is one who may open the admin socket.
+//! One of the two may be older and not know `ready`: then that step is left out.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -40,10 +43,13 @@ use crate::base::folder;
 
 /// Where a successor asks.
 pub(super) const PATH: &str = "/v1/handover";
-const PROTOCOL: &str = "gateway-handover";
+const PROTOCOL: &str = "gateway-handover/2";
 const RELEASE: u8 = b'r';
 const RELEASED: u8 = b'd';
+const READY: u8 = b'a';
 const SERVING: u8 = b's';
+/// Of what was accepted: 40 million nonces.
+const ACCEPTED_MAX_BYTES: u64 = 1 << 30;
 /// Descriptors in one message; the kernel takes at most 253 (SCM_MAX_FD in include/net/scm.h).
 const BATCH: usize = 64;
 /// Listening sockets are addresses times workers.
@@ -86,6 +92,17 @@ pub struct Inheritance {
 pub struct Predecessor {
     stream: StdUnixStream,
     path: String,
+    /// Whether it knows `ready`.
+    tells: bool,
+}
+
+/// What a successor wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// What was accepted, before it serves.
+    Accepted,
+    /// Nothing more: it serves.
+    Nothing,
 }
 
 impl Inheritance {
@@ -109,7 +126,7 @@ impl Inheritance {
             }
             Err(error) => return Err(broken(error.to_string())),
         };
-        let mut predecessor = Predecessor { stream, path: path.clone() };
+        let mut predecessor = Predecessor { stream, path: path.clone(), tells: false };
         if let Some(refusal) = predecessor.ask().map_err(|error| broken(error.to_string()))? {
             return Err(HandoverError::Refused(refusal));
         }
@@ -137,6 +154,25 @@ impl Predecessor {
             return Err(self.broken(&io::Error::other("it answered something else than was asked")));
         }
         Ok(())
+    }
+
+    /// What it has accepted that nobody may accept again. It accepts no more of it from now on. Nothing where it is of
+    /// an older version.
+    pub fn accepted(&mut self) -> Result<Vec<u8>, HandoverError> {
+        if !self.tells {
+            return Ok(Vec::new());
+        }
+        let mut length = [0; 8];
+        let told = self.stream.write_all(&[READY]);
+        let answered = told.and_then(|()| self.stream.read_exact(&mut length));
+        answered.map_err(|error| self.broken(&error))?;
+        let length = u64::from_be_bytes(length);
+        if length > ACCEPTED_MAX_BYTES {
+            return Err(self.broken(&io::Error::other("it says too much")));
+        }
+        let mut accepted = vec![0; usize::try_from(length).unwrap_or_default()];
+        self.stream.read_exact(&mut accepted).map_err(|error| self.broken(&error))?;
+        Ok(accepted)
     }
 
     /// Tells it that it may end.
@@ -167,6 +203,7 @@ impl Predecessor {
             }
         }
         if head.starts_with(b"HTTP/1.1 101") {
+            self.tells = head.windows(PROTOCOL.len()).any(|part| part == PROTOCOL.as_bytes());
             return Ok(None);
         }
         let mut body = Vec::new();
@@ -256,10 +293,26 @@ impl Successor {
         timeout(STEP_MAX, offering).await?
     }
 
-    /// Tells it that store and kernel are its own, and waits until it serves.
-    pub async fn release(&mut self) -> io::Result<()> {
+    /// Tells it that store and kernel are its own, and waits for what it wants next.
+    pub async fn release(&mut self) -> io::Result<Wanted> {
         self.0.write_all(&[RELEASED]).await?;
-        timeout(START_MAX, self.expect(SERVING)).await?
+        match timeout(START_MAX, self.0.read_u8()).await?? {
+            READY => Ok(Wanted::Accepted),
+            SERVING => Ok(Wanted::Nothing),
+            _ => Err(io::Error::other("it said something else than was expected")),
+        }
+    }
+
+    /// Tells it what was accepted, and waits until it serves. What is too much is left out, all of it.
+    pub async fn tell(&mut self, accepted: &[u8]) -> io::Result<()> {
+        let length = Some(accepted.len() as u64).filter(|length| *length <= ACCEPTED_MAX_BYTES);
+        let accepted = if length.is_some() { accepted } else { &[] };
+        let telling = async {
+            self.0.write_all(&length.unwrap_or_default().to_be_bytes()).await?;
+            self.0.write_all(accepted).await?;
+            self.expect(SERVING).await
+        };
+        timeout(START_MAX, telling).await?
     }
 
     async fn expect(&mut self, wanted: u8) -> io::Result<()> {
@@ -294,17 +347,39 @@ mod tests {
         };
         let wanted = ports(&listeners);
         let successor = std::thread::spawn(move || {
-            let mut predecessor = Predecessor { stream: other, path: "here".to_owned() };
+            let mut predecessor =
+                Predecessor { stream: other, path: "here".to_owned(), tells: true };
             let sockets = predecessor.sockets().unwrap();
             predecessor.release().unwrap();
+            assert_eq!(predecessor.accepted().unwrap(), b"nonces");
             predecessor.serving().unwrap();
             sockets.into_iter().map(TcpListener::from).collect::<Vec<_>>()
         });
         let mut offered = Successor::new(one);
         let sockets: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
         offered.offer(&sockets).await.unwrap();
-        offered.release().await.unwrap();
+        assert_eq!(offered.release().await.unwrap(), Wanted::Accepted);
+        offered.tell(b"nonces").await.unwrap();
         assert_eq!(ports(&successor.join().unwrap()), wanted);
+    }
+
+    #[tokio::test]
+    async fn an_older_predecessor_is_asked_nothing_that_it_does_not_know() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let other = other.into_std().unwrap();
+        other.set_nonblocking(false).unwrap();
+        let successor = std::thread::spawn(move || {
+            let mut predecessor =
+                Predecessor { stream: other, path: "here".to_owned(), tells: false };
+            predecessor.sockets().unwrap();
+            predecessor.release().unwrap();
+            assert_eq!(predecessor.accepted().unwrap(), b"");
+            predecessor.serving().unwrap();
+        });
+        let mut offered = Successor::new(one);
+        offered.offer(&[]).await.unwrap();
+        assert_eq!(offered.release().await.unwrap(), Wanted::Nothing);
+        successor.join().unwrap();
     }
 
     #[tokio::test]

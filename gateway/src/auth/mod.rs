@@ -160,10 +160,30 @@ impl Authenticators {
     /// Those of `config`, with their secrets and keys read. What has not changed since `before` goes on with what it
     /// knows. `redis` is what several gateways share, if they do. The error names the authenticator.
     pub fn new(config: &Config, before: &Self, redis: Option<&Redis>) -> Result<Self, String> {
+        Self::with(config, before, (redis, redis))
+    }
+
+    /// Those of `config`, who say of a request what they would say if it came. They use nothing up: keys may be in
+    /// `redis`, and nonces are in none.
+    pub fn explaining(config: &Config, redis: Option<&Redis>) -> Result<Self, String> {
+        let all = Self::with(config, &Self::default(), (redis, None))?;
+        all.signed().for_each(|(_, hmac)| hmac.accept_all());
+        Ok(all)
+    }
+
+    fn with(
+        config: &Config,
+        before: &Self,
+        (keys_redis, nonces_redis): (Option<&Redis>, Option<&Redis>),
+    ) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let keys = before.keys.clone().unwrap_or_else(|| Registry::at(&config.state.dir));
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
+            let redis = match one.kind {
+                AuthKind::ApiKey(_) => keys_redis,
+                _ => nonces_redis,
+            };
             let kind =
                 Checker::new(one, ((&keys, redis), &consumers), same.map(|before| &before.kind));
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
@@ -231,6 +251,43 @@ impl Authenticators {
     /// Looks after what changes by itself: files, keys of issuers. Called about once a second.
     pub fn tick(&self, now: Now) {
         self.all.iter().for_each(|one| one.kind.tick(now));
+    }
+
+    /// Does as [`Self::tick`] while a successor may change what is known about keys, of which this process is not told.
+    pub fn tick_beside(&self, now: Now) {
+        if let Some(keys) = self.keys.as_ref().and_then(Registry::opened) {
+            keys.look_again();
+        }
+        self.tick(now);
+    }
+
+    /// What a successor must know so that what is accepted once is accepted by one of the two. Until [`Self::resume`]
+    /// such requests are refused here.
+    pub fn hand_over(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.signed().for_each(|(name, hmac)| hmac.hand_over().write(name, &mut bytes));
+        bytes
+    }
+
+    /// Goes on where a predecessor has handed `bytes` over.
+    pub fn take_over(&self, bytes: &[u8]) {
+        let handed = hmac::Handed::read(bytes).unwrap_or_default();
+        for (name, hmac) in self.signed() {
+            let handed = handed.iter().find(|(known, _)| *known == name);
+            hmac.take_over(handed.map(|(_, handed)| handed));
+        }
+    }
+
+    /// Serves on: the successor has ended.
+    pub fn resume(&self) {
+        self.signed().for_each(|(_, hmac)| hmac.resume());
+    }
+
+    fn signed(&self) -> impl Iterator<Item = (&str, &hmac::Hmac)> {
+        self.all.iter().filter_map(|one| match &one.kind {
+            Checker::Hmac(hmac) => Some((one.config.name.as_str(), hmac)),
+            _ => None,
+        })
     }
 
     /// The addresses that are talked to, and whose they are.

@@ -8,6 +8,7 @@ use http::header::{COOKIE, Entry, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
 
+use crate::base::path::decoded;
 use crate::config::CredentialPlace;
 
 /// A credential as it was found.
@@ -144,27 +145,6 @@ fn strip_query(name: &str, head: &mut Parts) {
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     parts.path_and_query = Some(target);
     head.uri = Uri::from_parts(parts).unwrap_or_default();
-}
-
-/// Without `%XX`; what is no such escape stays as it is.
-pub(super) fn decoded(text: &str) -> Cow<'_, [u8]> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text.as_bytes());
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let escape = after.split_at_checked(2).filter(|_| *first == b'%');
-        let escaped = escape.and_then(|(digits, after)| {
-            let digits = std::str::from_utf8(digits).ok()?;
-            let hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-            Some((u8::from_str_radix(digits, 16).ok().filter(|_| hex)?, after))
-        });
-        let (byte, after) = escaped.unwrap_or((*first, after));
-        bytes.push(byte);
-        rest = after;
-    }
-    Cow::Owned(bytes)
 }
 
 #[cfg(test)]

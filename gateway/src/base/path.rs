@@ -108,7 +108,7 @@ impl<'a> Path<'a> {
     }
 }
 
-/// The bytes that a segment stands for.
+/// The bytes that a segment, or a part of a query, stands for. What is no escape stays as it is.
 pub fn decoded(segment: &str) -> Cow<'_, [u8]> {
     let bytes = segment.as_bytes();
     if !bytes.contains(&b'%') {

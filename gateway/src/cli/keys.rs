@@ -19,6 +19,8 @@ use crate::store::keys::KeyId;
 const TABLE_KEYS: usize = 1000;
 /// Ids and keys from the standard input.
 const INPUT_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Digits of an id.
+const ID_DIGITS: usize = 16;
 const HEADER: [&str; 8] =
     ["id", "consumer", "state", "plan", "scopes", "created", "until", "label"];
 
@@ -75,7 +77,7 @@ pub(super) struct CreateArgs {
 #[derive(Debug, Args)]
 pub(super) struct RotateArgs {
     /// Id of the key that is replaced
-    id: KeyId,
+    id: String,
     /// How long both hold, as 1h, 7d; 0s ends the old one at once
     #[arg(long, value_name = "TIME", default_value = "24h")]
     #[arg(value_parser = humantime::parse_duration)]
@@ -106,6 +108,7 @@ pub(super) fn run(place: &Place, verb: KeysVerb, output: &Output) -> Result<(), 
         }
         KeysVerb::Rotate(RotateArgs { id, grace, duration, registry }) => {
             let (grace_ms, for_ms) = (milliseconds(grace), duration.map(milliseconds));
+            let id = typed(&id)?;
             let rotate = RotateKey { auth: registry.auth, id, grace_ms, for_ms };
             made(place, KeyRequest::Rotate(rotate), output)
         }
@@ -140,11 +143,11 @@ fn made(place: &Place, request: KeyRequest, output: &Output) -> Result<(), Failu
 }
 
 /// The ids that the command line and the standard input name. A key there becomes its id here: it goes no further.
-fn named(typed: &[String]) -> Result<Vec<KeyId>, Failure> {
+fn named(words: &[String]) -> Result<Vec<KeyId>, Failure> {
     let mut ids = Vec::new();
-    for text in typed {
-        if text != "-" {
-            ids.push(text.parse().map_err(|error| Failure::Usage(format!("`{text}`: {error}")))?);
+    for word in words {
+        if word != "-" {
+            ids.push(typed(word)?);
             continue;
         }
         let mut input = String::new();
@@ -165,6 +168,23 @@ fn named(typed: &[String]) -> Result<Vec<KeyId>, Failure> {
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
+}
+
+/// The id that a word of the command line is. What may be a key is not said again: errors end up in logs.
+fn typed(word: &str) -> Result<KeyId, Failure> {
+    word.parse().map_err(|error| {
+        Failure::Usage(match api_key::has_form(word) {
+            true => {
+                let id = KeyId::of(&digest_of(word.as_bytes()));
+                format!(
+                    "this is a whole key, which others see on a command line and in its history: \
+                     its id is {id}"
+                )
+            }
+            false if word.len() > ID_DIGITS => error,
+            false => format!("`{word}`: {error}"),
+        })
+    })
 }
 
 fn list(

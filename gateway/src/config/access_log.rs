@@ -7,6 +7,7 @@ use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
 
 use super::Share;
 use super::at::At;
+use super::auth::{Authenticator, CredentialPlace};
 use super::diagnostic::suggestion;
 use super::raw::RawAccessLog;
 use super::tree::shorten;
@@ -193,16 +194,20 @@ impl Field {
 }
 
 /// `None`: no log.
-pub(super) fn access_log(raw: &RawAccessLog, at: At<'_>) -> Option<AccessLog> {
-    let mut headers = Vec::new();
+pub(super) fn access_log(
+    raw: &RawAccessLog,
+    auth: &[Authenticator],
+    at: At<'_>,
+) -> Option<AccessLog> {
+    let mut headers = Headers::new(auth);
     for (index, name) in raw.headers.iter().enumerate() {
-        header(name, &mut headers, at.key("headers").item(index));
+        headers.add(name, at.key("headers").item(index));
     }
     let format = match raw.format.as_str() {
         "json" => Format::Json,
         template => Format::Template(pieces(template, &mut headers, at.key("format"))),
     };
-    let redact = redact(&raw.redact_query, at.key("redact_query"));
+    let redact = redact(&raw.redact_query, auth, at.key("redact_query"));
     let sample = share(&raw.sample, Share::ZERO..=Share::WHOLE, at.key("sample"));
     let destination = match raw.path.as_str() {
         "off" => return None,
@@ -217,41 +222,61 @@ pub(super) fn access_log(raw: &RawAccessLog, at: At<'_>) -> Option<AccessLog> {
             return None;
         }
     };
-    Some(AccessLog { destination, format, headers, redact, sample: sample.unwrap_or(Share::ZERO) })
+    let (headers, sample) = (headers.written, sample.unwrap_or(Share::ZERO));
+    Some(AccessLog { destination, format, headers, redact, sample })
 }
 
-/// The index of a header field, which is added where it is new.
-fn header(text: &str, headers: &mut Vec<HeaderName>, at: At<'_>) -> Option<usize> {
-    let shown = shorten(text);
-    let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
-        at.error_with_help(
-            format!("`{shown}` is no name of a header field"),
-            "write one such as user-agent",
-        );
-        return None;
-    };
-    if [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE].contains(&name) {
-        at.error_with_help(
-            format!("`{shown}` proves who somebody is: whoever reads the log could be them"),
-            "remove it; such header fields are never written down",
-        );
-        return None;
-    }
-    if let Some(index) = headers.iter().position(|known| *known == name) {
-        return Some(index);
-    }
-    if headers.len() == HEADERS_MAX {
-        at.error_with_help(
-            "too many header fields are to be written down",
-            format!("write at most {HEADERS_MAX}"),
-        );
-        return None;
-    }
-    headers.push(name);
-    Some(headers.len() - 1)
+/// Header fields that are written down, and those that never are.
+struct Headers {
+    written: Vec<HeaderName>,
+    secret: Vec<HeaderName>,
 }
 
-fn redact(names: &[String], at: At<'_>) -> Redact {
+impl Headers {
+    fn new(auth: &[Authenticator]) -> Self {
+        let places = auth.iter().flat_map(Authenticator::places);
+        let names = places.filter_map(|place| match place {
+            CredentialPlace::Header(name, _) => Some(name.clone()),
+            CredentialPlace::Cookie(_) | CredentialPlace::Query(_) => None,
+        });
+        let secret = [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE].into_iter().chain(names);
+        Self { written: Vec::new(), secret: secret.collect() }
+    }
+
+    /// The index of a header field, which is added where it is new.
+    fn add(&mut self, text: &str, at: At<'_>) -> Option<usize> {
+        let shown = shorten(text);
+        let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
+            at.error_with_help(
+                format!("`{shown}` is no name of a header field"),
+                "write one such as user-agent",
+            );
+            return None;
+        };
+        if self.secret.contains(&name) {
+            at.error_with_help(
+                format!("`{shown}` proves who somebody is: whoever reads the log could be them"),
+                "remove it; such header fields are never written down",
+            );
+            return None;
+        }
+        if let Some(index) = self.written.iter().position(|known| *known == name) {
+            return Some(index);
+        }
+        if self.written.len() == HEADERS_MAX {
+            at.error_with_help(
+                "too many header fields are to be written down",
+                format!("write at most {HEADERS_MAX}"),
+            );
+            return None;
+        }
+        self.written.push(name);
+        Some(self.written.len() - 1)
+    }
+}
+
+/// Where credentials are looked for goes without saying.
+fn redact(names: &[String], auth: &[Authenticator], at: At<'_>) -> Redact {
     if names.iter().any(|name| name == "*") {
         return Redact::All;
     }
@@ -271,11 +296,18 @@ fn redact(names: &[String], at: At<'_>) -> Redact {
         }
         found.push(name.to_ascii_lowercase());
     }
+    for place in auth.iter().flat_map(Authenticator::places) {
+        if let CredentialPlace::Query(name) = place {
+            found.push(name.to_ascii_lowercase());
+        }
+    }
+    found.sort();
+    found.dedup();
     Redact::Names(found)
 }
 
 /// `{field}` and `{header.NAME}` between text; `{{` and `}}` stand for braces.
-fn pieces(template: &str, headers: &mut Vec<HeaderName>, at: At<'_>) -> Vec<Piece> {
+fn pieces(template: &str, headers: &mut Headers, at: At<'_>) -> Vec<Piece> {
     if template.len() > TEMPLATE_BYTES_MAX || template.contains(char::is_control) {
         at.error_with_help(
             "a template is one line",
@@ -321,9 +353,9 @@ fn pieces(template: &str, headers: &mut Vec<HeaderName>, at: At<'_>) -> Vec<Piec
     pieces
 }
 
-fn field(name: &str, headers: &mut Vec<HeaderName>, at: At<'_>) -> Option<Field> {
+fn field(name: &str, headers: &mut Headers, at: At<'_>) -> Option<Field> {
     if let Some(name) = name.strip_prefix("header.") {
-        return header(name, headers, at).map(Field::Header);
+        return headers.add(name, at).map(Field::Header);
     }
     let found = Field::ALL.into_iter().find(|field| field.name() == name);
     if found.is_none() {
@@ -401,6 +433,29 @@ mod tests {
         refused("{path: stdout, headers: ['a b']}", "no name of a header field");
         refused("{path: stdout, redact_query: ['a=b']}", "no name of a parameter");
         refused("{path: stdout, sample: 101%}", "out of bounds");
+    }
+
+    #[test]
+    fn where_credentials_are_looked_for_is_never_written_down() {
+        let with = |section: &str| {
+            parse(
+                "a.yaml",
+                &format!(
+                    "listen: [{{address: 127.0.0.1:80}}]\n\
+                     auth: {{a: {{api_key: {{key: [{{header: X-Token}}, {{query: Ticket}}]}}}}}}\n\
+                     access_log: {section}"
+                ),
+            )
+        };
+        for section in
+            ["{path: stdout, headers: [x-token]}", "{path: off, format: '{header.X-Token}'}"]
+        {
+            let errors = with(section).expect_err(section).to_string();
+            assert!(errors.contains("proves who somebody is"), "{errors}");
+        }
+        let config = with("{path: stdout, redact_query: [b]}").unwrap();
+        let redacted = Redact::Names(["b", "ticket"].map(str::to_owned).into());
+        assert_eq!(config.access_log.unwrap().redact, redacted);
     }
 
     #[test]

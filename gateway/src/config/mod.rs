@@ -232,7 +232,7 @@ fn meant(folder: &Path, raw: &Raw, at: At<'_>) -> Config {
             socket: path(&raw.admin.socket, defaults.admin_socket, at.key("admin").key("socket")),
         },
         metrics,
-        access_log: access_log::access_log(&raw.access_log, at.key("access_log")),
+        access_log: access_log::access_log(&raw.access_log, &auth, at.key("access_log")),
         tracing: tracing::tracing(&raw.tracing, at.key("tracing")),
         bounds: bounds::bounds(&raw.bounds, at.key("bounds")),
         listen,

@@ -1,23 +1,31 @@
 //! Hands over to a gateway that takes this one's place. While it starts, the workers serve on and nothing else happens
 //! here: two must not write to the store, nor to the kernel.
 
+use std::io;
 use std::net::TcpListener as StdTcpListener;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixListener as StdUnixListener;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::MissedTickBehavior;
 
 use super::{Control, RunError};
 use crate::admin::asker::Asker;
-use crate::admin::handover::Successor;
+use crate::admin::handover::{Successor, Wanted};
 use crate::admin::{scrape, server};
+use crate::auth::Authenticators;
+use crate::base::time::Now;
 
 /// How often the store is tried again that a successor has not let go of yet.
 const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 const REOPEN_ATTEMPTS: usize = 50;
+/// How often callers are looked up anew while another gateway may change what is known about them: what it revokes is
+/// to be refused here within a second.
+const TICK: Duration = Duration::from_millis(250);
 
 /// Where `control` is asked.
 pub(super) struct Inlets {
@@ -63,16 +71,21 @@ impl Control {
         let sockets: Vec<BorrowedFd<'_>> =
             own.chain(self.door.sockets().map(|on| on.as_fd())).collect();
         let offered = successor.offer(&sockets).await;
+        let mut handed = false;
         let result = match offered {
             Ok(()) => {
                 *serving = Serving(Vec::new());
                 self.policy.release_store();
-                successor.release().await
+                let authenticators = Arc::clone(&self.authenticators);
+                ticking(&authenticators, give(&authenticators, successor, &mut handed)).await
             }
             Err(error) => Err(error),
         };
         let Err(error) = result else { return Ok(true) };
         tracing::error!(%error, "the successor did not start; this gateway serves on");
+        if handed {
+            self.authenticators.resume();
+        }
         self.take_back().await;
         self.others.resume();
         *serving = inlets.serve(asker)?;
@@ -93,6 +106,37 @@ impl Control {
         let config = Arc::clone(&self.config);
         if let Err(refusal) = self.reload_kernel(&config, None) {
             tracing::error!(error = refusal.error, "the kernel door is not this gateway's again");
+        }
+    }
+}
+
+/// Waits until the successor serves, and tells it before what nobody may accept again; says in `handed` whether it did.
+async fn give(
+    authenticators: &Authenticators,
+    successor: &mut Successor,
+    handed: &mut bool,
+) -> io::Result<()> {
+    match successor.release().await? {
+        Wanted::Nothing => Ok(()),
+        Wanted::Accepted => {
+            *handed = true;
+            successor.tell(&authenticators.hand_over()).await
+        }
+    }
+}
+
+/// Waits for `work` while another gateway may change what callers are known by.
+pub(super) async fn ticking<T>(
+    authenticators: &Authenticators,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = pin!(work);
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = ticks.tick() => authenticators.tick_beside(Now::read()),
         }
     }
 }

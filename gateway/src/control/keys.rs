@@ -102,7 +102,10 @@ async fn answer(
     now: UtcMillis,
 ) -> Result<Answer, Refusal> {
     match request {
-        KeyRequest::Create(asked) => create(home, asked, meant.form()?, now).await,
+        KeyRequest::Create(asked) => {
+            let form = meant.form()?.of_plan(asked.plan.as_deref(), &meant.plans);
+            create(home, asked, form, now).await
+        }
         KeyRequest::Rotate(asked) => rotate(home, &asked, meant.form()?, now).await,
         KeyRequest::Revoke(asked) => revoke(home, &asked, now).await,
         KeyRequest::List(query) => list(home, &query, now).await,
@@ -137,6 +140,7 @@ struct Meant {
     names: Vec<String>,
     prefixes: Vec<String>,
     registry: KeyRegistry,
+    plans: Vec<String>,
 }
 
 /// What a new key looks like, and what to know about it.
@@ -162,7 +166,8 @@ impl Meant {
             )));
         }
         let registry = named.first().map_or(KeyRegistry::Embedded, |(_, one)| one.registry);
-        let mut meant = Self { names: Vec::new(), prefixes: Vec::new(), registry };
+        let plans = config.limited.plans.iter().map(|plan| plan.name.clone()).collect();
+        let mut meant = Self { names: Vec::new(), prefixes: Vec::new(), registry, plans };
         for (name, one) in &named {
             meant.names.push((*name).clone());
             if !meant.prefixes.contains(&one.prefix) {
@@ -190,6 +195,19 @@ impl Meant {
     fn several(&self, what: &str) -> Refusal {
         let names = self.names.join(", ");
         Refusal::usage(format!("{what}: say which with --auth, one of {names}"))
+    }
+}
+
+impl Form {
+    /// Says so where a key would have a plan that is not there.
+    fn of_plan(mut self, plan: Option<&str>, known: &[String]) -> Self {
+        if let Some(plan) = plan.filter(|plan| !known.iter().any(|known| known == plan)) {
+            self.notes.push(format!(
+                "the configuration has no plan `{}` yet, so the default plan goes for this key",
+                text::excerpt(plan, 40)
+            ));
+        }
+        self
     }
 }
 
@@ -330,6 +348,9 @@ fn end(option: &str, for_ms: u64, now: UtcMillis) -> Result<UtcMillis, Refusal> 
     let time = Duration::from_millis(for_ms);
     if time > LIFE_MAX {
         return Err(Refusal::usage(format!("{option}: ten years are the most")));
+    }
+    if time.is_zero() && option == "--for" {
+        return Err(Refusal::usage("--for: a key that ends at once opens nothing".to_owned()));
     }
     Ok(now.after(time))
 }

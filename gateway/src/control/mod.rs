@@ -243,14 +243,15 @@ impl Control {
 
     /// Lets requests finish, then leaves the kernel as the configuration says. A second signal does not wait.
     async fn end(self, signals: &mut Signals, replaced: bool) -> Result<Ended, RunError> {
-        let Self { config, policy, mut door, shared, trail, .. } = self;
+        let Self { config, policy, mut door, shared, trail, authenticators, .. } = self;
         tracing::info!("ending: no new connections, requests in flight finish");
         if !replaced {
             tell_manager(NotifyState::Stopping);
         }
         door.drain().map_err(RunError::failed)?;
+        let joined = tokio::task::spawn_blocking(|| door.join());
         tokio::select! {
-            joined = tokio::task::spawn_blocking(|| door.join()) => {
+            joined = handover::ticking(&authenticators, joined) => {
                 joined.map_err(RunError::failed)?.map_err(RunError::failed)?;
             }
             () = signals.end() => tracing::warn!("requests in flight were cut off"),

@@ -4,6 +4,7 @@
 use std::ffi::CString;
 
 use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
     set_keep_capabilities, set_no_new_privs,
@@ -93,6 +94,8 @@ pub fn drop_to(target: &Target, kernel_door: bool) -> Result<Vec<&'static str>, 
         CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).map_err(failed("capset"))?;
     set_no_new_privs(true).map_err(failed("no new privileges"))?;
+    // The kernel has done so for who was root. Its memory has keys, passwords and tokens in it.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("no core dumps"))?;
     Ok(names(keep))
 }
 

@@ -184,7 +184,7 @@ impl Started {
             reporter,
         };
         redis::exchange(self.redis.as_ref(), &shared.snapshot);
-        let door = listen::Door::open(self.sockets, &shared).map_err(RunError::failed)?;
+        let door = serve(self.sockets, &shared, (&authenticators, self.predecessor.as_mut()))?;
         let mut monitor = Monitor::new();
         monitor.watch(self.policy.door.as_ref());
         let control = Control {
@@ -233,6 +233,17 @@ impl Started {
         protect::refresh(&mut self.policy, protected, Now::read());
         names
     }
+}
+
+/// Starts the workers, who know what the predecessor has accepted. It is asked as late as can be: it accepts no more.
+fn serve(
+    sockets: Sockets,
+    shared: &Shared,
+    (authenticators, predecessor): (&Authenticators, Option<&mut Predecessor>),
+) -> Result<listen::Door, RunError> {
+    let accepted = predecessor.map(Predecessor::accepted).transpose().map_err(RunError::failed)?;
+    accepted.iter().for_each(|accepted| authenticators.take_over(accepted));
+    listen::Door::open(sockets, shared).map_err(RunError::failed)
 }
 
 /// What is listened on.

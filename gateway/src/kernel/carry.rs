@@ -18,7 +18,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 
 use super::object;
-use super::pins::{Pins, PinsError};
+use super::pins::{LEFT_MAX, Pins, PinsError};
 use super::slots::{self, Slots};
 use super::tables::{Tables, TablesError, chain};
 
@@ -52,6 +52,11 @@ impl Shape {
     /// The counters without what is behind them.
     fn counters(self) -> u32 {
         self.halves * self.runs * self.reasons
+    }
+
+    /// Those that the program adds to.
+    fn of_program(self) -> u32 {
+        self.runs * self.reasons
     }
 
     /// As it stands in the map.
@@ -114,19 +119,44 @@ pub fn describe(pin: &Path) -> Result<(), CarryError> {
 /// Adds what the counters pinned in the folder `from` hold to the carried ones of those at `into`, whose slots these
 /// are.
 pub fn counters(from: &Path, into: &Path, slots: &mut Slots) -> Result<(), CarryError> {
-    let names = from.join(layout::INTERFACES);
-    let from = &from.join(layout::COUNTERS);
+    let [names, counts] = [layout::INTERFACES, layout::COUNTERS].map(|name| from.join(name));
+    add((&counts, &names), into, slots, Shape::counters)
+}
+
+/// Adds what programs have counted whose starts were killed or refused before their maps had their places, once no link
+/// runs them. What those starts may have carried is still where they had it from.
+pub fn left(pins: &Pins, slots: &mut Slots) -> Result<(), PinsError> {
+    for number in 0..LEFT_MAX {
+        let of = |name| pins.left(name, number);
+        let (counts, names) = (of(layout::COUNTERS), of(layout::INTERFACES));
+        let into = pins.map(layout::COUNTERS);
+        let added = describe(&counts)
+            .and_then(|()| add((&counts, &names), &into, slots, Shape::of_program));
+        log(added);
+        pins.remove(&counts)?;
+        pins.remove(&names)?;
+    }
+    Ok(())
+}
+
+/// Adds so many of the counters that are pinned at the first path, of the interfaces whose names are at the second.
+fn add(
+    (from, names): (&Path, &Path),
+    into: &Path,
+    slots: &mut Slots,
+    count: impl Fn(Shape) -> u32,
+) -> Result<(), CarryError> {
     let Some(old) = open(from).map_err(failed(from))? else { return Ok(()) };
     let Some(mut new) = open(into).map_err(failed(into))? else { return Ok(()) };
     let shape = Shape::of(&old).map_err(failed(from))?.ok_or_else(|| CarryError {
         map: from.display().to_string(),
         reason: format!("{} entries of an unknown order", old.len()),
     })?;
-    let seats = seats(&names, slots).map_err(|error| CarryError {
+    let seats = seats(names, slots).map_err(|error| CarryError {
         map: from.display().to_string(),
         reason: error.to_string(),
     })?;
-    for (index, target) in shape.pairs(&seats) {
+    for (index, target) in shape.pairs(&seats).filter(|(index, _)| *index < count(shape)) {
         let found = sum(old.get(&index, 0).map_err(failed(from))?.iter());
         if found != Counter::default() {
             let held = new.get(&target, 0).map_err(failed(into))?;

@@ -171,6 +171,7 @@ impl Door {
         }
         loaded.settle(pins)?;
         carry::log(carry::describe(&pins.map(layout::COUNTERS)));
+        carry::left(pins, &mut tables.counters.slots)?;
         for interface in pins.linked()? {
             if !kernel.interfaces.contains(&interface) {
                 attach::take_off(&interface, pins)?;

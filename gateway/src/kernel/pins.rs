@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gateway_common::layout::ABI;
+use gateway_common::layout::{self, ABI};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
@@ -60,6 +60,8 @@ pub enum PinsError {
 }
 
 const NEXT: &str = "-next";
+/// Starts in a row that did not come to their ends, of which each counted for itself.
+pub const LEFT_MAX: u32 = 8;
 
 /// The folder of pins.
 ///
@@ -140,14 +142,26 @@ impl Pins {
         self.links().join(interface.replace('%', "%25").replace('.', "%2e"))
     }
 
-    /// Removes what was about to take over and never did.
+    /// Removes what was about to take over and never did. What counts is set aside, for links may have been given the
+    /// program already, which goes on counting there.
     pub fn remove_unfinished(&self) -> Result<(), PinsError> {
+        let free = |number: &u32| !self.left(layout::COUNTERS, *number).exists();
+        let number = (0..LEFT_MAX).find(free);
         for path in self.entries(&self.maps())? {
-            if path.to_string_lossy().ends_with(NEXT) {
-                self.remove(&path)?;
+            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(NEXT));
+            let Some(name) = name else { continue };
+            match number.filter(|_| [layout::INTERFACES, layout::COUNTERS].contains(&name)) {
+                Some(number) => fs::rename(&path, self.left(name, number))
+                    .map_err(|source| self.error(&path, source))?,
+                None => self.remove(&path)?,
             }
         }
         Ok(())
+    }
+
+    /// The pin of a map that counts for a program whose start did not come to its end.
+    pub fn left(&self, name: &str, number: u32) -> PathBuf {
+        self.maps().join(format!("{name}-left{number}"))
     }
 
     /// The interfaces that have a link.

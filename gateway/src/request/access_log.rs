@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::auth::Identity;
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::base::error::{Blame, Kind};
+use crate::base::path::decoded;
 use crate::base::time::{UtcMillis, utc};
 use crate::config::{AccessLog, Field, Format, Piece, Redact, Share};
 use crate::http::trace_context::TraceContext;
@@ -361,7 +362,9 @@ impl<'l> Line<'l> {
         let is_secret = |name: &[u8]| match &self.log.redact {
             Redact::All => true,
             Redact::Names(names) => {
-                names.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
+                // In any spelling, for a credential is found in any.
+                let name = str::from_utf8(name).map_or(name.into(), decoded);
+                names.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(&name))
             }
         };
         let name_of = |parameter: &[u8]| {

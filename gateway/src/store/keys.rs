@@ -244,6 +244,11 @@ impl Keys {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// Has keys that were found looked up again, for another process may have changed what is known about them.
+    pub fn look_again(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
     /// What is known about the key with this digest.
     pub fn find(&self, digest: &Digest) -> Result<Option<KeyRecord>, StoreError> {
         let transaction = self.database.begin_read().map_err(|error| self.failed(error))?;

@@ -4,6 +4,7 @@
 
 mod digest;
 mod fields;
+mod handed;
 mod headers;
 mod key;
 mod message;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 
+pub(super) use self::handed::Handed;
 use self::key::Verifier;
 use self::nonces::{Nonce, Nonces, Refused};
 use super::{Answer, Ask, Consumers, Identity};
@@ -88,10 +90,14 @@ impl Hmac {
         }
         let now = utc().0 / 1000;
         let nonces = before.map(|before| Arc::clone(&before.nonces));
-        let nonces = nonces.unwrap_or_else(|| Arc::new(Nonces::new(now)));
-        let known_from = before.map_or(0, |before| match before.config.skew < config.skew {
-            true => before.known_from.max(now.saturating_sub(before.config.skew.as_secs())),
-            false => before.known_from,
+        let nonces = nonces.unwrap_or_else(|| {
+            // Redis knows what was used before.
+            Arc::new(Nonces::new(if redis.is_some() { 0 } else { now }))
+        });
+        let known_from = before.map_or(0, |before| {
+            let skews = (before.config.skew.as_secs(), config.skew.as_secs());
+            let places = (before.redis.is_some(), redis.is_some());
+            before.known_from.max(known_from(skews, places, now))
         });
         Ok(Self {
             name: name.into(),
@@ -115,6 +121,41 @@ impl Hmac {
             Ok(Some(identity)) => Answer::Known(Arc::clone(identity)),
             Ok(None) => Answer::Absent,
             Err(answer) => answer,
+        }
+    }
+
+    /// What a successor must know. From now on it decides, unless Redis does for both.
+    pub(super) fn hand_over(&self) -> Handed {
+        let shared = self.redis.is_some();
+        let (known_from, used) = if shared { (0, Vec::new()) } else { self.nonces.hand_over() };
+        let known_from = known_from.max(self.known_from);
+        Handed { shared, skew_s: self.config.skew.as_secs(), known_from, used }
+    }
+
+    /// Goes on where a predecessor has handed over, which has accepted nothing since. Of one that did not know this
+    /// authenticator nothing is known.
+    pub(super) fn take_over(&self, handed: Option<&Handed>) {
+        let (now, redis) = (utc().0 / 1000, self.redis.is_some());
+        match handed {
+            Some(handed) => {
+                let skews = (handed.skew_s, self.config.skew.as_secs());
+                let from = known_from(skews, (handed.shared, redis), now).max(handed.known_from);
+                self.nonces.take_over(from, &handed.used);
+            }
+            None if redis => {}
+            None => self.nonces.begin_at(now + 1),
+        }
+    }
+
+    /// Knows of no nonce, and that none was used.
+    pub(super) fn accept_all(&self) {
+        self.nonces.take_over(0, &[]);
+    }
+
+    /// Decides again: the successor that was told has ended, and nobody knows what it has accepted.
+    pub(super) fn resume(&self) {
+        if self.redis.is_none() {
+            self.nonces.begin_at(utc().0 / 1000 + 1);
         }
     }
 
@@ -230,10 +271,8 @@ impl Hmac {
         if signed < self.known_from {
             return Err(answer(Refused::Forgotten));
         }
-        match self.redis {
-            Some(_) => Ok(()),
-            None => self.nonces.check(nonce, signed).map_err(answer),
-        }
+        // Beside Redis there are those that were used before there was one.
+        self.nonces.check(nonce, signed).map_err(answer)
     }
 
     /// Uses the nonce up, once for all gateways that share Redis, or for this process.
@@ -253,6 +292,20 @@ impl Hmac {
     }
 }
 
+/// The first second of which everything is still known after a change of the skew, in seconds, or of whether nonces are
+/// remembered in Redis.
+fn known_from(
+    (skew_before, skew): (u64, u64),
+    (redis_before, redis): (bool, bool),
+    now: u64,
+) -> u64 {
+    match (redis_before, redis) {
+        (true, false) => now + 1,
+        _ if skew_before < skew => now.saturating_sub(skew_before),
+        _ => 0,
+    }
+}
+
 fn seconds(ask: &Ask<'_>) -> u64 {
     ask.moment.utc().0 / 1000
 }
@@ -262,6 +315,7 @@ fn answer(refused: Refused) -> Answer {
         Refused::Used => Answer::Refused("the nonce was used before"),
         Refused::Forgotten => Answer::Refused("signed before what is still known of nonces"),
         Refused::Full => Answer::Unavailable("the table of nonces is full"),
+        Refused::Handed => Answer::Unavailable("another gateway takes over"),
     }
 }
 

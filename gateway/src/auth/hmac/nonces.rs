@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
 
@@ -40,6 +40,8 @@ pub(in crate::auth) enum Refused {
     Forgotten,
     /// The table is full.
     Full,
+    /// A successor decides from now on.
+    Handed,
 }
 
 /// The nonces of one authenticator, shared by all workers of the process.
@@ -56,6 +58,8 @@ struct Shard {
     oldest: BinaryHeap<Reverse<(u64, Nonce)>>,
     /// Nonces that were signed before this second may have been forgotten.
     known_from: u64,
+    /// A successor was told of them.
+    is_handed: bool,
 }
 
 impl Nonces {
@@ -66,6 +70,7 @@ impl Nonces {
                 used: HashMap::new(),
                 oldest: BinaryHeap::new(),
                 known_from: started,
+                is_handed: false,
             })
         };
         Self { shards: (0..SHARDS).map(|_| shard()).collect(), hasher: RandomState::new() }
@@ -100,19 +105,66 @@ impl Nonces {
         })
     }
 
+    /// All that is known, for a successor: from which second on, and what was used. From now on nothing is accepted.
+    pub(in crate::auth) fn hand_over(&self) -> (u64, Vec<(Nonce, u64)>) {
+        let (mut known_from, mut used) = (0, Vec::new());
+        for shard in &self.shards {
+            let mut shard = locked(shard);
+            shard.is_handed = true;
+            known_from = known_from.max(shard.known_from);
+            used.extend(shard.used.iter().map(|(nonce, signed)| (*nonce, *signed)));
+        }
+        (known_from, used)
+    }
+
+    /// Knows what another table did: what was used, from the second `known_from` on. Nothing was accepted yet.
+    pub(in crate::auth) fn take_over(&self, known_from: u64, used: &[(Nonce, u64)]) {
+        self.know_from(|_| known_from);
+        for (nonce, signed) in used {
+            if let Some(shard) = self.shard(*nonce) {
+                let mut shard = locked(shard);
+                if shard.used.insert(*nonce, *signed).is_none() {
+                    shard.oldest.push(Reverse((*signed, *nonce)));
+                }
+            }
+        }
+    }
+
+    /// Refuses what was signed before the second `known_from`, and accepts what was not, handed over or not.
+    pub(in crate::auth) fn begin_at(&self, known_from: u64) {
+        self.know_from(|before| before.max(known_from));
+    }
+
+    fn know_from(&self, known_from: impl Fn(u64) -> u64) {
+        for shard in &self.shards {
+            let mut shard = locked(shard);
+            shard.known_from = known_from(shard.known_from);
+            shard.is_handed = false;
+        }
+    }
+
     fn with<T>(
         &self,
         nonce: Nonce,
         work: impl FnOnce(&mut Shard) -> Result<T, Refused>,
     ) -> Result<T, Refused> {
-        let index = self.hasher.hash_one(nonce) as usize % SHARDS;
-        let shard = self.shards.get(index).ok_or(Refused::Full)?;
-        work(&mut shard.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut locked(self.shard(nonce).ok_or(Refused::Full)?))
     }
+
+    fn shard(&self, nonce: Nonce) -> Option<&Mutex<Shard>> {
+        self.shards.get(self.hasher.hash_one(nonce) as usize % SHARDS)
+    }
+}
+
+fn locked(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shard {
     fn check(&self, nonce: Nonce, signed: u64) -> Result<(), Refused> {
+        if self.is_handed {
+            return Err(Refused::Handed);
+        }
         if signed < self.known_from {
             return Err(Refused::Forgotten);
         }
@@ -155,6 +207,27 @@ mod tests {
         let nonces = Nonces::new(100);
         assert_eq!(nonces.remember(nonce(1), 99, 0, 1000), Err(Refused::Forgotten));
         assert_eq!(nonces.remember(nonce(1), 100, 0, 1000), Ok(()));
+    }
+
+    #[test]
+    fn what_was_handed_over_is_accepted_by_neither_again() {
+        let (old, new) = (Nonces::new(50), Nonces::new(200));
+        for number in 0..100 {
+            assert_eq!(old.remember(nonce(number), 100, 0, 1 << 20), Ok(()));
+        }
+        let (known_from, used) = old.hand_over();
+        assert_eq!((known_from, used.len()), (50, 100));
+        assert_eq!(old.remember(nonce(100), 100, 0, 1 << 20), Err(Refused::Handed));
+        new.take_over(known_from, &used);
+        for number in 0..100 {
+            assert_eq!(new.remember(nonce(number), 100, 0, 1 << 20), Err(Refused::Used));
+        }
+        assert_eq!(new.remember(nonce(100), 100, 0, 1 << 20), Ok(()), "signed before the start");
+        assert_eq!(new.remember(nonce(101), 49, 0, 1 << 20), Err(Refused::Forgotten));
+        // The successor has ended: whatever it may have accepted is too old from now on.
+        old.begin_at(101);
+        assert_eq!(old.remember(nonce(100), 100, 0, 1 << 20), Err(Refused::Forgotten));
+        assert_eq!(old.remember(nonce(100), 101, 0, 1 << 20), Ok(()));
     }
 
     #[test]

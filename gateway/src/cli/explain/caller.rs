@@ -2,22 +2,28 @@
 //! which the keys of an issuer may have to be fetched.
 
 use std::path::Path;
+use std::time::Duration;
 
 use http::request::Parts;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Serialize;
+use tokio::time::{sleep, timeout};
 
 use super::Asked;
 use super::policies::{self, Policy};
-use crate::auth::{self, Ask, Authenticators, Authorized, Identity};
+use crate::auth::{self, Ask, Authenticators, Authorized, Digest, Identity};
 use crate::base::address::ClientAddr;
 use crate::base::error::Error;
 use crate::base::time::{Moment, Now};
-use crate::config::Config;
+use crate::config::{AuthKind, Authenticator, Config, KeyRegistry};
 use crate::http::problem;
+use crate::shared::Redis;
 use crate::store::keys::Keys;
 use crate::tls::session::ClientCertificate;
+
+/// Between two attempts to reach Redis.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Who calls.
 #[derive(Debug, Default, Serialize)]
@@ -81,7 +87,10 @@ fn authorize(
     head: &Parts,
     is_tls: bool,
 ) -> Result<Result<Authorized, Error>, String> {
-    let authenticators = Authenticators::new(asked.config, &Authenticators::default(), None)?;
+    let has_redis = asked.config.auth.iter().any(keys_are_in_redis);
+    let redis = asked.config.state.redis.as_ref().filter(|_| has_redis);
+    let redis = redis.map(Redis::read).transpose()?;
+    let authenticators = Authenticators::explaining(asked.config, redis.as_ref())?;
     if Keys::exist(&asked.config.state.dir) {
         authenticators.open()?;
     }
@@ -98,7 +107,32 @@ fn authorize(
         moment: &Moment::default(),
     };
     let access = asked.route.access.as_ref();
-    Ok(runtime.block_on(auth::authorize(access, (&authenticators, &memories), ask)))
+    Ok(runtime.block_on(async {
+        let mut believed = access.iter().flat_map(|access| &access.authenticators);
+        let is_asked = |index| asked.config.auth.get(index).is_some_and(keys_are_in_redis);
+        if let Some(redis) = redis.filter(|_| believed.any(|index| is_asked(*index))) {
+            connect(&redis).await;
+        }
+        auth::authorize(access, (&authenticators, &memories), ask).await
+    }))
+}
+
+fn keys_are_in_redis(one: &Authenticator) -> bool {
+    matches!(&one.kind, AuthKind::ApiKey(keys) if keys.registry == KeyRegistry::Redis)
+}
+
+/// Waits until keys can be looked up, or for as long as connecting may take.
+async fn connect(redis: &Redis) {
+    let registry = redis.registry();
+    let answers = async {
+        // A request has less time than a connection takes that is the first one.
+        while registry.generation().is_none() || registry.find(&Digest::default()).await.is_err() {
+            sleep(PAUSE).await;
+        }
+    };
+    if redis.start().is_ok() {
+        timeout(redis.config().connect_timeout, answers).await.ok();
+    }
 }
 
 impl Caller {

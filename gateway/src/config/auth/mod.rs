@@ -64,6 +64,18 @@ pub struct Authenticator {
     pub kind: AuthKind,
 }
 
+impl Authenticator {
+    /// Where requests have what proves who somebody is, besides the field `Authorization`.
+    pub fn places(&self) -> &[CredentialPlace] {
+        match &self.kind {
+            AuthKind::ApiKey(api_key) => &api_key.places,
+            AuthKind::Introspection(introspection) => &introspection.places,
+            AuthKind::Jwt(jwt) => &jwt.places,
+            AuthKind::Basic(_) | AuthKind::Hmac(_) | AuthKind::Mtls(_) => &[],
+        }
+    }
+}
+
 /// How callers are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthKind {

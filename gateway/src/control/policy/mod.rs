@@ -1,5 +1,6 @@
 //! The rules and everything that enforces them, changed together: the store first, then the kernel, then user space.
-//! What cannot be enforced is undone in the store, so that nobody is told of a rule that is not.
+//! What cannot be enforced is undone in the store, so that nobody is told of a rule that is not. Lists are large, and
+//! written while they are enforced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What was read or fetched is put in force, on the disk first; what cannot be is noted, and the last good copy stays.
+//! What was read or fetched is put in force, on the disk too; what cannot be is noted, and the last good copy stays.
 
 use std::sync::Arc;
 use std::time::Instant;
