@@ -214,7 +214,7 @@ fn a_restart_and_a_successor_know_its_bans_and_hear_what_was_taken_back_meanwhil
     }
     let mut gateway = house.gateway()?;
     wait_for("all of them", PATIENCE, || Ok((bans(&gateway)?.len() == 200).then_some(())))?;
-    gateway.kill9()?;
+    gateway.stop()?;
     house.lapi.feel(Some(Reply::Close));
     gateway.start()?;
     assert_eq!(bans(&gateway)?.len(), 200);
