@@ -20,6 +20,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
+use crate::lab;
+
+pub(crate) use proxy::train;
+
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -39,6 +43,9 @@ pub(crate) struct Args {
     /// Proxy: another build of the gateway, to be measured beside this one
     #[arg(long, value_name = "BINARY")]
     baseline: Option<PathBuf>,
+    /// Proxy and policy: this build of the gateway, such as that of `cargo xtask release`, instead of a fresh one
+    #[arg(long, value_name = "BINARY")]
+    binary: Option<PathBuf>,
     /// Only these cases [default: all]
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
@@ -54,6 +61,11 @@ impl Args {
             ensure!(known.contains(&&**case), "no case `{case}`: there are {}", known.join(", "));
         }
         Ok(())
+    }
+
+    /// The gateway that is measured: the one that was named, else the release build of this tree.
+    fn gateway(&self, root: &Path) -> anyhow::Result<PathBuf> {
+        self.binary.clone().map_or_else(|| lab::build(root), Ok)
     }
 
     /// Whether a case is measured.

@@ -5,6 +5,7 @@ mod ebpf;
 mod fuzz;
 mod lab;
 mod process;
+mod release;
 mod rust_src;
 mod test;
 mod tidy;
@@ -26,6 +27,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Show both doors at work, second by second, in a lab of four hosts (root).
     Lab(lab::Args),
+    /// Build the gateway as it is deployed: by the profile of a load on this machine.
+    Release,
     /// Run every test; as root also the kernel tests.
     Test(test::Args),
     /// Check import edges, budgets, links and paths.
@@ -49,6 +52,7 @@ fn run() -> anyhow::Result<()> {
         Verb::Ebpf(args) => ebpf::run(&root, &args),
         Verb::Fuzz(args) => fuzz::run(&root, &args),
         Verb::Lab(args) => lab::run(&root, &args),
+        Verb::Release => release::run(&root),
         Verb::Test(args) => test::run(&root, &args),
         Verb::Tidy => tidy::run(&root),
     }

@@ -34,6 +34,8 @@ use crate::rules::tables::mapping::Mapping;
 const WAYS: usize = 8;
 const CELL_WORDS: usize = 4;
 const SET_WORDS: usize = WAYS * CELL_WORDS;
+/// Cells that share a cache line of 64 bytes.
+const LINE_CELLS: usize = 2;
 
 /// Cells for each key that there is to be room for: with half of the cells in use, one key in five thousand finds both
 /// its sets full.
@@ -137,7 +139,10 @@ impl Table {
     /// Has the cell of the key of this hash brought from memory, while something else is done.
     pub fn prefetch(&self, hash: u128) {
         let Places { first, home, .. } = self.places(hash);
-        self.words.prefetch(first * SET_WORDS + home * CELL_WORDS);
+        // One key in four finds the two cells of its first line taken and lies in the next.
+        for way in [home, home + LINE_CELLS] {
+            self.words.prefetch(first * SET_WORDS + way % WAYS * CELL_WORDS);
+        }
     }
 
     /// The cell of the key of this hash, claimed if the key has none: it stops counting at `now_ns` then, and `clear`
@@ -165,7 +170,7 @@ impl Table {
         let spread = |half: u64| ((u128::from(half) * self.sets as u128) >> 64) as usize;
         // The halves of the low word choose the two sets, and its last bits the pair of cells that share a line.
         let (first, second) = (spread(low), spread(low.rotate_left(32)));
-        Places { live: high | LIVE, first, second, home: low as usize & (WAYS - 2) }
+        Places { live: high | LIVE, first, second, home: low as usize & (WAYS - LINE_CELLS) }
     }
 
     fn look_up(&self, places: Places) -> Option<Cell<'_>> {

@@ -10,6 +10,7 @@ mod tokens;
 
 use std::path::Path;
 use std::sync::Barrier;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -23,6 +24,7 @@ use gateway::limit::algorithm::token_bucket::TokenBucket;
 use gateway::limit::counter::{Counter, Memory, Terms};
 use gateway::limit::held::Held;
 use gateway::limit::key::KeyHash;
+use gateway::limit::table::Table;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Map, json};
 
@@ -119,6 +121,10 @@ fn each_algorithm(
     });
     let counters = counters.into_iter().collect::<Result<Vec<_>, _>>()?;
     let held = Held::new(KEYS)?;
+    let table = Table::new(KEYS)?;
+    for key in 0..keys as u64 {
+        table.find(hash(key), 0, |_| {}).until().store(1, Relaxed);
+    }
     for (_, counter) in &counters {
         for key in 0..keys as u64 {
             ensure!(
@@ -136,6 +142,7 @@ fn each_algorithm(
     };
     for round in 1..=args.rounds {
         measured(round, "clock", 0, &|_| gateway::base::time::boot().0 > 0)?;
+        measured(round, "cell", table.bytes(), &|key| found_and_exchanged(&table, hash(key)))?;
         for (name, counter) in &counters {
             measured(round, name, counter.memory().bytes(), &|key| {
                 counter.take(hash(key), 1, &Moment::default()).admitted
@@ -144,6 +151,16 @@ fn each_algorithm(
         measured(round, "concurrency", held.bytes(), &|key| held.enter(hash(key), 1000).is_ok())?;
     }
     Ok(())
+}
+
+/// The least that any decision does: a key's cell is found, the clock is read, and one word is exchanged.
+fn found_and_exchanged(table: &Table, hash: u128) -> bool {
+    table.prefetch(hash);
+    let now_ns = gateway::base::time::boot().0;
+    table.known(hash).is_some_and(|cell| {
+        let seen = cell.until().load(Relaxed);
+        cell.until().compare_exchange(seen, now_ns, AcqRel, Relaxed).is_ok()
+    })
 }
 
 fn hash(key: u64) -> u128 {

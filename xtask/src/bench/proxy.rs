@@ -42,6 +42,9 @@ const FIGURES: [&str; 4] =
     ["cpu_us_per_request", "latency_p50_us", "latency_p99_us", "bytes_per_connection"];
 const PEERS: [&str; 5] = ["nginx", "haproxy", "haproxy-tcp", subjects::BASELINE, reload::WITHOUT];
 
+/// How long an instrumented gateway is loaded in each case.
+const TRAINING_SECONDS: u32 = 2;
+
 /// CPUs by what runs there.
 #[derive(Clone, Copy)]
 pub(super) struct Cpus {
@@ -73,12 +76,9 @@ impl Run {
 
 pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     let cases = Case::chosen(&args.cases)?;
-    let is_root = nix::unistd::geteuid().is_root();
-    for (program, package) in TOOLS {
-        test::provide(program, package, is_root)?;
-    }
+    provide_tools()?;
     let cpus = Cpus::find()?;
-    let binary = lab::build(root)?;
+    let binary = args.gateway(root)?;
     let interrupted = lab::watch_signals()?;
     raise_descriptor_limit()?;
     let seconds = if args.quick { 1 } else { 5 };
@@ -100,6 +100,29 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
         done.with_context(|| format!("case {}", case.name))?;
     }
     report.finish(&comparisons())
+}
+
+/// Loads an instrumented build of the gateway with a bit of everything that is measured here, and answers the profile that
+/// it wrote, for `llvm-profdata`.
+pub(crate) fn train(binary: &Path) -> anyhow::Result<Vec<u8>> {
+    provide_tools()?;
+    let run =
+        Run { cpus: Cpus::find()?, seconds: TRAINING_SECONDS, interrupted: lab::watch_signals()? };
+    raise_descriptor_limit()?;
+    let field = Field::alone(binary, run.cpus)?;
+    for subject in &field.subjects {
+        subject.check()?;
+        for case in Case::chosen(&[])? {
+            case.warm_up(subject, &run).with_context(|| format!("case {}", case.name))?;
+            field.forget_logs()?;
+        }
+    }
+    field.into_profile()
+}
+
+fn provide_tools() -> anyhow::Result<()> {
+    let is_root = nix::unistd::geteuid().is_root();
+    TOOLS.into_iter().try_for_each(|(program, package)| test::provide(program, package, is_root))
 }
 
 fn comparisons() -> Vec<Comparison> {
@@ -169,7 +192,8 @@ fn setup(args: &Args) -> anyhow::Result<Map<String, Value>> {
         "rustc": process::output(rustc.arg("-V"))?,
         "seconds_per_round": if args.quick { 1 } else { 5 },
         "body_bytes": origins::BODY.len(),
-        "access_log": "on in all but haproxy-tcp: files, nginx with a buffer of 64 KiB",
+        "access_log": "on in all but haproxy-tcp: JSON lines of the same fields, in files; nginx with a buffer of 64 KiB",
+        "build": match &args.binary { Some(_) => "--binary", None => "cargo build --release" },
     });
     Ok(setup.as_object().cloned().unwrap_or_default())
 }

@@ -206,7 +206,7 @@ impl Bed {
             test::provide(program, package, is_root)?;
         }
         let cpus = Cpus::find()?;
-        let binary = lab::build(root)?;
+        let binary = args.gateway(root)?;
         let signatures = if args.quick { 2000 } else { 20_000 };
         let run = Run { cpus, seconds: seconds(args), interrupted: lab::watch_signals()? };
         Ok(Self { binary, run, rounds: args.rounds, signatures })

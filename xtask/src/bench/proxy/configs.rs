@@ -83,14 +83,70 @@ const FIELDS: &str = "
       proxy_set_header X-Forwarded-Host $http_host;
       proxy_set_header X-Request-Id $request_id;";
 
+/// What the gateway writes of a request by itself, as the variables of nginx.
+const NGINX_LINE: [(&str, &str); 20] = [
+    ("time", "time_iso8601"),
+    ("request_id", "request_id"),
+    ("client", "remote_addr"),
+    ("peer", "realip_remote_addr"),
+    ("method", "request_method"),
+    ("host", "http_host"),
+    ("path", "uri"),
+    ("protocol", "server_protocol"),
+    ("status", "status"),
+    ("route", "server_name"),
+    ("upstream", "proxy_host"),
+    ("endpoint", "upstream_addr"),
+    ("upstream_status", "upstream_status"),
+    ("connect", "upstream_connect_time"),
+    ("response", "upstream_header_time"),
+    ("first_byte", "upstream_response_time"),
+    ("total", "request_time"),
+    ("bytes_in", "request_length"),
+    ("bytes_out", "body_bytes_sent"),
+    ("complete", "request_completion"),
+];
+
+/// The same as HAProxy says it.
+const HAPROXY_LINE: [(&str, &str); 20] = [
+    ("time", "%tr"),
+    ("request_id", "%ID"),
+    ("client", "%[src]"),
+    ("peer", "%ci"),
+    ("method", "%HM"),
+    ("host", "%[capture.req.hdr(0),json]"),
+    ("path", "%[capture.req.uri,json]"),
+    ("protocol", "%HV"),
+    ("status", "%ST"),
+    ("route", "%ft"),
+    ("upstream", "%b"),
+    ("endpoint", "%si:%sp"),
+    ("attempts", "%rc"),
+    ("wait", "%Tw"),
+    ("connect", "%Tc"),
+    ("response", "%Tr"),
+    ("total", "%Ta"),
+    ("bytes_in", "%U"),
+    ("bytes_out", "%B"),
+    ("complete", "%ts"),
+];
+
+/// A line of JSON with these fields.
+fn line(fields: &[(&str, &str)], sigil: &str) -> String {
+    let fields = fields.iter().map(|(name, value)| format!(r#""{name}":"{sigil}{value}""#));
+    format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+}
+
 pub(super) fn nginx(folder: &Path, places: &Places, behind: &Origins) -> String {
     let Places { plain, tls, h2c } = places;
     let Origins { origin, grpc, echo } = behind;
     let folder = folder.display();
     let grpc_fields =
         FIELDS.replace("proxy_set", "grpc_set").replace("proxy_http_version 1.1;", "");
+    let line = line(&NGINX_LINE, "$");
     nginx_config(&format!(
-        "access_log {folder}/nginx.access combined buffer=64k flush=1s;
+        "log_format line escape=json '{line}';
+  access_log {folder}/nginx.access line buffer=64k flush=1s;
   ssl_certificate {folder}/{CERT}; ssl_certificate_key {folder}/{KEY}; ssl_protocols TLSv1.3;
   ssl_session_cache off; proxy_buffering on;
   upstream origin {{ server {origin}; keepalive 1024; keepalive_requests 1000000000; }}
@@ -147,14 +203,16 @@ pub(super) fn haproxy(folder: &Path, places: &Places, behind: &Origins) -> Strin
     let common = haproxy_config(
         "mode http
   log global
-  option httplog
   option http-keep-alive
   timeout http-keep-alive 75s
   timeout tunnel 75s",
     );
+    let line = line(&HAPROXY_LINE, "");
     format!(
         "{common}
 frontend bench
+  http-request capture req.hdr(host) len 64
+  log-format '{line}'
   bind {plain} backlog 4096
   bind {tls} backlog 4096 ssl crt {folder}/{BOTH} alpn h2,http/1.1 ssl-min-ver TLSv1.3
   bind {h2c} proto h2

@@ -31,9 +31,10 @@ pub(super) const TEN_ROUTES: &str = "gateway-ten-routes";
 /// Ours, with ten thousand routes.
 pub(super) const MANY_ROUTES: &str = "gateway-many-routes";
 const RELAY: &str = "haproxy-tcp";
+const PROFILE: &str = "profile";
 
 const START: Duration = Duration::from_secs(10);
-const END: Duration = Duration::from_secs(3);
+const END: Duration = Duration::from_secs(15);
 
 /// Everything that runs.
 pub(super) struct Field {
@@ -59,17 +60,9 @@ pub(in crate::bench) struct Running(Child);
 
 impl Field {
     pub(super) fn new(binary: &Path, baseline: Option<&Path>, cpus: Cpus) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("gateway-bench-").tempdir()?;
-        // As root, workers run as users who must still reach it.
-        fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
-        configs::certificate(folder.path())?;
-        let origin = free_address()?;
-        let grpc = free_address()?;
-        let setting = Setting { folder: folder.path(), cpus, binary };
-        let first = setting.origin(origin)?;
-        let second = setting.grpc_origin(grpc)?;
-        let behind = configs::Origins { origin, grpc, echo: origins::echo(cpus.rest)? };
-        let mut subjects = vec![
+        let (mut field, behind) = Self::empty(binary, cpus)?;
+        let setting = Setting { folder: field.folder.path(), cpus, binary };
+        field.subjects = vec![
             setting.gateway(GATEWAY, &behind, 0)?,
             setting.nginx(&behind)?,
             setting.haproxy("haproxy", &behind)?,
@@ -78,10 +71,33 @@ impl Field {
             setting.gateway(MANY_ROUTES, &behind, 10_000)?,
         ];
         if let Some(binary) = baseline {
-            subjects.push(Setting { binary, ..setting }.gateway(BASELINE, &behind, 0)?);
+            let other = Setting { binary, ..setting }.gateway(BASELINE, &behind, 0)?;
+            field.subjects.push(other);
         }
-        let origins = [first, second];
-        Ok(Self { subjects, binary: binary.to_owned(), _origins: origins, folder })
+        Ok(field)
+    }
+
+    /// The gateway without anybody to compare it with.
+    pub(super) fn alone(binary: &Path, cpus: Cpus) -> anyhow::Result<Self> {
+        let (mut field, behind) = Self::empty(binary, cpus)?;
+        let setting = Setting { folder: field.folder.path(), cpus, binary };
+        field.subjects = vec![setting.gateway(GATEWAY, &behind, 0)?];
+        Ok(field)
+    }
+
+    /// What is behind the subjects, and none of them.
+    fn empty(binary: &Path, cpus: Cpus) -> anyhow::Result<(Self, configs::Origins)> {
+        let folder = tempfile::Builder::new().prefix("gateway-bench-").tempdir()?;
+        // As root, workers run as users who must still reach it.
+        fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
+        configs::certificate(folder.path())?;
+        let origin = free_address()?;
+        let grpc = free_address()?;
+        let setting = Setting { folder: folder.path(), cpus, binary };
+        let origins = [setting.origin(origin)?, setting.grpc_origin(grpc)?];
+        let behind = configs::Origins { origin, grpc, echo: origins::echo(cpus.rest)? };
+        let binary = binary.to_owned();
+        Ok((Self { subjects: Vec::new(), binary, _origins: origins, folder }, behind))
     }
 
     /// Those who take part in a case.
@@ -110,6 +126,12 @@ impl Field {
         let output = command.arg("--config").arg(&file).arg("reload").output()?;
         ensure!(output.status.success(), "reload: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+
+    /// Ends the subjects and answers what the last of them noted of itself.
+    pub(super) fn into_profile(mut self) -> anyhow::Result<Vec<u8>> {
+        self.subjects.clear();
+        Ok(fs::read(self.folder.path().join(PROFILE))?)
     }
 
     /// Empties the access logs: they are written, and nobody reads them.
@@ -159,6 +181,10 @@ impl Setting<'_> {
     ) -> anyhow::Result<Subject> {
         let file = self.write(&format!("{name}.yaml"), &config.to_string())?;
         let mut command = pinned(self.cpus.subject, &self.binary.to_string_lossy());
+        // A build that notes what it does writes that here when it ends; any other one does not look.
+        let profile = self.write(PROFILE, "")?;
+        fs::set_permissions(&profile, Permissions::from_mode(0o666))?;
+        command.env("LLVM_PROFILE_FILE", profile);
         self.subject(name, places, command.arg("run").arg(file))
     }
 
