@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 /// A gateway that knows the keys in `redis`, and where it listens; `stale_for` as it is where it is not said.
 fn gateway(redis: &Redis, stale_for: Option<&str>) -> Result<(Gateway<'static>, SocketAddr)> {
-    let mut api_key = json!({"registry": "redis"});
-    if let Some(time) = stale_for {
-        api_key["stale_for"] = json!(time);
-    }
+    let api_key = stale_for.map_or(
+        json!({"registry": "redis"}),
+        |time| json!({"registry": "redis", "stale_for": time}),
+    );
     let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let config = json!({
         "listen": [{"address": listen.to_string()}],
