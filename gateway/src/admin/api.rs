@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use gateway_common::rule::Action;
 use ipnet::IpNet;
@@ -154,7 +155,7 @@ pub struct PutList {
     /// What it is called, and what it does.
     pub header: Header,
     /// Its entries.
-    pub entries: Entries,
+    pub entries: Arc<Entries>,
     /// Deny very large prefixes too.
     pub yes: bool,
     /// See [`Add::confirm_within_ms`].
