@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use gateway_common::rule::Action;
 use ipnet::IpNet;
@@ -155,7 +154,7 @@ pub struct PutList {
     /// What it is called, and what it does.
     pub header: Header,
     /// Its entries.
-    pub entries: Arc<Entries>,
+    pub entries: std::sync::Arc<Entries>,
     /// Deny very large prefixes too.
     pub yes: bool,
     /// See [`Add::confirm_within_ms`].
