@@ -2,9 +2,9 @@
 //! an import that is killed.
 
 use std::collections::BTreeSet;
-use std::fs::{self, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -599,6 +599,60 @@ fn the_hosts_of_a_feed_are_never_blocked() -> Result {
     }
     assert!(verdict(&gateway, "198.18.0.1")?.starts_with("denied"));
     Ok(())
+}
+
+#[test]
+fn a_large_file_is_imported_as_a_small_one_is_and_so_is_a_pipe() -> Result {
+    let namespace = namespace()?;
+    let kernel = json!({"max_rules": 100_000});
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), config(&kernel)?)?;
+    gateway.start()?;
+    let import = |gateway: &Gateway<'_>, name: &str, more: &[&str]| {
+        let path = file(gateway, name).display().to_string();
+        gateway.cli(&[&["deny", "import", "--list", "drop", &path], more].concat())
+    };
+    // More than a MiB, so both halves are read at once; every reason is in both.
+    let line = |number: u32| {
+        let address = std::net::Ipv4Addr::from(0xc612_0000 + number);
+        format!("{address} reason {}\n", number % 3)
+    };
+    let mut lines: Vec<String> = (0..60_000).map(line).collect();
+    lines.push("198.18.0.1 again\n".to_owned());
+    fs::write(file(&gateway, "large.txt"), lines.concat())?;
+    import(&gateway, "large.txt", &[])?.ok()?;
+    wait_for_entries(&gateway, 60_000)?;
+    let reason = |address: &str| -> Result<String> {
+        let why = gateway.cli(&["why", address, "--json"])?.ok()?.json()?;
+        Ok(why.pointer("/rule").map(|rule| text(rule, "reason")).unwrap_or_default())
+    };
+    let reasons = ["198.18.0.0", "198.18.0.1", "198.18.0.2", "198.18.234.94", "198.18.234.95"];
+    let reasons = reasons.map(|address| reason(address).unwrap_or_default());
+    assert_eq!(reasons, ["reason 0", "reason 1", "reason 2", "reason 1", "reason 2"]);
+
+    for bad in [2, 59_000] {
+        lines.insert(bad, "192.0.2.300\n".to_owned());
+    }
+    fs::write(file(&gateway, "large.txt"), lines.concat())?;
+    let refused = import(&gateway, "large.txt", &[])?;
+    for told in ["\"line\":3,", "\"line\":59001,", "2 lines cannot be read"] {
+        refused.refused(1, told)?;
+    }
+    import(&gateway, "large.txt", &["--skip-invalid"])?.ok()?;
+    wait_for_entries(&gateway, 60_000)?;
+
+    let pipe = file(&gateway, "pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
+    // The command is run by whoever the gateway is.
+    fs::set_permissions(&pipe, Permissions::from_mode(0o666))?;
+    std::thread::scope(|scope| -> Result {
+        let writer = scope.spawn(|| fs::write(&pipe, "192.0.2.1\n192.0.2.2\n"));
+        let imported = import(&gateway, "pipe", &[]);
+        // Whoever writes waits for a reader, also if the import was none.
+        let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&pipe);
+        drop((writer.join(), reader));
+        imported?.ok().map(drop)
+    })?;
+    wait_for_prefixes(&gateway, "drop", &["192.0.2.1", "192.0.2.2"])
 }
 
 /// A version of a list: what all versions have, and what only this one has.

@@ -154,7 +154,7 @@ pub struct PutList {
     /// What it is called, and what it does.
     pub header: Header,
     /// Its entries.
-    pub entries: Entries,
+    pub entries: std::sync::Arc<Entries>,
     /// Deny very large prefixes too.
     pub yes: bool,
     /// See [`Add::confirm_within_ms`].

@@ -1,12 +1,17 @@
 //! The client of the admin socket, for the command line.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request as HttpRequest, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
@@ -17,7 +22,7 @@ use super::bans::BanRequest;
 use super::keys::KeyRequest;
 use crate::base::folder;
 use crate::observe::prometheus;
-use crate::rules::list_file::encode;
+use crate::rules::list_file::Pieces;
 
 const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
 const ANSWER_MAX_WAIT: Duration = Duration::from_secs(120);
@@ -104,9 +109,40 @@ async fn exchange(stream: UnixStream, request: &Request) -> Outcome {
     }
 }
 
-fn write(
-    request: &Request,
-) -> Result<HttpRequest<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
+/// What is said: a list piece by piece, so that it is read there while it is written here.
+enum Said {
+    Whole(Option<Bytes>),
+    List(Pieces),
+}
+
+impl Body for Said {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = match self.get_mut() {
+            Self::Whole(bytes) => bytes.take(),
+            Self::List(pieces) => pieces.next().map(Bytes::from),
+        };
+        Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(match self {
+            Self::Whole(bytes) => bytes.as_ref().map_or(0, |bytes| bytes.len() as u64),
+            Self::List(pieces) => pieces.left_bytes(),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.size_hint().exact() == Some(0)
+    }
+}
+
+fn write(request: &Request) -> Result<HttpRequest<Said>, Box<dyn std::error::Error + Send + Sync>> {
     let (method, path, body) = match request {
         Request::Status => (Method::GET, "/v1/status".to_owned(), Vec::new()),
         Request::List(query) => {
@@ -117,7 +153,8 @@ fn write(
             let within = put.confirm_within_ms.map(|within| format!("confirm_within_ms={within}"));
             let query = put.yes.then(|| "yes".to_owned()).into_iter().chain(within);
             let path = format!("/v1/lists?{}", query.collect::<Vec<_>>().join("&"));
-            (Method::POST, path, encode(&put.header, &put.entries))
+            let list = Said::List(Pieces::new(&put.header, Arc::clone(&put.entries)));
+            return Ok(asked(Method::POST, &path, list)?);
         }
         Request::RemoveList(remove) => {
             (Method::DELETE, "/v1/lists".to_owned(), serde_json::to_vec(remove)?)
@@ -163,6 +200,10 @@ fn write(
         Request::Detach => (Method::POST, "/v1/kernel/detach".to_owned(), Vec::new()),
         Request::Drain => (Method::POST, "/v1/drain".to_owned(), Vec::new()),
     };
-    let request = HttpRequest::builder().method(method).uri(path).header(header::HOST, "gateway");
-    Ok(request.body(Full::new(Bytes::from(body)))?)
+    Ok(asked(method, &path, Said::Whole(Some(Bytes::from(body))))?)
+}
+
+fn asked(method: Method, path: &str, body: Said) -> http::Result<HttpRequest<Said>> {
+    let request = HttpRequest::builder().method(method).uri(path);
+    request.header(header::HOST, "gateway").body(body)
 }

@@ -30,7 +30,7 @@ use super::keys::KeyRequest;
 use super::query;
 use crate::base::folder::{self, FolderError};
 use crate::observe::prometheus;
-use crate::rules::list_file::decode;
+use crate::rules::list_file::Decoder;
 
 /// Commands that may wait for `control`.
 pub const QUEUE_COMMANDS: usize = 16;
@@ -39,7 +39,7 @@ const CONNECTIONS_MAX: usize = 32;
 const BACKLOG: i32 = 128;
 const BODY_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// Ten million IPv6 prefixes with reasons.
-const LIST_MAX_BYTES: usize = 512 * 1024 * 1024;
+const LIST_MAX_BYTES: u64 = 512 * 1024 * 1024;
 /// Time to say what is asked. Whoever says nothing must not keep others waiting for a connection.
 const HEAD_MAX: Duration = Duration::from_secs(2);
 const CONNECTION_MAX: Duration = Duration::from_secs(60);
@@ -220,7 +220,7 @@ async fn read(request: HttpRequest<Incoming>) -> Result<Request, (StatusCode, Re
 }
 
 /// The list of a body. One at a time: each may be as large as a list can be.
-async fn list_of(body: Incoming, query: &str) -> Result<Request, (StatusCode, Refusal)> {
+async fn list_of(mut body: Incoming, query: &str) -> Result<Request, (StatusCode, Refusal)> {
     let (mut yes, mut confirm_within_ms) = (false, None);
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let within = part.strip_prefix("confirm_within_ms=").and_then(|ms| ms.parse().ok());
@@ -233,21 +233,26 @@ async fn list_of(body: Incoming, query: &str) -> Result<Request, (StatusCode, Re
             }
         }
     }
+    let too_large = |error: String| (StatusCode::PAYLOAD_TOO_LARGE, Refusal::usage(error));
+    let length = body.size_hint().exact().filter(|length| *length <= LIST_MAX_BYTES);
+    let length = length.ok_or_else(|| {
+        too_large(format!("a list is sent with its length, {LIST_MAX_BYTES} bytes at most"))
+    })?;
     static ONE: Semaphore = Semaphore::const_new(1);
     let _turn = ONE.acquire().await;
-    let mut body = Limited::new(body, LIST_MAX_BYTES);
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(0);
-    // Piece by piece into one place, so that there are never two of it.
-    let mut bytes = Vec::with_capacity(announced.min(LIST_MAX_BYTES));
+    let mut decoder = Decoder::new(length);
+    let mut decoded = Ok(());
+    // Whoever sends reads no answer before the end.
     while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|error| (StatusCode::PAYLOAD_TOO_LARGE, Refusal::usage(error)))?;
-        bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        let frame = frame.map_err(|error| too_large(error.to_string()))?;
+        let data = frame.data_ref().map_or(&[][..], |data| data);
+        decoded = decoded.and_then(|()| decoder.push(data));
     }
-    let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
+    let checked = tokio::task::spawn_blocking(move || decoded.and_then(|()| decoder.finish()));
     let usage = |error: String| (StatusCode::BAD_REQUEST, Refusal::usage(error));
-    let decoded = decoded.map_err(|error| usage(error.to_string()))?;
+    let decoded = checked.await.map_err(|error| usage(error.to_string()))?;
     let (header, entries) = decoded.map_err(|error| usage(format!("the list: {error}")))?;
+    let entries = Arc::new(entries);
     Ok(Request::PutList(Box::new(PutList { header, entries, yes, confirm_within_ms })))
 }
 

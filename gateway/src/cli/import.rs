@@ -2,8 +2,13 @@
 //! the gateway as a difference.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use indicatif::ProgressBar;
 
 use super::list::milliseconds;
 use super::output::Output;
@@ -11,13 +16,16 @@ use super::place::Place;
 use super::progress::{self, Counted};
 use super::{Failure, ImportArgs, ask, unexpected};
 use crate::admin::api::{Answer, PutList, Request};
-use crate::rules::entries::{Builder, Entries};
+use crate::base::stamp::Stamp;
+use crate::rules::entries::{Builder, Entries, TooManyNotes};
 use crate::rules::list::Kind;
 use crate::rules::list_file::{ActionName, Header};
-use crate::rules::parse::{self, Errors};
+use crate::rules::parse::{self, ERRORS_MAX, Errors};
 
 /// Bytes that are read at once.
 const BUFFER_BYTES: usize = 256 * 1024;
+/// From so many on, a file is read by two.
+const HALVED_MIN_BYTES: u64 = 1024 * 1024;
 /// Name of what comes from the standard input.
 const STDIN: &str = "-";
 
@@ -42,7 +50,7 @@ pub(super) fn run(
     header.reason = reason;
     header.dry_run = dry_run;
     let bar = progress::waiting("putting it in force");
-    let put = PutList { header, entries, yes, confirm_within_ms };
+    let put = PutList { header, entries: Arc::new(entries), yes, confirm_within_ms };
     let answer = ask(place, &Request::PutList(Box::new(put)));
     bar.finish_and_clear();
     match answer? {
@@ -65,25 +73,11 @@ fn name_of(file: &Path) -> Result<String, Failure> {
 fn read(file: &Path, skip_invalid: bool, output: &Output) -> Result<Entries, Failure> {
     let shown = file.display();
     let failed = |error: io::Error| Failure::Failed(format!("{shown}: {error}"));
-    let (input, length): (Box<dyn BufRead>, Option<u64>) = match file.as_os_str() == STDIN {
-        true => (Box::new(io::stdin().lock()), None),
-        false => {
-            let file = File::open(file).map_err(failed)?;
-            let length = file.metadata().map_err(failed)?.len();
-            (Box::new(BufReader::with_capacity(BUFFER_BYTES, file)), Some(length))
-        }
+    let part = match file.as_os_str() == STDIN {
+        true => read_stream(io::stdin().lock()),
+        false => File::open(file).and_then(|file| read_file(&file)),
     };
-    let bar = progress::bytes("reading", length);
-    let mut builder = Builder::default();
-    let mut too_many = None;
-    let input = Counted { inner: input, bar: bar.clone() };
-    let errors = parse::read(input, |item| {
-        if too_many.is_none() {
-            too_many = builder.add(item.entry()).err();
-        }
-    });
-    bar.finish_and_clear();
-    let errors = errors.map_err(failed)?;
+    let Part { builder, too_many, errors } = part.map_err(failed)?;
     if let Some(error) = too_many {
         return Err(Failure::Failed(format!("{shown}: {error}")));
     }
@@ -102,6 +96,107 @@ fn read(file: &Path, skip_invalid: bool, output: &Output) -> Result<Entries, Fai
         )));
     }
     Ok(entries)
+}
+
+/// What has no length that is known beforehand.
+fn read_stream(input: impl BufRead) -> io::Result<Part> {
+    let bar = progress::bytes("reading", None);
+    let part = Part::read(input, &bar);
+    bar.finish_and_clear();
+    part
+}
+
+fn read_file(file: &File) -> io::Result<Part> {
+    let before = file.metadata()?;
+    if !before.is_file() {
+        return read_stream(BufReader::with_capacity(BUFFER_BYTES, file));
+    }
+    let bar = progress::bytes("reading", Some(before.len()));
+    let part = match before.len() {
+        0..HALVED_MIN_BYTES => Part::read(from(file, 0), &bar),
+        length => read_halves(file, length, &bar),
+    };
+    bar.finish_and_clear();
+    let part = part?;
+    // Else it may be cut off in the middle of an address.
+    if Stamp::of(&file.metadata()?) != Stamp::of(&before) {
+        return Err(io::Error::other(
+            "it changed while it was read; nothing was changed: try again",
+        ));
+    }
+    Ok(part)
+}
+
+/// Both halves at once.
+fn read_halves(file: &File, length: u64, bar: &ProgressBar) -> io::Result<Part> {
+    let middle = length / 2;
+    let middle = middle + from(file, middle).skip_until(b'\n')? as u64;
+    let (first, second) = thread::scope(|scope| {
+        let second = scope.spawn(|| Part::read(from(file, middle), bar));
+        (Part::read(from(file, 0).take(middle), bar), second.join())
+    });
+    let mut second = second.map_err(|_| io::Error::other("its reader panicked"))??;
+    if !second.errors.first.is_empty() {
+        let lines = count_lines(from(file, 0).take(middle))?;
+        second.errors.first.iter_mut().for_each(|error| error.line += lines);
+    }
+    Ok(first?.with(second))
+}
+
+fn from(file: &File, at: u64) -> BufReader<At<'_>> {
+    BufReader::with_capacity(BUFFER_BYTES, At { file, at })
+}
+
+/// What was read of a file, or of a part of it.
+struct Part {
+    builder: Builder,
+    too_many: Option<TooManyNotes>,
+    errors: Errors,
+}
+
+impl Part {
+    fn read(input: impl BufRead, bar: &ProgressBar) -> io::Result<Self> {
+        let (mut builder, mut too_many) = (Builder::default(), None);
+        let input = Counted { inner: input, bar: bar.clone() };
+        let errors = parse::read(input, |item| {
+            if too_many.is_none() {
+                too_many = builder.add(item.entry()).err();
+            }
+        })?;
+        Ok(Self { builder, too_many, errors })
+    }
+
+    /// Together with what follows it.
+    fn with(mut self, next: Self) -> Self {
+        let too_many = self.too_many.or(next.too_many);
+        let too_many = too_many.or_else(|| self.builder.append(next.builder).err());
+        self.errors.total += next.errors.total;
+        self.errors.first.extend(next.errors.first);
+        self.errors.first.truncate(ERRORS_MAX);
+        Self { too_many, ..self }
+    }
+}
+
+/// A file from some place on, whoever else reads it.
+struct At<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+fn count_lines(mut input: impl BufRead) -> io::Result<u64> {
+    let mut lines = 0;
+    while input.skip_until(b'\n')? > 0 {
+        lines += 1;
+    }
+    Ok(lines)
 }
 
 fn report(file: &Path, errors: &Errors, output: &Output) {

@@ -4,10 +4,13 @@ use gateway_common::rule::Origin;
 use ipnet::IpNet;
 
 use super::{Rule, RuleRef, Until};
+use crate::base::time::UtcMillis;
 
 /// What becomes of a rule, or of the lack of one, unless somebody confirms in time how it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
+    /// When the change was made.
+    pub made: UtcMillis,
     /// The end of the time to confirm it.
     pub deadline: Until,
     /// What there is then, with the same prefix and origin.

@@ -16,7 +16,7 @@ use crate::base::time::UtcMillis;
 pub const NOTES_MAX: usize = (1 << NOTE_BITS) - 1;
 /// Length of the text of all reasons of one list.
 pub const REASONS_MAX_BYTES: usize = 256 * 1024 * 1024;
-/// More of both families are sorted by two threads.
+/// More are sorted by two threads.
 const ALONE_MAX: usize = 10_000;
 const NOTE_BITS: u32 = 24;
 const NOTE: u64 = (1 << NOTE_BITS) - 1;
@@ -272,6 +272,30 @@ fn tag_of((high, low, length): KeyV6) -> TagV6 {
     TagV6::new(V6 { high, low }, length as u32)
 }
 
+/// Sorts both families, on two processors if there are many.
+fn sort(v4: &mut [u64], v6: &mut [EntryV6]) {
+    if v4.len() + v6.len() <= ALONE_MAX {
+        v4.sort_unstable();
+        v6.sort_unstable();
+        return;
+    }
+    let (first_v4, second_v4) = v4.split_at_mut(v4.len() / 2);
+    let (first_v6, second_v6) = v6.split_at_mut(v6.len() / 2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            first_v4.sort_unstable();
+            first_v6.sort_unstable();
+        });
+        second_v4.sort_unstable();
+        second_v6.sort_unstable();
+    });
+    // The stable sort notices that there are two sorted halves, and merges them.
+    thread::scope(|scope| {
+        scope.spawn(|| v4.sort());
+        v6.sort();
+    });
+}
+
 /// Two sorted slices side by side: for each key that is in one of them, what either has.
 struct Difference<'a, T, F> {
     old: &'a [T],
@@ -338,6 +362,24 @@ impl Builder {
         Ok(())
     }
 
+    /// Adds what another one has collected, as if it came now.
+    pub fn append(&mut self, other: Self) -> Result<(), TooManyNotes> {
+        let Self { entries, .. } = other;
+        let mut numbers = vec![0];
+        for number in 1..=entries.notes.len() as u64 {
+            // Whose the note is makes no difference.
+            numbers.push(self.note(&entries.seen(IpNet::default(), number))?);
+        }
+        let here = |word: u64| {
+            let number = numbers.get((word & NOTE) as usize).copied().unwrap_or_default();
+            word & !NOTE | number
+        };
+        self.entries.v4.extend(entries.v4.iter().map(|word| here(*word)));
+        let v6 = entries.v6.iter().map(|entry| EntryV6 { meta: here(entry.meta), ..*entry });
+        self.entries.v6.extend(v6);
+        Ok(())
+    }
+
     /// The list.
     pub fn build(self) -> Entries {
         let mut entries = self.entries;
@@ -347,15 +389,7 @@ impl Builder {
             note.map_or(u64::MAX, |note| if note.until_ms == 0 { u64::MAX } else { note.until_ms })
         };
         if notes.is_empty() {
-            let Entries { v4, v6, .. } = &mut entries;
-            thread::scope(|scope| {
-                if v4.len().min(v6.len()) > ALONE_MAX {
-                    scope.spawn(|| v4.sort_unstable());
-                } else {
-                    v4.sort_unstable();
-                }
-                v6.sort_unstable();
-            });
+            sort(&mut entries.v4, &mut entries.v6);
         } else {
             // Whatever ends last comes first among the same, and is the one that stays.
             entries.v4.sort_by_key(|word| (of_v4(*word), u64::MAX - end(*word & NOTE)));

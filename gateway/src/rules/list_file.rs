@@ -8,7 +8,8 @@
 //! CRC-32 of all that
 //! ```
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::sync::Arc;
 
 use gateway_common::rule::Action;
 use gateway_common::table::{TagV4, TagV6};
@@ -114,7 +115,21 @@ impl From<ActionName> for Action {
     }
 }
 
+impl Malformed {
+    fn endless() -> Self {
+        Self::Header("it does not end".to_owned())
+    }
+}
+
 impl Header {
+    /// Bytes that follow it.
+    fn rest_bytes(&self) -> Option<u64> {
+        let words = [(self.v4, WORD), (self.v6, 3 * WORD), (self.notes, 2 * WORD)];
+        let all = words.into_iter().chain([(self.reasons_bytes, 1), (1, CHECKSUM)]);
+        let mut bytes = all.map(|(count, bytes)| count.checked_mul(bytes as u64));
+        bytes.try_fold(0u64, |sum, bytes| sum.checked_add(bytes?))
+    }
+
     /// The header of a list that was not read in any boot yet.
     pub fn new(name: &str, action: ActionName, kind: Kind, source: &str) -> Self {
         Self {
@@ -138,113 +153,239 @@ impl Header {
     }
 }
 
-/// The bytes of a list.
-pub fn encode(header: &Header, entries: &Entries) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER_MAX_BYTES + entries.memory_bytes());
-    // A vector takes whatever is written.
-    drop(write(header, entries, &mut bytes));
+/// Writes the bytes of a list.
+pub fn write(header: &Header, entries: &Arc<Entries>, mut to: impl Write) -> io::Result<()> {
+    Pieces::new(header, Arc::clone(entries)).try_for_each(|piece| to.write_all(&piece))
+}
+
+/// The bytes of a list, never more than a small part of them in memory.
+pub struct Pieces {
+    entries: Arc<Entries>,
+    /// The header, until it is taken.
+    begun: Vec<u8>,
+    /// IPv4 entries, IPv6 entries, notes, and bytes of reasons that were taken.
+    taken: [usize; 4],
+    checksum: crc32fast::Hasher,
+    left_bytes: u64,
+}
+
+impl Pieces {
+    /// Of a list.
+    pub fn new(header: &Header, entries: Arc<Entries>) -> Self {
+        let header = Header {
+            version: VERSION,
+            v4: entries.v4.len() as u64,
+            v6: entries.v6.len() as u64,
+            notes: entries.notes.len() as u64,
+            reasons_bytes: entries.reasons.len() as u64,
+            ..header.clone()
+        };
+        // Text, numbers and names have no reason to fail.
+        let mut begun = serde_json::to_vec(&header).unwrap_or_default();
+        begun.push(b'\n');
+        let left_bytes = header.rest_bytes().unwrap_or(0) + begun.len() as u64;
+        let checksum = crc32fast::Hasher::new();
+        Self { entries, begun, taken: [0; 4], checksum, left_bytes }
+    }
+
+    /// Bytes that are still to come.
+    pub fn left_bytes(&self) -> u64 {
+        self.left_bytes
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        if self.left_bytes == 0 {
+            return None;
+        }
+        let mut piece = std::mem::take(&mut self.begun);
+        let Entries { v4, v6, notes, reasons } = &*self.entries;
+        let [taken_v4, taken_v6, taken_notes, taken_reasons] = &mut self.taken;
+        let v6_of = |one: &EntryV6| bytes_of::<{ 3 * WORD }>(&[one.high, one.low, one.meta]);
+        let note_of = |note: &Note| {
+            let length = note.reason_bytes | if note.resets { RESETS } else { 0 };
+            let reason = u64::from(note.reason_at) << 32 | u64::from(length);
+            bytes_of::<{ 2 * WORD }>(&[note.until_ms, reason])
+        };
+        let has_words = fill(&mut piece, v4, taken_v4, |word| word.to_le_bytes())
+            && fill(&mut piece, v6, taken_v6, v6_of)
+            && fill(&mut piece, notes, taken_notes, note_of);
+        if has_words {
+            fill(&mut piece, reasons.as_bytes(), taken_reasons, |byte| [*byte]);
+        }
+        self.checksum.update(&piece);
+        self.left_bytes -= piece.len() as u64;
+        if self.left_bytes == CHECKSUM as u64 {
+            piece.extend_from_slice(&self.checksum.clone().finalize().to_le_bytes());
+            self.left_bytes = 0;
+        }
+        Some(piece)
+    }
+}
+
+/// Puts as many into a piece as it has room for. Answers whether there are no more.
+fn fill<T, const N: usize>(
+    piece: &mut Vec<u8>,
+    all: &[T],
+    taken: &mut usize,
+    bytes: impl Fn(&T) -> [u8; N],
+) -> bool {
+    let room = PIECE_BYTES.saturating_sub(piece.len()) / N;
+    let rest = all.get(*taken..).unwrap_or_default();
+    let some = rest.get(..room).unwrap_or(rest);
+    *taken += some.len();
+    piece.reserve_exact(some.len() * N);
+    some.iter().for_each(|one| piece.extend_from_slice(&bytes(one)));
+    *taken == all.len()
+}
+
+fn bytes_of<const N: usize>(words: &[u64]) -> [u8; N] {
+    let mut bytes = [0; N];
+    for (place, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+        *place = word.to_le_bytes();
+    }
     bytes
 }
 
-/// Writes the bytes of a list, never more than a small part of them in memory.
-pub fn write(header: &Header, entries: &Entries, to: impl Write) -> io::Result<()> {
-    let header = Header {
-        version: VERSION,
-        v4: entries.v4.len() as u64,
-        v6: entries.v6.len() as u64,
-        notes: entries.notes.len() as u64,
-        reasons_bytes: entries.reasons.len() as u64,
-        ..header.clone()
-    };
-    let mut piece = serde_json::to_vec(&header)?;
-    piece.push(b'\n');
-    let mut pieces = Pieces { to, checksum: crc32fast::Hasher::new(), piece };
-    pieces.words(entries.v4.iter().map(|entry| [*entry]))?;
-    pieces.words(entries.v6.iter().map(|EntryV6 { high, low, meta }| [*high, *low, *meta]))?;
-    pieces.words(entries.notes.iter().map(|note| {
-        let length = note.reason_bytes | if note.resets { RESETS } else { 0 };
-        [note.until_ms, u64::from(note.reason_at) << 32 | u64::from(length)]
-    }))?;
-    pieces.flush()?;
-    pieces.checksum.update(entries.reasons.as_bytes());
-    pieces.to.write_all(entries.reasons.as_bytes())?;
-    pieces.to.write_all(&pieces.checksum.finalize().to_le_bytes())
-}
-
-/// What is written, with its checksum.
-struct Pieces<W> {
-    to: W,
-    checksum: crc32fast::Hasher,
-    /// Not yet written.
-    piece: Vec<u8>,
-}
-
-impl<W: Write> Pieces<W> {
-    fn words<const N: usize>(&mut self, groups: impl Iterator<Item = [u64; N]>) -> io::Result<()> {
-        for group in groups {
-            for word in group {
-                self.piece.extend_from_slice(&word.to_le_bytes());
-            }
-            if self.piece.len() >= PIECE_BYTES {
-                self.flush()?;
-            }
+/// Reads the list of so many bytes.
+pub fn read(mut from: impl Read, length: u64) -> io::Result<Result<(Header, Entries), Malformed>> {
+    let mut decoder = Decoder::new(length);
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let count = match from.read(&mut piece) {
+            Ok(0) => return Ok(decoder.finish()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        if let Err(malformed) = decoder.push(piece.get(..count).unwrap_or_default()) {
+            return Ok(Err(malformed));
         }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.checksum.update(&self.piece);
-        self.to.write_all(&self.piece)?;
-        self.piece.clear();
-        Ok(())
     }
 }
 
-/// The list of these bytes.
-pub fn decode(bytes: &[u8]) -> Result<(Header, Entries), Malformed> {
-    let line = bytes.iter().take(HEADER_MAX_BYTES).position(|byte| *byte == b'\n');
-    let line = line.ok_or_else(|| Malformed::Header("it does not end".to_owned()))?;
-    let (line, rest) = bytes.split_at(line + 1);
-    let header: Header =
-        serde_json::from_slice(line).map_err(|error| Malformed::Header(error.to_string()))?;
-    if header.version > VERSION {
-        return Err(Malformed::Version(header.version));
+/// Makes a list of its bytes while they come.
+pub struct Decoder {
+    /// Of all of it.
+    length: u64,
+    header: Option<Header>,
+    entries: Entries,
+    reasons: Vec<u8>,
+    checksum: crc32fast::Hasher,
+    /// What has come and is a part of something.
+    part: Vec<u8>,
+}
+
+impl Decoder {
+    /// Of a list of so many bytes. It takes no more memory than those, whatever they say.
+    pub fn new(length: u64) -> Self {
+        Self {
+            length,
+            header: None,
+            entries: Entries::default(),
+            reasons: Vec::new(),
+            checksum: crc32fast::Hasher::new(),
+            part: Vec::new(),
+        }
     }
-    let found = rest.len() as u64;
-    let lengths = [(header.v4, WORD), (header.v6, 3 * WORD), (header.notes, 2 * WORD)];
-    let expected = lengths
-        .into_iter()
-        .chain([(header.reasons_bytes, 1), (1, CHECKSUM)])
-        .try_fold(0u64, |sum, (count, bytes)| sum.checked_add(count.checked_mul(bytes as u64)?));
-    if expected != Some(found) {
-        return Err(Malformed::Length { expected: expected.unwrap_or(u64::MAX), found });
+
+    /// Takes the next bytes, a small part of the whole at a time.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        self.part.extend_from_slice(bytes);
+        if self.header.is_none() && !self.begin()? {
+            return Ok(());
+        }
+        let Some(header) = &self.header else { return Ok(()) };
+        let Entries { v4, v6, notes, .. } = &mut self.entries;
+        let mut rest = self.part.as_slice();
+        let v6_of = |[high, low, meta]: [u64; 3]| EntryV6 { high, low, meta };
+        let note_of = |[until_ms, reason]: [u64; 2]| Note {
+            until_ms,
+            reason_at: (reason >> 32) as u32,
+            reason_bytes: reason as u32 & !RESETS,
+            resets: reason as u32 & RESETS != 0,
+        };
+        let has_words = words(&mut rest, v4, header.v4, |[word]| word)
+            && words(&mut rest, v6, header.v6, v6_of)
+            && words(&mut rest, notes, header.notes, note_of);
+        if has_words {
+            let missing = header.reasons_bytes as usize - self.reasons.len();
+            let (some, after) = rest.split_at_checked(missing).unwrap_or((rest, &[]));
+            self.reasons.extend_from_slice(some);
+            rest = after;
+        }
+        let taken = self.part.len() - rest.len();
+        self.checksum.update(self.part.get(..taken).unwrap_or_default());
+        self.part.drain(..taken);
+        Ok(())
     }
-    let content = bytes.len() - CHECKSUM;
-    let (content, checksum) = bytes.split_at_checked(content).ok_or(Malformed::Checksum)?;
-    if crc32fast::hash(content).to_le_bytes() != checksum {
-        return Err(Malformed::Checksum);
+
+    /// Reads the header. Answers whether it is all there.
+    fn begin(&mut self) -> Result<bool, Malformed> {
+        let end = self.part.iter().take(HEADER_MAX_BYTES).position(|byte| *byte == b'\n');
+        let Some(end) = end else {
+            let is_too_long = self.part.len() >= HEADER_MAX_BYTES;
+            return if is_too_long { Err(Malformed::endless()) } else { Ok(false) };
+        };
+        let line: Vec<u8> = self.part.drain(..=end).collect();
+        let header: Header =
+            serde_json::from_slice(&line).map_err(|error| Malformed::Header(error.to_string()))?;
+        if header.version > VERSION {
+            return Err(Malformed::Version(header.version));
+        }
+        let found = self.length.saturating_sub(line.len() as u64);
+        let expected = header.rest_bytes();
+        if expected != Some(found) {
+            return Err(Malformed::Length { expected: expected.unwrap_or(u64::MAX), found });
+        }
+        self.checksum.update(&line);
+        // The lengths add up to what was announced.
+        self.entries.v4.reserve_exact(header.v4 as usize);
+        self.entries.v6.reserve_exact(header.v6 as usize);
+        self.entries.notes.reserve_exact(header.notes as usize);
+        self.reasons.reserve_exact(header.reasons_bytes as usize);
+        self.header = Some(header);
+        Ok(true)
     }
-    let rest = content.get(line.len()..).unwrap_or_default();
-    // The lengths add up to what is there, so each of them fits.
-    let (v4, rest) = rest.split_at(header.v4 as usize * WORD);
-    let (v6, rest) = rest.split_at(header.v6 as usize * 3 * WORD);
-    let (notes, reasons) = rest.split_at(header.notes as usize * 2 * WORD);
-    let entries = Entries {
-        v4: words(v4).map(|[word]| word).collect(),
-        v6: words(v6).map(|[high, low, meta]| EntryV6 { high, low, meta }).collect(),
-        notes: words(notes)
-            .map(|[until_ms, reason]| Note {
-                until_ms,
-                reason_at: (reason >> 32) as u32,
-                reason_bytes: reason as u32 & !RESETS,
-                resets: reason as u32 & RESETS != 0,
-            })
-            .collect(),
-        reasons: String::from_utf8(reasons.to_vec())
-            .map_err(|_| Malformed::Content("reasons are no text"))?,
-    };
-    check(&entries)?;
-    Ok((header, entries))
+
+    /// The list, when all has come.
+    pub fn finish(self) -> Result<(Header, Entries), Malformed> {
+        let Self { header, mut entries, reasons, checksum, part, .. } = self;
+        let header = header.ok_or_else(Malformed::endless)?;
+        let expected = header.rest_bytes().unwrap_or(u64::MAX);
+        let Entries { v4, v6, notes, .. } = &entries;
+        let lengths = [size_of_val(&**v4), 3 * WORD * v6.len(), 2 * WORD * notes.len()];
+        let found = lengths.iter().sum::<usize>() + reasons.len() + part.len();
+        if expected != found as u64 {
+            return Err(Malformed::Length { expected, found: found as u64 });
+        }
+        if checksum.finalize().to_le_bytes().as_slice() != part {
+            return Err(Malformed::Checksum);
+        }
+        let reasons = String::from_utf8(reasons);
+        entries.reasons = reasons.map_err(|_| Malformed::Content("reasons are no text"))?;
+        check(&entries)?;
+        Ok((header, entries))
+    }
+}
+
+/// Takes whole groups of words until there are as many as there are to be. Answers whether there are.
+fn words<T, const N: usize>(
+    bytes: &mut &[u8],
+    to: &mut Vec<T>,
+    count: u64,
+    of: impl Fn([u64; N]) -> T,
+) -> bool {
+    let missing = count as usize - to.len();
+    let (words, _) = bytes.as_chunks::<WORD>();
+    let (groups, _) = words.as_chunks::<N>();
+    let groups = groups.get(..missing).unwrap_or(groups);
+    to.extend(groups.iter().map(|group| of(group.map(u64::from_le_bytes))));
+    *bytes = bytes.get(groups.len() * N * WORD..).unwrap_or_default();
+    to.len() as u64 == count
 }
 
 /// Refuses what no list has, whoever wrote it.
@@ -277,12 +418,6 @@ fn check(entries: &Entries) -> Result<(), Malformed> {
     fits(notes.iter().all(has_reason), "notes lack their reasons")
 }
 
-fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u64; N]> {
-    let (words, _) = bytes.as_chunks::<WORD>();
-    let (groups, _) = words.as_chunks::<N>();
-    groups.iter().map(|group| group.map(u64::from_le_bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::entries::{Builder, Entry};
@@ -293,6 +428,19 @@ mod tests {
         Header::new("drop", ActionName::Deny, Kind::Import, "a file")
     }
 
+    fn encode(header: &Header, entries: &Entries) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut pieces = Pieces::new(header, Arc::new(entries.clone()));
+        let announced = pieces.left_bytes();
+        pieces.by_ref().for_each(|piece| bytes.extend(piece));
+        assert_eq!((bytes.len() as u64, pieces.left_bytes()), (announced, 0));
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<(Header, Entries), Malformed> {
+        read(bytes, bytes.len() as u64).unwrap()
+    }
+
     proptest! {
         #[test]
         fn what_is_written_is_read_again(
@@ -300,6 +448,7 @@ mod tests {
                 (any::<std::net::IpAddr>(), 0u8..=128, 0u64..3, "[a-c]{0,2}", any::<bool>()), 0..40,
             ),
             damage: proptest::sample::Index,
+            piece in 1usize..50,
         ) {
             let mut builder = Builder::default();
             for (address, length, until, reason, resets) in nets {
@@ -313,6 +462,9 @@ mod tests {
             let (read, back) = decode(&bytes).unwrap();
             prop_assert_eq!(&read.name, "drop");
             prop_assert_eq!(&back, &entries);
+            let mut decoder = Decoder::new(bytes.len() as u64);
+            bytes.chunks(piece).try_for_each(|piece| decoder.push(piece)).unwrap();
+            prop_assert_eq!(decoder.finish().unwrap().1, entries);
             let mut damaged = bytes.clone();
             let at = damage.index(bytes.len());
             damaged[at] ^= 0x10;
@@ -329,6 +481,25 @@ mod tests {
             line.extend(&bytes);
             drop(decode(&line));
         }
+    }
+
+    #[test]
+    fn what_takes_many_pieces_is_read_again() {
+        let mut builder = Builder::default();
+        for index in 0..20_000u32 {
+            let reason = format!("reason {index}");
+            let v4 = std::net::Ipv4Addr::from(0x0b00_0000 + index);
+            let v6 = std::net::Ipv6Addr::from_bits(u128::from(index) << 64 | 1 << 125);
+            builder.push(ipnet::IpNet::from(std::net::IpAddr::from(v4)), None, &reason).unwrap();
+            builder.push(ipnet::IpNet::from(std::net::IpAddr::from(v6)), None, "").unwrap();
+        }
+        let entries = builder.build();
+        let bytes = encode(&header(), &entries);
+        assert!(Pieces::new(&header(), Arc::new(entries.clone())).count() > 10);
+        assert_eq!(decode(&bytes).unwrap().1, entries);
+        let mut long = bytes.clone();
+        long.push(0);
+        assert!(matches!(decode(&long), Err(Malformed::Length { .. })));
     }
 
     #[test]

@@ -143,7 +143,7 @@ fn a_change_that_nobody_confirms_is_undone() {
     let old = rule("192.0.2.0/24", Action::Allow, Origin::Operator, None);
     let mut set = set([rule("192.0.2.0/24", Action::Deny, Origin::Operator, None)]);
     let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
-    let pending = Pending { deadline, then: Some(old.clone()) };
+    let pending = Pending { made: NOW.utc, deadline, then: Some(old.clone()) };
     set.change(&Change { pend: vec![(key, pending)], ..Change::default() });
     let winners = set.winners(key.0, NOW.boot, |_| true);
     let (first, second) = (winners.first.unwrap(), winners.second.unwrap());
@@ -249,7 +249,7 @@ proptest! {
                 set.insert(rule);
             } else if from < until {
                 let deadline = Until { boot: BootTime(from), utc: None };
-                let pend = vec![(key, Pending { deadline, then: Some(rule) })];
+                let pend = vec![(key, Pending { made: NOW.utc, deadline, then: Some(rule) })];
                 set.change(&Change { pend, ..Change::default() });
             }
         }
@@ -295,7 +295,7 @@ fn every_change_can_be_undone() {
     let mut set = set([rule("10.0.0.0/8", Action::Deny, Origin::Operator, None)]);
     let before = set.clone();
     let [held, new] = ["10.0.0.0/8", "11.0.0.0/8"].map(|prefix| (net(prefix), Origin::Operator));
-    let pending = Pending { deadline: Until::after(NOW, None), then: None };
+    let pending = Pending { made: NOW.utc, deadline: Until::after(NOW, None), then: None };
     let change = Change {
         put: vec![rule("11.0.0.0/8", Action::Allow, Origin::Operator, None)],
         remove: vec![held],

@@ -14,7 +14,7 @@ use crate::outbound::Validators;
 use crate::rules::Until;
 use crate::rules::entries::Entries;
 use crate::rules::list::{Before, List};
-use crate::rules::list_file::{self, ActionName, Header, decode};
+use crate::rules::list_file::{self, ActionName, Header};
 use gateway_common::rule::{Action, FOREVER};
 use serde::{Deserialize, Serialize};
 
@@ -118,7 +118,13 @@ impl Store {
             return Ok(None);
         }
         let (header, entries) = read(&path)?;
-        let deadline = Until::at(self.clocks(&header, now), header.deadline);
+        let mut deadline = header.deadline;
+        if header.boot != self.boot {
+            // A wall clock that is wrong after a reboot gives nobody more time.
+            let latest = deadline.map(|end| now.utc.after(end.since(header.created)));
+            deadline = deadline.min(latest);
+        }
+        let deadline = Until::at(self.clocks(&header, now), deadline);
         Ok(Some(Before { deadline, entries: Arc::new(entries) }))
     }
 
@@ -222,8 +228,13 @@ fn forget(path: &Path) -> Result<(), StoreError> {
 }
 
 fn read(path: &Path) -> Result<(Header, Entries), StoreError> {
-    let bytes = fs::read(path).map_err(|source| io_error(path, source))?;
-    decode(&bytes).map_err(|source| StoreError::List { path: path.display().to_string(), source })
+    let open = || {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        list_file::read(file, length)
+    };
+    let read = open().map_err(|source| io_error(path, source))?;
+    read.map_err(|source| StoreError::List { path: path.display().to_string(), source })
 }
 
 /// Writes beside.

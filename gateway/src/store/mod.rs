@@ -119,6 +119,9 @@ struct Stored {
 /// A change that waits to be confirmed as it is kept.
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredPending {
+    /// Absent where an earlier version wrote it.
+    #[serde(default)]
+    made: Option<UtcMillis>,
     deadline: UtcMillis,
     /// The boot in which `deadline_boot` means anything.
     boot: String,
@@ -127,6 +130,7 @@ struct StoredPending {
 }
 
 type BootNanos = u64;
+type Waiting = Vec<(Key, Pending)>;
 
 impl Store {
     /// Opens the store in a directory, making both if they are not there.
@@ -165,7 +169,9 @@ impl Store {
         for rule in self.rules(now)? {
             set.insert(rule);
         }
-        set.change(&Change { pend: self.pending(now)?, ..Change::default() });
+        let (pending, of_other_boots) = self.pending(now)?;
+        self.change(&Change { pend: of_other_boots, ..Change::default() })?;
+        set.change(&Change { pend: pending, ..Change::default() });
         for list in self.lists(now)? {
             set.insert_list(list);
         }
@@ -174,27 +180,33 @@ impl Store {
         Ok(set)
     }
 
-    fn pending(&self, now: Now) -> Result<Vec<(Key, Pending)>, StoreError> {
+    /// What waits to be confirmed, and which of that was kept by the clock of another boot.
+    fn pending(&self, now: Now) -> Result<(Waiting, Waiting), StoreError> {
         let transaction = self.database()?.begin_read().map_err(|error| self.failed(error))?;
         let table = match transaction.open_table(PENDING) {
             Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Default::default()),
             Err(error) => return Err(self.failed(error)),
         };
-        let mut pending = Vec::new();
+        let (mut pending, mut of_other_boots) = (Vec::new(), Vec::new());
         for entry in table.iter().map_err(|error| self.failed(error))? {
             let (key, value) = entry.map_err(|error| self.failed(error))?;
             let bad = |reason: String| self.bad_entry(key.value(), reason);
             let stored: StoredPending =
                 serde_json::from_slice(value.value()).map_err(|error| bad(error.to_string()))?;
             let then = stored.then.map(|then| self.rule(key.value(), then, now)).transpose()?;
-            let deadline =
-                self.until(Some(stored.deadline), &stored.boot, stored.deadline_boot, now);
+            let made = stored.made.unwrap_or(UtcMillis(0));
+            let span = (made, Some(stored.deadline));
+            let deadline = self.until(span, &stored.boot, stored.deadline_boot, now);
             let (prefix, origin) = self.key_of(key.value())?;
             let then = then.map(|(rule, _)| rule);
-            pending.push(((prefix, origin), Pending { deadline, then }));
+            let one = ((prefix, origin), Pending { made, deadline, then });
+            if stored.boot != self.boot {
+                of_other_boots.push(one.clone());
+            }
+            pending.push(one);
         }
-        Ok(pending)
+        Ok((pending, of_other_boots))
     }
 
     /// Every rule that has not ended. Those that have are forgotten, and those of another boot are kept from now on by
@@ -239,9 +251,10 @@ impl Store {
                 let key = key(prefix, *origin);
                 table.remove(key.as_str()).map_err(|error| self.failed(error))?;
             }
-            for ((prefix, origin), Pending { deadline, then }) in pend {
+            for ((prefix, origin), Pending { made, deadline, then }) in pend {
                 let key = key(prefix, *origin);
                 let stored = StoredPending {
+                    made: Some(*made),
                     deadline: deadline.utc.unwrap_or(UtcMillis(u64::MAX)),
                     boot: self.boot.clone(),
                     deadline_boot: deadline.boot.0,
@@ -305,7 +318,8 @@ impl Store {
         let action =
             action.ok_or_else(|| self.bad_entry(key, "its action is unknown".to_owned()))?;
         let is_of_this_boot = stored.until.is_none() || stored.boot == self.boot;
-        let until = self.until(stored.until, &stored.boot, stored.until_boot, now);
+        let span = (stored.created, stored.until);
+        let until = self.until(span, &stored.boot, stored.until_boot, now);
         let Stored { profile: profile_name, reason, created, .. } = stored;
         // Which place a profile has, only the configuration knows.
         let profile = 0;
@@ -313,13 +327,22 @@ impl Store {
         Ok((rule, is_of_this_boot))
     }
 
-    /// An end as it is kept: within one boot the kernel's clock is believed.
-    fn until(&self, utc: Option<UtcMillis>, boot: &str, boot_ns: BootNanos, now: Now) -> Until {
-        match utc {
-            None => Until::NEVER,
-            Some(_) if boot == self.boot => Until { boot: BootTime(boot_ns), utc },
-            Some(_) => Until::at(now, utc),
+    /// The end of what was made at a time of the wall clock, as it is kept: within one boot the kernel's clock is
+    /// believed. After a reboot it is the wall clock, but if that is wrong nothing lasts longer than it was made for.
+    fn until(
+        &self,
+        (made, utc): (UtcMillis, Option<UtcMillis>),
+        boot: &str,
+        boot_ns: BootNanos,
+        now: Now,
+    ) -> Until {
+        let Some(end) = utc else { return Until::NEVER };
+        if boot == self.boot {
+            return Until { boot: BootTime(boot_ns), utc };
         }
+        let latest = now.utc.after(end.since(made));
+        // What is kept stays the moment that was meant: the clock may be right after the next reboot.
+        Until { boot: now.boot_of(end.min(latest)), utc }
     }
 
     fn key_of(&self, key: &str) -> Result<Key, StoreError> {
@@ -373,6 +396,8 @@ fn database_error(path: &Path, source: impl Into<redb::Error>) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rules::entries::Builder;
+    use crate::rules::list::{Before, Kind, List};
     use std::time::Duration;
 
     const NOW: Now = Now { boot: BootTime(9_000_000_000), utc: UtcMillis(1_800_000_000_000) };
@@ -402,8 +427,8 @@ mod tests {
         let key = |rule: &Rule| (rule.prefix, rule.origin);
         let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
         let pend = vec![
-            (key(&new), Pending { deadline, then: None }),
-            (key(&old), Pending { deadline, then: Some(old.clone()) }),
+            (key(&new), Pending { made: NOW.utc, deadline, then: None }),
+            (key(&old), Pending { made: NOW.utc, deadline, then: Some(old.clone()) }),
         ];
         store.change(&Change { put: vec![new.clone()], pend, ..Change::default() }).unwrap();
         let set = store.rule_set(NOW).unwrap();
@@ -448,6 +473,57 @@ mod tests {
         store.boot = "a third boot".to_owned();
         assert_eq!(store.rules(stepped).unwrap(), [], "an hour later by the only clock left");
         assert_eq!(store.rules(early).unwrap(), [], "what has ended does not come back");
+    }
+
+    #[test]
+    fn after_a_reboot_with_a_wrong_clock_nothing_lasts_longer_than_it_was_made_for() {
+        const MINUTE_MS: u64 = 60_000;
+        const MONTH_MS: u64 = 30 * 24 * 60 * MINUTE_MS;
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        let limited = rule("192.0.2.1/32", Some(3600));
+        let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
+        let pend = Pending { made: NOW.utc, deadline, then: None };
+        let mut list = List {
+            name: "drop".to_owned(),
+            action: Action::Deny,
+            kind: Kind::Import,
+            source: String::new(),
+            dry_run: false,
+            reason: String::new(),
+            created: NOW.utc,
+            clocks: NOW,
+            entries: Arc::default(),
+            before: None,
+            swept: BootTime(0),
+        };
+        let mut builder = Builder::default();
+        builder.push("198.51.100.0/24".parse().unwrap(), None, "").unwrap();
+        list.before = Some(Before { deadline, entries: Arc::new(builder.build()) });
+        store.put_list(&list).unwrap();
+        let pend = vec![((limited.prefix, limited.origin), pend)];
+        store.change(&Change { put: vec![limited], pend, ..Change::default() }).unwrap();
+        let at = |boot_s: u64, utc: u64| Now {
+            boot: BootTime(boot_s * 1_000_000_000),
+            utc: UtcMillis(utc),
+        };
+        // Nothing kept the clock while the host was off: it is a month behind.
+        store.boot = "behind".to_owned();
+        let behind = at(10, NOW.utc.0 - MONTH_MS);
+        let set = store.rule_set(behind).unwrap();
+        let ends = |set: &RuleSet| {
+            let rule = set.iter().next().map(|rule| rule.until.boot.0 / 1_000_000_000);
+            let pending = set.pending().next().map(|(_, one)| one.deadline.boot.0 / 1_000_000_000);
+            let before = set.lists().next().and_then(|list| list.before.as_ref());
+            (rule, pending, before.map(|before| before.deadline.boot.0 / 1_000_000_000))
+        };
+        assert_eq!(ends(&set), (Some(3610), Some(70), Some(70)));
+        let later = at(40, behind.utc.0 + 2 * MONTH_MS);
+        assert_eq!(ends(&store.rule_set(later).unwrap()), ends(&set), "of this boot by now");
+        // With a clock that is right the moment that was meant is the end.
+        store.boot = "right".to_owned();
+        let right = at(10, NOW.utc.0 + 59 * MINUTE_MS);
+        assert_eq!(store.rules(right).unwrap()[0].until.boot, BootTime(70_000_000_000));
     }
 
     #[test]

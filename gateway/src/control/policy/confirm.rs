@@ -39,7 +39,7 @@ impl Policy {
                     Some(pending) => pending.then.clone(),
                     None => self.rules.find(key.0, key.1).cloned(),
                 };
-                (key, Pending { deadline, then })
+                (key, Pending { made: now.utc, deadline, then })
             })
             .collect();
         Ok(change)
