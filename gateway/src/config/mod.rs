@@ -70,7 +70,7 @@ pub use self::feedback::{
     SharedSource,
 };
 pub use self::health::{Health, Probe};
-pub use self::hedge::Hedge;
+pub use self::hedge::{Hedge, HedgeAfter};
 pub use self::identity::{Attribute, Told};
 pub use self::identity_token::IdentityToken;
 pub use self::limits::{

@@ -226,9 +226,18 @@ fn when_a_service_is_left_alone() {
     let bounded = service("balance: {hash: client, bound: 125%}").balance;
     assert_eq!(bounded.bound, Some(Share::per_million(1_250_000)));
     only(&upstream("balance: {hash: client, bound: 100%}"), "100% is out of bounds", "100%");
-    let hedge = service("hedge: {after: 50ms}").hedge;
-    assert_eq!(hedge, Some(Hedge { after: Duration::from_millis(50) }));
+    let hedge = |keys: &str| service(&format!("hedge: {{{keys}}}")).hedge.unwrap();
+    let (after, budget) =
+        (HedgeAfter::Time(Duration::from_millis(50)), Share::per_million(100_000));
+    assert_eq!(hedge("after: 50ms"), Hedge { after, budget });
+    let (after, budget) = (HedgeAfter::Percentile(Share::per_million(995_000)), Share::ZERO);
+    assert_eq!(hedge("after: p99.5, budget: 0%"), Hedge { after, budget });
+    assert_eq!(after.to_string(), "p99.5");
     only(&upstream("hedge: {after: 2m}"), "`2m` is out of bounds", "2m");
+    for wrong in ["p49", "p100", "p", "p95%"] {
+        let keys = format!("hedge: {{after: {wrong}}}");
+        only(&upstream(&keys), &format!("`{wrong}` is no percentile from p50 to p99.9"), wrong);
+    }
     let by_share = service("breaker: {failure_share: 25%}").breaker.unwrap();
     let share = Share::per_million(250_000);
     let expected = FailureShare { share, window: Duration::from_secs(10), min_requests: 20 };

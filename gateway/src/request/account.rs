@@ -20,6 +20,7 @@ use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1;
 use crate::http::trace_context::TraceContext;
 use crate::limit::Admitted;
+use crate::observe::resilience::Hedge;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
 use crate::request::access_log::{Ended, Entry};
@@ -244,6 +245,7 @@ impl Account {
             upstream: upstream.map(|upstream| &*upstream.name),
             endpoint: trail.endpoint(),
             attempts: trail.attempts(),
+            hedge: trail.hedge().map(Hedge::name),
             status: self.status,
             error: self.error.get(),
             reason: self.reason.get(),
