@@ -195,6 +195,22 @@ fn aliases_are_read_and_bounded() {
 }
 
 #[test]
+fn a_gateway_is_found_by_a_file_with_mistakes_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    let found = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        places(&path).map(|(socket, _)| socket.display().to_string())
+    };
+    let socket = |path: &str| Some(path.to_owned());
+    assert_eq!(found("routes: [{a: [1, {b: c}]}, !]\nadmin: {socket: /a}"), None, "no YAML");
+    assert_eq!(found("routes: [{a: [1, {b: c}]}]\nadmin: {socket: /a}\nlisten: x"), socket("/a"));
+    assert_eq!(found("{\"routes\": [{}], \"admin\": {\"socket\": \"/a\"}}"), socket("/a"));
+    assert_eq!(found("user: &where /b\nadmin: {socket: *where}"), socket("/b"));
+    assert_eq!(found("admin: {socket: a}"), None);
+}
+
+#[test]
 fn what_is_retried() {
     let retry =
         |keys: &str| format!("upstreams: {{a: {{endpoints: [10.0.0.1:80], retry: {{{keys}}}}}}}");

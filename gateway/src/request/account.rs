@@ -271,9 +271,9 @@ impl Account {
             request_bytes: trail.received_bytes(),
             response_bytes: self.sent_bytes,
         };
-        let Snapshot { route_series, upstream_series, .. } = &*self.current.snapshot;
+        let Snapshot { routes, upstream_series, .. } = &*self.current.snapshot;
         let worker = self.connection.worker.counters.worker;
-        if let Some(route) = route_series.get(routed.route()).and_then(|it| it.of(worker)) {
+        if let Some(route) = routes.series.get(routed.route()).and_then(|it| it.of(worker)) {
             route.ended(&end);
         }
         if trail.attempts() > 0

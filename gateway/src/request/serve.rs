@@ -126,7 +126,7 @@ impl Exchange<'_> {
             self.deadline.refused();
             return Ok(prepare::response(response.map(Answer::Gateway), id.clone()));
         }
-        let (routed, as_sent) = target::route(&snapshot.routes, head)?;
+        let (routed, as_sent) = target::route(&snapshot.routes.table, head)?;
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
         // Part of the route, for limits by upstream may be asked before it is known who calls.
