@@ -222,7 +222,9 @@ impl Started {
     /// is looked up again later.
     async fn look_up(&mut self, sources: &Sources) -> Names {
         let mut names = Names::new(sources.sender());
+        names.restore(&self.config);
         names.learn(&self.config, look_up_new(&self.config, |_| false).await);
+        names.tell_restored();
         if let Some(redis) = &self.redis {
             redis.looked_at().await;
         }

@@ -23,6 +23,7 @@ use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 pub mod bans;
 pub mod keys;
 pub mod lists;
+pub mod names;
 pub mod spread;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
@@ -270,7 +271,8 @@ impl Store {
     /// Hands the files to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
         let mut paths = vec![self.path.clone()];
-        paths.extend(Some(self.path.with_file_name(keys::FILE)).filter(|path| path.exists()));
+        let others = [keys::FILE, names::FILE].map(|file| self.path.with_file_name(file));
+        paths.extend(others.into_iter().filter(|path| path.exists()));
         paths.extend(self.list_paths()?);
         for path in paths {
             chown(&path, Some(user), Some(group)).map_err(|source| io_error(&path, source))?;
