@@ -35,6 +35,10 @@ fn gateway<'s>(site: &'s Site, endpoint: &str, bounds: Value) -> Result<(Gateway
             "timeout": {"connect": "500ms", "response": "10s"},
         }},
         "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+        "access_log": {
+            "path": "stderr",
+            "format": "{method} {path} {status} {error}, complete {complete}",
+        },
     });
     let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
     gateway.start()?;
@@ -327,7 +331,13 @@ fn a_head_larger_than_bounded_is_refused() -> Result {
     }
     assert_eq!(origin.requests().len(), 2, "the connection goes on, and nobody else heard of it");
     let errors = &gateway.status()?["proxy"]["requests"]["errors"];
-    assert_eq!(errors["head_too_large"], json!(3), "{errors}");
+    assert_eq!(errors["head_too_large"], json!(4), "{errors}");
+    let status = gateway.status()?;
+    assert_eq!(status["proxy"]["requests"]["active"], json!(0), "{status}");
+    wait_for("what was not read to its end in the access log", PATIENCE, || {
+        Ok(gateway.log().contains("- - 431 head_too_large, complete true").then_some(()))
+    })?;
+    assert_eq!(gateway.log().matches("/ 431 head_too_large").count(), 3, "{}", gateway.log());
     Ok(())
 }
 

@@ -321,6 +321,13 @@ pub struct ResponseBody {
     account: Account,
 }
 
+impl ResponseBody {
+    /// Nobody is sent it, and nothing of the answer is missing.
+    pub(super) fn close(mut self) {
+        self.account.whole = true;
+    }
+}
+
 impl Answer {
     fn is_end_stream(&self) -> bool {
         match self {

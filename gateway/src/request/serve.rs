@@ -90,6 +90,11 @@ pub fn refuse(
     account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
+/// Accounts for what was no request because of `error`, and was told so by whoever read it, in no more than a status.
+pub fn refused(connection: &Rc<Connection>, deadline: &Rc<Deadline>, error: &Error) {
+    refuse(connection, deadline, error).into_body().close();
+}
+
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
     deadline: &'a Rc<Deadline>,
