@@ -102,7 +102,8 @@ pub(super) fn shorten(text: &str) -> String {
     short
 }
 
-/// Reads a text, of whose sections only those that are named matter if any is. What is wrong but leaves a tree is added to `problems`; a syntax error leaves none.
+/// Reads a text, of whose sections only those that are named matter if any is. What is wrong but leaves a tree is
+/// added to `problems`; a syntax error leaves none.
 pub(super) fn read(
     text: &str,
     sections: &[&str],

@@ -1,8 +1,8 @@
 //! How long requests of late waited for the head of their answer, and which of these times so large a share of them had
 //! at most. One worker adds and asks; nothing is shared.
 //!
-//! A histogram with [`PARTS`] buckets to each power of two microseconds is exact to an eighth, whatever the times are. Two
-//! of them take turns, each for [`WINDOW`], so that what counts is what came in the last ten to twenty seconds. The
+//! A histogram with [`PARTS`] buckets to each power of two microseconds is exact to an eighth, whatever the times are.
+//! Two of them take turns, each for [`WINDOW`], so that what counts is what came in the last ten to twenty seconds. The
 //! percentile is looked for once a second, because it costs a walk through both.
 
 use std::cell::{Cell, OnceCell};

@@ -33,8 +33,8 @@ type Came = Result<Answered, Failure>;
 /// No timer fires sooner.
 const DELAY_MIN: Duration = Duration::from_millis(1);
 
-/// When a request is hedged; `None` if it never is: it has a body, or it is none that a service may see twice and nobody
-/// would notice.
+/// When a request is hedged; `None` if it never is: it has a body, or it is none that a service may see twice without
+/// anybody noticing.
 pub(super) fn terms(
     upstream: &Upstream,
     head: &Parts,
