@@ -1,5 +1,5 @@
-//! What the names of endpoints stood for last, in the state directory: one file, written beside and renamed into place. It
-//! is no promise but a help: a start without it, or with a broken one, knows less and nothing wrong.
+//! What the names of endpoints stood for last, in the state directory: one file, written beside and renamed into place.
+//! It is no promise but a help: a start without it, or with a broken one, knows less and nothing wrong.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
