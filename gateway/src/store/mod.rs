@@ -24,6 +24,7 @@ pub mod bans;
 pub mod keys;
 pub mod lists;
 pub mod names;
+pub mod nonces;
 pub mod spread;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
@@ -33,7 +34,7 @@ const PENDING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pending"
 const ACTIONS: [Action; 4] = [Action::Allow, Action::Deny, Action::Limit, Action::Reset];
 const FILE: &str = "gateway.redb";
 /// What the gateway puts into `state.dir`.
-pub const FILES: [&str; 4] = [FILE, keys::FILE, spread::FILE, lists::FOLDER];
+pub const FILES: [&str; 5] = [FILE, keys::FILE, spread::FILE, nonces::FILE, lists::FOLDER];
 
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]
@@ -271,7 +272,8 @@ impl Store {
     /// Hands the files to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
         let mut paths = vec![self.path.clone()];
-        let others = [keys::FILE, names::FILE].map(|file| self.path.with_file_name(file));
+        let others = [keys::FILE, names::FILE, nonces::FILE];
+        let others = others.map(|file| self.path.with_file_name(file));
         paths.extend(others.into_iter().filter(|path| path.exists()));
         paths.extend(self.list_paths()?);
         for path in paths {
