@@ -21,8 +21,7 @@ use gateway::listen::sockets::{Inherited, Sockets};
 use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::observe::access_log::AccessLog;
-use gateway::request::{Compiled, Snapshot};
-use gateway::route::Table;
+use gateway::request::{Compiled, Routes, Snapshot};
 use gateway::rules::classify::Classifier;
 use gateway::rules::tables::{Memory, RuleTables};
 use gateway::tls::client::Clients;
@@ -39,8 +38,8 @@ const SHORT: Duration = Duration::from_millis(150);
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 
-fn with_routes(config: Config) -> Compiled {
-    let routes = Arc::new(Table::new(&config.routes));
+fn with_routes(config: Config, counters: &Registry) -> Compiled {
+    let routes = Arc::new(Routes::new(&config, counters));
     Compiled {
         config: Arc::new(config),
         routes,
@@ -94,8 +93,12 @@ impl Gateway {
         let counters = Registry::new(config.workers);
         let mut directory = Directory::new(config.workers);
         directory.set_own(None, Some(echo.address()));
-        let snapshot =
-            Snapshot::new(with_routes(config), &mut directory, &Clients::default(), &counters);
+        let snapshot = Snapshot::new(
+            with_routes(config, &counters),
+            &mut directory,
+            &Clients::default(),
+            &counters,
+        );
         let shared = Shared {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             listeners: Arc::default(),
@@ -792,7 +795,7 @@ fn a_new_configuration_and_new_addresses_are_taken_while_connections_stay() {
     let echo = Origin::answering("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n");
     let config = config(vec![Target::Address(echo.address)]);
     let snapshot = Snapshot::new(
-        with_routes(config),
+        with_routes(config, &gateway.shared.counters),
         &mut Directory::new(1),
         &Clients::default(),
         &gateway.shared.counters,

@@ -24,8 +24,7 @@ use gateway::listen::{Door, Shared};
 use gateway::observe::Registry;
 use gateway::observe::access_log::AccessLog;
 use gateway::request::listener::Listeners;
-use gateway::request::{Compiled, Snapshot};
-use gateway::route::Table;
+use gateway::request::{Compiled, Routes, Snapshot};
 use gateway::rules::classify::Classifier;
 use gateway::tls::client::Clients;
 use gateway::tls::store::Store;
@@ -98,7 +97,7 @@ impl Gateway {
         let config = Arc::new(config);
         let counters = Registry::new(1);
         let compiled = Compiled {
-            routes: Arc::new(Table::new(&config.routes)),
+            routes: Arc::new(Routes::new(&config, &counters)),
             authenticators: Arc::default(),
             limits: Arc::new(Limits::new(&config, 1, &Limits::default(), None).unwrap()),
             config: Arc::clone(&config),

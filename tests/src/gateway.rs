@@ -152,6 +152,11 @@ impl<'n> Gateway<'n> {
         self.folder.join("gateway.yaml")
     }
 
+    /// The folder of its state.
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
     /// The folder of its pins.
     pub fn pins(&self) -> PathBuf {
         self.folder.join("bpf/gateway")

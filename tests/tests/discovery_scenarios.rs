@@ -341,6 +341,48 @@ fn a_name_that_cannot_be_found_keeps_nobody_from_starting() -> Result {
 }
 
 #[test]
+fn what_was_found_last_outlives_the_process_for_a_day() -> Result {
+    let place = Place::new()?;
+    let [first, second] = ips([1, 2]);
+    let (port, _services) = place.services(&[first, second])?;
+    place.dns.tell_addresses(NAME, 60, &[first]);
+    let mut gateway = place.gateway(&json!([format!("{NAME}:{port}")]), json!({}))?;
+    let file = gateway.state().join("names.json");
+    let kept = || -> Result<Option<Value>> {
+        let Ok(text) = std::fs::read(&file) else { return Ok(None) };
+        let kept: Value = serde_json::from_slice(&text)?;
+        Ok(kept.get(format!("{NAME}:{port}")).cloned())
+    };
+    wait_for("the file", PATIENCE, kept)?;
+    gateway.kill9()?;
+    place.dns.tell_all(NAME, &Reply::Silence);
+    gateway.start()?;
+    assert_eq!(place.answers()?, BTreeSet::from([first.to_string()]));
+    assert!(note(&gateway)?.contains("found before the start, and not since"));
+    assert!(gateway.log().contains("what it stood for last is used"));
+    place.dns.tell_addresses(NAME, 60, &[second]);
+    place.wait_for_answers(&[second])?;
+    assert_eq!(note(&gateway)?, "");
+    wait_for("the other address in the file", PATIENCE, || {
+        Ok(kept()?.filter(|kept| kept.to_string().contains(&second.to_string())))
+    })?;
+
+    gateway.kill9()?;
+    place.dns.tell_all(NAME, &Reply::Failure);
+    let mut old: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let resolved = old.pointer_mut(&format!("/{NAME}:{port}/resolved")).context("no time")?;
+    *resolved = json!(resolved.as_u64().context("no number")? - 86_400_000);
+    std::fs::write(&file, old.to_string())?;
+    gateway.start()?;
+    assert_eq!(place.get()?.0, 503, "it may be somebody else's by now");
+    gateway.kill9()?;
+    std::fs::write(&file, "no JSON")?;
+    gateway.start()?;
+    assert_eq!(place.get()?.0, 503);
+    Ok(())
+}
+
+#[test]
 fn services_have_ports_weights_and_priorities() -> Result {
     let place = Place::new()?;
     let all = ips([1, 2, 3]);

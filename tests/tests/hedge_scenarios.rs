@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use harness::gateway::Gateway;
-use harness::origin::{Origin, Reply};
+use harness::origin::{Origin, Reply, Request};
 use harness::site::{PATIENCE, Site};
 use harness::{Result, wait_for};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ fn gateway<'s>(
         "workers": 1,
         "upstreams": {"service": settings},
         "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
-        "access_log": {"path": "stderr", "format": "by {endpoint} in {attempts} attempts"},
+        "access_log": {"path": "stderr", "format": "by {endpoint} in {attempts} attempts, hedge {hedge}"},
     });
     let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
     gateway.start()?;
@@ -52,7 +52,7 @@ fn the_fast_endpoint_answers_for_the_slow_one_and_that_one_is_let_go() -> Result
     let site = Site::new()?;
     let [slow, fast] = two(&site)?;
     let settings = json!({
-        "hedge": {"after": "20ms"},
+        "hedge": {"after": "20ms", "budget": "100%"},
         "retry": {"budget": "100%"},
         "timeout": {"response": "60s"},
         "concurrency": 10,
@@ -80,8 +80,12 @@ fn the_fast_endpoint_answers_for_the_slow_one_and_that_one_is_let_go() -> Result
         let log = gateway.log();
         Ok((log.matches(" attempts").count() == 8).then_some(log))
     })?;
-    let twice = format!("by {} in 2 attempts", fast.address);
-    assert_eq!(lines.matches(&twice).count() as u64, hedges, "{lines}");
+    let twice = format!("by {} in 2 attempts, hedge ", fast.address);
+    let results = ["won", "lost"].map(|result| lines.matches(&(twice.clone() + result)).count());
+    let counts = [counted(&gateway, "/hedges/won")?, counted(&gateway, "/hedges/lost")?];
+    assert_eq!(results.map(|count| count as u64), counts, "{lines}");
+    let once = lines.matches("in 1 attempts, hedge -").count() as u64;
+    assert_eq!(once, 8 - hedges, "{lines}");
     Ok(())
 }
 
@@ -90,7 +94,7 @@ fn what_may_not_be_sent_twice_or_has_no_budget_is_not_hedged() -> Result {
     let site = Site::new()?;
     let [slow, fast] = two(&site)?;
     let none = json!({
-        "hedge": {"after": "1ms"},
+        "hedge": {"after": "1ms", "budget": "100%"},
         "retry": {"budget": "0%", "on": []},
         "timeout": {"response": "500ms"},
         "ejection": "off",
@@ -112,7 +116,7 @@ fn what_may_not_be_sent_twice_or_has_no_budget_is_not_hedged() -> Result {
     drop(without);
 
     let plenty = json!({
-        "hedge": {"after": "1ms"},
+        "hedge": {"after": "1ms", "budget": "100%"},
         "retry": {"budget": "100%", "on": []},
         "timeout": {"response": "500ms"},
         "ejection": "off",
@@ -145,7 +149,7 @@ fn nobody_is_worse_off_for_having_been_hedged() -> Result {
         Reply::Answer(503, "sick")
     })?;
     let settings = json!({
-        "hedge": {"after": "1ms"},
+        "hedge": {"after": "1ms", "budget": "100%"},
         "retry": {"budget": "100%"},
         "timeout": {"response": "60s"},
     });
@@ -154,5 +158,84 @@ fn nobody_is_worse_off_for_having_been_hedged() -> Result {
     let (gateway, address) = gateway(&site, endpoints, settings)?;
     assert_eq!(site.connect(None, address)?.get("/")?.text(), "slow");
     assert_eq!((sick.requests().len(), counted(&gateway, "/hedges/lost")?), (1, 1));
+    Ok(())
+}
+
+#[test]
+fn a_percentile_is_learnt_before_anybody_is_hedged_by_it() -> Result {
+    let site = Site::new()?;
+    let reply = |hangs: bool| {
+        move |request: &Request| match &*request.line {
+            line if hangs && line.contains("/hang") => Reply::Hang,
+            _ => Reply::Answer(200, "fast"),
+        }
+    };
+    let [slow, fast] = [site.origin(reply(true))?, site.origin(reply(false))?];
+    let settings = json!({
+        "hedge": {"after": "p95"},
+        "retry": {"budget": "100%", "on": []},
+        "timeout": {"response": "2s"},
+        "ejection": "off",
+    });
+    let (gateway, address) = gateway(&site, both(&slow, &fast), settings)?;
+    let mut client = site.connect(None, address)?;
+    let mut statuses = [client.get("/hang")?.status, client.get("/hang")?.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 504], "nobody knows yet how long answers take");
+    assert_eq!(counted(&gateway, "/hedges/won")?, 0);
+    wait_for("a hedge", PATIENCE, || {
+        for _ in 0..100 {
+            assert_eq!(client.get("/")?.status, 200);
+        }
+        client.get("/hang")?;
+        Ok((counted(&gateway, "/hedges/won")? > 0).then_some(()))
+    })
+}
+
+#[test]
+fn hedges_are_no_larger_a_share_of_requests_than_their_budget() -> Result {
+    let site = Site::new()?;
+    let slow = || {
+        site.origin(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            Reply::Answer(200, "slow")
+        })
+    };
+    let [one, other] = [slow()?, slow()?];
+    let settings = json!({
+        "hedge": {"after": "1ms", "budget": "25%"},
+        "retry": {"budget": "100%"},
+    });
+    let (gateway, address) = gateway(&site, both(&one, &other), settings)?;
+    let mut client = site.connect(None, address)?;
+    for _ in 0..40 {
+        assert_eq!(client.get("/")?.status, 200);
+    }
+    let hedges = counted(&gateway, "/hedges/won")? + counted(&gateway, "/hedges/lost")?;
+    assert!((1..=10).contains(&hedges), "{hedges}");
+    assert_eq!(counted(&gateway, "/hedges_refused/budget")?, 40 - hedges);
+    Ok(())
+}
+
+#[test]
+fn a_client_that_leaves_is_logged_as_hedged_in_vain() -> Result {
+    let site = Site::new()?;
+    let [one, other] = [site.origin(|_| Reply::Hang)?, site.origin(|_| Reply::Hang)?];
+    let settings = json!({
+        "hedge": {"after": "1ms", "budget": "100%"},
+        "retry": {"budget": "100%"},
+        "timeout": {"response": "60s"},
+    });
+    let (gateway, address) = gateway(&site, both(&one, &other), settings)?;
+    let mut client = site.connect(None, address)?;
+    client.send(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")?;
+    wait_for("both to be asked", PATIENCE, || {
+        Ok((one.requests().len() + other.requests().len() == 2).then_some(()))
+    })?;
+    drop(client);
+    wait_for("the access log", PATIENCE, || {
+        Ok(gateway.log().contains("in 2 attempts, hedge abandoned").then_some(()))
+    })?;
+    assert_eq!(counted(&gateway, "/hedges/abandoned")?, 1);
     Ok(())
 }

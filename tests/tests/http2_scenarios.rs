@@ -35,6 +35,10 @@ fn gateway<'s>(site: &'s Site, endpoint: &str, bounds: Value) -> Result<(Gateway
             "timeout": {"connect": "500ms", "response": "10s"},
         }},
         "routes": [{"match": {"path": "/{rest*}"}, "upstream": "service"}],
+        "access_log": {
+            "path": "stderr",
+            "format": "{method} {path} {status} {error}, complete {complete}",
+        },
     });
     let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
     gateway.start()?;
@@ -126,7 +130,12 @@ fn what_can_be_read_in_two_ways_never_reaches_a_service() -> Result {
     let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
     let get = request("GET", "/");
     let with = |fields: &[(&'static str, &'static str)]| [&get[..], fields].concat();
-    let bad: [Vec<(&str, &str)>; 14] = [
+    let as_asked = |fields: [(&'static str, &'static str); 3]| {
+        let [method, authority, path] = fields;
+        vec![method, (":scheme", "http"), authority, path]
+    };
+    let (method, authority, path) = ((":method", "GET"), (":authority", "test"), (":path", "/"));
+    let bad = [
         with(&[("host", "other")]),
         with(&[("host", "test"), ("host", "test")]),
         with(&[("connection", "close")]),
@@ -138,9 +147,32 @@ fn what_can_be_read_in_two_ways_never_reaches_a_service() -> Result {
         with(&[("content-length", "0"), ("content-length", "1")]),
         with(&[("a", "b\r\nc: d")]),
         with(&[(":late", "pseudo")]),
-        vec![(":method", "GET"), (":scheme", "http"), (":path", "/")],
-        vec![(":method", "GET"), (":scheme", "http"), (":authority", "u@test"), (":path", "/")],
-        vec![(":method", "GET"), (":scheme", "http"), (":authority", "test"), (":path", "//")],
+        with(&[("a", "b\nc: d")]),
+        with(&[("a", "b\rc: d")]),
+        with(&[("a", "b\0")]),
+        with(&[("a: b", "c")]),
+        with(&[("a b", "c")]),
+        with(&[("a\r\nb", "c")]),
+        with(&[("", "c")]),
+        with(&[("keep-alive", "5")]),
+        with(&[("proxy-connection", "close")]),
+        with(&[("content-length", "+0")]),
+        with(&[("content-length", "0, 0")]),
+        with(&[(":path", "/admin")]),
+        with(&[(":protocol", "websocket")]),
+        vec![method, (":scheme", "http"), path],
+        as_asked([method, (":authority", "u@test"), path]),
+        as_asked([method, (":authority", "test\r\nx: y"), path]),
+        as_asked([method, (":authority", "test/admin"), path]),
+        as_asked([method, authority, (":path", "//")]),
+        as_asked([method, authority, (":path", "")]),
+        as_asked([method, authority, (":path", "*")]),
+        as_asked([method, authority, (":path", "/ HTTP/1.1\r\nx: y")]),
+        as_asked([method, authority, (":path", "/a b")]),
+        as_asked([method, authority, (":path", "/#a")]),
+        as_asked([method, authority, (":path", "http://other/")]),
+        as_asked([(":method", "GET / HTTP/1.1\r\nx: y"), authority, path]),
+        as_asked([(":method", "CONNECT"), authority, path]),
     ];
     for fields in bad {
         let mut client = connect(&site, listen, &[])?;
@@ -150,8 +182,27 @@ fn what_can_be_read_in_two_ways_never_reaches_a_service() -> Result {
         let answer = answer.with_context(|| format!("{fields:?}"))?;
         assert!(answer.kind != kind::HEADERS || answer.payload[0] != 0x88, "{fields:?}");
     }
-    assert_eq!(origin.requests().len(), 0);
+    assert_eq!(origin.requests().len(), 0, "{:?}", origin.requests());
     assert_eq!(gateway.status()?["kernel"]["enforcing"], json!(false), "it still answers");
+    Ok(())
+}
+
+#[test]
+fn a_body_that_is_longer_or_shorter_than_its_head_says_never_reaches_a_service() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    for (length, body) in [("3", "abcGET /smuggled HTTP/1.1\r\nhost: test\r\n\r\n"), ("9", "abc")] {
+        let mut client = connect(&site, listen, &[])?;
+        let fields = [&request("POST", "/")[..], &[("content-length", length)]].concat();
+        client.frames(&[
+            Frame::headers(1, false, &fields),
+            Frame::new(kind::DATA, flag::END_STREAM, 1, body.as_bytes()),
+        ])?;
+        let answer = client.wait(|frame| matches!(frame.kind, kind::RST_STREAM | kind::GOAWAY));
+        answer.with_context(|| format!("{length} {body}"))?;
+    }
+    assert_eq!(origin.requests().len(), 0, "{:?}", origin.requests());
     Ok(())
 }
 
@@ -327,7 +378,13 @@ fn a_head_larger_than_bounded_is_refused() -> Result {
     }
     assert_eq!(origin.requests().len(), 2, "the connection goes on, and nobody else heard of it");
     let errors = &gateway.status()?["proxy"]["requests"]["errors"];
-    assert_eq!(errors["head_too_large"], json!(3), "{errors}");
+    assert_eq!(errors["head_too_large"], json!(4), "{errors}");
+    let status = gateway.status()?;
+    assert_eq!(status["proxy"]["requests"]["active"], json!(0), "{status}");
+    wait_for("what was not read to its end in the access log", PATIENCE, || {
+        Ok(gateway.log().contains("- - 431 head_too_large, complete true").then_some(()))
+    })?;
+    assert_eq!(gateway.log().matches("/ 431 head_too_large").count(), 3, "{}", gateway.log());
     Ok(())
 }
 

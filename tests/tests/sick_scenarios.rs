@@ -277,7 +277,7 @@ fn the_stream_of_a_hedged_request_is_reset_and_its_connection_stays() -> Result 
     let slow = Origin2::start(&site, |_| Reply2::Hang)?;
     let fast = Origin2::start(&site, |_| Reply2::Answer("fast"))?;
     let settings = json!({
-        "hedge": {"after": "5ms"},
+        "hedge": {"after": "5ms", "budget": "100%"},
         "retry": {"budget": "100%"},
         "timeout": {"response": "60s"},
         "ejection": {"failures": 1},

@@ -100,6 +100,7 @@ pub enum Field {
     Upstream,
     Endpoint,
     Attempts,
+    Hedge,
     WaitUs,
     ConnectUs,
     ResponseUs,
@@ -118,7 +119,7 @@ pub enum Field {
 
 impl Field {
     /// All of them but header fields, in the order of a JSON line.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::Time,
         Self::RequestId,
         Self::TraceId,
@@ -139,6 +140,7 @@ impl Field {
         Self::Upstream,
         Self::Endpoint,
         Self::Attempts,
+        Self::Hedge,
         Self::WaitUs,
         Self::ConnectUs,
         Self::ResponseUs,
@@ -176,6 +178,7 @@ impl Field {
             Self::Upstream => "upstream",
             Self::Endpoint => "endpoint",
             Self::Attempts => "attempts",
+            Self::Hedge => "hedge",
             Self::WaitUs => "wait_us",
             Self::ConnectUs => "connect_us",
             Self::ResponseUs => "response_us",

@@ -70,7 +70,7 @@ pub use self::feedback::{
     SharedSource,
 };
 pub use self::health::{Health, Probe};
-pub use self::hedge::Hedge;
+pub use self::hedge::{Hedge, HedgeAfter};
 pub use self::identity::{Attribute, Told};
 pub use self::identity_token::IdentityToken;
 pub use self::limits::{
@@ -124,7 +124,7 @@ pub fn parse(file: &str, text: &str) -> Result<Config, Errors> {
 }
 
 fn parse_in(folder: PathBuf, file: &str, text: &str) -> Result<Config, Errors> {
-    match understand(&folder, text) {
+    match understand(&folder, text, &[]) {
         (Some(config), problems) if problems.is_empty() => Ok(config),
         (_, problems) => Err(explain(file, text, problems)),
     }
@@ -134,7 +134,11 @@ fn parse_in(folder: PathBuf, file: &str, text: &str) -> Result<Config, Errors> {
 /// still says so unless the mistake is there, for a gateway must be reachable while somebody edits its file.
 pub fn places(path: &Path) -> Option<(PathBuf, PathBuf)> {
     let text = String::from_utf8(bytes_of(path).ok()?).ok()?;
-    let config = understand(&folder_of(path), &text).0?;
+    let folder = folder_of(path);
+    // Whoever asks waits for it, and tens of thousands of routes have nothing to say here; unless something is said
+    // there that is referred to here.
+    let config = understand(&folder, &text, &["admin", "kernel"]).0;
+    let config = config.or_else(|| understand(&folder, &text, &[]).0)?;
     let (socket, pins) = (config.admin.socket, config.kernel.pins);
     (socket.is_absolute() && pins.is_absolute()).then_some((socket, pins))
 }
@@ -153,10 +157,10 @@ fn folder_of(path: &Path) -> PathBuf {
     whole.parent().map(Path::to_owned).unwrap_or_default()
 }
 
-/// As much of a text as makes sense, and what does not.
-fn understand(folder: &Path, text: &str) -> (Option<Config>, Vec<Problem>) {
+/// As much of a text as makes sense, and what does not: `sections` of it, or all if none is named.
+fn understand(folder: &Path, text: &str, sections: &[&str]) -> (Option<Config>, Vec<Problem>) {
     let mut problems = Vec::new();
-    let mut tree = match tree::read(text, &mut problems) {
+    let mut tree = match tree::read(text, sections, &mut problems) {
         Ok(tree) => tree,
         Err(problem) => {
             problems.push(problem);

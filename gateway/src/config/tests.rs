@@ -195,6 +195,22 @@ fn aliases_are_read_and_bounded() {
 }
 
 #[test]
+fn a_gateway_is_found_by_a_file_with_mistakes_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    let found = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        places(&path).map(|(socket, _)| socket.display().to_string())
+    };
+    let socket = |path: &str| Some(path.to_owned());
+    assert_eq!(found("routes: [{a: [1, {b: c}]}, !]\nadmin: {socket: /a}"), None, "no YAML");
+    assert_eq!(found("routes: [{a: [1, {b: c}]}]\nadmin: {socket: /a}\nlisten: x"), socket("/a"));
+    assert_eq!(found("{\"routes\": [{}], \"admin\": {\"socket\": \"/a\"}}"), socket("/a"));
+    assert_eq!(found("user: &where /b\nadmin: {socket: *where}"), socket("/b"));
+    assert_eq!(found("admin: {socket: a}"), None);
+}
+
+#[test]
 fn what_is_retried() {
     let retry =
         |keys: &str| format!("upstreams: {{a: {{endpoints: [10.0.0.1:80], retry: {{{keys}}}}}}}");
@@ -226,9 +242,18 @@ fn when_a_service_is_left_alone() {
     let bounded = service("balance: {hash: client, bound: 125%}").balance;
     assert_eq!(bounded.bound, Some(Share::per_million(1_250_000)));
     only(&upstream("balance: {hash: client, bound: 100%}"), "100% is out of bounds", "100%");
-    let hedge = service("hedge: {after: 50ms}").hedge;
-    assert_eq!(hedge, Some(Hedge { after: Duration::from_millis(50) }));
+    let hedge = |keys: &str| service(&format!("hedge: {{{keys}}}")).hedge.unwrap();
+    let (after, budget) =
+        (HedgeAfter::Time(Duration::from_millis(50)), Share::per_million(100_000));
+    assert_eq!(hedge("after: 50ms"), Hedge { after, budget });
+    let (after, budget) = (HedgeAfter::Percentile(Share::per_million(995_000)), Share::ZERO);
+    assert_eq!(hedge("after: p99.5, budget: 0%"), Hedge { after, budget });
+    assert_eq!(after.to_string(), "p99.5");
     only(&upstream("hedge: {after: 2m}"), "`2m` is out of bounds", "2m");
+    for wrong in ["p49", "p100", "p", "p95%"] {
+        let keys = format!("hedge: {{after: {wrong}}}");
+        only(&upstream(&keys), &format!("`{wrong}` is no percentile from p50 to p99.9"), wrong);
+    }
     let by_share = service("breaker: {failure_share: 25%}").breaker.unwrap();
     let share = Share::per_million(250_000);
     let expected = FailureShare { share, window: Duration::from_secs(10), min_requests: 20 };

@@ -102,8 +102,13 @@ pub(super) fn shorten(text: &str) -> String {
     short
 }
 
-/// Reads a text. What is wrong but leaves a tree is added to `problems`; a syntax error leaves none.
-pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Result<Node, Problem> {
+/// Reads a text, of whose sections only those that are named matter if any is. What is wrong but leaves a tree is
+/// added to `problems`; a syntax error leaves none.
+pub(super) fn read(
+    text: &str,
+    sections: &[&str],
+    problems: &mut Vec<Problem>,
+) -> Result<Node, Problem> {
     let start = Span { line: 1, column: 1, width: 1 };
     if text.len() > FILE_BYTES_MAX {
         let message = format!("the file is longer than {} MiB", FILE_BYTES_MAX >> 20);
@@ -116,8 +121,15 @@ pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Result<Node, Prob
     };
     options.set_emit_comments(false);
     let parser = Parser::new_from_str_with_options(text, options);
-    let mut builder =
-        Builder { text, parser, anchors: HashMap::new(), weight: 0, problems, null_at: start };
+    let mut builder = Builder {
+        text,
+        parser,
+        sections,
+        anchors: HashMap::new(),
+        weight: 0,
+        problems,
+        null_at: start,
+    };
     builder.document()
 }
 
@@ -136,6 +148,7 @@ impl Weight {
 struct Builder<'a> {
     text: &'a str,
     parser: Parser<'a, StrInput<'a>>,
+    sections: &'a [&'a str],
     anchors: HashMap<usize, Node>,
     weight: usize,
     problems: &'a mut Vec<Problem>,
@@ -235,6 +248,10 @@ impl<'a> Builder<'a> {
             self.charge(key.len(), key_span)?;
             self.null_at = key_span;
             let (event, span) = self.next()?;
+            if depth == 1 && !self.sections.is_empty() && !self.sections.contains(&&*key) {
+                self.pass(event)?;
+                continue;
+            }
             let value = self.node(event, span, depth + 1)?;
             if let Some(first) = places.get(&key) {
                 let message = format!("`{}` is given twice", shorten(&key));
@@ -247,6 +264,22 @@ impl<'a> Builder<'a> {
                 places.insert(key.clone(), key_span);
                 entries.push(Entry { key, key_span, value });
             }
+        }
+    }
+
+    /// Passes a value over.
+    fn pass(&mut self, mut event: Event<'a>) -> Result<(), Problem> {
+        let mut depth = 0;
+        loop {
+            match event {
+                Event::SequenceStart(..) | Event::MappingStart(..) => depth += 1,
+                Event::SequenceEnd | Event::MappingEnd => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                return Ok(());
+            }
+            event = self.next()?.0;
         }
     }
 

@@ -165,7 +165,7 @@ pub(super) fn share(text: &str, bounds: RangeInclusive<Share>, at: At<'_>) -> Op
     Some(share)
 }
 
-fn share_of(text: &str) -> Option<Share> {
+pub(super) fn share_of(text: &str) -> Option<Share> {
     /// Parts per million have four digits behind the point of a percentage.
     const DECIMALS: usize = 4;
     let number = text.trim().strip_suffix('%')?;

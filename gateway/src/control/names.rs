@@ -1,33 +1,41 @@
 //! The names of endpoints: looks them up when they are due, beside the loop of `control`, and hands what was found to
 //! those who protect addresses and send requests, in this order. What a configuration has in common with the one before
-//! stays known.
+//! stays known; what was found last outlives the process.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, spawn, spawn_local};
 use tokio::time::{Instant, timeout_at};
 
-use super::Control;
 use super::sources::Event;
+use super::{Control, background};
 use crate::admin::upstreams::NameView;
 use crate::base::random::random;
 use crate::base::time::{Now, UtcMillis, instant, utc};
 use crate::config::{Config, Name, Target};
 use crate::discovery::dns::Client;
-use crate::discovery::state::{Moment, State};
+use crate::discovery::state::{Kept, Moment, State};
 use crate::discovery::{Answer, Found, Outcome};
 use crate::observe::prometheus::Page;
 use crate::rules::protected::own_addresses;
+use crate::store;
 use crate::upstream::directory::Directory;
 
 /// Names that are looked up at the same time.
 const LOOKUPS_MAX: usize = 32;
 /// A start or a reload waits no longer for names, whatever `discovery.timeout` is.
 const FIRST_MAX: Duration = Duration::from_secs(10);
+
+/// How old may be what was found before a start: addresses that are nobody's any more are given to others.
+const KEPT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often it is written that nothing has changed.
+const KEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// A lookup at its end.
 pub(super) type Lookup = (Name, Answer);
@@ -38,6 +46,10 @@ pub(super) struct Names {
     known: BTreeMap<Name, Known>,
     /// Lookups by what came of them, see [`Outcome::ALL`].
     counts: [u64; Outcome::ALL.len()],
+    /// For the next start: whether there is something to write, when that was written, and whether it still is.
+    unkept: bool,
+    kept: Option<std::time::Instant>,
+    keeping: Option<oneshot::Receiver<()>>,
     events: mpsc::Sender<Event>,
 }
 
@@ -93,7 +105,54 @@ fn of(config: &Config) -> BTreeMap<Name, Vec<String>> {
 impl Names {
     /// None yet; what is found is sent as events.
     pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
-        Self { client: None, known: BTreeMap::new(), counts: Default::default(), events }
+        let (client, kept, keeping) = Default::default();
+        let (known, counts) = Default::default();
+        Self { client, known, counts, unkept: false, kept, keeping, events }
+    }
+
+    /// What was found before the start of the names of a configuration: it stands where nothing is found now.
+    pub(super) fn restore(&mut self, config: &Config) {
+        let read = store::names::read::<BTreeMap<String, Kept>>(&config.state.dir);
+        let mut kept = read.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what names stood for before the start is not known");
+            None
+        });
+        let (now, utc) = (instant(), utc());
+        for name in of(config).into_keys() {
+            let Some(kept) = kept.as_mut().and_then(|kept| kept.remove(&name.to_string())) else {
+                continue;
+            };
+            let age = Duration::from_millis(utc.0.saturating_sub(kept.resolved().0));
+            if age < KEPT_MAX {
+                self.known.insert(name, Known::new(State::restored(kept, now)));
+            }
+        }
+    }
+
+    /// Says which names stand for what was found before the start.
+    pub(super) fn tell_restored(&self) {
+        for (name, known) in self.known.iter().filter(|(_, known)| known.state.is_restored()) {
+            let found_at = known.state.resolved().map(UtcMillis::display);
+            let addresses = known.state.found().len();
+            tracing::warn!(%name, addresses, found_at, "not found: what it stood for last is used");
+        }
+    }
+
+    /// Writes down what was found, for the next start: beside the loop, and one after the other.
+    fn keep(&mut self, config: &Config) {
+        let is_writing = |writing: &mut oneshot::Receiver<()>| {
+            matches!(writing.try_recv(), Err(TryRecvError::Empty))
+        };
+        if !self.unkept || self.keeping.as_mut().is_some_and(is_writing) {
+            return;
+        }
+        (self.unkept, self.kept) = (false, Some(instant()));
+        let kept = self.known.iter();
+        let kept = kept.filter_map(|(name, known)| Some((name.to_string(), known.state.keep()?)));
+        let kept: BTreeMap<String, Kept> = kept.collect();
+        let folder = config.state.dir.clone();
+        let writing = background::begin("names", move || keep_in(&folder, &kept));
+        self.keeping = writing.ok();
     }
 
     /// The names of which addresses are known.
@@ -132,6 +191,7 @@ impl Names {
 
     /// Begins the lookups that are due.
     pub(super) fn tick(&mut self, config: &Config, now: std::time::Instant) {
+        self.keep(config);
         let asked = self.known.values().filter(|known| known.asked).count();
         let due = |(_, known): &(&Name, &mut Known)| !known.asked && known.state.due() <= now;
         let mut due: Vec<_> = self.known.iter_mut().filter(due).collect();
@@ -165,6 +225,9 @@ impl Names {
         if let Some(count) = self.counts.get_mut(news.outcome as usize) {
             *count += 1;
         }
+        let is_old = |kept| now.instant.saturating_duration_since(kept) >= KEEP_EVERY;
+        self.unkept |=
+            news.outcome == Outcome::Found && (news.changed || self.kept.is_none_or(is_old));
         let count = known.state.found().len();
         match known.state.trouble() {
             Some(trouble) if news.told => {
@@ -270,7 +333,10 @@ impl Known {
             count => Some(format!("{count} more addresses are left out: discovery.max_addresses")),
         };
         let trouble = self.state.trouble().map(|trouble| trouble.why.clone());
-        let notes: Vec<String> = [trouble, refused, left_out].into_iter().flatten().collect();
+        let restored = "found before the start, and not since".to_owned();
+        let restored = self.state.is_restored().then_some(restored);
+        let notes: Vec<String> =
+            [trouble, restored, refused, left_out].into_iter().flatten().collect();
         let addresses = self.state.found().iter().map(|found| found.address.to_string());
         NameView {
             name: name.to_string(),
@@ -280,6 +346,12 @@ impl Known {
             failures: self.state.failures(),
             note: (!notes.is_empty()).then(|| notes.join("; ")),
         }
+    }
+}
+
+fn keep_in(folder: &Path, kept: &BTreeMap<String, Kept>) {
+    if let Err(error) = store::names::write(folder, kept) {
+        tracing::warn!(%error, "what names stand for is not kept for the next start");
     }
 }
 

@@ -24,7 +24,7 @@ use crate::kernel::interfaces::Seen;
 use crate::limit::{Limits, no_room};
 use crate::listen::sockets::{Inherited, Sockets};
 use crate::observe::access_log::sink::Sink;
-use crate::route::Table;
+use crate::request::Routes;
 use crate::shared::Redis;
 use crate::tls::store::Store;
 use crate::upstream::echo::Echo;
@@ -39,7 +39,7 @@ const HELD_BACK_NOTES_MAX: usize = 20;
 /// A configuration with its files as they were read.
 pub(super) struct Prepared {
     config: Config,
-    routes: Table,
+    routes: Routes,
     authenticators: Authenticators,
     limits: Limits,
     redis: Option<Redis>,
@@ -72,6 +72,7 @@ impl Control {
         let (events, before) = (self.sources.sender(), self.certificates.store().clone());
         let (known, authenticators) = (self.names.resolved(), Arc::clone(&self.authenticators));
         let (redis, snapshot) = (self.redis.clone(), self.shared.snapshot.load_full());
+        let counters = self.shared.counters.clone();
         let (before_config, secrets) = (Arc::clone(&self.config), self.others.secrets.clone());
         tokio::task::spawn_local(async move {
             let reading = background::begin("reload", move || {
@@ -80,7 +81,7 @@ impl Control {
                 let log = access_log::open(&config, &user).map_err(|error| unchanged(&error))?;
                 let certificates = certificates::read_again(&config, &before, &user);
                 let certificates = certificates.map_err(|errors| unchanged_usage(&errors))?;
-                let routes = Table::new(&config.routes);
+                let routes = Routes::new(&config, &counters);
                 let redis = redis::made(&config, redis.as_ref());
                 let redis = redis.map_err(|error| unchanged_usage(&error))?;
                 let secrets = others::secrets(&config, Some((&before_config, &secrets)));

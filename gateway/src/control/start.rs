@@ -41,8 +41,7 @@ use crate::observe::Registry;
 use crate::observe::access_log::AccessLog;
 use crate::observe::access_log::sink::Sink;
 use crate::observe::audit::{self, Trail};
-use crate::request::Compiled;
-use crate::route::Table;
+use crate::request::{Compiled, Routes};
 use crate::shared::Redis;
 use crate::store::{self, Store, StoreError};
 use crate::tls::store as tls;
@@ -167,7 +166,7 @@ impl Started {
         let authenticators = Arc::new(self.authenticators);
         let compiled = Compiled {
             config: Arc::clone(&self.config),
-            routes: Arc::new(Table::new(&self.config.routes)),
+            routes: Arc::new(Routes::new(&self.config, &counters)),
             authenticators: Arc::clone(&authenticators),
             limits: Arc::new(self.limits),
         };
@@ -223,7 +222,9 @@ impl Started {
     /// is looked up again later.
     async fn look_up(&mut self, sources: &Sources) -> Names {
         let mut names = Names::new(sources.sender());
+        names.restore(&self.config);
         names.learn(&self.config, look_up_new(&self.config, |_| false).await);
+        names.tell_restored();
         if let Some(redis) = &self.redis {
             redis.looked_at().await;
         }

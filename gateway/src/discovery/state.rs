@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::{Addresses, Answer, Found, Outcome, Place, Trouble};
 use crate::base::time::UtcMillis;
 use crate::config::Discovery;
@@ -25,14 +27,34 @@ pub struct Moment {
     pub random: u64,
 }
 
+/// What was found last of a name, for the next start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    resolved: UtcMillis,
+    found: Vec<Found>,
+    hosts: Hosts,
+}
+
+/// Addresses by host and family.
+type Hosts = BTreeMap<String, [Vec<IpAddr>; 2]>;
+
+impl Kept {
+    /// When it was found.
+    pub fn resolved(&self) -> UtcMillis {
+        self.resolved
+    }
+}
+
 /// What is known of a name.
 #[derive(Clone, Debug)]
 pub struct State {
-    hosts: BTreeMap<String, [Vec<IpAddr>; 2]>,
+    hosts: Hosts,
     found: Vec<Found>,
     /// Addresses beyond [`Discovery::max_addresses`].
     left_out: usize,
     resolved: Option<UtcMillis>,
+    /// Nothing was found since the start.
+    is_restored: bool,
     failures: u32,
     trouble: Option<Trouble>,
     due: Instant,
@@ -57,10 +79,28 @@ impl State {
             found: Vec::new(),
             left_out: 0,
             resolved: None,
+            is_restored: false,
             failures: 0,
             trouble: None,
             due: now,
         }
+    }
+
+    /// Of a name of which this was found before the start, and which is due at once.
+    pub fn restored(kept: Kept, now: Instant) -> Self {
+        let Kept { resolved, found, hosts } = kept;
+        Self { hosts, found, resolved: Some(resolved), is_restored: true, ..Self::new(now) }
+    }
+
+    /// What was found last, for the next start; `None` if nothing was.
+    pub fn keep(&self) -> Option<Kept> {
+        let (found, hosts) = (self.found.clone(), self.hosts.clone());
+        self.resolved.map(|resolved| Kept { resolved, found, hosts })
+    }
+
+    /// Whether it is what was found before the start.
+    pub fn is_restored(&self) -> bool {
+        self.is_restored
     }
 
     /// The addresses to use, in their order.
@@ -111,7 +151,7 @@ impl State {
                 self.left_out = found.len().saturating_sub(terms.max_addresses);
                 found.truncate(terms.max_addresses);
                 (self.hosts, self.found) = (hosts, found);
-                (self.resolved, self.failures) = (Some(now.utc), 0);
+                (self.resolved, self.is_restored, self.failures) = (Some(now.utc), false, 0);
                 self.due = now.instant + refresh_after(ttl.unwrap_or_default(), terms, now.random);
                 Outcome::Found
             }
@@ -127,15 +167,11 @@ impl State {
 
     /// The addresses of the hosts: what was found now, and what was known of those of whom nothing was. `None` where
     /// nothing was found at all.
-    #[expect(
-        clippy::type_complexity,
-        reason = "the two halves of what is known, for the one caller"
-    )]
     fn merge(
         &self,
         places: &[Place],
         mut answers: BTreeMap<String, Addresses>,
-    ) -> (Option<(BTreeMap<String, [Vec<IpAddr>; 2]>, Vec<Found>)>, Option<Trouble>) {
+    ) -> (Option<(Hosts, Vec<Found>)>, Option<Trouble>) {
         let mut trouble = None;
         let mut fresh = false;
         let mut hosts = BTreeMap::new();
@@ -169,7 +205,7 @@ impl State {
 }
 
 /// Each address once, in an order that does not depend on that of the records, which resolvers rotate.
-fn addresses(places: &[Place], hosts: &BTreeMap<String, [Vec<IpAddr>; 2]>) -> Vec<Found> {
+fn addresses(places: &[Place], hosts: &Hosts) -> Vec<Found> {
     let of = |place: &Place| {
         let all = hosts.get(&place.host).into_iter().flatten().flatten().copied();
         let (port, weight) = (place.port, place.weight);

@@ -44,6 +44,13 @@ pub enum Hedge {
     Abandoned,
 }
 
+impl Hedge {
+    /// As it is written in metrics and logs.
+    pub fn name(self) -> &'static str {
+        HEDGES.get(self as usize).copied().unwrap_or_default()
+    }
+}
+
 /// Why there was no second attempt though it was time for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoHedge {

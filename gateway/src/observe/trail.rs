@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::observe::resilience::Hedge;
+
 /// The notes of one request.
 #[derive(Debug, Default)]
 pub struct Trail {
@@ -21,6 +23,7 @@ pub struct Trail {
     endpoint: Cell<Option<SocketAddr>>,
     attempts: Cell<u32>,
     has_queued: Cell<bool>,
+    hedge: Cell<Option<Hedge>>,
     received_bytes: Cell<u64>,
 }
 
@@ -51,6 +54,7 @@ impl Trail {
         self.endpoint.set(None);
         self.attempts.set(0);
         self.has_queued.set(false);
+        self.hedge.set(None);
         self.received_bytes.set(0);
     }
 
@@ -105,6 +109,11 @@ impl Trail {
         }
     }
 
+    /// It was sent to a second endpoint beside the first, with this result.
+    pub fn hedged(&self, result: Hedge) {
+        self.hedge.set(Some(result));
+    }
+
     /// So many bytes of its body came in.
     pub fn received(&self, bytes: u64) {
         self.received_bytes.set(self.received_bytes.get() + bytes);
@@ -118,6 +127,11 @@ impl Trail {
     /// How often it was sent, or was to be.
     pub fn attempts(&self) -> u32 {
         self.attempts.get()
+    }
+
+    /// What came of sending it to a second endpoint beside the first; `None` if it was not.
+    pub fn hedge(&self) -> Option<Hedge> {
+        self.hedge.get()
     }
 
     /// Whether it had to wait for others.
@@ -197,6 +211,9 @@ mod tests {
         whole.join(&Trail::default());
         assert_eq!(whole.times(at(12)), times);
         assert_eq!((whole.attempts(), whole.endpoint()), (2, trail.endpoint()));
+        whole.hedged(Hedge::Won);
+        whole.begin(at(13));
+        assert_eq!(whole.hedge(), None);
         trail.begin(at(20));
         trail.answered(at(21));
         let refused = Times { wait: STEP, first_byte: Some(STEP), total: STEP, ..Times::default() };

@@ -20,6 +20,7 @@ use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1;
 use crate::http::trace_context::TraceContext;
 use crate::limit::Admitted;
+use crate::observe::resilience::Hedge;
 use crate::observe::traffic::End;
 use crate::observe::trail::Times;
 use crate::request::access_log::{Ended, Entry};
@@ -244,6 +245,7 @@ impl Account {
             upstream: upstream.map(|upstream| &*upstream.name),
             endpoint: trail.endpoint(),
             attempts: trail.attempts(),
+            hedge: trail.hedge().map(Hedge::name),
             status: self.status,
             error: self.error.get(),
             reason: self.reason.get(),
@@ -269,9 +271,9 @@ impl Account {
             request_bytes: trail.received_bytes(),
             response_bytes: self.sent_bytes,
         };
-        let Snapshot { route_series, upstream_series, .. } = &*self.current.snapshot;
+        let Snapshot { routes, upstream_series, .. } = &*self.current.snapshot;
         let worker = self.connection.worker.counters.worker;
-        if let Some(route) = route_series.get(routed.route()).and_then(|it| it.of(worker)) {
+        if let Some(route) = routes.series.get(routed.route()).and_then(|it| it.of(worker)) {
             route.ended(&end);
         }
         if trail.attempts() > 0
@@ -317,6 +319,13 @@ pub(super) enum Answer {
 pub struct ResponseBody {
     answer: Answer,
     account: Account,
+}
+
+impl ResponseBody {
+    /// Nobody is sent it, and nothing of the answer is missing.
+    pub(super) fn close(mut self) {
+        self.account.whole = true;
+    }
 }
 
 impl Answer {

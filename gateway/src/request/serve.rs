@@ -90,6 +90,11 @@ pub fn refuse(
     account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
+/// Accounts for what was no request because of `error`, and was told so by whoever read it, in no more than a status.
+pub fn refused(connection: &Rc<Connection>, deadline: &Rc<Deadline>, error: &Error) {
+    refuse(connection, deadline, error).into_body().close();
+}
+
 struct Exchange<'a> {
     connection: &'a Rc<Connection>,
     deadline: &'a Rc<Deadline>,
@@ -126,7 +131,7 @@ impl Exchange<'_> {
             self.deadline.refused();
             return Ok(prepare::response(response.map(Answer::Gateway), id.clone()));
         }
-        let (routed, as_sent) = target::route(&snapshot.routes, head)?;
+        let (routed, as_sent) = target::route(&snapshot.routes.table, head)?;
         self.account.routed(routed);
         let route = snapshot.config.routes.get(routed.route()).ok_or(Kind::NoRoute)?;
         // Part of the route, for limits by upstream may be asked before it is known who calls.

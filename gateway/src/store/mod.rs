@@ -23,6 +23,7 @@ use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 pub mod bans;
 pub mod keys;
 pub mod lists;
+pub mod names;
 pub mod nonces;
 pub mod spread;
 
@@ -284,7 +285,8 @@ impl Store {
     /// Hands the files to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
         let mut paths = vec![self.path.clone()];
-        let others = [keys::FILE, nonces::FILE].map(|name| self.path.with_file_name(name));
+        let others = [keys::FILE, names::FILE, nonces::FILE];
+        let others = others.map(|file| self.path.with_file_name(file));
         paths.extend(others.into_iter().filter(|path| path.exists()));
         paths.extend(self.list_paths()?);
         for path in paths {

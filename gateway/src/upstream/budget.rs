@@ -26,7 +26,9 @@ pub(super) struct Budget {
 struct Second {
     number: Cell<u64>,
     requests: Cell<u64>,
+    /// Hedges are among them.
     retries: Cell<u64>,
+    hedges: Cell<u64>,
 }
 
 impl Budget {
@@ -47,26 +49,35 @@ impl Budget {
         self.take(share, RESERVE_PER_SECOND * WINDOW_SECONDS, now)
     }
 
-    /// Takes one out if the share alone leaves one: for what a request can do without.
-    pub(super) fn spare(&self, share: Share, now: Instant) -> bool {
-        self.take(share, 0, now)
+    /// Takes one out for a hedge, which a request can do without: if the share alone leaves one, and `hedges` are not
+    /// too large a share by themselves.
+    pub(super) fn spare(&self, share: Share, hedges: Share, now: Instant) -> bool {
+        let (requests, hedged) = self.within(now, |second| second.hedges.get());
+        let is_taken = hedges.compare(hedged + 1, requests).is_le() && self.take(share, 0, now);
+        if is_taken && let Some(second) = self.second(now) {
+            second.hedges.set(second.hedges.get() + 1);
+        }
+        is_taken
     }
 
     fn take(&self, share: Share, reserve: u64, now: Instant) -> bool {
-        let present = self.number(now);
-        let (mut requests, mut retries) = (0, 0);
-        for second in &self.seconds {
-            if second.number.get() + WINDOW_SECONDS > present {
-                requests += second.requests.get();
-                retries += second.retries.get();
-            }
-        }
+        let (requests, retries) = self.within(now, |second| second.retries.get());
         let beyond_reserve = (retries + 1).saturating_sub(reserve);
         let is_left = share.compare(beyond_reserve, requests).is_le();
         if is_left {
             self.charge(now);
         }
         is_left
+    }
+
+    /// The requests in the window, and what else `count` finds in it.
+    fn within(&self, now: Instant, count: impl Fn(&Second) -> u64) -> (u64, u64) {
+        let present = self.number(now);
+        let seconds = self.seconds.iter();
+        let seconds = seconds.filter(|second| second.number.get() + WINDOW_SECONDS > present);
+        seconds.fold((0, 0), |(requests, counted), second| {
+            (requests + second.requests.get(), counted + count(second))
+        })
     }
 
     /// Takes one retry out, whether there is one or not.
@@ -87,6 +98,7 @@ impl Budget {
         if second.number.replace(number) != number {
             second.requests.set(0);
             second.retries.set(0);
+            second.hedges.set(0);
         }
         Some(second)
     }
@@ -122,12 +134,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_budget_is_never_exceeded(steps in steps(), percent in 0u32..=100) {
+        fn the_budget_is_never_exceeded(
+            steps in steps(),
+            percent in 0u32..=100,
+            hedge_percent in 0u32..=100,
+        ) {
             let share = Share::per_million(percent * 10_000);
+            let hedge_share = Share::per_million(hedge_percent * 10_000);
             let start = crate::base::time::instant().into();
             let budget = Budget::new(start);
             let mut now_ms = 0;
-            let (mut requests, mut retries): (Vec<u64>, Vec<u64>) = Default::default();
+            let [mut requests, mut retries, mut hedges]: [Vec<u64>; 3] = Default::default();
             for step in steps {
                 let second = now_ms / 1000;
                 let now = start + Duration::from_millis(now_ms);
@@ -149,14 +166,19 @@ mod tests {
                         let reserve =
                             u64::from(may_use_reserve) * RESERVE_PER_SECOND * WINDOW_SECONDS;
                         let most = within(&requests) * u64::from(percent) / 100 + reserve;
-                        let is_left = within(&retries) < most;
+                        let most_hedges = within(&requests) * u64::from(hedge_percent) / 100;
+                        let is_left = within(&retries) < most
+                            && (may_use_reserve || within(&hedges) < most_hedges);
                         let taken = match may_use_reserve {
                             true => budget.withdraw(share, now),
-                            false => budget.spare(share, now),
+                            false => budget.spare(share, hedge_share, now),
                         };
                         prop_assert_eq!(taken, is_left);
                         if is_left {
                             retries.push(second);
+                        }
+                        if is_left && !may_use_reserve {
+                            hedges.push(second);
                         }
                     }
                 }

@@ -15,6 +15,8 @@ use http::request::Parts;
 use http_body::Body as _;
 use tokio::time::sleep;
 
+use crate::base::error::Kind;
+use crate::config::{self, HedgeAfter, Share};
 use crate::http::body::RequestBody;
 use crate::http::deadline::Deadline;
 use crate::http::h1::upgrade::WebSocket;
@@ -28,24 +30,67 @@ use crate::upstream::send::{Answered, Client, Way};
 
 type Came = Result<Answered, Failure>;
 
-/// How long a request waits before it is hedged; `None` if it never is: it has a body, or it is none that a service may
-/// see twice and nobody would notice.
-pub(super) fn delay(upstream: &Upstream, head: &Parts, body: &RequestBody) -> Option<Duration> {
+/// No timer fires sooner.
+const DELAY_MIN: Duration = Duration::from_millis(1);
+
+/// When a request is hedged; `None` if it never is: it has a body, or it is none that a service may see twice without
+/// anybody noticing.
+pub(super) fn terms(
+    upstream: &Upstream,
+    head: &Parts,
+    body: &RequestBody,
+) -> Option<config::Hedge> {
     let hedge = upstream.hedge?;
     let may_be = head.method.is_safe()
         && body.is_end_stream()
         && head.extensions.get::<WebSocket>().is_none();
-    may_be.then_some(hedge.after)
+    may_be.then_some(hedge)
 }
 
 impl Client {
-    /// Sends a request without a body once, and once more to another endpoint if there is no answer `after` a while.
-    pub(super) async fn race(
+    /// Sends a request without a body once, and once more to another endpoint if there is no answer after a while.
+    pub(super) async fn hedged(
         &self,
         way: &Way<'_>,
         tried: &RefCell<Tried>,
         head: &Parts,
-        (after, effort): (Duration, &Effort<'_>),
+        (terms, effort): (config::Hedge, &Effort<'_>),
+    ) -> Came {
+        let Way { local, deadline, .. } = *way;
+        let share = match terms.after {
+            HedgeAfter::Time(after) => {
+                return self.race(way, tried, head, (after, terms.budget, effort)).await;
+            }
+            HedgeAfter::Percentile(share) => share,
+        };
+        let began = deadline.now();
+        let came = match local.first_bytes.percentile(share, began) {
+            None => self.attempt(way, tried, head, RequestBody::empty(deadline)).await,
+            Some(after) => {
+                let after = after.max(DELAY_MIN);
+                self.race(way, tried, head, (after, terms.budget, effort)).await
+            }
+        };
+        // An attempt that was dropped would have taken longer: it counts beyond the percentile, as it should. One that
+        // failed says nothing about how long an answer takes.
+        let is_slow = |kind| kind == Kind::UpstreamTimeout;
+        let counts = match &came {
+            Ok(answered) => !answered.response.status().is_server_error(),
+            Err(Failure::Unsent(_, error) | Failure::Final(error)) => is_slow(error.kind()),
+        };
+        if counts {
+            let now = deadline.now();
+            local.first_bytes.sample(now.saturating_duration_since(began), now);
+        }
+        came
+    }
+
+    async fn race(
+        &self,
+        way: &Way<'_>,
+        tried: &RefCell<Tried>,
+        head: &Parts,
+        (after, budget, effort): (Duration, Share, &Effort<'_>),
     ) -> Came {
         let attempts = [way.deadline.fork(), way.deadline.fork()];
         let race = Race::new(way.deadline, &self.counters.resilience, &attempts);
@@ -57,7 +102,7 @@ impl Client {
             return race.ends(0, came);
         }
         // Held until one of the two is left, which has the place of the request.
-        let Some(_permit) = self.may_hedge(way, tried, effort) else {
+        let Some(_permit) = self.may_hedge(way, tried, (budget, effort)) else {
             return race.ends(0, first.await);
         };
         race.result.set(Some(Hedge::Abandoned));
@@ -75,7 +120,7 @@ impl Client {
         &self,
         way: &Way<'_>,
         tried: &RefCell<Tried>,
-        effort: &Effort<'_>,
+        (budget, effort): (Share, &Effort<'_>),
     ) -> Option<Option<Permit>> {
         let Way { choice, local, priority, .. } = *way;
         let upstream = choice.upstream;
@@ -92,7 +137,7 @@ impl Client {
         if matches!(permit, Some(None)) {
             return refused(NoHedge::Concurrency);
         }
-        if !effort.has_spare() {
+        if !effort.has_spare(budget) {
             return refused(NoHedge::Budget);
         }
         Some(permit.flatten())
@@ -132,7 +177,10 @@ impl Drop for Race<'_> {
         // What the last one says stands.
         let order = if self.winner.get() == 0 { [other, one] } else { [one, other] };
         order.iter().for_each(|attempt| self.deadline.trail.join(&attempt.trail));
-        self.result.get().iter().for_each(|result| self.counters.hedge(*result));
+        if let Some(result) = self.result.get() {
+            self.deadline.trail.hedged(result);
+            self.counters.hedge(result);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod directory;
 pub mod echo;
 pub mod endpoint;
 mod failure_share;
+mod first_bytes;
 pub mod guard;
 pub mod h2;
 mod hedge;
@@ -48,6 +49,7 @@ use budget::Budget;
 use concurrency::{Limiter, Queue};
 use dial::{Dial, Target, Told};
 use directory::Directory;
+use first_bytes::FirstBytes;
 use guard::Guard;
 
 /// A service and how it is talked to.
@@ -171,13 +173,15 @@ pub struct Local {
     budget: Budget,
     queue: Queue,
     window: Window,
+    first_bytes: FirstBytes,
 }
 
 impl Local {
     /// Of a service that stands behind `guard`.
     pub fn new(guard: Arc<Guard>) -> Rc<Self> {
         let budget = Budget::new(Instant::from_std(instant()));
-        Rc::new(Self { guard, budget, queue: Queue::default(), window: Window::default() })
+        let (queue, window, first_bytes) = Default::default();
+        Rc::new(Self { guard, budget, queue, window, first_bytes })
     }
 
     /// What the worker remembers of `upstream` too: the same service goes on with what is known about it.

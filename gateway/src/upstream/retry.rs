@@ -17,7 +17,7 @@ use http_body::Body as _;
 use crate::base::error::{Error, Kind};
 use crate::base::random::random;
 use crate::base::time::utc;
-use crate::config::{Backoff, Retry};
+use crate::config::{Backoff, Retry, Share};
 use crate::http::body::{Replay, RequestBody};
 use crate::http::deadline::Deadline;
 use crate::http::h1::upgrade::WebSocket;
@@ -107,9 +107,10 @@ impl<'a> Effort<'a> {
         Some((body, pause.max(asked)))
     }
 
-    /// Whether the budget has something to spare for a hedge, which then is taken.
-    pub(super) fn has_spare(&self) -> bool {
-        self.budget.spare(self.policy.budget, self.deadline.now())
+    /// Whether the budget has something to spare for a hedge, which then is taken, and `hedges` are not too large a
+    /// share of requests.
+    pub(super) fn has_spare(&self, hedges: Share) -> bool {
+        self.budget.spare(self.policy.budget, hedges, self.deadline.now())
     }
 
     fn again(

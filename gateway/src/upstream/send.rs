@@ -150,14 +150,14 @@ impl Client {
         let Way { choice, local, deadline, .. } = *way;
         let retry = &choice.upstream.retry;
         let counted = (&local.budget, &self.counters.resilience);
-        let mut hedge = hedge::delay(choice.upstream, head, &body);
+        let mut hedge = hedge::terms(choice.upstream, head, &body);
         let (mut effort, mut body) = Effort::new(retry, counted, deadline, head, body);
         let tried = RefCell::default();
         loop {
             let came = match hedge.take() {
                 None => self.attempt(way, &tried, head, body).await,
                 // On the heap, for most requests need no room for two.
-                Some(after) => Box::pin(self.race(way, &tried, head, (after, &effort))).await,
+                Some(terms) => Box::pin(self.hedged(way, &tried, head, (terms, &effort))).await,
             };
             let pause;
             (body, pause) = match came {

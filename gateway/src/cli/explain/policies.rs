@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::base::prefix;
 use crate::config::{
     Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, CallerLimit, Concurrency, Config,
-    Endpoint, FailureSet, FailureShare, Forward, HashKey, HeaderChanges, Health, Limit, Limited,
-    Name, Priority, Probe, Retry, Route, Sticky, Target, Timeouts, Upstream, UpstreamTls,
+    Endpoint, FailureSet, FailureShare, Forward, HashKey, HeaderChanges, Health, Hedge, Limit,
+    Limited, Name, Priority, Probe, Retry, Route, Sticky, Target, Timeouts, Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -307,8 +307,12 @@ fn of_upstream(upstream: &Upstream) -> (Vec<String>, Vec<Policy>) {
     });
     found.extend(health.as_ref().map_or_else(|| vec![policy("health", "none")], checks));
     found.extend(retries(retry));
-    let hedge = hedge.map(|hedge| policy("hedge.after", format_duration(hedge.after)));
-    found.push(hedge.unwrap_or_else(|| policy("hedge", "none")));
+    found.extend(match hedge {
+        None => vec![policy("hedge", "none")],
+        Some(Hedge { after, budget }) => {
+            vec![policy("hedge.after", after), policy("hedge.budget", budget)]
+        }
+    });
     found.extend(breaking(breaker.as_ref()));
     found.extend(limiting(concurrency.as_ref()));
     (shown.into_iter().map(|(target, _)| target).collect(), found)

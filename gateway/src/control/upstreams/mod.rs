@@ -10,8 +10,7 @@ use super::{Control, background};
 use crate::config::{Config, Target};
 use crate::limit::Limits;
 use crate::observe::Registry;
-use crate::request::{Compiled, Snapshot};
-use crate::route::Table;
+use crate::request::{Compiled, Routes, Snapshot};
 use crate::tls::client::Clients;
 use crate::upstream::directory::Directory;
 
@@ -23,7 +22,7 @@ pub(super) fn uses_echo(config: &Config) -> bool {
 
 impl Control {
     /// Puts the configuration in force as it is compiled now.
-    pub(super) fn publish_snapshot(&mut self, routes: Arc<Table>, limits: Arc<Limits>) {
+    pub(super) fn publish_snapshot(&mut self, routes: Arc<Routes>, limits: Arc<Limits>) {
         let (clients, own) = (self.certificates.clients(), (self.echo, &self.shared.counters));
         let compiled = Compiled {
             config: Arc::clone(&self.config),

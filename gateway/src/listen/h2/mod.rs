@@ -26,6 +26,7 @@ use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::base::error::Kind;
 use crate::base::signal::Signal;
 use crate::config::Bounds;
 use crate::http::deadline::Deadline;
@@ -50,8 +51,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
 /// What one stream may hand over before the client has room for it.
 const SEND_BYTES: usize = 64 << 10;
 
-/// How much larger than it may be a head is still read, to be refused with a reason and accounted for: what is larger
-/// than h2 reads it answers with a bare 431 and shows to nobody.
+/// How much larger than it may be a head is still read, to be refused with a reason: what is larger than h2 reads it
+/// answers with a bare 431 and shows to nobody, and only the fact is accounted for.
 const HEAD_SLACK_BYTES: usize = 16 << 10;
 
 /// Streams that were opened and taken back before anybody looked at them.
@@ -198,6 +199,11 @@ impl Driver<'_> {
                 let end = self.advance(context);
                 for _ in 0..served.life.take_malformed() {
                     self.slot.notice(Signal::Malformed, "stream_refused");
+                }
+                for _ in 0..served.life.take_heads_too_large() {
+                    let deadline = Rc::new(Deadline::new(&served.bounds));
+                    let error = Kind::HeadTooLarge.into();
+                    request::serve::refused(&served.connection, &deadline, &error);
                 }
                 if served.life.is_flooded() {
                     self.go_away(Reason::ENHANCE_YOUR_CALM, context);

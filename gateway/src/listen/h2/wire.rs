@@ -41,6 +41,8 @@ pub(super) struct Life {
     is_flooded: Cell<bool>,
     /// Streams that were refused for what the client made of them, and that nobody has been told of.
     malformed: Cell<u32>,
+    /// Heads among them that were not read to their end.
+    heads_too_large: Cell<u32>,
     has_spoken: Cell<bool>,
     streams: Cell<usize>,
     /// Since when the client has been silent in the middle of a head; the first head is begun by connecting.
@@ -64,6 +66,7 @@ impl Life {
             frames: RefCell::new(Frames::default()),
             is_flooded: Cell::new(false),
             malformed: Cell::new(0),
+            heads_too_large: Cell::new(0),
             has_spoken: Cell::new(false),
             streams: Cell::new(0),
             head_since: Cell::new(Some(now)),
@@ -93,12 +96,20 @@ impl Life {
         self.malformed.take()
     }
 
+    /// Heads that were not read to their end, since the last time.
+    pub(super) fn take_heads_too_large(&self) -> u32 {
+        self.heads_too_large.take()
+    }
+
     /// A stream was refused. That there are too many, or that one is closed already, a client may not know yet.
     fn refused(&self, reason: StreamRefusal) {
         use StreamRefusal::{FlowControl, HeadTooLarge, Protocol};
-        if matches!(reason, Protocol | HeadTooLarge | FlowControl) {
-            self.malformed.set(self.malformed.get().saturating_add(1));
-        }
+        let count = match reason {
+            Protocol | FlowControl => &self.malformed,
+            HeadTooLarge => &self.heads_too_large,
+            _ => return,
+        };
+        count.set(count.get().saturating_add(1));
     }
 
     /// A request was read.
