@@ -115,6 +115,11 @@ impl Idp {
         self.calls("POST /introspect ")
     }
 
+    /// Connections that somebody has to it.
+    pub fn connections(&self) -> usize {
+        self.origin.open_connections()
+    }
+
     fn calls(&self, line: &str) -> Vec<Request> {
         let mut requests = self.origin.requests();
         requests.retain(|request| request.line.starts_with(line));

@@ -8,13 +8,18 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use gateway::shared::registry::FRESH;
 use harness::gateway::Gateway;
+use harness::metrics::Page;
 use harness::redis::Redis;
 use harness::site::PATIENCE;
 use harness::{Result, client::Client, wait_for};
 use serde_json::{Value, json};
 
-/// A gateway that knows the keys in `redis`, and where it listens.
-fn gateway(redis: &Redis, stale_for: &str) -> Result<(Gateway<'static>, SocketAddr)> {
+/// A gateway that knows the keys in `redis`, and where it listens; `stale_for` as it is where it is not said.
+fn gateway(redis: &Redis, stale_for: Option<&str>) -> Result<(Gateway<'static>, SocketAddr)> {
+    let api_key = stale_for.map_or(
+        json!({"registry": "redis"}),
+        |time| json!({"registry": "redis", "stale_for": time}),
+    );
     let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let config = json!({
         "listen": [{"address": listen.to_string()}],
@@ -23,7 +28,7 @@ fn gateway(redis: &Redis, stale_for: &str) -> Result<(Gateway<'static>, SocketAd
         "state": {"redis": {
             "addresses": [redis.address.to_string()], "timeout": "1s", "connect_timeout": "5s",
         }},
-        "auth": {"partners": {"api_key": {"registry": "redis", "stale_for": stale_for}}},
+        "auth": {"partners": {"api_key": api_key}},
         "routes": [{
             "match": {"path": "/{rest*}"}, "auth": "partners", "respond": {"status": 204},
         }],
@@ -69,7 +74,8 @@ fn until(wanted: u16, listen: SocketAddr, key: &Value) -> Result {
 #[test]
 fn what_one_gateway_does_holds_at_the_other() -> Result {
     let redis = Redis::start()?;
-    let ((one, at_one), (two, at_two)) = (gateway(&redis, "5m")?, gateway(&redis, "5m")?);
+    let ((one, at_one), (two, at_two)) =
+        (gateway(&redis, Some("5m"))?, gateway(&redis, Some("5m"))?);
     let old = create(&one, "acme")?;
     for listen in [at_one, at_two] {
         until(204, listen, &old)?;
@@ -102,7 +108,7 @@ fn what_one_gateway_does_holds_at_the_other() -> Result {
 #[test]
 fn explain_looks_keys_up_where_they_are() -> Result {
     let mut redis = Redis::start()?;
-    let (gateway, _) = gateway(&redis, "5m")?;
+    let (gateway, _) = gateway(&redis, Some("5m"))?;
     let key = create(&gateway, "acme")?;
     let config = gateway.config().display().to_string();
     let explain = |key: &str| {
@@ -125,7 +131,7 @@ fn explain_looks_keys_up_where_they_are() -> Result {
 fn without_redis_remembered_keys_go_on_for_a_while_and_none_is_called_wrong() -> Result {
     let mut redis = Redis::start()?;
     let ((lasting, at_lasting), (_brief, at_brief)) =
-        (gateway(&redis, "1h")?, gateway(&redis, "0s")?);
+        (gateway(&redis, Some("1h"))?, gateway(&redis, None)?);
     let [known, unknown] = [create(&lasting, "acme")?, create(&lasting, "acme")?];
     until(204, at_lasting, &known)?;
     // The state that it is remembered by is the one after the second key.
@@ -137,6 +143,12 @@ fn without_redis_remembered_keys_go_on_for_a_while_and_none_is_called_wrong() ->
     until(503, at_brief, &known)?;
     until(503, at_lasting, &unknown)?;
     assert_eq!(status(at_lasting, &known)?, 204, "it is remembered");
+    wait_for("an alarm", PATIENCE, || {
+        let page = Page::of(&lasting.cli(&["metrics"])?.ok()?.stdout)?;
+        let unknown = page.value(r#"gateway_api_keys_unknown_seconds{authenticator="partners"}"#);
+        let is_said = lasting.log().contains("keys that are remembered go on, revoked ones too");
+        Ok((unknown > Some(0) && is_said).then_some(()))
+    })?;
     lasting.cli(&["keys", "create", "--consumer", "acme"])?.refused(1, "does not answer")?;
     redis.start_again()?;
     // It comes back without its keys.
@@ -144,6 +156,24 @@ fn without_redis_remembered_keys_go_on_for_a_while_and_none_is_called_wrong() ->
     until(401, at_lasting, &known)?;
     let again = create(&lasting, "acme")?;
     until(204, at_brief, &again)
+}
+
+#[test]
+fn a_revocation_that_was_heard_of_holds_without_redis_whatever_is_stale() -> Result {
+    let mut redis = Redis::start()?;
+    let ((lasting, at_lasting), (other, _)) =
+        (gateway(&redis, Some("1h"))?, gateway(&redis, Some("1h"))?);
+    let [revoked, kept] = [create(&lasting, "acme")?, create(&lasting, "acme")?];
+    std::thread::sleep(FRESH * 2);
+    until(204, at_lasting, &revoked)?;
+    // Nobody asks at this gateway between the change and the end of Redis, so no request has shown it the change.
+    other.cli(&["keys", "revoke", text(&revoked, "id")])?.ok()?;
+    std::thread::sleep(FRESH * 2);
+    redis.kill()?;
+    std::thread::sleep(FRESH * 2);
+    assert_eq!(status(at_lasting, &revoked)?, 503);
+    assert_eq!(status(at_lasting, &kept)?, 503, "what it was remembered by has changed");
+    Ok(())
 }
 
 #[test]

@@ -153,6 +153,26 @@ fn ten_thousand_requests_with_a_hundred_tokens_make_a_hundred_calls() -> Result 
 }
 
 #[test]
+fn one_connection_serves_one_question_after_the_other_and_a_dead_one_is_replaced() -> Result {
+    let house = House::new()?;
+    house.idp.feel(Mood::Ill(Reply::Answer(200, r#"{"active": true, "sub": "ann"}"#)));
+    let _gateway = house.gateway(json!({"timeout": "20s"}))?;
+    for number in 0..20 {
+        assert_eq!(house.ask("/", &format!("kept-{number}"))?, 200);
+    }
+    assert_eq!((house.calls(), house.idp.connections()), (20, 1));
+    // Answers, says that it goes on, and goes: what is asked next meets a connection that has ended.
+    let text = r#"{"active": true, "sub": "ann"}"#;
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", text.len());
+    house.idp.feel(Mood::Ill(Reply::Bytes(format!("{head}{text}").into_bytes())));
+    for number in 0..20 {
+        assert_eq!(house.ask("/", &format!("ended-{number}"))?, 200);
+    }
+    assert_eq!(house.calls(), 40);
+    Ok(())
+}
+
+#[test]
 fn an_answer_holds_until_the_token_expires_and_no_longer() -> Result {
     let house = House::new()?;
     let until = json!({"active": true, "sub": "ann", "exp": now() + 3});

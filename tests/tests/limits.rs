@@ -369,6 +369,55 @@ fn an_address_over_its_limit_costs_no_verification_of_a_password() -> Result {
 }
 
 #[test]
+fn preflights_and_odd_spellings_count_by_address_before_any_password_is_verified() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, ""))?;
+    let (listen, folder) = (site.free_address()?, tempfile::tempdir()?);
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    let users = folder.path().join("users");
+    std::fs::write(&users, format!("ann:{ARGON2ID}\n"))?;
+    let limits = json!([{"per": "client_address", "rate": "3/h", "name": "clients"}]);
+    let mut config = config(listen, origin.address, limits);
+    config["auth"] = json!({"admins": {"basic": {"htpasswd": users}}});
+    config["routes"] = json!([config["routes"][0]]);
+    config["routes"][0]["auth"] = json!("admins");
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    // As a browser asks before it sends what a script wants (Fetch, section 4.8), with a guess at a password.
+    let preflight = "Origin: https://a.example\r\nAccess-Control-Request-Method: PUT\r\n\
+                     Access-Control-Request-Headers: authorization";
+    let spellings = [
+        "OPTIONS /api/x",
+        "OPTIONS /api/./x",
+        "OPTIONS /%61pi/x",
+        "HEAD /api/x",
+        "HEAD /free/../api/%78",
+        "OPTIONS http://h/api/x?y",
+    ];
+    let guess = |number: usize, spelling: &str| {
+        let credential = STANDARD.encode(format!("ann:guess-{number}"));
+        let client = format!("192.0.2.1\r\n{preflight}\r\nAuthorization: Basic {credential}");
+        status(&site, listen, spelling, &client)
+    };
+    for (number, spelling) in
+        ["OPTIONS /api/x", "HEAD /api/x", "OPTIONS /%61pi/x"].iter().enumerate()
+    {
+        assert_eq!(guess(number, spelling)?, 401, "{spelling}");
+    }
+    for (number, spelling) in spellings.iter().enumerate() {
+        let status = guess(number + 3, spelling)?;
+        assert!([429, 400].contains(&status), "{spelling}: {status}");
+    }
+    // Without a credential as well: nothing tells a preflight from another request before it is counted.
+    let bare = format!("192.0.2.1\r\n{preflight}");
+    assert_eq!(status(&site, listen, "OPTIONS /api/x", &bare)?, 429);
+    let page = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
+    let refused = r#"gateway_authentications_total{authenticator="admins",outcome="refused"}"#;
+    assert_eq!((page.value(refused), origin.requests().len()), (Some(3), 0));
+    gateway.stop()
+}
+
+#[test]
 fn a_header_field_tells_callers_apart_and_leaving_it_out_is_no_way_around() -> Result {
     let site = Site::new()?;
     let origin = site.origin(|_| Reply::Answer(200, ""))?;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use harness::gateway::{Gateway, NOBODY};
@@ -20,6 +21,7 @@ const HASH: &str = "$2b$04$abcdefghijklmnopqrstuujydOTSfIH/d5oUHpsygqV5X9xJLQc6e
 const SIGNING: &str = "signing-secret-of-a-partner-0123456789";
 const CLIENT: &str = "client-secret-of-the-gateway";
 const OPAQUE: &str = "opaque-token-of-ann";
+const REDIS: &str = "password-of-the-gateway-at-redis";
 
 fn config(listen: SocketAddr, endpoint: SocketAddr, idp: &Idp, folder: &Path) -> Value {
     let route = |path: &str, auth: &str| {
@@ -31,6 +33,11 @@ fn config(listen: SocketAddr, endpoint: SocketAddr, idp: &Idp, folder: &Path) ->
         "kernel": {"attach": "off"},
         "access_log": {"path": folder.join("access.log"), "headers": ["Referer"]},
         "audit": {"path": folder.join("audit.jsonl")},
+        // Nobody is there, which is said.
+        "state": {"redis": {"addresses": ["127.0.0.1:1"], "password": {"file": folder.join("redis")}}},
+        "identity": {"token": {
+            "key": {"file": folder.join("identity")}, "issuer": "https://a/", "audience": "b",
+        }},
         "auth": {
             "keys": {"api_key": {"key": [{"header": "X-API-Key"}, {"query": "ticket"}]}},
             "tokens": {"jwt": {
@@ -52,6 +59,12 @@ fn config(listen: SocketAddr, endpoint: SocketAddr, idp: &Idp, folder: &Path) ->
             route("/signed", "signed"), route("/admins", "admins"),
         ],
     })
+}
+
+/// A key that tokens for services are signed by.
+fn identity_key() -> Result<String> {
+    let encoded = STANDARD.encode(Ed25519KeyPair::generate()?.to_pkcs8v1()?);
+    Ok(format!("-----BEGIN PRIVATE KEY-----\n{encoded}\n-----END PRIVATE KEY-----\n"))
 }
 
 /// Requests whose credentials hold, and those whose do not: a target and a header field each.
@@ -119,9 +132,12 @@ fn what_proves_who_somebody_is_is_shown_nowhere() -> Result {
     let (site, folder) = (Site::new()?, tempfile::tempdir()?);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777))?;
     let users = format!("ann:{HASH}");
-    for (name, text) in [("signing", SIGNING), ("client", CLIENT), ("users", &users)] {
+    let pem = identity_key()?;
+    let files = [("signing", SIGNING), ("client", CLIENT), ("users", &users), ("redis", REDIS)];
+    for (name, text) in files.into_iter().chain([("identity", &*pem)]) {
         fs::write(folder.path().join(name), text)?;
     }
+    let own = pem.lines().nth(1).unwrap_or_default();
     let origin = site.origin(|_| Reply::Answer(200, "ok"))?;
     let (idp, listen) = (Idp::start(&site)?, site.free_address()?);
     idp.grant(OPAQUE, json!({"active": true, "sub": "ann"}));
@@ -149,7 +165,7 @@ fn what_proves_who_somebody_is_is_shown_nowhere() -> Result {
     shown += &gateway.log();
     assert!(shown.contains("\"query\":\"a=b&ticket=***\""), "the access log is in it: {shown}");
     let of_callers = [&*key, &token, &password, &wrong, correct, staple, OPAQUE];
-    for secret in of_callers.into_iter().chain([HASH, SIGNING, CLIENT]) {
+    for secret in of_callers.into_iter().chain([HASH, SIGNING, CLIENT, REDIS, own]) {
         let place = shown.find(secret).map(|at| {
             let around = at.saturating_sub(200)..(at + 200).min(shown.len());
             shown.get(around).unwrap_or_default().to_owned()

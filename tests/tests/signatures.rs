@@ -1,7 +1,7 @@
 //! Signed requests through the real binary: what is accepted once, and everything that is not.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
@@ -565,61 +565,147 @@ fn what_cannot_be_a_key_is_explained_and_never_shown() -> Result {
     Ok(())
 }
 
-/// A gateway beside others, which share what `redis` knows, and where it listens.
+/// A gateway beside others, which share what `redis` knows, or alone.
+fn config(redis: Option<&Redis>, secret: &Path, listen: SocketAddr) -> Value {
+    let keys = json!([{"id": "partner-1", "consumer": "acme", "secret": {"file": secret}}]);
+    let redis =
+        redis.map(|redis| json!({"addresses": [redis.address.to_string()], "timeout": "1s"}));
+    json!({
+        "listen": [{"address": listen.to_string()}],
+        "workers": 1,
+        "kernel": {"attach": "off"},
+        "state": {"redis": redis},
+        "auth": {"signed": {"hmac": {"keys": keys}}},
+        "upstreams": {"service": {"endpoints": ["echo"]}},
+        "routes": [{"match": {"path": "/{rest*}"}, "auth": "signed", "upstream": "service"}],
+    })
+}
+
+/// One that shares, and where it listens.
 fn sharing(redis: &Redis, secret: &Path) -> Result<(Gateway<'static>, SocketAddr)> {
     let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let keys = json!([{"id": "partner-1", "consumer": "acme", "secret": {"file": secret}}]);
-    let mut gateway = Gateway::unprivileged(
-        None,
-        json!({
-            "listen": [{"address": listen.to_string()}],
-            "workers": 1,
-            "kernel": {"attach": "off"},
-            "state": {"redis": {"addresses": [redis.address.to_string()], "timeout": "1s"}},
-            "auth": {"signed": {"hmac": {"keys": keys}}},
-            "upstreams": {"service": {"endpoints": ["echo"]}},
-            "routes": [{"match": {"path": "/{rest*}"}, "auth": "signed", "upstream": "service"}],
-        }),
-    )?;
+    let mut gateway = Gateway::unprivileged(None, config(Some(redis), secret, listen))?;
     gateway.start()?;
     Ok((gateway, listen))
 }
 
-#[test]
-fn gateways_that_share_redis_accept_a_nonce_once_together_and_refuse_without_it() -> Result {
+/// The status of a request to a gateway here.
+fn ask_at(listen: SocketAddr, signed: &Signed) -> Result<u16> {
+    let mut client = Client::connect_here(None, listen, PATIENCE)?;
+    client.send(&signed.bytes())?;
+    Ok(client.receive()?.status)
+}
+
+/// A request that was accepted: the first, once it is known that Redis is there.
+fn settled(listen: SocketAddr, name: &str) -> Result<Signed> {
+    let mut number = 0;
+    wait_for("an answer", PATIENCE, || {
+        number += 1;
+        let fresh = Signed::new("GET", "/", &format!("{name}-{number}"), "");
+        Ok((ask_at(listen, &fresh)? == 200).then_some(fresh))
+    })
+}
+
+/// A folder with the secret in it.
+fn with_secret() -> Result<(tempfile::TempDir, PathBuf)> {
     let folder = tempfile::tempdir()?;
     readable(folder.path(), 0o755)?;
     let secret = folder.path().join("secret");
     std::fs::write(&secret, SECRET)?;
     readable(&secret, 0o644)?;
+    Ok((folder, secret))
+}
+
+#[test]
+fn what_one_process_has_used_the_next_refuses_also_with_redis() -> Result {
+    let (_folder, secret) = with_secret()?;
+    let redis = Redis::start()?;
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut gateway = Gateway::unprivileged(None, config(None, &secret, listen))?;
+    gateway.start()?;
+    let used = Signed::new("GET", "/", "used", "");
+    assert_eq!(ask_at(listen, &used)?, 200);
+    gateway.kill9()?;
+    gateway.start()?;
+    assert_eq!(ask_at(listen, &used)?, 401, "killed and started in the same second");
+
+    let again = settled(listen, "again")?;
+    gateway.kill9()?;
+    gateway.write_config(config(Some(&redis), &secret, listen))?;
+    gateway.start()?;
+    settled(listen, "shared")?;
+    for signed in [&used, &again] {
+        assert_eq!(ask_at(listen, signed)?, 401, "Redis has never heard of it");
+    }
+    // Once this is on the disk, a restart refuses nothing that Redis would know.
+    let mark = gateway.config().with_file_name("state").join("nonces.json");
+    wait_for("a mark on the disk", PATIENCE, || {
+        let text = std::fs::read_to_string(&mark).unwrap_or_default();
+        let marks: Value = serde_json::from_str(&text).unwrap_or_default();
+        Ok((marks["signed"]["place"].as_u64() > Some(0)).then_some(()))
+    })?;
+    let known = settled(listen, "known")?;
+    let unused = Signed::new("GET", "/", "unused", "");
+    gateway.kill9()?;
+    wait_for("another second", PATIENCE, || {
+        Ok((now().to_string() > unused.timestamp).then_some(()))
+    })?;
+    gateway.start()?;
+    settled(listen, "last")?;
+    assert_eq!(ask_at(listen, &unused)?, 200, "signed before the start, by a clock that lags");
+    for signed in [&used, &again, &known, &unused] {
+        assert_eq!(ask_at(listen, signed)?, 401);
+    }
+    gateway.stop()
+}
+
+#[test]
+fn a_secret_that_changes_is_in_force_at_once_unless_it_is_none() -> Result {
+    let setting = Setting::new()?;
+    let gateway = setting.gateway(&json!({}))?;
+    let put = |secret: &str| -> Result {
+        let (new, path) = (setting.folder.path().join("new"), setting.folder.path().join("one"));
+        std::fs::write(&new, secret)?;
+        readable(&new, 0o644)?;
+        Ok(std::fs::rename(new, path)?)
+    };
+    let mut number = 0;
+    let mut ask = || {
+        number += 1;
+        setting.ask(&Signed::new("GET", "/", &format!("watched-{number}"), "").bytes())
+    };
+    assert_eq!(ask()?, 200);
+    put(OTHER)?;
+    wait_for("another secret", PATIENCE, || Ok((ask()? == 401).then_some(())))?;
+    put(&format!("{SECRET}\n"))?;
+    wait_for("the secret as it was", PATIENCE, || Ok((ask()? == 200).then_some(())))?;
+    put("too-short")?;
+    wait_for("a word about it", PATIENCE, || {
+        Ok(gateway.log().contains("the key stays as it was").then_some(()))
+    })?;
+    assert_eq!(ask()?, 200, "a bad version is not taken");
+    let log = gateway.log();
+    assert!(![SECRET, OTHER, "too-short"].iter().any(|secret| log.contains(secret)), "{log}");
+    Ok(())
+}
+
+#[test]
+fn gateways_that_share_redis_accept_a_nonce_once_together_and_refuse_without_it() -> Result {
+    let (_folder, secret) = with_secret()?;
     let mut redis = Redis::start()?;
     let (_one, first) = sharing(&redis, &secret)?;
     let (_other, second) = sharing(&redis, &secret)?;
-    let ask = |listen: SocketAddr, signed: &Signed| -> Result<u16> {
-        let mut client = Client::connect_here(None, listen, PATIENCE)?;
-        client.send(&signed.bytes())?;
-        Ok(client.receive()?.status)
-    };
-    let settled = |listen: SocketAddr, name: &str| {
-        let mut number = 0;
-        // Until it is known that Redis is there.
-        wait_for("an answer", PATIENCE, || {
-            number += 1;
-            let fresh = Signed::new("GET", "/", &format!("{name}-{number}"), "");
-            Ok((ask(listen, &fresh)? == 200).then_some(fresh))
-        })
-    };
     let used = settled(first, "first")?;
     settled(second, "second")?;
-    assert_eq!(ask(second, &used)?, 401, "used at the other gateway");
-    assert_eq!(ask(first, &used)?, 401);
+    assert_eq!(ask_at(second, &used)?, 401, "used at the other gateway");
+    assert_eq!(ask_at(first, &used)?, 401);
     redis.kill()?;
     for listen in [first, second] {
-        assert_eq!(ask(listen, &Signed::new("GET", "/", "without", ""))?, 503);
-        assert_eq!(ask(listen, &used)?, 503, "nobody can tell");
+        assert_eq!(ask_at(listen, &Signed::new("GET", "/", "without", ""))?, 503);
+        assert_eq!(ask_at(listen, &used)?, 503, "nobody can tell");
         let forged = Signed::new("GET", "/", "forged", "");
         let forged = Signed { signature: "0".repeat(64), ..forged };
-        assert_eq!(ask(listen, &forged)?, 401, "what is wrong anyway is no question for Redis");
+        assert_eq!(ask_at(listen, &forged)?, 401, "what is wrong anyway is no question for Redis");
     }
     redis.start_again()?;
     settled(first, "again")?;

@@ -2,7 +2,7 @@
 //! look-up takes says nothing about keys that are near it. What has not the form of a key is refused without one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::request::Parts;
@@ -12,6 +12,7 @@ use super::{Answer, Ask, Consumers, Digest, Identity, Memory, digest_of};
 use crate::base::api_key;
 use crate::base::time::Now;
 use crate::config::{self, CredentialPlace, KeyRegistry};
+use crate::shared::registry::FRESH;
 use crate::shared::{self, Redis};
 use crate::store::keys::{KeyId, KeyRecord, KeyState, Registry};
 
@@ -35,7 +36,7 @@ pub(super) struct ApiKey {
 #[derive(Debug)]
 enum Home {
     Embedded(Registry),
-    Redis { registry: shared::registry::Registry, seen: Seen },
+    Redis { registry: shared::registry::Registry, seen: Seen, is_away: AtomicBool },
 }
 
 /// The state in Redis as it was last known, and when: workers read it together and seldom write it.
@@ -68,8 +69,13 @@ impl Seen {
                 self.at_ns.store(now.boot.0, Ordering::Release);
                 State::Present(generation)
             }
-            None if at_ns != 0 && u128::from(age_ns) < stale_for.as_nanos() => State::Stale(known),
-            None => State::Unknown,
+            // Not by what was known here: that may be older than a change that was heard of.
+            None => match registry.last_seen() {
+                Some((generation, age)) if age < FRESH.saturating_add(stale_for) => {
+                    State::Stale(generation)
+                }
+                _ => State::Unknown,
+            },
         }
     }
 }
@@ -85,7 +91,11 @@ impl ApiKey {
             KeyRegistry::Embedded => Home::Embedded(registry.clone()),
             // Without one nothing is asked; `gateway explain` has none.
             KeyRegistry::Redis => match redis {
-                Some(redis) => Home::Redis { registry: redis.registry(), seen: Seen::default() },
+                Some(redis) => Home::Redis {
+                    registry: redis.registry(),
+                    seen: Seen::default(),
+                    is_away: AtomicBool::new(false),
+                },
                 None => return Err("`registry: redis` needs `state.redis`".to_owned()),
             },
         };
@@ -110,7 +120,7 @@ impl ApiKey {
             Home::Embedded(registry) => {
                 registry.opened().map_or(State::Unknown, |keys| State::Present(keys.generation()))
             }
-            Home::Redis { registry, seen } => seen.state(registry, now, self.config.stale_for),
+            Home::Redis { registry, seen, .. } => seen.state(registry, now, self.config.stale_for),
         };
         let (State::Present(generation) | State::Stale(generation)) = state else {
             return Answer::Unavailable("API keys are out of reach");
@@ -164,6 +174,35 @@ impl ApiKey {
                     FAILED
                 })
             }
+        }
+    }
+
+    /// For how long nobody has known here what was revoked; zero while that is known, `None` where it always is.
+    pub(super) fn unknown_for(&self) -> Option<Duration> {
+        let Home::Redis { registry, .. } = &self.home else { return None };
+        let age = registry.last_seen().map_or(Duration::ZERO, |(_, age)| age);
+        Some(if age < FRESH { Duration::ZERO } else { age })
+    }
+
+    /// Says when that begins and when it is over.
+    pub(super) fn tick(&self) {
+        let Home::Redis { is_away, .. } = &self.home else { return };
+        let is_unknown = self.unknown_for().is_some_and(|time| !time.is_zero());
+        if is_away.swap(is_unknown, Ordering::Relaxed) == is_unknown {
+            return;
+        }
+        let (authenticator, stale_for) = (&*self.name, self.config.stale_for);
+        match (is_unknown, stale_for.is_zero()) {
+            (true, true) => tracing::warn!(authenticator, "API keys are refused: Redis is away"),
+            (true, false) => {
+                let time = humantime::format_duration(stale_for);
+                tracing::warn!(
+                    authenticator,
+                    %time,
+                    "Redis is away: API keys that are remembered go on, revoked ones too"
+                );
+            }
+            (false, _) => tracing::info!(authenticator, "API keys are checked again"),
         }
     }
 

@@ -246,7 +246,10 @@ impl Shared {
         let form = Form { body: &form, authorization: self.credentials.authorization.as_ref() };
         let mut peers = Vec::new();
         let answer = self.client.post(&self.config.url, form, bounds, &mut peers).await;
-        self.state().peers = peers;
+        // Over a connection that was there, nobody new is talked to.
+        if !peers.is_empty() {
+            self.state().peers = peers;
+        }
         answer.map_err(|error| error.to_string())
     }
 

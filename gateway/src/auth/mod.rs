@@ -8,6 +8,7 @@
 
 mod api_key;
 mod basic;
+mod checker;
 mod claims;
 mod expression;
 mod forward;
@@ -24,8 +25,11 @@ mod require;
 mod watched;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use http::request::Parts;
 use http::uri::Uri;
@@ -36,6 +40,8 @@ pub use self::identity::{Consumers, Identity};
 pub use self::jwt::usable_keys;
 pub use self::memory::{Digest, Memory, digest_of};
 
+use self::checker::Checker;
+
 use crate::base::address::ClientAddr;
 use crate::base::error::{Error, Kind};
 use crate::base::time::{Moment, Now};
@@ -44,11 +50,10 @@ use crate::http::headers::Names;
 use crate::http::unread::Unread;
 use crate::observe::outcomes::Outcomes;
 use crate::shared::Redis;
+use crate::store::StoreError;
 use crate::store::keys::Registry;
+use crate::store::nonces::{self, Mark};
 use crate::tls::session::ClientCertificate;
-
-/// Users of Basic whom a worker remembers: as many as share one file, within reason.
-const BASIC_REMEMBERS: usize = 4096;
 
 /// What an authenticator is asked about.
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +125,9 @@ pub struct Authenticators {
     workers: usize,
     keys: Option<Registry>,
     forward: Option<Forward>,
+    state_dir: PathBuf,
+    /// Whether it was written where nonces are remembered.
+    is_marked: AtomicBool,
 }
 
 /// A way to know callers.
@@ -129,16 +137,6 @@ struct Authenticator {
     config: config::Authenticator,
     kind: Checker,
     outcomes: Outcomes<{ OUTCOMES.len() }>,
-}
-
-#[derive(Debug)]
-enum Checker {
-    ApiKey(Box<api_key::ApiKey>),
-    Basic(Box<basic::Basic>),
-    Hmac(hmac::Hmac),
-    Introspection(Box<introspection::Introspection>),
-    Jwt(Box<jwt::Jwt>),
-    Mtls(mtls::Mtls),
 }
 
 /// What one worker remembers, by authenticator.
@@ -178,14 +176,15 @@ impl Authenticators {
     ) -> Result<Self, String> {
         let consumers = Arc::new(Consumers::new(&config.consumers));
         let keys = before.keys.clone().unwrap_or_else(|| Registry::at(&config.state.dir));
+        let marks = nonces::read(&config.state.dir);
         let all = config.auth.iter().map(|one| {
             let same = before.all.iter().find(|before| before.config.name == one.name);
             let redis = match one.kind {
                 AuthKind::ApiKey(_) => keys_redis,
                 _ => nonces_redis,
             };
-            let kind =
-                Checker::new(one, ((&keys, redis), &consumers), same.map(|before| &before.kind));
+            let before_it = (same.map(|before| &before.kind), marks.get(&one.name).copied());
+            let kind = Checker::new(one, ((&keys, redis), &consumers), before_it);
             let kind = kind.map_err(|error| format!("auth.{}: {error}", one.name))?;
             let outcomes = same.filter(|_| before.workers == config.workers);
             let outcomes = outcomes.map(|before| before.outcomes.clone());
@@ -194,7 +193,14 @@ impl Authenticators {
         });
         let all = all.collect::<Result<_, String>>()?;
         let forward = config.told.as_ref().map(Forward::new).transpose()?;
-        Ok(Self { all, workers: config.workers, keys: Some(keys), forward })
+        Ok(Self {
+            all,
+            workers: config.workers,
+            keys: Some(keys),
+            forward,
+            state_dir: config.state.dir.clone(),
+            is_marked: AtomicBool::new(false),
+        })
     }
 
     /// Opens what callers are looked up in. The folder of the state must be there.
@@ -205,6 +211,20 @@ impl Authenticators {
         });
         let keys = self.keys.as_ref().filter(|_| has_keys);
         keys.map_or(Ok(()), |keys| keys.open().map(drop).map_err(|error| error.to_string()))
+    }
+
+    /// Says on the disk that a process remembers nonces which no other knows, before it accepts one.
+    pub fn begin(&self) -> Result<(), String> {
+        self.mark(|mark| mark.place == 0).map_err(|error| error.to_string())
+    }
+
+    /// Writes where nonces are remembered, of those who are `wanted`.
+    fn mark(&self, wanted: impl Fn(Mark) -> bool) -> Result<(), StoreError> {
+        let before = nonces::read(&self.state_dir);
+        let mut marks = before.clone();
+        let own = self.signed().map(|(name, hmac)| (name.to_owned(), hmac.mark()));
+        marks.extend(own.filter(|(_, mark)| wanted(*mark)));
+        if marks == before { Ok(()) } else { nonces::keep(&self.state_dir, &marks) }
     }
 
     /// The API keys, which one gateway has once.
@@ -243,13 +263,28 @@ impl Authenticators {
         self.all.iter().map(|one| (one.config.name.as_str(), one.outcomes.sums(OUTCOMES)))
     }
 
+    /// For how long it has not been known which API keys of Redis were revoked, by authenticator.
+    pub fn unknown_for(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.all.iter().filter_map(|one| match &one.kind {
+            Checker::ApiKey(api_key) => Some((one.config.name.as_str(), api_key.unknown_for()?)),
+            _ => None,
+        })
+    }
+
     /// Whether callers can be known at all.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
-    /// Looks after what changes by itself: files, keys of issuers. Called about once a second.
+    /// Looks after what changes by itself: files, keys of issuers. Called about once a second, by whoever has put this
+    /// in force.
     pub fn tick(&self, now: Now) {
+        // Only now: what is not in force yet leaves nothing in Redis, and what was before may have used its memory.
+        if !self.is_marked.swap(true, Ordering::Relaxed)
+            && let Err(error) = self.mark(|_| true)
+        {
+            tracing::warn!(%error, "after a restart, signed requests from before it are refused");
+        }
         self.all.iter().for_each(|one| one.kind.tick(now));
     }
 
@@ -285,7 +320,7 @@ impl Authenticators {
 
     fn signed(&self) -> impl Iterator<Item = (&str, &hmac::Hmac)> {
         self.all.iter().filter_map(|one| match &one.kind {
-            Checker::Hmac(hmac) => Some((one.config.name.as_str(), hmac)),
+            Checker::Hmac(hmac) => Some((one.config.name.as_str(), &**hmac)),
             _ => None,
         })
     }
@@ -376,99 +411,4 @@ pub async fn authorize(
             authenticators.unauthenticated(access, detail)
         }
     })
-}
-
-impl Checker {
-    fn new(
-        config: &config::Authenticator,
-        (registries, consumers): ((&Registry, Option<&Redis>), &Arc<Consumers>),
-        before: Option<&Self>,
-    ) -> Result<Self, String> {
-        let name = &*config.name;
-        match &config.kind {
-            AuthKind::ApiKey(api_key) => {
-                let api_key = api_key::ApiKey::new(name, api_key, registries, consumers)?;
-                Ok(Self::ApiKey(Box::new(api_key)))
-            }
-            AuthKind::Basic(basic) => {
-                let basic = basic::Basic::new(name, basic, consumers);
-                basic.map(|basic| Self::Basic(Box::new(basic)))
-            }
-            AuthKind::Hmac(hmac) => {
-                let before = match before {
-                    Some(Self::Hmac(before)) => Some(before),
-                    _ => None,
-                };
-                hmac::Hmac::new((name, hmac), consumers, registries.1, before).map(Self::Hmac)
-            }
-            AuthKind::Introspection(introspection) => {
-                let before = match before {
-                    Some(Self::Introspection(before)) => Some(&**before),
-                    _ => None,
-                };
-                let new = introspection::Introspection::new(name, introspection, consumers, before);
-                new.map(Box::new).map(Self::Introspection)
-            }
-            AuthKind::Jwt(jwt) => {
-                let before = match before {
-                    Some(Self::Jwt(before)) => Some(&**before),
-                    _ => None,
-                };
-                jwt::Jwt::new(name, jwt, consumers, before).map(Box::new).map(Self::Jwt)
-            }
-            AuthKind::Mtls(mtls) => Ok(Self::Mtls(mtls::Mtls::new(name, mtls, consumers))),
-        }
-    }
-
-    /// Callers whom a worker remembers.
-    fn remembers(&self) -> usize {
-        match self {
-            Self::ApiKey(api_key) => api_key.remembers(),
-            Self::Basic(_) => BASIC_REMEMBERS,
-            Self::Introspection(introspection) => introspection.remembers(),
-            Self::Jwt(jwt) => jwt.remembers(),
-            Self::Hmac(_) | Self::Mtls(_) => 0,
-        }
-    }
-
-    async fn authenticate(&self, ask: &Ask<'_>, memory: &Memory) -> Answer {
-        match self {
-            Self::ApiKey(api_key) => api_key.authenticate(ask, memory).await,
-            Self::Basic(basic) => basic.authenticate(ask, memory).await,
-            Self::Hmac(hmac) => hmac.authenticate(ask).await,
-            Self::Introspection(introspection) => introspection.authenticate(ask, memory).await,
-            Self::Jwt(jwt) => jwt.authenticate(ask, memory).await,
-            Self::Mtls(mtls) => mtls.authenticate(ask),
-        }
-    }
-
-    /// How callers may say who they are, as in `WWW-Authenticate` (RFC 9110, section 11.6.1).
-    fn challenge(&self) -> String {
-        match self {
-            Self::ApiKey(api_key) => api_key.challenge(),
-            Self::Basic(basic) => basic.challenge(),
-            // What RFC 9421 calls its fields; there is no scheme for those either.
-            Self::Hmac(_) => "Signature".to_owned(),
-            Self::Introspection(introspection) => introspection.challenge(),
-            Self::Jwt(jwt) => jwt.challenge(),
-            // There is no scheme for what happens before HTTP; a 401 needs one all the same.
-            Self::Mtls(_) => "Certificate".to_owned(),
-        }
-    }
-
-    fn tick(&self, now: Now) {
-        match self {
-            Self::Basic(basic) => basic.tick(),
-            Self::Jwt(jwt) => jwt.tick(now),
-            Self::ApiKey(_) | Self::Hmac(_) | Self::Introspection(_) | Self::Mtls(_) => {}
-        }
-    }
-
-    fn peers(&self) -> Vec<IpAddr> {
-        match self {
-            Self::Introspection(introspection) => introspection.peers(),
-            Self::Jwt(jwt) => jwt.peers(),
-            Self::ApiKey(_) | Self::Basic(_) | Self::Hmac(_) | Self::Mtls(_) => Vec::new(),
-        }
-    }
 }

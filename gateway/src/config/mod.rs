@@ -85,7 +85,7 @@ pub use self::routes::{
     Action, Ambiguity, Forward, HeaderChanges, HostPattern, Part, PathPattern, Predicate, Redirect,
     Regex, Respond, Route, Segment, Sticky, Subject, Template, Timeouts, Wanted, WeightedUpstream,
 };
-pub use self::secret::SecretSource;
+pub use self::secret::{SecretSource, without_line_end};
 pub use self::tls::{
     AuthorityFiles, CertificateFiles, ClientCertificates, Tls, UnknownSni, UpstreamTls,
 };

@@ -37,14 +37,19 @@ impl SecretSource {
                 .map(std::os::unix::ffi::OsStringExt::into_vec)
                 .ok_or_else(|| format!("{self} is not set: set it where the gateway is started"))?,
         };
-        let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        let text = without_line_end(&bytes);
         match text.len() as u64 {
             0 => Err(format!("{self} is empty: put the secret there")),
             1..=BYTES_MAX => Ok(Secret::new(text)),
             _ => Err(format!("{self} has more than {BYTES_MAX} bytes, which is no secret")),
         }
     }
+}
+
+/// What a file with a secret says: all of it but one end of line.
+pub fn without_line_end(bytes: &[u8]) -> &[u8] {
+    let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    text.strip_suffix(b"\r").unwrap_or(text)
 }
 
 impl fmt::Display for SecretSource {

@@ -92,6 +92,14 @@ pub(super) fn authentications(authenticators: &Authenticators, max: usize) -> St
         let mut asked = page.counter("gateway_authentications_total", help);
         outcomes(&mut asked, ["authenticator", "outcome"], authenticators.outcomes(), max);
     }
+    let mut unknown = authenticators.unknown_for().take(max).peekable();
+    if unknown.peek().is_some() {
+        let help = "For how long it has not been known which API keys were revoked.";
+        let mut gauge = page.gauge("gateway_api_keys_unknown_seconds", help);
+        for (authenticator, time) in unknown {
+            gauge.with(&[("authenticator", authenticator)], time.as_secs());
+        }
+    }
     page.text()
 }
 

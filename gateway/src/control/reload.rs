@@ -91,6 +91,7 @@ impl Control {
                     Limits::new(&config, config.workers, snapshot.limits(), redis.as_ref());
                 let limits = limits.map_err(|error| unchanged(&no_room(&error)))?;
                 authenticators.open().map_err(|error| unchanged(&error))?;
+                authenticators.begin().map_err(|error| unchanged(&error))?;
                 let found = Vec::new();
                 Ok(Prepared {
                     config,

@@ -102,7 +102,7 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
         predecessor.release().map_err(RunError::failed)?;
     }
     let store = open_store(&config.state.dir).map_err(RunError::failed)?;
-    authenticators.open().map_err(RunError::Failed)?;
+    authenticators.open().and_then(|()| authenticators.begin()).map_err(RunError::Failed)?;
     let mut sessions = Sessions::default();
     sessions.look_all(&config.kernel.management_ports);
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], &sessions);

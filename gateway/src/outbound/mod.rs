@@ -1,10 +1,11 @@
 //! The client for the gateway's own calls: one GET or POST over HTTP/1.1, plain or TLS, in which nothing is unbounded.
 //!
 //! It says which addresses it talks to, so that no rule ever blocks them, and never follows a redirect from https to
-//! http, nor any with a form or a key. It keeps no connections, knows no proxies and asks for no compression. It runs
-//! on a tokio runtime of any kind and spawns nothing.
+//! http, nor any with a form or a key. It knows no proxies and asks for no compression. It runs on a tokio runtime of
+//! any kind. Connections that a form was sent over are used again; no others are kept.
 
 mod connect;
+mod kept;
 mod url;
 
 use std::convert::Infallible;
@@ -21,7 +22,7 @@ use http::{Request, Response, StatusCode, Uri};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::time::timeout;
@@ -29,7 +30,10 @@ use tokio::time::timeout;
 pub use self::connect::CaError;
 pub use self::url::display;
 
+use crate::base::time::instant;
+
 use self::connect::{Connector, Stream};
+use self::kept::Kept;
 use self::url::{Target, join};
 
 /// Redirects that are followed.
@@ -42,7 +46,10 @@ const VALIDATOR_BYTES_MAX: usize = 1024;
 pub const USER_AGENT: &str = concat!("gateway/", env!("CARGO_PKG_VERSION"));
 
 /// Makes calls that trust the same authorities.
-pub struct Client(Connector);
+pub struct Client {
+    connector: Connector,
+    kept: Kept,
+}
 
 /// What one call may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +168,8 @@ enum Step {
 impl Client {
     /// A client that trusts the authorities in the PEM file `ca` alone, or those of the system.
     pub fn new(ca: Option<&Path>) -> Result<Self, CaError> {
-        Connector::new(ca).map(Self)
+        let connector = Connector::new(ca)?;
+        Ok(Self { connector, kept: Kept::default() })
     }
 
     /// Gets `url`, unless it is still what `validators` say. Every address that is going to be talked to is added to
@@ -224,6 +232,7 @@ impl Client {
         got.map_err(|reason| FetchError { url: display(url), reason })
     }
 
+    /// Over a connection that is there, or else over a new one: a question may be asked twice.
     async fn post_once(
         &self,
         url: &Uri,
@@ -239,7 +248,29 @@ impl Client {
         if let Some(value) = form.authorization {
             request.headers_mut().insert(header::AUTHORIZATION, value.clone());
         }
-        self.once(url, (&target, request), bounds, peers).await
+        say_who_asks(&target, &mut request)?;
+        while let Some((mut sender, made)) = self.kept.take(&target) {
+            if sender.ready().await.is_err() {
+                continue;
+            }
+            match answer(&mut sender, request.clone(), url, bounds.body_max_bytes).await {
+                Err(Reason::Broken(_)) => {}
+                step => {
+                    let bytes = of_data(step?)?;
+                    self.kept.put(&target, (sender, made));
+                    return Ok(bytes);
+                }
+            }
+        }
+        let stream = self.connect(&target, bounds, peers).await?;
+        let handshake = builder().handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
+        // It ends with its connection, or when nobody has the other half any more.
+        tokio::spawn(connection);
+        let step = answer(&mut sender, request, url, bounds.body_max_bytes).await?;
+        let bytes = of_data(step)?;
+        self.kept.put(&target, (sender, instant()));
+        Ok(bytes)
     }
 
     /// Sends a request that is for `target` and nobody else.
@@ -250,20 +281,9 @@ impl Client {
         bounds: Bounds,
         peers: &mut Vec<IpAddr>,
     ) -> Result<Vec<u8>, Reason> {
-        let host = HeaderValue::from_str(&target.authority).map_err(|_| Reason::Url)?;
-        let fields = [
-            (header::HOST, host),
-            (header::USER_AGENT, HeaderValue::from_static(USER_AGENT)),
-            (header::ACCEPT, HeaderValue::from_static("application/json")),
-            (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-        ];
-        request.headers_mut().extend(fields);
+        say_who_asks(target, &mut request)?;
         let stream = self.connect(target, bounds, peers).await?;
-        match exchange(stream, request, url, bounds.body_max_bytes).await? {
-            Step::Done(Fetched::Body { bytes, .. }) => Ok(bytes),
-            Step::Done(Fetched::NotModified) => Err(Reason::Status(StatusCode::NOT_MODIFIED)),
-            Step::Redirect(_) => Err(Reason::SecretRedirect),
-        }
+        of_data(exchange(stream, request, url, bounds.body_max_bytes).await?)
     }
 
     async fn connect(
@@ -272,7 +292,7 @@ impl Client {
         bounds: Bounds,
         peers: &mut Vec<IpAddr>,
     ) -> Result<Stream, Reason> {
-        let connecting = self.0.connect(target, bounds.connect_timeout, peers);
+        let connecting = self.connector.connect(target, bounds.connect_timeout, peers);
         let connected = timeout(bounds.connect_timeout, connecting).await;
         connected.unwrap_or(Err(Reason::Timeout("connect", bounds.connect_timeout)))
     }
@@ -336,36 +356,69 @@ async fn exchange(
     at: &Uri,
     body_max_bytes: u64,
 ) -> Result<Step, Reason> {
-    let conditional = request.headers().contains_key(header::IF_NONE_MATCH)
-        || request.headers().contains_key(header::IF_MODIFIED_SINCE);
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_BYTES_MAX).max_header_size(HEAD_BYTES_MAX);
-    let handshake = builder.handshake(TokioIo::new(stream)).await;
+    let handshake = builder().handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
     // It ends when the connection does, but what was read by then is still the answer.
     let driver = async {
         connection.await.ok();
         pending::<Infallible>().await
     };
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        match response.status() {
-            StatusCode::OK => body(response, body_max_bytes).await.map(Step::Done),
-            StatusCode::NOT_MODIFIED if conditional => Ok(Step::Done(Fetched::NotModified)),
-            status @ (StatusCode::MOVED_PERMANENTLY
-            | StatusCode::FOUND
-            | StatusCode::SEE_OTHER
-            | StatusCode::TEMPORARY_REDIRECT
-            | StatusCode::PERMANENT_REDIRECT) => {
-                redirect(at, status, response.headers()).map(Step::Redirect)
-            }
-            status => Err(Reason::Status(status)),
-        }
-    };
     tokio::select! {
-        result = exchange => result,
+        result = answer(&mut sender, request, at, body_max_bytes) => result,
         never = driver => match never {},
     }
+}
+
+fn builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(HEAD_BYTES_MAX).max_header_size(HEAD_BYTES_MAX);
+    builder
+}
+
+/// What comes for a request over a connection that somebody drives.
+async fn answer(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+    at: &Uri,
+    body_max_bytes: u64,
+) -> Result<Step, Reason> {
+    let conditional = request.headers().contains_key(header::IF_NONE_MATCH)
+        || request.headers().contains_key(header::IF_MODIFIED_SINCE);
+    let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    match response.status() {
+        StatusCode::OK => body(response, body_max_bytes).await.map(Step::Done),
+        StatusCode::NOT_MODIFIED if conditional => Ok(Step::Done(Fetched::NotModified)),
+        status @ (StatusCode::MOVED_PERMANENTLY
+        | StatusCode::FOUND
+        | StatusCode::SEE_OTHER
+        | StatusCode::TEMPORARY_REDIRECT
+        | StatusCode::PERMANENT_REDIRECT) => {
+            redirect(at, status, response.headers()).map(Step::Redirect)
+        }
+        status => Err(Reason::Status(status)),
+    }
+}
+
+/// What is there, where nothing else is an answer.
+fn of_data(step: Step) -> Result<Vec<u8>, Reason> {
+    match step {
+        Step::Done(Fetched::Body { bytes, .. }) => Ok(bytes),
+        Step::Done(Fetched::NotModified) => Err(Reason::Status(StatusCode::NOT_MODIFIED)),
+        Step::Redirect(_) => Err(Reason::SecretRedirect),
+    }
+}
+
+/// Adds what every question for one server says.
+fn say_who_asks(target: &Target, request: &mut Request<Full<Bytes>>) -> Result<(), Reason> {
+    let host = HeaderValue::from_str(&target.authority).map_err(|_| Reason::Url)?;
+    let fields = [
+        (header::HOST, host),
+        (header::USER_AGENT, HeaderValue::from_static(USER_AGENT)),
+        (header::ACCEPT, HeaderValue::from_static("application/json")),
+        (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+    ];
+    request.headers_mut().extend(fields);
+    Ok(())
 }
 
 fn redirect(at: &Uri, status: StatusCode, headers: &HeaderMap) -> Result<Uri, Reason> {

@@ -18,8 +18,9 @@ use super::{Inner, Redis, Unavailable, locked};
 use crate::base::random::random;
 use crate::base::time::instant;
 
-/// What is remembered of a record may be relied on for so long after it was so.
-pub const FRESH: Duration = Duration::from_secs(1);
+/// What is remembered of a record may be relied on for so long after it was so: a second, less what those who remember
+/// may add to it.
+pub const FRESH: Duration = Duration::from_millis(900);
 /// How often the word is read.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The bytes of a record.
@@ -107,10 +108,16 @@ impl Registry {
     /// for as long as the number stays; `None`: nobody knows, so nothing that is remembered may be used. Ask for it
     /// before `find`, and remember the answer under that number.
     pub fn generation(&self) -> Option<u64> {
+        self.last_seen().filter(|(_, age)| *age < FRESH).map(|(generation, _)| generation)
+    }
+
+    /// The number of the state that was seen last, and how long ago; `None`: none ever was. What it is since is not
+    /// known, but every change that this gateway has heard of is in it.
+    pub fn last_seen(&self) -> Option<(u64, Duration)> {
         let watched = &self.redis.0.registry;
         let seen = locked(&watched.seen);
-        let is_fresh = seen.as_ref().is_some_and(|seen| seen.at.elapsed() < FRESH);
-        is_fresh.then(|| watched.generation.load(Ordering::Relaxed))
+        let age = seen.as_ref()?.at.elapsed();
+        Some((watched.generation.load(Ordering::Relaxed), age))
     }
 
     /// The record of a digest, within `state.redis.timeout`.
@@ -140,7 +147,10 @@ impl Registry {
         let bucket = self.bucket(bucket_of(digest));
         let arguments = [&digest[..], before.unwrap_or_default(), after.unwrap_or_default()];
         let patience = self.redis.config().connect_timeout;
-        let done = self.exchange.run(&self.redis, &[bucket], &arguments, patience).await?;
+        let done = self.exchange.run(&self.redis, &[bucket], &arguments, patience).await;
+        // This gateway knows now, whether it ever reads the word again or not.
+        self.redis.0.registry.generation.fetch_add(1, Ordering::Relaxed);
+        let done = done?;
         // Also where nothing was written: an earlier attempt may have got no further.
         let word = self.word();
         let mut change = Cmd::new();

@@ -227,7 +227,10 @@ fn read(path: &Path) -> Result<(Header, Entries), StoreError> {
 }
 
 /// Writes beside.
-fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
+pub(super) fn write(
+    path: &Path,
+    content: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), StoreError> {
     let mut options = OpenOptions::new();
     let options = options.write(true).create(true).truncate(true).mode(0o600);
     options
@@ -240,7 +243,7 @@ fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Resu
 }
 
 /// Takes what was written beside: there is the old content or the new.
-fn replace(path: &Path) -> Result<(), StoreError> {
+pub(super) fn replace(path: &Path) -> Result<(), StoreError> {
     fs::rename(unfinished(path), path)
         .and_then(|()| sync_folder(path))
         .map_err(|source| io_error(path, source))

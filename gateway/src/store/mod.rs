@@ -23,6 +23,7 @@ use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 pub mod bans;
 pub mod keys;
 pub mod lists;
+pub mod nonces;
 pub mod spread;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
@@ -32,7 +33,7 @@ const PENDING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pending"
 const ACTIONS: [Action; 4] = [Action::Allow, Action::Deny, Action::Limit, Action::Reset];
 const FILE: &str = "gateway.redb";
 /// What the gateway puts into `state.dir`.
-pub const FILES: [&str; 4] = [FILE, keys::FILE, spread::FILE, lists::FOLDER];
+pub const FILES: [&str; 5] = [FILE, keys::FILE, spread::FILE, nonces::FILE, lists::FOLDER];
 
 /// Why the store could not be read or written.
 #[derive(Debug, Error)]
@@ -270,7 +271,8 @@ impl Store {
     /// Hands the files to the user that the daemon becomes.
     pub fn give_to(&self, user: u32, group: u32) -> Result<(), StoreError> {
         let mut paths = vec![self.path.clone()];
-        paths.extend(Some(self.path.with_file_name(keys::FILE)).filter(|path| path.exists()));
+        let others = [keys::FILE, nonces::FILE].map(|name| self.path.with_file_name(name));
+        paths.extend(others.into_iter().filter(|path| path.exists()));
         paths.extend(self.list_paths()?);
         for path in paths {
             chown(&path, Some(user), Some(group)).map_err(|source| io_error(&path, source))?;

@@ -9,8 +9,8 @@ const ENTRY_BYTES: usize = 24;
 /// What one authenticator knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::auth) struct Handed {
-    /// Nonces are remembered in Redis.
-    pub(in crate::auth) shared: bool,
+    /// A number for the Redis that nonces are remembered in; 0 is memory.
+    pub(in crate::auth) place: u64,
     /// How far a clock may be off, in seconds.
     pub(in crate::auth) skew_s: u64,
     /// What was signed before this second may have been forgotten.
@@ -22,9 +22,9 @@ pub(in crate::auth) struct Handed {
 impl Handed {
     /// Appends what the authenticator `name` knows to `bytes`.
     pub(in crate::auth) fn write(&self, name: &str, bytes: &mut Vec<u8>) {
-        let Self { shared, skew_s, known_from, used } = self;
+        let Self { place, skew_s, known_from, used } = self;
         bytes.reserve(used.len() * ENTRY_BYTES);
-        for number in [name.len() as u64, u64::from(*shared), *skew_s, *known_from] {
+        for number in [name.len() as u64, *place, *skew_s, *known_from] {
             bytes.extend(number.to_be_bytes());
         }
         bytes.extend((used.len() as u64).to_be_bytes());
@@ -40,14 +40,14 @@ impl Handed {
         let mut all = Vec::new();
         while !bytes.is_empty() {
             let length = number(&mut bytes)?;
-            let shared = number(&mut bytes)? != 0;
+            let place = number(&mut bytes)?;
             let (skew_s, known_from) = (number(&mut bytes)?, number(&mut bytes)?);
             let count = usize::try_from(number(&mut bytes)?).ok()?;
             let (name, rest) = bytes.split_at_checked(usize::try_from(length).ok()?)?;
             let (entries, rest) = rest.split_at_checked(count.checked_mul(ENTRY_BYTES)?)?;
             let (entries, _) = entries.as_chunks::<ENTRY_BYTES>();
             let used = entries.iter().filter_map(entry).collect();
-            all.push((str::from_utf8(name).ok()?, Self { shared, skew_s, known_from, used }));
+            all.push((str::from_utf8(name).ok()?, Self { place, skew_s, known_from, used }));
             bytes = rest;
         }
         Some(all)
@@ -74,7 +74,7 @@ mod tests {
     fn what_is_cut_off_is_not_believed() {
         let mut bytes = Vec::new();
         let used = vec![(Nonce([7; 16]), 100)];
-        Handed { shared: false, skew_s: 1, known_from: 2, used }.write("one", &mut bytes);
+        Handed { place: 0, skew_s: 1, known_from: 2, used }.write("one", &mut bytes);
         for length in 1..bytes.len() {
             assert_eq!(Handed::read(&bytes[..length]), None, "{length}");
         }
@@ -87,13 +87,13 @@ mod tests {
         #[test]
         fn what_was_written_is_read(
             all in prop::collection::vec(
-                ("[a-z]{0,9}", any::<(bool, u64, u64)>(), prop::collection::vec(any::<([u8; 16], u64)>(), 0..9)),
+                ("[a-z]{0,9}", any::<(u64, u64, u64)>(), prop::collection::vec(any::<([u8; 16], u64)>(), 0..9)),
                 0..4,
             ),
         ) {
-            let all: Vec<_> = all.into_iter().map(|(name, (shared, skew_s, known_from), used)| {
+            let all: Vec<_> = all.into_iter().map(|(name, (place, skew_s, known_from), used)| {
                 let used = used.into_iter().map(|(nonce, signed)| (Nonce(nonce), signed)).collect();
-                (name, Handed { shared, skew_s, known_from, used })
+                (name, Handed { place, skew_s, known_from, used })
             }).collect();
             let mut bytes = Vec::new();
             all.iter().for_each(|(name, handed)| handed.write(name, &mut bytes));

@@ -1,6 +1,7 @@
 //! The keys that signatures are verified with. A key has one algorithm, which nothing in a message changes.
 
 use std::fmt;
+use std::path::Path;
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{
@@ -16,8 +17,57 @@ use x509_parser::oid_registry::{
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use super::super::watched::Watched;
+use crate::config::{HmacProof, SecretSource, without_line_end};
+
 /// Bytes of a shared secret: what SHA-256 is worth, and no more than anybody needs.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 32..=1024;
+
+/// A file with a secret or a public key (unit: bytes).
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// A key where it comes from: a file is read again when it changes.
+#[derive(Debug)]
+pub(super) enum Source {
+    File(Watched<Verifier>),
+    Environment(Verifier),
+}
+
+impl Source {
+    pub(super) fn read(proof: &HmacProof) -> Result<Self, String> {
+        let file = |path: &Path, parse: fn(&[u8]) -> Result<Verifier, String>| {
+            let parse = move |bytes: &[u8]| {
+                parse(bytes).map_err(|error| format!("cannot be used: {error}"))
+            };
+            Watched::new(path, FILE_BYTES_MAX, parse).map(Self::File)
+        };
+        match proof {
+            HmacProof::Secret(SecretSource::File(path)) => {
+                file(path, |bytes| Verifier::shared(without_line_end(bytes)))
+            }
+            HmacProof::Secret(source @ SecretSource::Env(_)) => {
+                Verifier::shared(source.read()?.bytes()).map(Self::Environment)
+            }
+            HmacProof::PublicKey(path) => file(path, Verifier::public),
+        }
+    }
+
+    /// Looks at the key as it is now.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&Verifier) -> T) -> T {
+        match self {
+            Self::File(file) => look(&file.load()),
+            Self::Environment(verifier) => look(verifier),
+        }
+    }
+
+    /// Reads the file again if it is another one. `Ok(true)`: there is a new key. An error is returned once.
+    pub(super) fn tick(&self) -> Result<bool, String> {
+        match self {
+            Self::File(file) => file.tick(),
+            Self::Environment(_) => Ok(false),
+        }
+    }
+}
 
 /// What a signature is verified with.
 pub(super) enum Verifier {

@@ -15,22 +15,30 @@ mod vectors;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest as sha256};
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method};
 
 pub(super) use self::handed::Handed;
-use self::key::Verifier;
+use self::key::{Source, Verifier};
 use self::nonces::{Nonce, Nonces, Refused};
 use super::{Answer, Ask, Consumers, Identity};
 use crate::base::time::utc;
-use crate::config::{self, HmacProof, SecretSource};
+use crate::config::{self, RedisMode};
 use crate::shared::Redis;
+use crate::store::nonces::Mark;
 
 /// Bytes of a nonce: enough that nobody guesses one, and no more than a name needs.
 const NONCE_BYTES: std::ops::RangeInclusive<usize> = 16..=128;
+/// Keys whose files are looked at a second.
+const LOOKS: usize = 1024;
+/// Where nonces are remembered that only this process knows.
+const MEMORY: u64 = 0;
 
 /// Whoever has one of these keys.
 #[derive(Debug)]
@@ -41,13 +49,19 @@ pub(super) struct Hmac {
     nonces: Arc<Nonces>,
     /// What several gateways share decides for all of them.
     redis: Option<Redis>,
+    /// Which Redis that is, or the memory of this process.
+    place: u64,
+    /// Since which second all nonces are there.
+    since: AtomicU64,
+    /// The key whose file is looked at next.
+    next: AtomicUsize,
     /// What was signed before this second may have been forgotten, with a smaller skew than there is now.
     known_from: u64,
 }
 
 #[derive(Debug)]
 struct Key {
-    verifier: Verifier,
+    source: Source,
     identity: Arc<Identity>,
 }
 
@@ -63,22 +77,18 @@ struct Message<'a> {
 }
 
 impl Hmac {
-    /// Reads the keys. Nonces that were used stay used: they are those of `before`.
+    /// Reads the keys. Nonces that were used stay used: they are those of `before`, or of the process before this one,
+    /// which left `mark`.
     pub(super) fn new(
         (name, config): (&str, &config::Hmac),
         consumers: &Consumers,
         redis: Option<&Redis>,
-        before: Option<&Self>,
+        (before, mark): (Option<&Self>, Option<Mark>),
     ) -> Result<Self, String> {
         let mut keys = HashMap::new();
         for one in &config.keys {
-            let verifier = match &one.proof {
-                HmacProof::Secret(source) => Verifier::shared(source.read()?.bytes()),
-                HmacProof::PublicKey(path) => {
-                    Verifier::public(SecretSource::File(path.clone()).read()?.bytes())
-                }
-            };
-            let verifier = verifier.map_err(|error| format!("the key `{}`: {error}", one.id))?;
+            let source = Source::read(&one.proof);
+            let source = source.map_err(|error| format!("the key `{}`: {error}", one.id))?;
             let identity = Identity {
                 authenticator: name.into(),
                 consumer: Some(one.consumer.as_str().into()),
@@ -86,18 +96,23 @@ impl Hmac {
                 ..Identity::default()
             };
             let identity = Arc::new(consumers.complete(identity));
-            keys.insert(one.id.as_str().into(), Key { verifier, identity });
+            keys.insert(one.id.as_str().into(), Key { source, identity });
         }
         let now = utc().0 / 1000;
-        let nonces = before.map(|before| Arc::clone(&before.nonces));
-        let nonces = nonces.unwrap_or_else(|| {
+        let place = redis.map_or(MEMORY, place);
+        let since = match (before.map(Self::mark).or(mark), redis) {
+            (Some(mark), Some(_)) if mark.place == place => mark.since,
             // Redis knows what was used before.
-            Arc::new(Nonces::new(if redis.is_some() { 0 } else { now }))
-        });
+            (None, Some(_)) => 0,
+            (None, None) => now,
+            // In this very second there may have been another process.
+            (Some(_), _) => now + 1,
+        };
+        let nonces = before.map(|before| Arc::clone(&before.nonces));
+        let nonces = nonces.unwrap_or_else(|| Arc::new(Nonces::new(since)));
         let known_from = before.map_or(0, |before| {
             let skews = (before.config.skew.as_secs(), config.skew.as_secs());
-            let places = (before.redis.is_some(), redis.is_some());
-            before.known_from.max(known_from(skews, places, now))
+            before.known_from.max(known_from(skews, (before.place, place), now))
         });
         Ok(Self {
             name: name.into(),
@@ -105,8 +120,32 @@ impl Hmac {
             keys,
             nonces,
             redis: redis.cloned(),
+            place,
+            since: AtomicU64::new(since),
+            next: AtomicUsize::new(0),
             known_from,
         })
+    }
+
+    /// What the next process must know.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { place: self.place, since: self.since.load(Ordering::Relaxed) }
+    }
+
+    /// Reads keys again whose files have changed, a part of them each time.
+    pub(super) fn tick(&self) {
+        let count = self.keys.len();
+        let first = self.next.load(Ordering::Relaxed);
+        let first = if first < count { first } else { 0 };
+        self.next.store(first + LOOKS, Ordering::Relaxed);
+        let authenticator = &*self.name;
+        for (key, one) in self.keys.iter().skip(first).take(LOOKS) {
+            match one.source.tick() {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(authenticator, %key, "read again"),
+                Err(error) => tracing::warn!(authenticator, error, "the key stays as it was"),
+            }
+        }
     }
 
     /// Who has signed the request.
@@ -129,20 +168,24 @@ impl Hmac {
         let shared = self.redis.is_some();
         let (known_from, used) = if shared { (0, Vec::new()) } else { self.nonces.hand_over() };
         let known_from = known_from.max(self.known_from);
-        Handed { shared, skew_s: self.config.skew.as_secs(), known_from, used }
+        Handed { place: self.place, skew_s: self.config.skew.as_secs(), known_from, used }
     }
 
     /// Goes on where a predecessor has handed over, which has accepted nothing since. Of one that did not know this
     /// authenticator nothing is known.
     pub(super) fn take_over(&self, handed: Option<&Handed>) {
-        let (now, redis) = (utc().0 / 1000, self.redis.is_some());
+        let now = utc().0 / 1000;
         match handed {
             Some(handed) => {
                 let skews = (handed.skew_s, self.config.skew.as_secs());
-                let from = known_from(skews, (handed.shared, redis), now).max(handed.known_from);
+                let places = (handed.place, self.place);
+                let from = known_from(skews, places, now).max(handed.known_from);
                 self.nonces.take_over(from, &handed.used);
+                if handed.place != self.place {
+                    self.since.store(now + 1, Ordering::Relaxed);
+                }
             }
-            None if redis => {}
+            None if self.redis.is_some() => {}
             None => self.nonces.begin_at(now + 1),
         }
     }
@@ -187,7 +230,7 @@ impl Hmac {
         ask: &Ask<'_>,
         message: &Message<'_>,
     ) -> Result<&Arc<Identity>, Answer> {
-        let key = self.keys.get(signed.key).filter(|key| key.verifier.is_shared());
+        let key = self.keys.get(signed.key).filter(|key| key.source.with(Verifier::is_shared));
         let key = key.ok_or(Answer::Refused("no such key"))?;
         let timely = self.is_timely(signed.timestamp, ask);
         let nonce = Nonce::of(signed.key, signed.nonce);
@@ -196,7 +239,7 @@ impl Hmac {
         }
         let body = self.body(ask).await?;
         let text = signed.text(message, &body);
-        if !key.verifier.verifies(text.as_bytes(), &signed.signature) {
+        if !key.source.with(|key| key.verifies(text.as_bytes(), &signed.signature)) {
             return Err(Answer::Refused("the signature does not hold"));
         }
         timely.map_err(Answer::Expired)?;
@@ -220,7 +263,7 @@ impl Hmac {
             self.is_new(nonce, created)?;
         }
         let base = signed.base(message).map_err(Answer::Refused)?;
-        if !key.verifier.verifies(base.as_bytes(), &signed.signature) {
+        if !key.source.with(|key| key.verifies(base.as_bytes(), &signed.signature)) {
             return Err(Answer::Refused("the signature does not hold"));
         }
         timely.map_err(Answer::Expired)?;
@@ -241,7 +284,8 @@ impl Hmac {
         key: &Key,
     ) -> Result<(u64, Nonce), &'static str> {
         signed.covers_enough(&self.config.cover)?;
-        if signed.algorithm.as_ref().is_some_and(|named| named != key.verifier.algorithm()) {
+        let algorithm = key.source.with(Verifier::algorithm);
+        if signed.algorithm.as_ref().is_some_and(|named| named != algorithm) {
             return Err("the signature names another algorithm than its key has");
         }
         let created = signed.created.ok_or("the signature does not say when it was created")?;
@@ -292,18 +336,26 @@ impl Hmac {
     }
 }
 
-/// The first second of which everything is still known after a change of the skew, in seconds, or of whether nonces are
-/// remembered in Redis.
-fn known_from(
-    (skew_before, skew): (u64, u64),
-    (redis_before, redis): (bool, bool),
-    now: u64,
-) -> u64 {
-    match (redis_before, redis) {
-        (true, false) => now + 1,
-        _ if skew_before < skew => now.saturating_sub(skew_before),
-        _ => 0,
+/// The first second of which everything is still known after a change of the skew, in seconds, or of where nonces are
+/// remembered: what this process has in its memory it goes on looking at, what another Redis knows it does not.
+fn known_from((skew_before, skew): (u64, u64), (place_before, place): (u64, u64), now: u64) -> u64 {
+    if place_before != MEMORY && place_before != place {
+        return now + 1;
     }
+    if skew_before < skew { now.saturating_sub(skew_before) } else { 0 }
+}
+
+/// A number for where this Redis keeps nonces, which is another one for any other.
+fn place(redis: &Redis) -> u64 {
+    let config::Redis { addresses, mode, database, prefix, .. } = redis.config();
+    let master = match mode {
+        RedisMode::Sentinel { master, .. } => master,
+        RedisMode::Standalone | RedisMode::Cluster => "",
+    };
+    let text = format!("{addresses:?} {} {master} {database} {prefix}", mode.name());
+    let digest = sha256(&SHA256, text.as_bytes());
+    let number = digest.as_ref().first_chunk().map_or(MEMORY, |bytes| u64::from_be_bytes(*bytes));
+    number.max(1)
 }
 
 fn seconds(ask: &Ask<'_>) -> u64 {

@@ -84,7 +84,8 @@ pub(super) fn api_key(raw: &RawApiKey, at: At<'_>) -> Option<ApiKey> {
     let places = places(raw, at)?;
     let stale_for = match &raw.stale_for {
         Some(text) => value::interval(text, STALE_FOR, at.key("stale_for"))?,
-        None => Duration::from_mins(5),
+        // Whoever wants keys to outlive Redis gives up that a revoked one does not.
+        None => Duration::ZERO,
     };
     let (strip, registry) = (raw.strip.unwrap_or(true), raw.registry);
     Some(ApiKey { places, prefix, strip, remember, registry, stale_for })
