@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use gateway_common::layout::{self, ABI, COUNTERS_LEN, Counter, SLOTS_LEN};
 use gateway_common::verdict::Reason;
@@ -173,9 +174,9 @@ const STEPS: &str = "linkat,renameat2,rename,membarrier,unlink,rmdir,mkdir,mkdir
 
 /// The numbers of the steps at which a start is worth killing: all that change what is in force or what was counted, of
 /// the many others the first and the last.
-fn worth_killing_at(steps: &[String]) -> Vec<usize> {
+fn worth_killing_at(steps: &[String]) -> Result<Vec<usize>> {
     let committed = steps.iter().position(|step| step.starts_with("renameat2"));
-    let committed = committed.unwrap_or_else(|| panic!("nothing is put in force: {steps:#?}"));
+    let committed = committed.context("nothing is put in force")?;
     let mut at = Vec::new();
     for alike in ["linkat", "mkdir", "OBJ_PIN", "unlink"] {
         let all = (1..).zip(steps).filter(|(_, step)| step.contains(alike));
@@ -192,7 +193,7 @@ fn worth_killing_at(steps: &[String]) -> Vec<usize> {
     at.extend(counts.map(|(number, _)| number).take(COUNTED));
     at.sort_unstable();
     at.dedup();
-    at
+    Ok(at)
 }
 
 /// Kills starts at one step after the other, under a flood. Whatever they leave, nothing passes, the commands say what
@@ -210,10 +211,10 @@ fn killed_at_every_step(prepare: impl Fn(&Gateway<'_>, &mut Value, usize) -> Res
     prepare(&gateway, &mut config, 0)?;
     gateway.write_config(config.clone())?;
     let steps = gateway.start_traced(STEPS)?;
-    for number in worth_killing_at(&steps) {
-        let step = &steps[number - 1];
+    for number in worth_killing_at(&steps)? {
+        let step = steps.get(number - 1).context("no such step")?;
         let call = step.split('(').next().unwrap_or_default();
-        let same = steps[..number].iter().filter(|step| step.starts_with(&format!("{call}(")));
+        let same = steps.iter().take(number).filter(|step| step.starts_with(&format!("{call}(")));
         let nth = same.count();
         gateway.kill9()?;
         prepare(&gateway, &mut config, number)?;

@@ -499,7 +499,7 @@ mod tests {
         let tag = TagV4::new(9, 32);
         // As each kill leaves it: nothing done, added and marked, taken out, the mark removed.
         for (before, after, mark) in [(5, 2, 0), (5, 7, MOVING), (0, 7, MOVING), (0, 7, 0)] {
-            let [mut old, mut new] = [table(), table()];
+            let [mut old, mut new] = [table(16), table(16)];
             for table in [&mut old, &mut new] {
                 table.put(tag, head(2, false), Span::ALWAYS).unwrap();
             }
