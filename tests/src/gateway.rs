@@ -19,7 +19,7 @@ use crate::namespace::{Namespace, is_leftover, unique};
 use crate::wall_clock::WallClock;
 use crate::{Result, wait_for};
 
-const START: Duration = Duration::from_secs(20);
+pub(crate) const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(20);
 const COMMAND: Duration = Duration::from_secs(20);
 /// The user and group `nobody`.
@@ -393,7 +393,7 @@ impl<'n> Gateway<'n> {
         self.spawn_by(command)
     }
 
-    fn spawn_by(&mut self, mut command: Command) -> Result {
+    pub(crate) fn spawn_by(&mut self, mut command: Command) -> Result {
         ensure!(self.child.is_none(), "the gateway runs already");
         let log = File::options().create(true).append(true).open(self.folder.join("log"))?;
         // A group of its own: Ctrl-C is for the test, which ends the daemon itself.
@@ -405,7 +405,7 @@ impl<'n> Gateway<'n> {
         Ok(())
     }
 
-    fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+    pub(crate) fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         let status = self.child.as_mut().context("the gateway is not running")?.try_wait()?;
         if status.is_some() {
             self.child = None;

@@ -22,6 +22,7 @@ pub mod origin;
 pub mod programs;
 pub mod redis;
 pub mod site;
+mod strace;
 pub mod successor;
 pub mod tls_end;
 pub mod topology;

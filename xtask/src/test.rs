@@ -13,8 +13,9 @@ use crate::process;
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
-const TOOLS: [(&str, &str); 9] = [
+const TOOLS: [(&str, &str); 10] = [
     ("ip", "iproute2"),
+    ("strace", "strace"),
     ("curl", "curl"),
     ("h2load", "nghttp2-client"),
     ("nghttpd", "nghttp2-server"),

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use aya::programs::links::{FdLink, Link as _, LinkError, PinnedLink};
+use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode, loaded_programs};
 use aya_obj::programs::XdpAttachType;
@@ -197,20 +197,37 @@ pub fn is_updatable(interface: &str, wish: Attach, pins: &Pins) -> Result<bool, 
     Ok(fits && is_ours(interface, found.program, pins)?)
 }
 
-/// Replaces the program of the pinned link in one step, so that no packet meets none.
-pub fn update(program: &mut Xdp, interface: &str, pins: &Pins) -> Result<Attached, AttachError> {
-    let link = pinned(pins, interface).and_then(|link| XdpLink::try_from(FdLink::from(link)));
-    let updated = link
-        .map_err(|error| chain(&error))
-        .and_then(|link| program.attach_to_link(link).map_err(|error| chain(&error)));
-    match updated {
-        Ok(_) => report(interface, None),
-        // Its link died with it.
-        Err(_) if if_nametoindex(interface).is_err() => {
-            Err(AttachError::Absent { interface: interface.to_owned(), absence: Absence::Gone })
-        }
-        Err(reason) => Err(AttachError::NotReplaced { interface: interface.to_owned(), reason }),
+/// Has every pinned link run the program that is in force, each replaced in one step, so that no packet meets none.
+pub fn update_all(pins: &Pins) -> Result<(), AttachError> {
+    let linked = pins.linked()?;
+    if linked.is_empty() {
+        return Ok(());
     }
+    let path = pins.map(PROGRAM_PIN);
+    let opened = Xdp::from_pin(&path, XdpAttachType::Interface)
+        .and_then(|program| Ok((program.info()?.id(), program)));
+    let (id, mut program) = opened.map_err(|error| AttachError::NotReplaced {
+        interface: linked.join(", "),
+        reason: format!("the pinned program cannot be used: {}", chain(&error)),
+    })?;
+    for interface in linked {
+        let pin = pins.link(&interface);
+        if target(&pin).is_none_or(|target| target.program == id) {
+            continue;
+        }
+        let link =
+            PinnedLink::from_pin(&pin).and_then(|link| XdpLink::try_from(FdLink::from(link)));
+        let updated = link
+            .map_err(|error| chain(&error))
+            .and_then(|link| program.attach_to_link(link).map_err(|error| chain(&error)));
+        // A link dies with its interface.
+        if let Err(reason) = updated
+            && target(&pin).is_some()
+        {
+            return Err(AttachError::NotReplaced { interface, reason });
+        }
+    }
+    Ok(())
 }
 
 /// A link made anew.
@@ -324,10 +341,6 @@ fn attach_in(program: &mut Xdp, interface: &str, mode: XdpMode, pins: &Pins) -> 
     let link = FdLink::try_from(link)
         .map_err(|_| "this kernel has no XDP links: Linux 5.9 or later is needed".to_owned())?;
     link.pin(pins.link(interface)).map(drop).map_err(|error| chain(&error))
-}
-
-fn pinned(pins: &Pins, interface: &str) -> Result<PinnedLink, LinkError> {
-    PinnedLink::from_pin(pins.link(interface))
 }
 
 /// What a pinned link is attached to.

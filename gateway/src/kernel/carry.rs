@@ -5,11 +5,16 @@
 //! runs. What was carried lies in a second half, which no program knows of, and behind that how the halves are made, so
 //! that any version reads those of any other. Reasons keep their numbers for ever, and new ones come behind. What an
 //! interface has counted follows its name from slot to slot; where that has none it goes to the others.
+//!
+//! A kill loses nothing and doubles nothing: where a count goes to is marked while it is under way, in the same store
+//! that adds it, so that whoever goes on knows whether it has arrived. See [`MOVING`].
 
-use std::iter;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
+use std::{fs, iter};
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use gateway_common::layout::{self, COUNTERS_LEN, Counter, ORIGINS_LEN, SLOT_OTHERS};
@@ -18,9 +23,10 @@ use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 
 use super::object;
-use super::pins::{LEFT_MAX, Pins, PinsError};
+use super::pins::Pins;
 use super::slots::{self, Slots};
 use super::tables::{Tables, TablesError, chain};
+use crate::rules::tables::table::MOVING;
 
 /// Entries of the map of counters: those of the program, in the same order those that were carried, and a [`Shape`].
 pub const ENTRIES: u32 = 2 * COUNTERS_LEN + 1;
@@ -54,11 +60,6 @@ impl Shape {
         self.halves * self.runs * self.reasons
     }
 
-    /// Those that the program adds to.
-    fn of_program(self) -> u32 {
-        self.runs * self.reasons
-    }
-
     /// As it stands in the map.
     fn entry(self) -> Counter {
         Counter { packets: self.runs.into(), bytes: self.reasons.into() }
@@ -74,19 +75,26 @@ impl Shape {
             return Ok(None);
         };
         let fits = u64::from(last) == 2 * packets * bytes && runs > 0 && reasons > 0;
+        // Before it is described nothing counts there.
+        let fits = fits || (last, runs, reasons) == (ENTRIES - 1, 0, 0);
         Ok(fits.then_some(Self { halves: 2, runs, reasons }))
     }
 
-    /// Each counter, and the one of ours that it is carried to: of the same reason, origin and kind, in the slot that
-    /// `seats` says for its own, or with the others.
-    fn pairs(self, seats: &[u32]) -> impl Iterator<Item = (u32, u32)> {
+    /// Each of our counters with those that are carried to it: of the same reason, origin and kind, in the slots for
+    /// which `seats` says its own.
+    fn targets(self, seats: &[u32]) -> BTreeMap<u32, Vec<u32>> {
         let ours = Self::OURS;
-        (0..self.counters()).filter_map(move |index| {
+        let mut targets = BTreeMap::<u32, Vec<u32>>::new();
+        for index in 0..self.counters() {
             let (run, reason) = (index / self.reasons % self.runs, index % self.reasons);
             let slot = seats.get((run / SLOT_RUNS) as usize).copied().unwrap_or(SLOT_OTHERS);
             let run = slot * SLOT_RUNS + run % SLOT_RUNS;
-            (reason < ours.reasons).then_some((index, COUNTERS_LEN + run * ours.reasons + reason))
-        })
+            if reason < ours.reasons {
+                let target = COUNTERS_LEN + run * ours.reasons + reason;
+                targets.entry(target).or_default().push(index);
+            }
+        }
+        targets
     }
 }
 
@@ -116,55 +124,82 @@ pub fn describe(pin: &Path) -> Result<(), CarryError> {
     described.map_err(failed(pin))
 }
 
-/// Adds what the counters pinned in the folder `from` hold to the carried ones of those at `into`, whose slots these
-/// are.
-pub fn counters(from: &Path, into: &Path, slots: &mut Slots) -> Result<(), CarryError> {
-    let [names, counts] = [layout::INTERFACES, layout::COUNTERS].map(|name| from.join(name));
-    add((&counts, &names), into, slots, Shape::counters)
-}
-
-/// Adds what programs have counted whose starts were killed or refused before their maps had their places, once no link
-/// runs them. What those starts may have carried is still where they had it from.
-pub fn left(pins: &Pins, slots: &mut Slots) -> Result<(), PinsError> {
-    for number in 0..LEFT_MAX {
-        let of = |name| pins.left(name, number);
-        let (counts, names) = (of(layout::COUNTERS), of(layout::INTERFACES));
-        let into = pins.map(layout::COUNTERS);
-        let added = describe(&counts)
-            .and_then(|()| add((&counts, &names), &into, slots, Shape::of_program));
-        log(added);
-        pins.remove(&counts)?;
-        pins.remove(&names)?;
+/// Moves all that was counted in the folder `from`, where no link runs the program any more, to what is in force: the
+/// counters, and what the same rules have met where the tables have the shape of ours. What cannot be read is told and
+/// starts anew: it keeps no gateway from starting.
+pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
+    let stays = |name: &str| is_same(&from.join(name), &pins.map(name));
+    if !stays(layout::COUNTERS)
+        && let Err(error) = counters(from, &pins.maps(), &mut tables.counters.slots)
+    {
+        tracing::error!(%error, "counters start anew");
     }
-    Ok(())
-}
-
-/// Adds so many of the counters that are pinned at the first path, of the interfaces whose names are at the second.
-fn add(
-    (from, names): (&Path, &Path),
-    into: &Path,
-    slots: &mut Slots,
-    count: impl Fn(Shape) -> u32,
-) -> Result<(), CarryError> {
-    let Some(old) = open(from).map_err(failed(from))? else { return Ok(()) };
-    let Some(mut new) = open(into).map_err(failed(into))? else { return Ok(()) };
-    let shape = Shape::of(&old).map_err(failed(from))?.ok_or_else(|| CarryError {
-        map: from.display().to_string(),
-        reason: format!("{} entries of an unknown order", old.len()),
-    })?;
-    let seats = seats(names, slots).map_err(|error| CarryError {
-        map: from.display().to_string(),
-        reason: error.to_string(),
-    })?;
-    for (index, target) in shape.pairs(&seats).filter(|(index, _)| *index < count(shape)) {
-        let found = sum(old.get(&index, 0).map_err(failed(from))?.iter());
-        if found != Counter::default() {
-            let held = new.get(&target, 0).map_err(failed(into))?;
-            let sum = sum(held.iter().chain([&found]));
-            set(&mut new, target, sum).map_err(failed(into))?;
+    if !stays(layout::TABLE_V4) && object::has_our_rule_maps(from) {
+        // The others are only there to be opened.
+        let find = |name: &str| match layout::RULE_MAPS.contains(&name) {
+            true => MapData::from_pin(from.join(name)),
+            false => MapData::from_pin(pins.map(name)),
+        };
+        match Tables::open(find, u32::MAX) {
+            Ok(before) => tables.rules.inherit(&before.rules),
+            Err(error) => tracing::error!(%error, "what rules have met starts anew"),
         }
     }
+}
+
+/// Moves what the counters pinned in the folder `from` hold to the carried ones of those in the folder `into`, whose
+/// slots these are.
+fn counters(from: &Path, into: &Path, slots: &mut Slots) -> Result<(), CarryError> {
+    let [names, counts] = [layout::INTERFACES, layout::COUNTERS].map(|name| from.join(name));
+    let into = into.join(layout::COUNTERS);
+    let Some(mut old) = open(&counts).map_err(failed(&counts))? else { return Ok(()) };
+    let Some(mut new) = open(&into).map_err(failed(&into))? else { return Ok(()) };
+    let shape = Shape::of(&old).map_err(failed(&counts))?.ok_or_else(|| CarryError {
+        map: counts.display().to_string(),
+        reason: format!("{} entries of an unknown order", old.len()),
+    })?;
+    let seats = seats(&names, slots).map_err(|error| CarryError {
+        map: counts.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    for (target, from) in shape.targets(&seats) {
+        shift((&mut old, &from), (&mut new, target)).map_err(failed(&into))?;
+    }
     Ok(())
+}
+
+/// Moves what some counters hold to another one, which no program adds to.
+fn shift(
+    (old, from): (&mut Counters, &[u32]),
+    (new, target): (&mut Counters, u32),
+) -> Result<(), MapError> {
+    let mut found = Vec::new();
+    for index in from {
+        let count = sum(old.get(index, 0)?.iter());
+        if count != Counter::default() {
+            found.push((*index, count));
+        }
+    }
+    let held = new.get(&target, 0)?;
+    let has_arrived = held.iter().any(|share| share.packets & MOVING != 0);
+    if found.is_empty() && !has_arrived {
+        return Ok(());
+    }
+    let arriving = found.iter().map(|(_, count)| count).filter(|_| !has_arrived);
+    let total = sum(held.iter().chain(arriving));
+    if !has_arrived {
+        set(new, target, Counter { packets: total.packets | MOVING, ..total })?;
+    }
+    for (index, _) in found {
+        set(old, index, Counter::default())?;
+    }
+    set(new, target, total)
+}
+
+/// Whether two pins are two names of one map.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let number = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.ino());
+    number(one).is_some_and(|one| number(other) == Some(one))
 }
 
 /// Our slot for each of those whose names are pinned at `names`.
@@ -177,38 +212,10 @@ fn seats(names: &Path, slots: &mut Slots) -> Result<Vec<u32>, TablesError> {
     iter::once(Ok(SLOT_OTHERS)).chain(named).collect()
 }
 
-/// Carries all that can be read in the folder of another ABI version: the counters, and what the same rules have met
-/// where the tables have the shape of ours. What cannot be read is told and starts anew: it keeps no gateway from
-/// starting.
-pub fn all(folder: &Path, pins: &Pins, tables: &mut Tables) -> Result<(), PinsError> {
-    log(counters(folder, &pins.map(layout::COUNTERS), &mut tables.counters.slots));
-    // At once, so that a start after a kill does not carry it twice.
-    pins.remove(&folder.join(layout::COUNTERS))?;
-    if object::has_our_rule_maps(folder) {
-        // The others are only there to be opened.
-        let find = |name: &str| match layout::RULE_MAPS.contains(&name) {
-            true => MapData::from_pin(folder.join(name)),
-            false => MapData::from_pin(pins.map(name)),
-        };
-        match Tables::open(find, u32::MAX) {
-            Ok(before) => tables.rules.inherit(&before.rules),
-            Err(error) => tracing::error!(%error, "what rules have met starts anew"),
-        }
-    }
-    Ok(())
-}
-
-/// Tells of counters that start anew.
-pub fn log(carried: Result<(), CarryError>) {
-    if let Err(error) = carried {
-        tracing::error!(%error, "counters start anew");
-    }
-}
-
 /// The sum over CPUs.
 pub fn sum<'a>(shares: impl Iterator<Item = &'a Counter>) -> Counter {
     shares.fold(Counter::default(), |sum, share| Counter {
-        packets: sum.packets + share.packets,
+        packets: sum.packets + (share.packets & !MOVING),
         bytes: sum.bytes + share.bytes,
     })
 }
@@ -242,7 +249,6 @@ mod tests {
     use super::*;
     use gateway_common::layout::{SLOTS_LEN, counter_index};
     use gateway_common::rule::Origin;
-    use std::collections::BTreeMap;
 
     const OURS: Shape = Shape::OURS;
 
@@ -252,11 +258,7 @@ mod tests {
     }
 
     fn targets_by(shape: Shape, seats: &[u32]) -> BTreeMap<u32, Vec<u32>> {
-        let mut targets = BTreeMap::<u32, Vec<u32>>::new();
-        for (from, to) in shape.pairs(seats) {
-            targets.entry(to).or_default().push(from);
-        }
-        targets
+        shape.targets(seats)
     }
 
     #[test]

@@ -17,6 +17,7 @@ use gateway_common::table::{
 use super::events::RuleMet;
 use super::tables::{TablesError, mapping};
 use crate::rules::tables::mapping::Mapping;
+use crate::rules::tables::table::MOVING;
 use crate::rules::tables::{prefix_of_v4, prefix_of_v6};
 
 /// The tables, as anybody may read them.
@@ -79,7 +80,7 @@ impl Census {
         let packets = packets.chain(v6.map(|[packets, _]| (false, packets)).enumerate());
         let mut heap = BinaryHeap::with_capacity(most + 1);
         for (cell, (v4, packets)) in packets {
-            let packets = load(packets);
+            let packets = load(packets) & !MOVING;
             let least = heap.peek().map_or(0, |Reverse((least, _, _))| *least);
             if packets == 0 || (heap.len() == most && packets <= least) {
                 continue;

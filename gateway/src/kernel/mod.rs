@@ -92,7 +92,7 @@ pub struct Door {
 pub struct Opened {
     /// The door.
     pub door: Door,
-    /// Each interface and its mode.
+    /// The interfaces that it was attached to anew, each with its mode.
     pub attached: Vec<Attached>,
     /// Pin folders of other ABI versions that were cleared away.
     pub removed: Vec<String>,
@@ -118,12 +118,10 @@ impl Door {
         for interface in &kernel.interfaces {
             attach::check(interface, &pins)?;
         }
-        let opened = Self::take_over(&pins, config, wanted);
-        if opened.is_err() {
-            // What led to the error is worth telling, not that its remains are left to the next start.
-            drop(pins.remove_unfinished());
+        if let Err(error) = recover(&pins) {
+            tracing::warn!(%error, "what a start left that was killed cannot be cleared up first");
         }
-        opened
+        Self::take_over(&pins, config, wanted)
     }
 
     fn take_over(
@@ -131,57 +129,32 @@ impl Door {
         config: &config::Config,
         wanted: Wanted<'_>,
     ) -> Result<Opened, DoorError> {
-        pins.remove_unfinished()?;
         let kernel = &config.kernel;
         let capacity = Capacity { rules: kernel.max_rules, sources: kernel.max_sources };
         let mut loaded = object::load(pins, switches(kernel), capacity, &kernel.interfaces)?;
-        let path = |name: &str| match loaded.replaced.contains(&name) {
-            true => pins.next(name),
-            false => pins.map(name),
-        };
-        let mut tables = Tables::open(|name| MapData::from_pin(path(name)), kernel.max_rules)?;
-        let mut host = Host::open(|name| MapData::from_pin(path(name)))?;
-        // The maps of the rules are replaced together. Those that stay must not inherit from themselves.
-        let before = match loaded.replaced.contains(&layout::TABLE_V4) {
-            true => Tables::open(|name| MapData::from_pin(pins.map(name)), kernel.max_rules).ok(),
-            false => None,
-        };
-        apply::check(&tables.rules, wanted).map_err(TablesError::from)?;
-        seat(&mut tables.counters.slots, &kernel.interfaces, pins)?;
         let mut fresh = Vec::new();
-        let switched = switch(&mut loaded, &mut tables, &mut fresh, (pins, config, wanted));
-        let vouched = switched.and_then(|attached| {
-            host.vouch(Now::read().boot)?;
-            Ok(attached)
-        });
-        let attached = vouched.map_err(|error| {
+        let switched = switch(&mut loaded, &mut fresh, (pins, config, wanted));
+        let mut tables = switched.map_err(|error| {
             let undone = fresh.iter().rev().filter_map(|fresh| fresh.undo(pins).err());
-            match undone.reduce(|all, one| format!("{all}; {one}")) {
+            let left = undone.reduce(|all, one| format!("{all}; {one}"));
+            // What led to the error is worth telling, not that its remains are left to the next start.
+            if fresh.is_empty() {
+                drop(pins.remove_other(&loaded.staged));
+            }
+            drop(recover(pins));
+            match left {
                 Some(left) => DoorError::Half(Box::new(error), left),
                 None => error,
             }
         })?;
-        carry::let_finish();
-        if let Some(before) = before {
-            tables.rules.inherit(&before.rules);
+        let host = Host::open(|name| MapData::from_pin(pins.map(name)))?;
+        let unwanted = |linked: &String| !kernel.interfaces.contains(linked);
+        // Before the counters move, so that those of these interfaces do.
+        for interface in pins.linked()?.into_iter().filter(unwanted) {
+            attach::take_off(&interface, pins)?;
         }
-        if loaded.replaced.contains(&layout::COUNTERS) {
-            let (from, into) = (pins.maps(), pins.next(layout::COUNTERS));
-            carry::log(carry::counters(&from, &into, &mut tables.counters.slots));
-        }
-        loaded.settle(pins)?;
-        carry::log(carry::describe(&pins.map(layout::COUNTERS)));
-        carry::left(pins, &mut tables.counters.slots)?;
-        for interface in pins.linked()? {
-            if !kernel.interfaces.contains(&interface) {
-                attach::take_off(&interface, pins)?;
-            }
-        }
-        let mut removed = Vec::new();
-        for folder in pins.others()? {
-            carry::all(&folder, pins, &mut tables)?;
-            removed.push(pins.remove_other(&folder)?);
-        }
+        let removed = settle(pins, &mut tables)?;
+        let attached = fresh.into_iter().map(|fresh| fresh.attached).collect();
         let interfaces = Interfaces::new(&kernel.interfaces, kernel.attach);
         let door = Self { pins: pins.clone(), tables, host, interfaces };
         Ok(Opened { door, attached, removed })
@@ -197,6 +170,7 @@ impl Door {
             return Ok(None);
         }
         pins.check_version()?;
+        recover(pins)?;
         // No bound: whoever opens a door that was left takes rules back and adds none.
         let tables = Tables::open(|name| MapData::from_pin(pins.map(name)), u32::MAX)?;
         let host = Host::open(|name| MapData::from_pin(pins.map(name)))?;
@@ -277,26 +251,38 @@ impl Door {
     }
 }
 
-/// Gives the interfaces their slots of the counters, first those that had one before.
-fn seat(slots: &mut Slots, interfaces: &[String], pins: &Pins) -> Result<(), TablesError> {
+/// Gives the interfaces their slots of the counters, first those that had one before, and last those that are about to
+/// be taken off.
+fn seat(slots: &mut Slots, interfaces: &[String], pins: &Pins) -> Result<(), DoorError> {
     let before = slots::names_at(&pins.map(layout::INTERFACES));
     let (known, new): (Vec<_>, Vec<_>) = interfaces.iter().partition(|name| before.contains(name));
-    known.into_iter().chain(new).try_for_each(|interface| slots.seat(interface))
+    let linked = pins.linked()?;
+    for interface in known.into_iter().chain(new).chain(&linked) {
+        slots.seat(interface)?;
+    }
+    Ok(())
 }
 
 /// Puts a loaded program in force. New links come first, for only they can be refused, and undone; the rules follow
-/// once nothing stands in their way, and last the links that are only given another program.
+/// once nothing stands in their way, then one step makes all of it what is in force, and last the links that are only
+/// given another program follow.
 fn switch(
     loaded: &mut Loaded,
-    tables: &mut Tables,
     fresh: &mut Vec<Fresh>,
     (pins, config, wanted): (&Pins, &config::Config, Wanted<'_>),
-) -> Result<Vec<Attached>, DoorError> {
+) -> Result<Tables, DoorError> {
     let kernel = &config.kernel;
-    let mut updatable = Vec::new();
+    let staged = loaded.staged.clone();
+    let find = |name: &str| MapData::from_pin(staged.join(name));
+    let mut tables = Tables::open(find, kernel.max_rules)?;
+    if let Err(error) = carry::describe(&staged.join(layout::COUNTERS)) {
+        tracing::error!(%error, "another version will not be able to read them");
+    }
+    apply::check(&tables.rules, wanted).map_err(TablesError::from)?;
+    seat(&mut tables.counters.slots, &kernel.interfaces, pins)?;
     for interface in &kernel.interfaces {
         match attach::is_updatable(interface, kernel.attach, pins) {
-            Ok(true) => updatable.push(interface),
+            Ok(true) => {}
             Ok(false) => match attach::attach(loaded.program()?, interface, kernel.attach, pins) {
                 Err(AttachError::Absent { .. }) => {}
                 attached => fresh.push(attached?),
@@ -308,14 +294,45 @@ fn switch(
     tables.write_profiles(&profiles(kernel))?;
     tables.write_ports(&protected_ports(config))?;
     apply::apply_all(&mut tables.rules, wanted).map_err(TablesError::from)?;
-    let mut attached: Vec<_> = fresh.iter().map(|fresh| fresh.attached.clone()).collect();
-    for interface in updatable {
-        match attach::update(loaded.program()?, interface, pins) {
-            Err(AttachError::Absent { .. }) => {}
-            updated => attached.push(updated?),
-        }
+    Host::open(find)?.vouch(Now::read().boot)?;
+    pins.commit(&staged)?;
+    if let Err(error) = attach::update_all(pins) {
+        pins.revoke(&staged)?;
+        return Err(error.into());
     }
-    Ok(attached)
+    Ok(tables)
+}
+
+/// Ends what took over: every link runs what is in force, and what all others have counted moves there. It may be
+/// killed anywhere and done again. Answers the folders of other ABI versions that are gone.
+fn settle(pins: &Pins, tables: &mut Tables) -> Result<Vec<String>, DoorError> {
+    let others = pins.others()?;
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    attach::update_all(pins)?;
+    carry::let_finish();
+    let mut removed = Vec::new();
+    for folder in others {
+        carry::all(&folder, pins, tables);
+        removed.extend(pins.remove_other(&folder)?);
+    }
+    Ok(removed)
+}
+
+/// Goes on where somebody was killed, or was refused: forward where that one had put in force what it began, else back.
+fn recover(pins: &Pins) -> Result<(), DoorError> {
+    if pins.others()?.is_empty() {
+        return Ok(());
+    }
+    if pins.maps().exists() {
+        let mut tables = Tables::open(|name| MapData::from_pin(pins.map(name)), u32::MAX)?;
+        settle(pins, &mut tables)?;
+    } else if pins.linked()?.is_empty() {
+        // Nobody runs any of it, and what other versions counted is not ours to forget.
+        pins.staged()?.iter().try_for_each(|staged| pins.remove_other(staged).map(drop))?;
+    }
+    Ok(())
 }
 
 /// What of the program is executed at all.

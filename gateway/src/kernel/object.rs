@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo};
 use aya::programs::{ProgramError, Xdp};
@@ -136,36 +136,44 @@ impl Switches {
 /// The program in the kernel, not yet attached.
 pub struct Loaded {
     object: Ebpf,
-    /// Maps that did not fit what was pinned and wait under a name of their own.
-    pub replaced: Vec<&'static str>,
+    /// Where it and its maps are pinned.
+    pub staged: PathBuf,
 }
 
-/// Loads the program. Pinned maps of the right shape are taken over with all they hold; the others are made anew beside
-/// them and take their places when [`Loaded::settle`] is called. So do those that count where `interfaces` lack slots
-/// that others do not need any more.
+/// Loads the program and pins it in a folder that is to take the place of what is in force. Pinned maps of the right
+/// shape are taken over with all they hold; the others are made anew. So are those that count where `interfaces` lack
+/// slots that others do not need any more.
 pub fn load(
     pins: &Pins,
     switches: Switches,
     capacity: Capacity,
     interfaces: &[String],
 ) -> Result<Loaded, LoadError> {
-    let mut replaced = misfits(pins, capacity)?;
+    let mut kept = fitting(pins, capacity)?;
     if slots::are_taken(&pins.map(layout::INTERFACES), interfaces) {
-        replaced.retain(|name| !layout::COUNTER_MAPS.contains(name));
-        replaced.extend(layout::COUNTER_MAPS);
+        kept.retain(|name| !layout::COUNTER_MAPS.contains(name));
     }
-    let path = |name: &str| match replaced.contains(&name) {
-        true => pins.next(name),
-        false => pins.map(name),
-    };
-    let seed = seed(&path(layout::SEED));
+    let staged = pins.stage(kept.into_iter())?;
+    let loaded = load_pinned(&staged, switches, capacity);
+    if loaded.is_err() {
+        // The error is worth telling, and not that the next start clears up.
+        drop(pins.remove_other(&staged));
+    }
+    Ok(Loaded { object: loaded?, staged })
+}
+
+/// Loads the program on the maps that are pinned in a folder, and pins it and all others there.
+fn load_pinned(staged: &Path, switches: Switches, capacity: Capacity) -> Result<Ebpf, LoadError> {
+    let seed = seed(&staged.join(layout::SEED));
     let settings = settings(seed, switches, capacity);
     let mut loader = EbpfLoader::new();
     for name in layout::maps() {
-        loader.map_pin_path(name, path(name));
+        loader.map_pin_path(name, staged.join(name));
     }
-    let object = load_with(&mut loader, &settings, capacity)?;
-    Ok(Loaded { object, replaced })
+    let mut object = load_with(&mut loader, &settings, capacity)?;
+    let pinned = program(&mut object)?.pin(staged.join(PROGRAM_PIN));
+    pinned.map_err(|error| LoadError::Broken(chain(&error)))?;
+    Ok(object)
 }
 
 /// Loads the program with maps of its own that nobody else sees.
@@ -240,51 +248,29 @@ impl Loaded {
     pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
         program(&mut self.object)
     }
-
-    /// Pins the program and lets the new maps take the places of the old, once the links run it.
-    pub fn settle(mut self, pins: &Pins) -> Result<(), LoadError> {
-        let pinned = self.program()?.pin(pins.next(PROGRAM_PIN));
-        pinned.map_err(|error| LoadError::Broken(chain(&error)))?;
-        pins.promote(PROGRAM_PIN)?;
-        for name in &self.replaced {
-            pins.promote(name)?;
-        }
-        Ok(())
-    }
 }
 
-/// The pinned maps whose type or sizes are not those that the program wants: aya would take them over unseen. Those of
+/// The pinned maps whose type and sizes are those that the program wants: aya would take over others unseen. Those of
 /// the rules belong together, and so do those that count.
-fn misfits(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadError> {
+fn fitting(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadError> {
     let object = aya_obj::Object::parse(OBJECT).map_err(|e| LoadError::Broken(e.to_string()))?;
-    let mut misfits = Vec::new();
-    let mut missing = Vec::new();
+    let mut fitting = Vec::new();
     for name in layout::maps() {
         let Some(map) = object.maps.get(name) else {
             return Err(LoadError::Broken(format!("it has no map {name}")));
         };
-        let Ok(pinned) = MapInfo::from_pin(pins.map(name)) else {
-            // What is there is no map of anybody's, or there is nothing.
-            if pins.map(name).exists() {
-                misfits.push(name)
-            } else {
-                missing.push(name)
-            }
-            continue;
-        };
         let entries = capacity.entries(name).unwrap_or(map.max_entries());
-        if !is_alike(&pinned, map) || pinned.max_entries() != entries {
-            misfits.push(name);
+        let fits = |pinned: MapInfo| is_alike(&pinned, map) && pinned.max_entries() == entries;
+        if MapInfo::from_pin(pins.map(name)).is_ok_and(fits) {
+            fitting.push(name);
         }
     }
     for group in [layout::RULE_MAPS.as_slice(), &layout::COUNTER_MAPS] {
-        let lost = group.iter().filter(|name| missing.contains(*name)).count();
-        if group.iter().any(|name| misfits.contains(name)) || (lost > 0 && lost < group.len()) {
-            misfits.retain(|name| !group.contains(name));
-            misfits.extend(group);
+        if !group.iter().all(|name| fitting.contains(name)) {
+            fitting.retain(|name| !group.contains(name));
         }
     }
-    Ok(misfits)
+    Ok(fitting)
 }
 
 /// Whether the maps of rules that are pinned in a folder have the shapes of ours, whatever their sizes.

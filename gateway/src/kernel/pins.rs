@@ -5,7 +5,10 @@
 //!     links/eth0                one link an interface, under the name that it has now; it keeps the program attached
 //!     abi-6/program             the program
 //!     abi-6/TABLE_V4 …          the maps, which a program of another ABI version must not touch
+//!     abi-6-next0/…             what is about to take its place whole, in one step, or what it has taken it from
 //! ```
+//!
+//! A map that stays is in both folders of maps, as two names of one file.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -14,7 +17,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gateway_common::layout::{self, ABI};
+use gateway_common::layout::ABI;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
@@ -59,9 +62,8 @@ pub enum PinsError {
     },
 }
 
-const NEXT: &str = "-next";
 /// Starts in a row that did not come to their ends, of which each counted for itself.
-pub const LEFT_MAX: u32 = 8;
+const NEXT_MAX: u32 = 8;
 
 /// The folder of pins.
 ///
@@ -106,7 +108,6 @@ impl Pins {
             self.reached = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
             self.folder = Some(Arc::new(folder));
         }
-        self.make(&self.maps())?;
         self.make(&self.links())
     }
 
@@ -132,36 +133,45 @@ impl Pins {
         self.maps().join(name)
     }
 
-    /// The pin of a map or the program that is about to take over from the one without `-next`.
-    pub fn next(&self, name: &str) -> PathBuf {
-        self.maps().join(format!("{name}{NEXT}"))
-    }
-
     /// The pin of the link of an interface. The BPF file system allows no dots in names, interfaces do.
     pub fn link(&self, interface: &str) -> PathBuf {
         self.links().join(interface.replace('%', "%25").replace('.', "%2e"))
     }
 
-    /// Removes what was about to take over and never did. What counts is set aside, for links may have been given the
-    /// program already, which goes on counting there.
-    pub fn remove_unfinished(&self) -> Result<(), PinsError> {
-        let free = |number: &u32| !self.left(layout::COUNTERS, *number).exists();
-        let number = (0..LEFT_MAX).find(free);
-        for path in self.entries(&self.maps())? {
-            let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(NEXT));
-            let Some(name) = name else { continue };
-            match number.filter(|_| [layout::INTERFACES, layout::COUNTERS].contains(&name)) {
-                Some(number) => fs::rename(&path, self.left(name, number))
-                    .map_err(|source| self.error(&path, source))?,
-                None => self.remove(&path)?,
+    /// Makes a folder for what is to take the place of [`Self::maps`], with the maps that stay.
+    pub fn stage(&self, kept: impl Iterator<Item = &'static str>) -> Result<PathBuf, PinsError> {
+        let of = |number| self.reached.join(format!("abi-{ABI}-next{number}"));
+        let staged = (0..NEXT_MAX).map(of).find(|folder| !folder.exists());
+        let staged = match staged {
+            Some(staged) => staged,
+            None => {
+                self.remove_folder(&of(0))?;
+                of(0)
             }
+        };
+        self.make(&staged)?;
+        for name in kept {
+            fs::hard_link(self.map(name), staged.join(name))
+                .map_err(|source| self.error(&self.map(name), source))?;
         }
-        Ok(())
+        Ok(staged)
     }
 
-    /// The pin of a map that counts for a program whose start did not come to its end.
-    pub fn left(&self, name: &str, number: u32) -> PathBuf {
-        self.maps().join(format!("{name}-left{number}"))
+    /// Puts what is staged in force, in one step. What was in force is staged then.
+    pub fn commit(&self, staged: &Path) -> Result<(), PinsError> {
+        self.swap(staged, &self.maps())
+    }
+
+    /// Undoes [`Self::commit`].
+    pub fn revoke(&self, staged: &Path) -> Result<(), PinsError> {
+        self.swap(&self.maps(), staged)
+    }
+
+    /// What is staged, or was in force.
+    pub fn staged(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let mut others = self.others()?;
+        others.retain(|folder| is_staged(folder));
+        Ok(others)
     }
 
     /// The interfaces that have a link.
@@ -180,19 +190,7 @@ impl Pins {
 
     /// Lets a link have the place of an interface. The one that has it goes where this one was.
     pub fn move_link(&self, from: &Path, interface: &str) -> Result<(), PinsError> {
-        let to = self.link(interface);
-        let flags = match to.exists() {
-            true => RenameFlags::EXCHANGE,
-            false => RenameFlags::NOREPLACE,
-        };
-        rustix::fs::renameat_with(CWD, from, CWD, &to, flags)
-            .map_err(|error| self.error(from, error.into()))
-    }
-
-    /// Lets `name-next` take the place of `name`.
-    pub fn promote(&self, name: &str) -> Result<(), PinsError> {
-        let next = self.next(name);
-        fs::rename(&next, self.map(name)).map_err(|source| self.error(&next, source))
+        self.swap(from, &self.link(interface))
     }
 
     /// Removes a pin if it is there.
@@ -205,15 +203,19 @@ impl Pins {
         }
     }
 
-    /// The folders of other ABI versions, older and newer ones.
+    /// The folders of what is not in force or not of this ABI version, always in the same order.
     pub fn others(&self) -> Result<Vec<PathBuf>, PinsError> {
-        Ok(self.versions()?.into_iter().filter(|folder| *folder != self.maps()).collect())
+        let mut others = self.versions()?;
+        others.retain(|folder| *folder != self.maps());
+        others.sort_unstable();
+        Ok(others)
     }
 
-    /// Removes the folder of another ABI version, once no link runs its program. Answers its path as people know it.
-    pub fn remove_other(&self, folder: &Path) -> Result<String, PinsError> {
+    /// Removes one of [`Self::others`], which no link may run any more. Answers its path as people know it, if it is of
+    /// another ABI version.
+    pub fn remove_other(&self, folder: &Path) -> Result<Option<String>, PinsError> {
         self.remove_folder(folder)?;
-        Ok(self.shown(folder))
+        Ok((!is_staged(folder)).then(|| self.shown(folder)))
     }
 
     /// Removes everything: links first, so that no program is left without its maps' pins. Answers the interfaces that
@@ -258,6 +260,16 @@ impl Pins {
 
     fn links(&self) -> PathBuf {
         self.reached.join("links")
+    }
+
+    /// Lets `from` have the place of `to`, in one step. What is there goes where `from` was.
+    fn swap(&self, from: &Path, to: &Path) -> Result<(), PinsError> {
+        let flags = match to.exists() {
+            true => RenameFlags::EXCHANGE,
+            false => RenameFlags::NOREPLACE,
+        };
+        rustix::fs::renameat_with(CWD, from, CWD, to, flags)
+            .map_err(|error| self.error(from, error.into()))
     }
 
     fn make(&self, folder: &Path) -> Result<(), PinsError> {
@@ -321,4 +333,10 @@ impl Pins {
         };
         mounted.map_err(|source| PinsError::NoFileSystem { path, source })
     }
+}
+
+/// Whether a folder of pins is of this ABI version without being what is in force.
+fn is_staged(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(&format!("abi-{ABI}-"))
 }

@@ -199,7 +199,7 @@ impl RuleTables {
         }
     }
 
-    /// Adds what the same rules have met in the tables that these take over from.
+    /// Takes over what the same rules have met in the tables that these took over from.
     pub fn inherit(&self, before: &Self) {
         inherit(self.v4.cells(), before.v4.cells());
         inherit(self.v6.cells(), before.v6.cells());
@@ -312,7 +312,7 @@ fn bits_of(mut word: u64) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Adds to each rule what the same one met elsewhere.
+/// Gives each rule what the same one met elsewhere.
 fn inherit<F: Family>(cells: &Cells<F>, before: &Cells<F>) {
     for old in before.iter() {
         let same = |new: &table::Held<F::Tag>| {
@@ -320,8 +320,7 @@ fn inherit<F: Family>(cells: &Cells<F>, before: &Cells<F>) {
         };
         let mut new = [false, true].into_iter().filter_map(|second| cells.find(old.tag, second));
         if let Some(new) = new.find(same) {
-            let hits = before.hits(old.tag, old.head.is_second());
-            cells.add_hits(old.tag, new.head.is_second(), hits);
+            cells.take_hits(old.tag, new.head.is_second(), (before, old.head.is_second()));
         }
     }
 }

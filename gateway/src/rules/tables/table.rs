@@ -14,6 +14,9 @@ use gateway_common::table::{
 
 use super::mapping::Mapping;
 
+/// In a count of packets: what other tables or counters have had for it is in, and is still to be taken out there.
+pub const MOVING: u64 = 1 << 63;
+
 /// What a cell of one address family looks like.
 pub trait Family {
     /// A prefix.
@@ -151,15 +154,27 @@ impl<F: Family> Cells<F> {
         let Some((bucket, cell)) = self.locate(tag, second) else { return Hits::default() };
         let words = self.hits_of(bucket, cell);
         let word = |index: usize| words.get(index).map_or(0, load);
-        Hits { packets: word(0), last_ns: word(1) }
+        Hits { packets: word(0) & !MOVING, last_ns: word(1) }
     }
 
-    /// Adds what the rule met in another table.
-    pub fn add_hits(&self, tag: F::Tag, second: bool, hits: Hits) {
+    /// Takes over what the rule met in another table, where nothing is added any more. Whoever is killed at it does it
+    /// once more.
+    pub fn take_hits(&self, tag: F::Tag, second: bool, from: (&Self, bool)) {
+        let (before, before_second) = from;
         let Some((bucket, cell)) = self.locate(tag, second) else { return };
-        if let [packets, last_ns] = self.hits_of(bucket, cell) {
-            packets.fetch_add(hits.packets, Ordering::Relaxed);
-            last_ns.fetch_max(hits.last_ns, Ordering::Relaxed);
+        let Some((from_bucket, from_cell)) = before.locate(tag, before_second) else { return };
+        let (into, from) = (self.hits_of(bucket, cell), before.hits_of(from_bucket, from_cell));
+        if let ([packets, last_ns], [before, before_ns]) = (into, from) {
+            if packets.load(Ordering::Acquire) & MOVING == 0 {
+                let met = load(before) & !MOVING;
+                if met == 0 {
+                    return;
+                }
+                last_ns.fetch_max(load(before_ns), Ordering::AcqRel);
+                packets.fetch_add(met | MOVING, Ordering::AcqRel);
+            }
+            before.store(0, Ordering::Release);
+            packets.fetch_and(!MOVING, Ordering::AcqRel);
         }
     }
 
@@ -452,7 +467,7 @@ mod tests {
         let mut table = table(16);
         let tag = TagV4::new(9, 32);
         table.put(tag, head(2, false), Span::ALWAYS).unwrap();
-        table.cells.add_hits(tag, false, Hits { packets: 3, last_ns: 5 });
+        meet(&table, tag, [3, 5]);
         table.put(tag, head(2, false), Span::until_ns(1 << 40)).unwrap();
         assert_eq!(
             table.cells.hits(tag, false),
@@ -461,9 +476,45 @@ mod tests {
         );
         table.put(tag, head(1, false), Span::ALWAYS).unwrap();
         assert_eq!(table.cells.hits(tag, false), Hits::default(), "it is another rule now");
-        table.cells.add_hits(tag, false, Hits { packets: 1, last_ns: 1 });
+        meet(&table, tag, [1, 1]);
         table.remove(tag, false);
         table.put(tag, head(1, false), Span::ALWAYS).unwrap();
         assert_eq!(table.cells.hits(tag, false), Hits::default());
+    }
+
+    /// Adds to what a rule has met, as the program does.
+    fn meet(table: &Table<V4Cells>, tag: TagV4, met: [u64; 2]) {
+        for (word, met) in hits_words(table, tag).iter().zip(met) {
+            word.fetch_add(met, Ordering::Relaxed);
+        }
+    }
+
+    fn hits_words(table: &Table<V4Cells>, tag: TagV4) -> &[AtomicU64] {
+        let (bucket, cell) = table.cells.locate(tag, false).unwrap();
+        table.cells.hits_of(bucket, cell)
+    }
+
+    #[test]
+    fn hits_move_once_whenever_whoever_moves_them_is_killed() {
+        let tag = TagV4::new(9, 32);
+        // As each kill leaves it: nothing done, added and marked, taken out, the mark removed.
+        for (before, after, mark) in [(5, 2, 0), (5, 7, MOVING), (0, 7, MOVING), (0, 7, 0)] {
+            let [mut old, mut new] = [table(16), table(16)];
+            for table in [&mut old, &mut new] {
+                table.put(tag, head(2, false), Span::ALWAYS).unwrap();
+            }
+            meet(&old, tag, [before, 4]);
+            meet(&new, tag, [after | mark, 9]);
+            let shown = new.cells.hits(tag, false).packets;
+            assert_eq!(shown, after, "the mark is not shown");
+            // A packet meets the rule meanwhile.
+            meet(&new, tag, [1, 0]);
+            for _ in 0..2 {
+                new.cells.take_hits(tag, false, (&old.cells, false));
+                assert_eq!(new.cells.hits(tag, false), Hits { packets: 8, last_ns: 9 });
+                let words = [&old, &new].map(|table| load(&hits_words(table, tag)[0]));
+                assert_eq!(words, [0, 8]);
+            }
+        }
     }
 }
