@@ -1,6 +1,6 @@
 //! `cargo xtask release`: the gateway as it is deployed. It is built once with counters in it, loaded with a bit of
-//! everything on loopback, and built again by what was counted, so that what is taken often lies together and what is not
-//! is out of the way. [What that is worth](../../docs/decisions/profile-guided-build.md).
+//! everything on loopback, and built again by what was counted, so that what is taken often lies together and what is
+//! not is out of the way. [What that is worth](../../docs/decisions/profile-guided-build.md).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the gateway with one flag more. The target is named, so that scripts of builds are not built by the flag, too.
+/// Builds the gateway with one flag more. The target is named, so that the scripts of its build are built without.
 fn build(root: &Path, folder: &Path, host: &str, flag: String) -> Result<PathBuf> {
     let mut cargo = crate::cargo(root);
     cargo.args(["build", "--release", "--locked", "--package", "gateway", "--target", host]);

@@ -102,8 +102,8 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
     report.finish(&comparisons())
 }
 
-/// Loads an instrumented build of the gateway with a bit of everything that is measured here, and answers the profile that
-/// it wrote, for `llvm-profdata`.
+/// Loads an instrumented build of the gateway with a bit of everything that is measured here, and answers the profile
+/// that it wrote, for `llvm-profdata`.
 pub(crate) fn train(binary: &Path) -> anyhow::Result<Vec<u8>> {
     provide_tools()?;
     let run =
@@ -192,7 +192,7 @@ fn setup(args: &Args) -> anyhow::Result<Map<String, Value>> {
         "rustc": process::output(rustc.arg("-V"))?,
         "seconds_per_round": if args.quick { 1 } else { 5 },
         "body_bytes": origins::BODY.len(),
-        "access_log": "on in all but haproxy-tcp: JSON lines of the same fields, in files; nginx with a buffer of 64 KiB",
+        "access_log": "on in all but haproxy-tcp: JSON of the same fields, in files; nginx with a buffer of 64 KiB",
         "build": match &args.binary { Some(_) => "--binary", None => "cargo build --release" },
     });
     Ok(setup.as_object().cloned().unwrap_or_default())
