@@ -133,6 +133,12 @@ fn a_list_with_a_bad_line_is_refused_unless_told_to_skip_it() -> Result {
     let named = file(folder.path(), "My List.txt", "192.0.2.1\n")?;
     gateway.cli(&["deny", "import", text(&named)?])?.refused(2, "--list")?;
     gateway.cli(&["deny", "import", "/nowhere.txt"])?.refused(1, "No such file")?;
+    let array = file(folder.path(), "array.txt", "[{\"prefix\":\"192.0.2.1\"}]\n")?;
+    gateway.cli(&["deny", "import", text(&array)?])?.refused(1, "an object a line")?;
+    // Nobody who is denied is let in because of a name.
+    gateway
+        .cli(&["allow", "import", text(&many)?, "--list", "bad"])?
+        .refused(1, "is one of deny now")?;
     gateway
         .cli(&["allow", "import", text(&named)?, "--list", "a", "--dry-run"])?
         .refused(2, "drops")?;

@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// Proxy: another build of the gateway, to be measured beside this one
     #[arg(long, value_name = "BINARY")]
     baseline: Option<PathBuf>,
-    /// Proxy and policy: this build of the gateway, such as that of `cargo xtask release`, instead of a fresh one
+    /// This build of the gateway, such as that of `cargo xtask release`, instead of a fresh one; not for kernel
     #[arg(long, value_name = "BINARY")]
     binary: Option<PathBuf>,
     /// Only these cases [default: all]

@@ -165,6 +165,10 @@ impl Reader {
             [] | [b'#' | b';', ..] | [b'/', b'/', ..] => Ok(()),
             [b'{', ..] => self.json(bytes, each),
             [b'<', ..] => Err("this is HTML or XML, no list of prefixes".to_owned()),
+            [b'['] | [b'[', b'{' | b'"', ..] => {
+                Err("this is a JSON array: write an object a line, as `jq -c '.[]'` does"
+                    .to_owned())
+            }
             _ => self.plain(bytes, each),
         };
         if let Err(reason) = read {

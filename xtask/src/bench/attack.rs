@@ -47,7 +47,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     for (program, package) in TOOLS {
         test::provide(program, package, true)?;
     }
-    let binary = lab::build(root)?;
+    let binary = args.gateway(root)?;
     let bench = Bench {
         interrupted: lab::watch_signals()?,
         hosts: Topology::new()?,

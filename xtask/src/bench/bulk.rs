@@ -48,7 +48,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     for (program, package) in TOOLS {
         test::provide(program, package, true)?;
     }
-    let binary = lab::build(root)?;
+    let binary = args.gateway(root)?;
     let interrupted = lab::watch_signals()?;
     let (rules, settle) = if args.quick { QUICK } else { FULL };
     let mut report = Report::start(root, args, setup(rules)?)?;

@@ -63,7 +63,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<()> {
     for (program, package) in TOOLS {
         test::provide(program, package, true)?;
     }
-    let binary = lab::build(root)?;
+    let binary = args.gateway(root)?;
     let interrupted = lab::watch_signals()?;
     let packets = if args.quick { PACKETS_QUICK } else { PACKETS };
     let mut report = Report::start(root, args, setup(packets)?)?;

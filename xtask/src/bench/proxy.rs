@@ -193,7 +193,6 @@ fn setup(args: &Args) -> anyhow::Result<Map<String, Value>> {
         "seconds_per_round": if args.quick { 1 } else { 5 },
         "body_bytes": origins::BODY.len(),
         "access_log": "on in all but haproxy-tcp: JSON of the same fields, in files; nginx with a buffer of 64 KiB",
-        "build": match &args.binary { Some(_) => "--binary", None => "cargo build --release" },
     });
     Ok(setup.as_object().cloned().unwrap_or_default())
 }

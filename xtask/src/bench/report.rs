@@ -55,6 +55,8 @@ impl Report {
         head.insert("bench".to_owned(), json!(which));
         head.insert("quick".to_owned(), json!(args.quick));
         head.insert("rounds".to_owned(), json!(args.rounds));
+        let build = args.binary.as_ref().map_or("cargo build --release", |_| "--binary");
+        head.insert("build".to_owned(), json!(build));
         head.extend(setup);
         if !report.json {
             for (key, value) in &head {

@@ -55,14 +55,12 @@ impl Policy {
     ) -> Result<(), Refusal> {
         let Some(deadline) = deadline(within_ms, now, done)? else { return Ok(()) };
         let held = self.rules.list(&list.name);
-        if let Some(held) = held
-            && (held.action, held.dry_run) != (list.action, list.dry_run)
-        {
+        if let Some(held) = held.filter(|held| held.dry_run != list.dry_run) {
+            let is = if held.dry_run { "only counts" } else { "drops" };
             return Err(Refusal::failed(format!(
-                "the list {} is one of {} now, and what cannot be put back cannot wait to be \
-                 confirmed: leave out --confirm-within, or choose another name",
-                held.name,
-                held.action.name()
+                "the list {} {is} now, and what cannot be put back cannot wait to be confirmed: \
+                 leave out --confirm-within, or choose another name",
+                held.name
             )));
         }
         let entries = match held {

@@ -45,6 +45,17 @@ impl Policy {
                 held.name, held.source
             )));
         }
+        let action = Action::from(header.action);
+        if let Some(held) = self.rules.list(&header.name).filter(|held| held.action != action) {
+            return Err(Refusal::failed(format!(
+                "the list {} is one of {} now: choose another name with --list, or take that one \
+                 back first with `gateway {} remove --list {}`",
+                held.name,
+                held.action.name(),
+                held.action.name(),
+                held.name
+            )));
+        }
         let mut done = Done::default();
         let mut list = list_of(header, entries, now);
         self.confirmed_list(&mut list, confirm_within_ms, now, &mut done)?;
