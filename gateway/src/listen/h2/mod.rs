@@ -247,7 +247,7 @@ impl Driver<'_> {
             match ready!(connection.poll_accept(context)) {
                 Some(Ok((request, respond))) => {
                     let served = Rc::clone(self.served);
-                    served.life.request();
+                    served.life.request(respond.stream_id().as_u32());
                     // On the heap: a task copies what it runs, more than once.
                     spawn_local(Box::pin(stream::serve(served, request, respond)));
                 }

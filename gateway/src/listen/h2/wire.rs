@@ -18,7 +18,7 @@ use crate::config::Bounds;
 use crate::http::lifetime::Lifetime;
 use crate::http::socket::Socket;
 use crate::listen::h2::frames::Frames;
-use crate::listen::h2::refusals::Refusals;
+use crate::listen::h2::refusals::{Refusals, Shown};
 use crate::observe::{Counters, StreamRefusal};
 
 /// What a connection waits for, besides what its streams wait for.
@@ -43,6 +43,7 @@ pub(super) struct Life {
     malformed: Cell<u32>,
     /// Heads among them that were not read to their end.
     heads_too_large: Cell<u32>,
+    shown: RefCell<Shown>,
     has_spoken: Cell<bool>,
     streams: Cell<usize>,
     /// Since when the client has been silent in the middle of a head; the first head is begun by connecting.
@@ -67,6 +68,7 @@ impl Life {
             is_flooded: Cell::new(false),
             malformed: Cell::new(0),
             heads_too_large: Cell::new(0),
+            shown: RefCell::default(),
             has_spoken: Cell::new(false),
             streams: Cell::new(0),
             head_since: Cell::new(Some(now)),
@@ -112,8 +114,9 @@ impl Life {
         count.set(count.get().saturating_add(1));
     }
 
-    /// A request was read.
-    pub(super) fn request(&self) {
+    /// A request was read, of this stream.
+    pub(super) fn request(&self, stream: u32) {
+        self.shown.borrow_mut().show(stream);
         self.lifetime.request();
         if self.lifetime.is_used_up() {
             self.is_over.set(true);
@@ -227,7 +230,7 @@ impl Wire {
                 for slice in slices {
                     let (written, _) = slice.split_at_checked(left).unwrap_or((slice, &[]));
                     left -= written.len();
-                    self.refusals.wrote(written, |reason| {
+                    self.refusals.wrote(written, &self.life.shown.borrow(), |reason| {
                         self.counters.stream_refused(reason);
                         self.life.refused(reason);
                     });
