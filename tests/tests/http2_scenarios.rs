@@ -336,6 +336,31 @@ fn a_head_without_end_ends() -> Result {
     Ok(())
 }
 
+/// curl of Debian 12 passes over an answer beside which it is told to stop sending.
+#[test]
+fn who_is_refused_may_send_the_body_to_its_end() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    let refused = [&request("POST", "/")[..], &[("host", "other")]].concat();
+    client.frames(&[Frame::headers(1, false, &refused)])?;
+    client.wait(|frame| frame.stream == 1 && frame.flags & flag::END_STREAM != 0)?;
+    client.frames(&[
+        Frame::new(kind::DATA, flag::END_STREAM, 1, b"late"),
+        Frame::headers(3, true, &request("GET", "/")),
+    ])?;
+    let next = client.wait(|frame| {
+        frame.kind == kind::RST_STREAM || frame.kind == kind::HEADERS && frame.stream == 3
+    })?;
+    assert_eq!((next.kind, next.stream), (kind::HEADERS, 3), "{next:?}");
+    // Who goes on for ever is told to stop.
+    client.frames(&[Frame::headers(5, false, &refused)])?;
+    let stopped = client.wait(|frame| frame.kind == kind::RST_STREAM)?;
+    assert_eq!((stopped.stream, &stopped.payload[..]), (5, &[0; 4][..]), "{stopped:?}");
+    Ok(())
+}
+
 #[test]
 fn a_head_larger_than_bounded_is_refused() -> Result {
     let site = Site::new()?;

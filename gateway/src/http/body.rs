@@ -1,5 +1,6 @@
 //! The body of a request on its way to the upstream: bounded in size, and in the time between its pieces.
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -57,14 +58,14 @@ impl Body for Incoming {
 /// its window.
 #[derive(Debug)]
 pub struct StreamBody {
-    stream: h2::RecvStream,
+    stream: Rc<RefCell<h2::RecvStream>>,
     /// What is still to come, if it was declared.
     left_bytes: Option<u64>,
 }
 
 impl StreamBody {
     /// The body behind a head with these fields. h2 holds it to the length that they declare.
-    pub fn new(stream: h2::RecvStream, headers: &HeaderMap) -> Self {
+    pub fn new(stream: Rc<RefCell<h2::RecvStream>>, headers: &HeaderMap) -> Self {
         let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         Self { stream, left_bytes: declared.and_then(|length| length.parse().ok()) }
     }
@@ -74,16 +75,17 @@ impl StreamBody {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        match ready!(self.stream.poll_data(context)) {
+        let mut stream = self.stream.borrow_mut();
+        match ready!(stream.poll_data(context)) {
             Some(Ok(data)) => {
                 let bytes = data.len();
                 self.left_bytes = self.left_bytes.map(|left| left.saturating_sub(bytes as u64));
-                let released = self.stream.flow_control().release_capacity(bytes);
+                let released = stream.flow_control().release_capacity(bytes);
                 Poll::Ready(Some(released.map(|()| Frame::data(data))))
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
             None => {
-                let trailers = ready!(self.stream.poll_trailers(context)).transpose();
+                let trailers = ready!(stream.poll_trailers(context)).transpose();
                 let allowed = |mut trailers| {
                     remove_forbidden_trailers(&mut trailers);
                     Frame::trailers(trailers)
@@ -95,13 +97,13 @@ impl StreamBody {
 
     /// Whether nothing is to come.
     pub fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.stream.borrow().is_end_stream()
     }
 
     /// How much is to come.
     pub fn size_hint(&self) -> SizeHint {
         match self.left_bytes {
-            _ if self.stream.is_end_stream() => SizeHint::with_exact(0),
+            _ if self.is_end_stream() => SizeHint::with_exact(0),
             Some(left) => SizeHint::with_exact(left),
             None => SizeHint::new(),
         }

@@ -1,11 +1,13 @@
 //! One stream: a request, its answer, and a deadline of its own. A stream that the client takes back ends what is done
 //! for it.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::ext::Protocol;
@@ -19,7 +21,7 @@ use http::request::Parts;
 use http::response;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 
 use crate::base::error::Kind;
 use crate::config::Bounds;
@@ -30,10 +32,14 @@ use crate::http::h1::server::Answer as _;
 use crate::http::h1::upgrade::{self, WebSocket};
 use crate::http::headers;
 use crate::listen::connection::fires;
+use crate::listen::h2::STREAM_WINDOW_BYTES;
 use crate::listen::h2::wire::Life;
 use crate::observe::Counters;
 use crate::request;
 use crate::request::account::ResponseBody;
+
+/// How long a client that has its answer may go on sending before it is told to stop.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What the streams of a connection share.
 #[derive(Debug)]
@@ -110,12 +116,15 @@ async fn answer(
         let refusal = request::serve::refuse(&served.connection, deadline, &error);
         return send(served, deadline, respond, refusal, head.method == Method::HEAD).await;
     }
+    let is_tunnel = head.method == Method::CONNECT;
     as_one_message(&mut head);
     if head.headers.contains_key(EXPECT) {
         proceed(respond);
     }
     let is_head = head.method == Method::HEAD;
-    let body = Incoming::Http2(StreamBody::new(body, &head.headers));
+    let stream = Rc::new(RefCell::new(body));
+    let mut rest = Rest { stream: Rc::clone(&stream), left_bytes: STREAM_WINDOW_BYTES as usize };
+    let body = Incoming::Http2(StreamBody::new(stream, &head.headers));
     let response = {
         let serve = request::serve::serve(&served.connection, deadline, &mut head, body);
         let mut exchange = pin!(serve);
@@ -128,8 +137,49 @@ async fn answer(
         .await
     };
     drop(head);
-    if let Some(response) = response {
-        send(served, deadline, respond, response, is_head).await;
+    let Some(response) = response else { return };
+    let mut sending = pin!(send(served, deadline, respond, response, is_head));
+    poll_fn(|context| {
+        let sent = sending.as_mut().poll(context);
+        // Unread, it would take the room of other streams.
+        rest.discard(context);
+        sent
+    })
+    .await;
+    if !is_tunnel {
+        let is_over = poll_fn(|context| match rest.discard(context) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
+        timeout(LINGER, is_over).await.ok();
+    }
+}
+
+/// A body that nobody wants any more, of which some is still on its way. A client that is told to stop while it sends may
+/// never look at its answer (curl before 8 does not), whatever RFC 9113, section 8.1, says.
+struct Rest {
+    stream: Rc<RefCell<RecvStream>>,
+    left_bytes: usize,
+}
+
+impl Rest {
+    /// Throws away what has come. Answers whether nothing more is to come, or none of it for us.
+    fn discard(&mut self, context: &mut Context<'_>) -> bool {
+        // Somebody reads it.
+        if Rc::strong_count(&self.stream) > 1 {
+            return true;
+        }
+        let mut stream = self.stream.borrow_mut();
+        loop {
+            let data = match stream.poll_data(context) {
+                Poll::Pending => return false,
+                Poll::Ready(Some(Ok(data))) => data,
+                Poll::Ready(_) => return true,
+            };
+            let Some(left) = self.left_bytes.checked_sub(data.len()) else { return true };
+            self.left_bytes = left;
+            stream.flow_control().release_capacity(data.len()).ok();
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! One request over a shared connection, from its head to the end of its answer.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -103,7 +104,7 @@ impl Stream {
                     deadline.tunnel();
                     upload.done = false;
                 }
-                let body = StreamBody::new(stream, &answer.headers);
+                let body = StreamBody::new(Rc::new(RefCell::new(stream)), &answer.headers);
                 let exchange = Exchange { body, upload, is_tunnel, _place: self.place };
                 Ok(Response::from_parts(answer, exchange))
             }

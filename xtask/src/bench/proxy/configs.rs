@@ -50,7 +50,8 @@ pub(super) fn gateway(name: &str, folder: &Path, places: &Places, behind: &Origi
         "admin": {"socket": folder.join(format!("{name}.sock"))},
         "access_log": {"path": folder.join(format!("{name}.access"))},
         "kernel": {"attach": "off"},
-        "bounds": {"body_bytes": "64MiB"},
+        // Whoever still has a WebSocket when a round is over does not keep the next one waiting.
+        "bounds": {"body_bytes": "64MiB", "drain_timeout": "1s"},
         "upstreams": {
             "origin": {"endpoints": [behind.origin]},
             "grpc": {"endpoints": [behind.grpc], "protocol": "h2"},
