@@ -155,8 +155,8 @@ async fn answer(
     }
 }
 
-/// A body that nobody wants any more, of which some is still on its way. A client that is told to stop while it sends may
-/// never look at its answer (curl before 8 does not), whatever RFC 9113, section 8.1, says.
+/// A body that nobody wants any more, of which some is still on its way. A client that is told to stop while it sends
+/// may never look at its answer (curl before 8 does not), whatever RFC 9113, section 8.1, says.
 struct Rest {
     stream: Rc<RefCell<RecvStream>>,
     left_bytes: usize,
