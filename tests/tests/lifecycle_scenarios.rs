@@ -211,6 +211,22 @@ fn replacing_nothing_is_a_start() -> Result {
 }
 
 #[test]
+fn who_was_started_with_its_signals_blocked_hears_them() -> Result {
+    require_root()?;
+    let host = Namespace::new("host")?;
+    let mut gateway = Gateway::unprivileged(Some(&host), config("127.0.0.1:8080".parse()?))?;
+    let daemon = gateway.command(&["run"])?;
+    let mut command = Command::new("env");
+    command
+        .arg("--block-signal=HUP,TERM,INT,USR1")
+        .arg(daemon.get_program())
+        .args(daemon.get_args());
+    command.env("GATEWAY_CONFIG", gateway.config()).stdin(Stdio::null());
+    gateway.start_by(command)?;
+    gateway.stop()
+}
+
+#[test]
 fn drain_lets_what_is_in_flight_finish_and_ends_the_process() -> Result {
     require_root()?;
     let hosts = Topology::new()?;

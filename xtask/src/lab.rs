@@ -20,8 +20,8 @@ use anyhow::Context as _;
 use harness::gateway::{Gateway, packets_by_reason};
 use harness::origin::Origin;
 use harness::topology::{PORT, Topology};
-use nix::sys::signal::{SigSet, Signal};
 use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::process;
 use load::{Flood, Pace, Requests, Window};
@@ -90,20 +90,30 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(crate::target(root).join("release/gateway"))
 }
 
-/// Turns Ctrl-C into a flag, so that everything ends in order. Threads that start later do not see the signals.
+/// Turns Ctrl-C into a flag, so that everything ends in order. By handlers, for programs that are started later would
+/// inherit signals that are blocked.
 pub(crate) fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGHUP);
-    signals.thread_block()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupt, mut terminate, mut hang_up) = {
+        let _context = runtime.enter();
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        )
+    };
     let interrupted = Arc::new(AtomicBool::new(false));
     std::thread::spawn({
         let interrupted = Arc::clone(&interrupted);
         move || {
-            if signals.wait().is_ok() {
-                interrupted.store(true, Ordering::Relaxed);
-            }
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                    _ = hang_up.recv() => {}
+                }
+            });
+            interrupted.store(true, Ordering::Relaxed);
         }
     });
     Ok(interrupted)

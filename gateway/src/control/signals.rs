@@ -2,6 +2,7 @@
 
 use std::io;
 
+use nix::sys::signal::{self, SigSet};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Those that the gateway listens to.
@@ -21,7 +22,10 @@ pub(super) enum Order {
 }
 
 impl Signals {
+    /// Who was started with these blocked, as a child of a program that waits for them by `sigwait` is, hears them too.
     pub(super) fn new() -> io::Result<Self> {
+        let heard = [signal::SIGHUP, signal::SIGUSR1, signal::SIGTERM, signal::SIGINT];
+        heard.into_iter().collect::<SigSet>().thread_unblock()?;
         Ok(Self {
             reload: signal(SignalKind::hangup())?,
             reopen: signal(SignalKind::user_defined1())?,
