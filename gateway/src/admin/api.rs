@@ -169,6 +169,9 @@ pub struct RemoveList {
     pub action: ActionName,
     /// Its name.
     pub name: String,
+    /// Put it back after this time (unit: milliseconds) unless somebody confirms.
+    #[serde(default)]
+    pub confirm_within_ms: Option<u64>,
 }
 
 /// A list.
