@@ -170,7 +170,6 @@ pub struct RemoveList {
     /// Its name.
     pub name: String,
     /// Put it back after this time (unit: milliseconds) unless somebody confirms.
-    #[serde(default)]
     pub confirm_within_ms: Option<u64>,
 }
 
@@ -205,7 +204,6 @@ pub struct Add {
     #[serde(default)]
     pub yes: bool,
     /// Put it back unless [`Request::Confirm`] comes within so many milliseconds.
-    #[serde(default)]
     pub confirm_within_ms: Option<u64>,
 }
 
@@ -218,7 +216,6 @@ pub struct Remove {
     /// Prefixes as people write them.
     pub prefixes: Vec<String>,
     /// See [`Add::confirm_within_ms`].
-    #[serde(default)]
     pub confirm_within_ms: Option<u64>,
 }
 

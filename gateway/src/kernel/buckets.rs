@@ -20,7 +20,8 @@ const TIME_MAX: Duration = Duration::from_secs(4);
 type Buckets = (HashMap<MapData, SourceKey, u64>, u32);
 
 /// Carries the buckets that are pinned in the folder `from` into those in the folder `into`. Of two words of a source
-/// the later stays, so it may be done again, and while programs run on both. What is not carried is full, which is told.
+/// the later stays, so it may be done again, and while programs run on both. The log tells what is not carried, and so
+/// is full.
 pub fn carry(from: &Path, into: &Path) {
     let [from_pin, into_pin] = [from, into].map(|folder| folder.join(layout::BUCKETS));
     if is_same(&from_pin, &into_pin) || !object::has_our(from, &[layout::BUCKETS]) {

@@ -270,8 +270,8 @@ struct Links {
     ran: bool,
 }
 
-/// Puts a loaded program in force. New links come first, and those that are not wanted any more go, for only that can be
-/// refused, and undone; the rules follow once nothing stands in their way, then one step makes all of it what is in
+/// Puts a loaded program in force. New links come first, and those that are not wanted any more go, for only that can
+/// be refused, and undone; the rules follow once nothing stands in their way, then one step makes all of it what is in
 /// force, and last the links that are only given another program follow. After an error what was done to `links` is to
 /// be undone.
 fn switch(
