@@ -15,6 +15,8 @@ use crate::base::time::{instant, monotonic_ns};
 
 /// A start or reload waits no longer for them, each of the two times that they are carried.
 const TIME_MAX: Duration = Duration::from_secs(4);
+/// Full buckets that are carried: 24 MiB while that lasts.
+const FULL_MAX: usize = 1 << 20;
 
 /// A map of buckets, and how many it holds.
 type Buckets = (HashMap<MapData, SourceKey, u64>, u32);
@@ -22,44 +24,55 @@ type Buckets = (HashMap<MapData, SourceKey, u64>, u32);
 /// Carries the buckets that are pinned in the folder `from` into those in the folder `into`. Of two words of a source
 /// the later stays, so it may be done again, and while programs run on both. The log tells what is not carried, and so
 /// is full.
-pub fn carry(from: &Path, into: &Path) {
+///
+/// `full`: also those that are full, as far as there is room.
+pub fn carry(from: &Path, into: &Path, full: bool) {
     let [from_pin, into_pin] = [from, into].map(|folder| folder.join(layout::BUCKETS));
     if is_same(&from_pin, &into_pin) || !object::has_our(from, &[layout::BUCKETS]) {
         return;
     }
-    match open(&from_pin).and_then(|old| copy(&old, &mut open(&into_pin)?)) {
+    match open(&from_pin).and_then(|old| copy(&old, &mut open(&into_pin)?, full)) {
         Ok(true) => {}
         Ok(false) => tracing::warn!("there was no time to carry all buckets over: some are full"),
         Err(error) => tracing::warn!(error = chain(&error), "buckets of sources are full again"),
     }
 }
 
-/// First those that are not full, then, as far as they push nobody out, the others, which only tell who is known.
-/// Whether there was time for all.
-fn copy((old, had): &Buckets, (new, room): &mut Buckets) -> Result<bool, MapError> {
+/// First those that are not full, then, where `full` says so and as far as they push nobody out, the others, which only
+/// tell who is known. Whether there was time for all that are not full.
+fn copy((old, had): &Buckets, (new, room): &mut Buckets, full: bool) -> Result<bool, MapError> {
     let (begun, now_ns) = (instant(), monotonic_ns());
     // The kernel evicts before the last place is taken.
-    let mut room = *room / 4 * 3;
-    for is_full in [false, true] {
-        // A key that is evicted while it is looked at has the kernel begin anew.
-        for bucket in old.iter().take(2 * *had as usize) {
-            let (source, word) = bucket?;
-            if begun.elapsed() > TIME_MAX {
-                return Ok(false);
-            }
-            if (word <= now_ns) != is_full {
-                continue;
-            }
-            if is_full && room == 0 {
-                return Ok(true);
-            }
+    let mut room = *room as usize / 4 * 3;
+    let mut later = Vec::new();
+    // A key that is evicted while it is looked at has the kernel begin anew.
+    for bucket in old.iter().take(2 * *had as usize) {
+        let (source, word) = bucket?;
+        if word > now_ns {
+            put(new, source, word)?;
             room = room.saturating_sub(1);
-            if !new.get(&source, 0).is_ok_and(|held| held >= word) {
-                new.insert(source, word, 0)?;
-            }
+        } else if full && later.len() < room.min(FULL_MAX) {
+            later.push((source, word));
+        }
+        if begun.elapsed() > TIME_MAX {
+            return Ok(false);
         }
     }
+    let in_time = |_: &_| begun.elapsed() <= TIME_MAX;
+    let mut later = later.into_iter().take(room).take_while(in_time);
+    later.try_for_each(|(source, word)| put(new, source, word))?;
     Ok(true)
+}
+
+fn put(
+    new: &mut HashMap<MapData, SourceKey, u64>,
+    source: SourceKey,
+    word: u64,
+) -> Result<(), MapError> {
+    match new.get(&source, 0) {
+        Ok(held) if held >= word => Ok(()),
+        _ => new.insert(source, word, 0),
+    }
 }
 
 fn open(pin: &Path) -> Result<Buckets, MapError> {

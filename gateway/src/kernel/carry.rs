@@ -145,7 +145,7 @@ pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
             Err(error) => tracing::error!(%error, "what rules have met starts anew"),
         }
     }
-    buckets::carry(from, &pins.maps());
+    buckets::carry(from, &pins.maps(), true);
 }
 
 /// Moves what the counters pinned in the folder `from` hold to the carried ones of those in the folder `into`, whose

@@ -312,7 +312,7 @@ fn switch(
     host.vouch(Now::read().boot)?;
     // Before anybody is let in by them; what is taken from the old ones meanwhile follows as the counters do.
     for before in pins.others()?.into_iter().chain([pins.maps()]) {
-        buckets::carry(&before, &staged);
+        buckets::carry(&before, &staged, false);
     }
     pins.commit(&staged)?;
     links.ran = true;
