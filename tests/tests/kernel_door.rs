@@ -11,6 +11,7 @@ use harness::client::Client;
 use harness::gateway::Gateway;
 use harness::namespace::Namespace;
 use harness::{Result, require_root, wait_for};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -146,6 +147,44 @@ fn an_interface_that_refuses_leaves_all_as_it_was() -> Result {
     gateway.start_refused()?.refused(1, "native mode")?;
     assert_eq!(names(&host)?, ["lo"], "in the mode of before, by the program of before");
     assert!(!connects(&host, DENIED)?);
+    Ok(())
+}
+
+/// A mount on the link's pin keeps it from being removed.
+#[test]
+fn an_interface_that_cannot_be_let_go_of_leaves_all_as_it_was() -> Result {
+    require_root()?;
+    let host = host()?;
+    let before = config(json!({"interfaces": ["eth0", "lo"], "deny": [DENIED]}));
+    let after = config(json!({"deny": ["127.0.0.3"]}));
+    let mut gateway = Gateway::new(&host, before.clone())?;
+    gateway.start()?;
+    let pin = gateway.pins().join("links/eth0");
+    mount(Some(&pin), &pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let decides_as_before = |gateway: &Gateway<'_>| -> Result {
+        assert!(!connects(&host, DENIED)? && connects(&host, "127.0.0.3")?);
+        assert_eq!(programs(&host)?.len(), 2);
+        let pins = fs::read_dir(gateway.pins())?.count();
+        assert_eq!(pins, 2, "one version, and the links");
+        Ok(())
+    };
+    gateway.write_config(after.clone())?;
+    gateway.cli(&["reload"])?.refused(1, "busy")?;
+    decides_as_before(&gateway)?;
+    gateway.kill9()?;
+    let ids = programs(&host)?;
+    gateway.start_refused()?.refused(1, "links/eth0: Device or resource busy")?;
+    assert!(!connects(&host, DENIED)?);
+    assert_eq!(programs(&host)?, ids, "by the program of before");
+    gateway.write_config(before)?;
+    gateway.start()?;
+    decides_as_before(&gateway)?;
+
+    umount2(&pin, MntFlags::MNT_DETACH)?;
+    gateway.write_config(after)?;
+    gateway.cli(&["reload"])?.ok()?;
+    assert!(connects(&host, DENIED)? && !connects(&host, "127.0.0.3")?);
+    assert_eq!(programs(&host)?.len(), 1);
     Ok(())
 }
 

@@ -160,7 +160,7 @@ impl Guest {
 }
 
 #[test]
-fn what_is_open_of_a_banned_source_is_closed_and_nothing_else() -> Result {
+fn what_is_open_of_a_banned_or_denied_source_is_closed_and_nothing_else() -> Result {
     require_root()?;
     let hosts = Topology::new()?;
     let origin =
@@ -194,7 +194,14 @@ fn what_is_open_of_a_banned_source_is_closed_and_nothing_else() -> Result {
     good.tunnel.send(b"still here")?;
     let requests = &gateway.status()?["proxy"]["requests"];
     assert_eq!(requests["active"], json!(3), "{requests}");
-    Ok(())
+
+    // A rule that somebody makes does the same.
+    gateway.cli(&["deny", "add", &hosts.client.v4().to_string()])?.ok()?;
+    for client in [&mut good.idle, &mut good.waiting, &mut good.tunnel] {
+        bans::ended(client)?;
+    }
+    good.http2.goodbye()?;
+    busy(0)
 }
 
 #[test]

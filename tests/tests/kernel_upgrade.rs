@@ -169,6 +169,43 @@ fn a_change_of_size_keeps_every_count_as_it_is() -> Result {
     Ok(())
 }
 
+/// Whoever has used its burst up has used it up, whatever maps its bucket lies in.
+#[test]
+fn no_source_is_given_a_fresh_burst_by_other_maps() -> Result {
+    const BURST: usize = 5;
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["profiles"] = json!({"slow": {"packets": format!("1/h burst {BURST}")}});
+    config["kernel"]["default_profile"] = json!("slow");
+    config["kernel"]["protected_ports"] = json!([UDP_PORT]);
+    let mut gateway = Gateway::new(&hosts.gateway, config.clone())?;
+    gateway.start()?;
+    let sender = Sender::new(&hosts.attacker)?;
+    let socket = hosts.gateway.datagrams(UDP_PORT)?;
+    let admitted = |source: &str| -> Result<usize> {
+        let frame = Path::new(&hosts.attacker, source.parse()?).udp(UDP_PORT, b"x")?;
+        (0..2 * BURST).try_for_each(|_| sender.send(&frame))?;
+        Ok(std::iter::from_fn(|| socket.recv_from(&mut [0; 16]).ok()).count())
+    };
+    assert_eq!(admitted("198.18.0.7")?, BURST);
+    for size in [1000, 500_000, 10_000] {
+        config["kernel"]["max_sources"] = json!(size);
+        gateway.write_config(config.clone())?;
+        gateway.cli(&["reload"])?.ok()?;
+        assert_eq!(admitted("198.18.0.7")?, 0, "{size} sources");
+        assert_eq!(admitted(&format!("198.18.1.{}", size % 251))?, BURST);
+    }
+    for abi in [ABI - 1, ABI + 1] {
+        gateway.kill9()?;
+        pretend(&gateway, abi)?;
+        gateway.start()?;
+        assert_eq!(admitted("198.18.0.7")?, 0, "from ABI {abi}");
+    }
+    Ok(())
+}
+
 /// What changes pins, links and maps.
 const STEPS: &str = "linkat,renameat2,rename,membarrier,unlink,rmdir,mkdir,mkdirat,bpf";
 

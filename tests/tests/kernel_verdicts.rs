@@ -360,6 +360,28 @@ fn fragments_of_a_denied_source_are_dropped_first_and_later() {
 }
 
 #[test]
+fn options_hide_neither_a_source_nor_its_port() {
+    let mut door = Door::open();
+    door.rule((SOURCE, 32), Action::Deny);
+    door.profile(0, Bucket::per_second(1, 2).unwrap());
+    door.protect(PROTECTED_PORT);
+    // One word of no-operations, and as many as there can be (RFC 791, section 3.1).
+    for words in [1, 10] {
+        let with_options = |mut frame: Vec<u8>| {
+            frame[14] += words;
+            frame[17] += 4 * words;
+            let options = vec![1; 4 * usize::from(words)];
+            frame.splice(34..34, options);
+            frame
+        };
+        door.drops(&with_options(tcp(SOURCE)), Reason::Deny);
+        door.passes(&with_options(tcp(NEIGHBOUR)), Reason::WithinLimit);
+        door.passes(&with_options(tcp_to(NEIGHBOUR, PROTECTED_PORT + 1)), Reason::NoRule);
+    }
+    door.drops(&tcp(NEIGHBOUR), Reason::Limit);
+}
+
+#[test]
 fn extension_headers_hide_nobody_however_many() {
     let mut door = Door::open();
     door.rule((SOURCE_V6, 48), Action::Deny);

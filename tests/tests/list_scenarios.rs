@@ -459,7 +459,7 @@ fn a_feed_that_fails_leaves_its_last_good_copy() -> Result {
 }
 
 #[test]
-fn a_feed_that_shrinks_or_denies_half_of_all_is_held_back_until_somebody_accepts_it() -> Result {
+fn a_feed_that_shrinks_grows_or_denies_half_of_all_waits_until_somebody_accepts_it() -> Result {
     let namespace = namespace()?;
     let server = Server::start(namespace.as_ref(), Says::Version("\"one\"", hosts(100)))?;
     let mut gateway = Gateway::unprivileged(namespace.as_ref(), config(&feed(&server))?)?;
@@ -470,6 +470,9 @@ fn a_feed_that_shrinks_or_denies_half_of_all_is_held_back_until_somebody_accepts
 
     server.says(Says::Version("\"wide\"", format!("0.0.0.0/1\n{}", hosts(100))));
     gateway.cli(&["lists", "refresh", "drop"])?.refused(1, "covers 50")?;
+    wait_for_entries(&gateway, 100)?;
+    server.says(Says::Version("\"long\"", hosts(1001)));
+    gateway.cli(&["lists", "refresh", "drop"])?.refused(1, "grew from 100 to 1,001")?;
     wait_for_entries(&gateway, 100)?;
     server.says(Says::Version("\"two\"", hosts(10)));
     gateway.cli(&["lists", "refresh", "drop"])?.refused(1, "lost 90 %")?;
@@ -501,10 +504,16 @@ fn a_feed_that_shrinks_or_denies_half_of_all_is_held_back_until_somebody_accepts
     // One that is good again needs nobody.
     server.says(Says::Version("\"four\"", "198.18.0.1\n".to_owned()));
     gateway.cli(&["lists", "refresh", "drop"])?.refused(1, "lost 90 %")?;
+    gateway.kill9()?;
+    gateway.start()?;
+    wait_for_note(&gateway, "drop", "lost 90 %")?;
+    wait_for_entries(&gateway, 10)?;
     server.says(Says::Version("\"five\"", format!("{}? what is this\n", hosts(120))));
-    gateway.cli(&["lists", "refresh", "drop"])?.ok()?;
+    let done = gateway.cli(&["lists", "refresh", "drop"])?.ok()?;
     wait_for_entries(&gateway, 120)?;
-    assert_eq!(note(&gateway, "drop")?, "1 line left out that cannot be read");
+    let told = "1 line left out that cannot be read: line 121: `?`";
+    assert!(note(&gateway, "drop")?.starts_with(told), "{}", note(&gateway, "drop")?);
+    assert!(done.stdout.contains(told) && gateway.log().contains("line 121: "), "{done}");
     Ok(())
 }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -427,21 +428,9 @@ fn top_gives_the_terminal_back() -> Result {
     let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("host")).transpose()?;
     let mut gateway = Gateway::unprivileged(namespace.as_ref(), proxy_only()?)?;
     gateway.start()?;
-    let top = gateway.command(&["top"])?;
-    let words: Vec<_> = std::iter::once(top.get_program()).chain(top.get_args()).collect();
-    let words: Option<Vec<&str>> = words.into_iter().map(|word| word.to_str()).collect();
-    let line = format!("stty -g; {}; stty -g", words.context("no text")?.join(" "));
-    let mut command = Command::new("script");
-    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
-    command.env("GATEWAY_CONFIG", gateway.config());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    if namespace.is_some() {
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    let mut script = match &namespace {
-        Some(namespace) => namespace.spawn(&mut command)?,
-        None => command.spawn()?,
-    };
+    let mut script = on_terminal((&gateway, namespace.as_ref()), &["top"], |top| {
+        format!("stty -g; {top}; stty -g")
+    })?;
     let mut keys = script.stdin.take().context("no input")?;
     let mut output = BufReader::new(script.stdout.take().context("no output")?);
     let mut shown = Vec::new();
@@ -459,6 +448,50 @@ fn top_gives_the_terminal_back() -> Result {
     let last = lines.last().and_then(|line| line.split("\x1b[?1049l").nth(1));
     assert_eq!(lines.first().copied(), last, "the terminal's settings are as before: {shown:?}");
     Ok(())
+}
+
+#[test]
+fn progress_is_shown_on_a_terminal_and_nowhere_else() -> Result {
+    let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("host")).transpose()?;
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), proxy_only()?)?;
+    gateway.start()?;
+    let first = Ipv4Addr::new(198, 18, 0, 0).to_bits();
+    let hosts = (first..first + 60_000).map(|host| format!("{}\n", Ipv4Addr::from_bits(host)));
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(hosts.collect::<String>().as_bytes())?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    let path = file.path().to_str().context("no text")?;
+    let import = ["deny", "import", path, "--list", "long"];
+    let script = on_terminal((&gateway, namespace.as_ref()), &import, str::to_owned)?;
+    let shown = String::from_utf8(script.wait_with_output()?.stdout)?;
+    assert!(shown.contains("reading [") && shown.contains("putting it in force"), "{shown:?}");
+    assert!(shown.ends_with("deny list long: 60000 entries\r\n"), "{shown:?}");
+    let piped = gateway.cli(&import)?.ok()?;
+    assert_eq!(piped.stderr, "");
+    Ok(())
+}
+
+/// Runs a command on a terminal, whose keys and screen are pipes here. `around` makes a line for the shell of it.
+fn on_terminal(
+    (gateway, namespace): (&Gateway<'_>, Option<&Namespace>),
+    arguments: &[&str],
+    around: impl Fn(&str) -> String,
+) -> Result<Child> {
+    let plain = gateway.command(arguments)?;
+    let words: Vec<_> = std::iter::once(plain.get_program()).chain(plain.get_args()).collect();
+    let words: Option<Vec<&str>> = words.into_iter().map(|word| word.to_str()).collect();
+    let line = around(&words.context("no text")?.join(" "));
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    command.env("GATEWAY_CONFIG", gateway.config());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    if namespace.is_some() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    match namespace {
+        Some(namespace) => namespace.spawn(&mut command),
+        None => Ok(command.spawn()?),
+    }
 }
 
 fn proxy_only() -> Result<Value> {

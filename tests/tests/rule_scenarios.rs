@@ -125,6 +125,16 @@ fn a_list_with_a_bad_line_is_refused_unless_told_to_skip_it() -> Result {
 
     let huge = file(folder.path(), "huge.txt", "0.0.0.0/1\n")?;
     gateway.cli(&["deny", "import", text(&huge)?])?.refused(1, "add --yes")?;
+    let wide: Vec<String> = (20..33).map(|first| format!("{first}.0.0.0/8")).collect();
+    let together = file(folder.path(), "together.txt", &wide.join("\n"))?;
+    let told = "5.1 % of all IPv4 addresses: add --yes";
+    gateway.cli(&["deny", "import", text(&together)?])?.refused(1, told)?;
+    let add: Vec<&str> = ["deny", "add"].into_iter().chain(wide.iter().map(|w| &**w)).collect();
+    gateway.cli(&add)?.refused(1, told)?;
+    gateway.cli(add.get(..14).unwrap_or_default())?.ok()?;
+    gateway.cli(&[&["deny", "remove"], add.get(2..14).unwrap_or_default()].concat())?.ok()?;
+    gateway.cli(&["deny", "import", text(&together)?, "--yes"])?.ok()?;
+    gateway.cli(&["deny", "remove", "--list", "together"])?.ok()?;
     let many: String = (0..200).map(|last| format!("198.51.100.{last}\n")).collect();
     let many = file(folder.path(), "many.txt", &many)?;
     gateway.cli(&["deny", "import", text(&many)?])?.refused(1, "raise kernel.max_rules")?;
@@ -187,20 +197,30 @@ fn what_nobody_confirms_is_put_back_also_when_the_gateway_is_killed() -> Result 
     let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
     gateway.start()?;
     let attacker = &hosts.attacker;
-    let [added, removed, listed] = [41, 42, 43].map(|host| attacker.add_v4(host));
-    let (added, removed, listed) = (added?, removed?, listed?);
+    let [added, removed, listed, unlisted] = [41, 42, 43, 44].map(|host| attacker.add_v4(host));
+    let (added, removed, listed, unlisted) = (added?, removed?, listed?, unlisted?);
     gateway.cli(&["deny", "add", &removed.to_string()])?.ok()?;
     let within = ["--confirm-within", "6s"];
     let list = file(folder.path(), "late.txt", &format!("{listed}\n"))?;
+    let gone = file(folder.path(), "gone.txt", &format!("{unlisted}\n"))?;
+    gateway.cli(&["deny", "import", text(&gone)?, "--reason", "why it was"])?.ok()?;
     let change = |gateway: &Gateway<'_>| -> Result<Instant> {
         let now = Instant::now();
         gateway.cli(&[&["deny", "add", &added.to_string()], &within[..]].concat())?.ok()?;
-        gateway.cli(&[&["deny", "remove", &removed.to_string()], &within[..]].concat())?.ok()?;
+        let done =
+            gateway.cli(&[&["deny", "remove", &removed.to_string()], &within[..]].concat())?;
+        assert!(!done.ok()?.stdout.contains("still"), "it is what comes back");
+        gateway.cli(&[&["deny", "remove", "--list", "gone"], &within[..]].concat())?.ok()?;
         gateway.cli(&[&["deny", "import", text(&list)?], &within[..]].concat())?.ok()?;
         Ok(now)
     };
-    let state = || [added, removed, listed].map(|source| is_let_in(attacker, source));
-    let (before, after) = ([true, false, true], [false, true, false]);
+    let sources = [added, removed, listed, unlisted];
+    let state = || sources.map(|source| is_let_in(attacker, source));
+    let (before, after) = ([true, false, true, false], [false, true, false, true]);
+    let lists = |gateway: &Gateway<'_>| -> Result<Vec<Value>> {
+        let lists = gateway.cli(&["lists"])?.ok()?.json_lines()?;
+        Ok(lists.iter().map(|list| json!([list["name"], list["entries"]])).collect())
+    };
 
     change(&gateway)?;
     gateway.kill9()?;
@@ -211,22 +231,27 @@ fn what_nobody_confirms_is_put_back_also_when_the_gateway_is_killed() -> Result 
         connected.err().is_some_and(|error| format!("{error:#}").contains("refused"))
     };
     wait_for("the kernel to put it back", PATIENCE, || {
-        Ok(([added, removed, listed].map(answers) == before).then_some(()))
+        Ok((sources.map(answers) == before).then_some(()))
     })?;
     gateway.start()?;
     assert_eq!(state(), before, "and the store agrees");
-    assert_eq!(gateway.cli(&["lists"])?.ok()?.json_lines()?, Vec::<Value>::new());
+    assert_eq!(lists(&gateway)?, [json!(["gone", 1])]);
+    let why = gateway.cli(&["why", &unlisted.to_string(), "--json"])?.ok()?.json()?;
+    assert_eq!(why.pointer("/rule/reason"), Some(&json!("why it was")), "{why}");
 
     change(&gateway)?;
     wait_for("the gateway to put it back", PATIENCE, || {
-        Ok((gateway.cli(&["lists"])?.ok()?.json_lines()?.is_empty()).then_some(()))
+        Ok((lists(&gateway)? == [json!(["gone", 1])]).then_some(()))
     })?;
     assert_eq!(state(), before);
 
     let began = change(&gateway)?;
+    let waiting = gateway.cli(&["lists"])?.ok()?.stdout;
+    assert_eq!(waiting.matches("waits for `gateway confirm`").count(), 2, "{waiting}");
     gateway.cli(&["confirm"])?.ok()?;
     sleep(Duration::from_secs(8).saturating_sub(began.elapsed()));
     assert_eq!(state(), after, "it was confirmed");
+    assert_eq!(lists(&gateway)?, [json!(["late", 1])]);
     gateway.kill9()?;
     gateway.start()?;
     assert_eq!(state(), after);
@@ -236,6 +261,30 @@ fn what_nobody_confirms_is_put_back_also_when_the_gateway_is_killed() -> Result 
         .cli(&["deny", "add", "192.0.2.1", "--confirm-within", "25h"])?
         .refused(2, "1s to 24h")?;
     Ok(())
+}
+
+/// Nor does a start forget it that finds nothing in the kernel, as after a reboot.
+#[test]
+fn what_nobody_confirms_is_put_back_also_after_a_detach() -> Result {
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut gateway = Gateway::new(&hosts.gateway, hosts.config(origin.address))?;
+    gateway.start()?;
+    let attacker = &hosts.attacker;
+    let [added, removed] = [51, 52].map(|host| attacker.add_v4(host));
+    let (added, removed) = (added?, removed?);
+    gateway.cli(&["deny", "add", &removed.to_string()])?.ok()?;
+    for change in [["deny", "add", &added.to_string()], ["deny", "remove", &removed.to_string()]] {
+        gateway.cli(&[&change[..], &["--confirm-within", "6s"]].concat())?.ok()?;
+    }
+    gateway.kill9()?;
+    gateway.cli(&["kernel", "detach"])?.ok()?;
+    gateway.start()?;
+    wait_for("the next gateway to put it back", PATIENCE, || {
+        let state = [added, removed].map(|source| is_let_in(attacker, source));
+        Ok((state == [true, false]).then_some(()))
+    })
 }
 
 #[test]

@@ -18,11 +18,12 @@ mod subject;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use crate::lab;
 
-pub(crate) use proxy::train;
+/// How long an instrumented gateway is loaded with each case.
+const TRAINING_SECONDS: u32 = 2;
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -65,13 +66,27 @@ impl Args {
 
     /// The gateway that is measured: the one that was named, else the release build of this tree.
     fn gateway(&self, root: &Path) -> anyhow::Result<PathBuf> {
-        self.binary.clone().map_or_else(|| lab::build(root), Ok)
+        match &self.binary {
+            // It is started from other folders too.
+            Some(binary) => std::path::absolute(binary).context("--binary"),
+            None => lab::build(root),
+        }
     }
 
     /// Whether a case is measured.
     fn is_chosen(&self, name: &str) -> bool {
         self.cases.is_empty() || self.cases.iter().any(|case| case == name)
     }
+}
+
+/// Loads an instrumented build of the gateway with a bit of what `proxy` and `policy` measure, and answers the profiles
+/// that it wrote, for `llvm-profdata`.
+pub(crate) fn train(binary: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
+    let interrupted = lab::watch_signals()?;
+    let run = proxy::Run { cpus: proxy::Cpus::find()?, seconds: TRAINING_SECONDS, interrupted };
+    let mut profiles = policy::train(binary, &run)?;
+    profiles.push(proxy::train(binary, &run)?);
+    Ok(profiles)
 }
 
 /// A bench.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::{bench, process, test};
 
@@ -18,17 +18,20 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let merge = profdata(&host)?;
     let folder = crate::target(root).join("dist");
     fs::create_dir_all(&folder)?;
-    let [raw, profile, gateway] =
-        ["gateway.profraw", "gateway.profdata", "gateway"].map(|name| folder.join(name));
+    let [profile, gateway] = ["gateway.profdata", "gateway"].map(|name| folder.join(name));
 
     println!("1 of 3: a build that counts what it does");
     // Where it writes is said to it when it is started.
     let counting = build(root, &folder.join("counting"), &host, "-Cprofile-generate".to_owned())?;
-    println!("2 of 3: half a minute of load on loopback");
-    let counted = bench::train(&counting)?;
-    ensure!(!counted.is_empty(), "the build that counts wrote nothing: did it end by itself?");
-    fs::write(&raw, counted)?;
-    process::output(Command::new(merge).args(["merge", "-o"]).args([&profile, &raw]))?;
+    println!("2 of 3: a minute of load on loopback");
+    let mut merging = Command::new(merge);
+    merging.args(["merge", "-o"]).arg(&profile);
+    for (number, counted) in bench::train(&counting)?.into_iter().enumerate() {
+        let raw = folder.join(format!("gateway-{number}.profraw"));
+        fs::write(&raw, counted)?;
+        merging.arg(raw);
+    }
+    process::output(&mut merging)?;
     println!("3 of 3: a build by what was counted");
     let by_profile = format!("-Cprofile-use={}", profile.display());
     let built = build(root, &folder.join("build"), &host, by_profile)?;

@@ -169,6 +169,8 @@ pub struct RemoveList {
     pub action: ActionName,
     /// Its name.
     pub name: String,
+    /// Put it back after this time (unit: milliseconds) unless somebody confirms.
+    pub confirm_within_ms: Option<u64>,
 }
 
 /// A list.
@@ -202,7 +204,6 @@ pub struct Add {
     #[serde(default)]
     pub yes: bool,
     /// Put it back unless [`Request::Confirm`] comes within so many milliseconds.
-    #[serde(default)]
     pub confirm_within_ms: Option<u64>,
 }
 
@@ -215,7 +216,6 @@ pub struct Remove {
     /// Prefixes as people write them.
     pub prefixes: Vec<String>,
     /// See [`Add::confirm_within_ms`].
-    #[serde(default)]
     pub confirm_within_ms: Option<u64>,
 }
 

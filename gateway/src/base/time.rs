@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Nanoseconds of CLOCK_BOOTTIME, the clock of the kernel's rules: it counts while the host sleeps, and a step of the
 /// wall clock does not touch it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,10 +120,18 @@ impl UtcMillis {
 
 /// The clock of the kernel.
 pub fn boot() -> BootTime {
-    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(boot.tv_sec).unwrap_or(0);
-    let nanoseconds = u64::try_from(boot.tv_nsec).unwrap_or(0);
-    BootTime(seconds * 1_000_000_000 + nanoseconds)
+    BootTime(nanoseconds(ClockId::Boottime))
+}
+
+/// CLOCK_MONOTONIC, the clock of the kernel's buckets (unit: nanoseconds).
+pub fn monotonic_ns() -> u64 {
+    nanoseconds(ClockId::Monotonic)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 /// The wall clock in UTC.

@@ -1,7 +1,7 @@
 //! `gateway deny import`: a file becomes a list. It is read here, with the rights of whoever asks, and put in force by
 //! the gateway as a difference.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -112,14 +112,22 @@ fn read_file(file: &File) -> io::Result<Part> {
         return read_stream(BufReader::with_capacity(BUFFER_BYTES, file));
     }
     let bar = progress::bytes("reading", Some(before.len()));
-    let part = match before.len() {
+    let part = unchanged(file, &before, || match before.len() {
         0..HALVED_MIN_BYTES => Part::read(from(file, 0), &bar),
         length => read_halves(file, length, &bar),
-    };
+    });
     bar.finish_and_clear();
-    let part = part?;
-    // Else it may be cut off in the middle of an address.
-    if Stamp::of(&file.metadata()?) != Stamp::of(&before) {
+    part
+}
+
+/// What is read of a file that is afterwards as it was `before`: else it may be cut off in the middle of an address.
+fn unchanged<T>(
+    file: &File,
+    before: &Metadata,
+    read: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let part = read()?;
+    if Stamp::of(&file.metadata()?) != Stamp::of(before) {
         return Err(io::Error::other(
             "it changed while it was read; nothing was changed: try again",
         ));
@@ -220,5 +228,27 @@ fn lines(count: u64) -> String {
     match count {
         1 => "1 line".to_owned(),
         count => format!("{count} lines"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list");
+        fs::write(&path, "192.0.2.1\n198.51.100.1").unwrap();
+        let (file, length) =
+            (File::open(&path).unwrap(), |file: &File| file.metadata().map(|m| m.len()));
+        let before = file.metadata().unwrap();
+        assert_eq!(unchanged(&file, &before, || length(&file)).unwrap(), 22);
+        for change in ["192.0.2.1\n198.51.100.12\n", "192.0.2.1\n203.0.113.11"] {
+            let before = file.metadata().unwrap();
+            let refused = unchanged(&file, &before, || fs::write(&path, change)).unwrap_err();
+            assert!(refused.to_string().contains("changed while it was read"), "{refused}");
+        }
     }
 }

@@ -36,8 +36,9 @@ pub(super) fn run(
             };
             Request::Add(add(action, prefixes, None, rule))
         }
-        ListVerb::Remove { list: Some(name), .. } => {
-            Request::RemoveList(RemoveList { action, name })
+        ListVerb::Remove { list: Some(name), confirm_within, .. } => {
+            let confirm_within_ms = confirm_within.map(milliseconds);
+            Request::RemoveList(RemoveList { action, name, confirm_within_ms })
         }
         ListVerb::Remove { prefixes, list: None, confirm_within } => {
             let confirm_within_ms = confirm_within.map(milliseconds);

@@ -143,7 +143,6 @@ enum ListVerb {
         list: Option<String>,
         /// Put them back unless `gateway confirm` comes in time, as 60s
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-        #[arg(conflicts_with = "list")]
         confirm_within: Option<std::time::Duration>,
     },
     /// Show the rules

@@ -23,6 +23,7 @@ use crate::rules::protected::own_addresses;
 use crate::rules::{Place, RuleRef};
 use gateway_common::verdict::Verdict;
 
+use super::policy::confirm::UNCONFIRMED;
 use super::policy::{Policy, bans};
 
 /// The rules that are asked for, as many as the limit allows.
@@ -304,7 +305,7 @@ fn view(policy: &Policy, rule: &RuleRef<'_>, running: bool, now: Now) -> RuleVie
             let name = rule.profile_name;
             Some(format!("there is no profile {name} any more: the default one holds"))
         }
-        _ if policy.waits(rule) => Some("waits for `gateway confirm`".to_owned()),
+        _ if policy.waits(rule) => Some(UNCONFIRMED.to_owned()),
         _ if policy.is_dry_run() => Some("dry run: counted, not enforced".to_owned()),
         _ => None,
     };

@@ -1,6 +1,7 @@
 //! Header fields that concern one connection only and never cross the gateway (RFC 9110, section 7.6.1), and header
 //! fields that only a proxy may set.
 
+use bytes::Bytes;
 use http::header::{
     CONNECTION, FORWARDED, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
@@ -212,6 +213,11 @@ static PROTECTED: [HeaderName; 3] =
 /// A value that is known to be good; the empty value stands for one that is not, which cannot be.
 pub fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// The same of text that is shared.
+pub fn shared_value(text: Bytes) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 #[cfg(test)]

@@ -230,11 +230,12 @@ pub fn update_all(pins: &Pins) -> Result<(), AttachError> {
     Ok(())
 }
 
-/// A link made anew.
+/// An interface whose link was made anew or removed, and can be put back.
 #[derive(Debug)]
-pub struct Fresh {
-    /// What it came to.
-    pub attached: Attached,
+pub struct Relinked {
+    interface: String,
+    /// What it came to; `None` where the program was taken off.
+    pub attached: Option<Attached>,
     before: Option<Mode>,
 }
 
@@ -245,7 +246,7 @@ pub fn attach(
     interface: &str,
     wish: Attach,
     pins: &Pins,
-) -> Result<Fresh, AttachError> {
+) -> Result<Relinked, AttachError> {
     let before = running(interface)?.map(|running| running.mode);
     take_off(interface, pins)?;
     let modes: &[XdpMode] = match wish {
@@ -257,7 +258,8 @@ pub fn attach(
     for mode in modes {
         match attach_in(program, interface, *mode, pins) {
             Ok(()) => {
-                return Ok(Fresh { attached: report(interface, reasons.pop())?, before });
+                let attached = Some(report(interface, reasons.pop())?);
+                return Ok(Relinked { interface: interface.to_owned(), attached, before });
             }
             Err(reason) => reasons.push(reason),
         }
@@ -277,27 +279,37 @@ pub fn attach(
 }
 
 /// Attaches the program that is pinned, for an interface that came after it.
-pub fn attach_pinned(interface: &str, wish: Attach, pins: &Pins) -> Result<Attached, AttachError> {
+pub fn attach_pinned(
+    interface: &str,
+    wish: Attach,
+    pins: &Pins,
+) -> Result<Option<Attached>, AttachError> {
     let program = Xdp::from_pin(pins.map(PROGRAM_PIN), XdpAttachType::Interface);
     let mut program = program.map_err(|error| AttachError::Refused {
         interface: interface.to_owned(),
         mode: "any",
         reason: format!("the pinned program cannot be used: {}", chain(&error)),
     })?;
-    attach(&mut program, interface, wish, pins).map(|fresh| fresh.attached)
+    attach(&mut program, interface, wish, pins).map(|relinked| relinked.attached)
 }
 
-impl Fresh {
+impl Relinked {
     /// Puts back what was there before.
     pub fn undo(&self, pins: &Pins) -> Result<(), String> {
-        let interface = &self.attached.interface;
-        take_off(interface, pins).map_err(|error| error.to_string())?;
-        restore(interface, self.before, pins)
+        take_off(&self.interface, pins).map_err(|error| error.to_string())?;
+        restore(&self.interface, self.before, pins)
     }
 }
 
+/// Takes the program off an interface.
+pub fn detach(interface: String, pins: &Pins) -> Result<Relinked, AttachError> {
+    let before = running(&interface).ok().flatten().map(|running| running.mode);
+    take_off(&interface, pins)?;
+    Ok(Relinked { interface, attached: None, before })
+}
+
 /// Removes the link of an interface.
-pub fn take_off(interface: &str, pins: &Pins) -> Result<(), PinsError> {
+fn take_off(interface: &str, pins: &Pins) -> Result<(), PinsError> {
     pins.remove(&pins.link(interface))?;
     await_end(interface);
     Ok(())

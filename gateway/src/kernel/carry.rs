@@ -22,10 +22,10 @@ use gateway_common::verdict::Reason;
 use rustix::thread::{MembarrierCommand, membarrier};
 use thiserror::Error;
 
-use super::object;
 use super::pins::Pins;
 use super::slots::{self, Slots};
 use super::tables::{Tables, TablesError, chain};
+use super::{buckets, object};
 use crate::rules::tables::table::MOVING;
 
 /// Entries of the map of counters: those of the program, in the same order those that were carried, and a [`Shape`].
@@ -125,8 +125,8 @@ pub fn describe(pin: &Path) -> Result<(), CarryError> {
 }
 
 /// Moves all that was counted in the folder `from`, where no link runs the program any more, to what is in force: the
-/// counters, and what the same rules have met where the tables have the shape of ours. What cannot be read is told and
-/// starts anew: it keeps no gateway from starting.
+/// counters, what the same rules have met where the tables have the shape of ours, and the buckets of sources. What
+/// cannot be read is told and starts anew: it keeps no gateway from starting.
 pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
     let stays = |name: &str| is_same(&from.join(name), &pins.map(name));
     if !stays(layout::COUNTERS)
@@ -134,7 +134,7 @@ pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
     {
         tracing::error!(%error, "counters start anew");
     }
-    if !stays(layout::TABLE_V4) && object::has_our_rule_maps(from) {
+    if !stays(layout::TABLE_V4) && object::has_our(from, &layout::RULE_MAPS) {
         // The others are only there to be opened.
         let find = |name: &str| match layout::RULE_MAPS.contains(&name) {
             true => MapData::from_pin(from.join(name)),
@@ -145,6 +145,7 @@ pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
             Err(error) => tracing::error!(%error, "what rules have met starts anew"),
         }
     }
+    buckets::carry(from, &pins.maps());
 }
 
 /// Moves what the counters pinned in the folder `from` hold to the carried ones of those in the folder `into`, whose
@@ -197,7 +198,7 @@ fn shift(
 }
 
 /// Whether two pins are two names of one map.
-fn is_same(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
     let number = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.ino());
     number(one).is_some_and(|one| number(other) == Some(one))
 }

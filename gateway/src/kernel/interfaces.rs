@@ -148,7 +148,7 @@ impl Interface {
         if attach::running(&self.name)?.is_some() {
             return Ok(None);
         }
-        attach::attach_pinned(&self.name, wish, pins).map(Some)
+        attach::attach_pinned(&self.name, wish, pins)
     }
 
     /// Whether that is another state than before.

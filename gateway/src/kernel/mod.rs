@@ -18,6 +18,7 @@ use crate::rules::tables::{Reader, RuleTables};
 
 pub mod apply;
 pub mod attach;
+pub mod buckets;
 pub mod carry;
 pub mod census;
 pub mod counters;
@@ -35,7 +36,7 @@ pub mod tables;
 pub mod trial;
 
 use apply::Wanted;
-use attach::{AttachError, Attached, Fresh};
+use attach::{AttachError, Attached, Relinked};
 use census::Census;
 use counters::Counters;
 use host::Host;
@@ -132,13 +133,13 @@ impl Door {
         let kernel = &config.kernel;
         let capacity = Capacity { rules: kernel.max_rules, sources: kernel.max_sources };
         let mut loaded = object::load(pins, switches(kernel), capacity, &kernel.interfaces)?;
-        let mut fresh = Vec::new();
-        let switched = switch(&mut loaded, &mut fresh, (pins, config, wanted));
-        let mut tables = switched.map_err(|error| {
-            let undone = fresh.iter().rev().filter_map(|fresh| fresh.undo(pins).err());
+        let mut links = Links::default();
+        let switched = switch(&mut loaded, &mut links, (pins, config, wanted));
+        let (mut tables, host) = switched.map_err(|error| {
+            let undone = links.relinked.iter().rev().filter_map(|link| link.undo(pins).err());
             let left = undone.reduce(|all, one| format!("{all}; {one}"));
             // What led to the error is worth telling, not that its remains are left to the next start.
-            if fresh.is_empty() {
+            if !links.ran {
                 drop(pins.remove_other(&loaded.staged));
             }
             drop(recover(pins));
@@ -147,14 +148,12 @@ impl Door {
                 None => error,
             }
         })?;
-        let host = Host::open(|name| MapData::from_pin(pins.map(name)))?;
-        let unwanted = |linked: &String| !kernel.interfaces.contains(linked);
-        // Before the counters move, so that those of these interfaces do.
-        for interface in pins.linked()?.into_iter().filter(unwanted) {
-            attach::take_off(&interface, pins)?;
-        }
-        let removed = settle(pins, &mut tables)?;
-        let attached = fresh.into_iter().map(|fresh| fresh.attached).collect();
+        let removed = settle(pins, &mut tables).unwrap_or_else(|error| {
+            // What is wanted is in force all the same.
+            tracing::error!(%error, "what was in force before stays until the next start");
+            Vec::new()
+        });
+        let attached = links.relinked.into_iter().filter_map(|link| link.attached).collect();
         let interfaces = Interfaces::new(&kernel.interfaces, kernel.attach);
         let door = Self { pins: pins.clone(), tables, host, interfaces };
         Ok(Opened { door, attached, removed })
@@ -263,14 +262,23 @@ fn seat(slots: &mut Slots, interfaces: &[String], pins: &Pins) -> Result<(), Doo
     Ok(())
 }
 
-/// Puts a loaded program in force. New links come first, for only they can be refused, and undone; the rules follow
-/// once nothing stands in their way, then one step makes all of it what is in force, and last the links that are only
-/// given another program follow.
+/// What was done to links on the way to what is wanted.
+#[derive(Default)]
+struct Links {
+    relinked: Vec<Relinked>,
+    /// Whether any of them ran what was loaded, which then may have counted.
+    ran: bool,
+}
+
+/// Puts a loaded program in force. New links come first, and those that are not wanted any more go, for only that can
+/// be refused, and undone; the rules follow once nothing stands in their way, then one step makes all of it what is in
+/// force, and last the links that are only given another program follow. After an error what was done to `links` is to
+/// be undone.
 fn switch(
     loaded: &mut Loaded,
-    fresh: &mut Vec<Fresh>,
+    links: &mut Links,
     (pins, config, wanted): (&Pins, &config::Config, Wanted<'_>),
-) -> Result<Tables, DoorError> {
+) -> Result<(Tables, Host), DoorError> {
     let kernel = &config.kernel;
     let staged = loaded.staged.clone();
     let find = |name: &str| MapData::from_pin(staged.join(name));
@@ -285,22 +293,34 @@ fn switch(
             Ok(true) => {}
             Ok(false) => match attach::attach(loaded.program()?, interface, kernel.attach, pins) {
                 Err(AttachError::Absent { .. }) => {}
-                attached => fresh.push(attached?),
+                attached => {
+                    links.relinked.push(attached?);
+                    links.ran = true;
+                }
             },
             Err(AttachError::Absent { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
+    for linked in pins.linked()?.into_iter().filter(|linked| !kernel.interfaces.contains(linked)) {
+        links.relinked.push(attach::detach(linked, pins)?);
+    }
     tables.write_profiles(&profiles(kernel))?;
     tables.write_ports(&protected_ports(config))?;
     apply::apply_all(&mut tables.rules, wanted).map_err(TablesError::from)?;
-    Host::open(find)?.vouch(Now::read().boot)?;
+    let mut host = Host::open(find)?;
+    host.vouch(Now::read().boot)?;
+    // Before anybody is let in by them; what is taken from the old ones meanwhile follows as the counters do.
+    for before in pins.others()?.into_iter().chain([pins.maps()]) {
+        buckets::carry(&before, &staged);
+    }
     pins.commit(&staged)?;
+    links.ran = true;
     if let Err(error) = attach::update_all(pins) {
         pins.revoke(&staged)?;
         return Err(error.into());
     }
-    Ok(tables)
+    Ok((tables, host))
 }
 
 /// Ends what took over: every link runs what is in force, and what all others have counted moves there. It may be

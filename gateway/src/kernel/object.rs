@@ -273,10 +273,10 @@ fn fitting(pins: &Pins, capacity: Capacity) -> Result<Vec<&'static str>, LoadErr
     Ok(fitting)
 }
 
-/// Whether the maps of rules that are pinned in a folder have the shapes of ours, whatever their sizes.
-pub fn has_our_rule_maps(folder: &Path) -> bool {
+/// Whether maps that are pinned in a folder have the shapes of ours, whatever their sizes.
+pub fn has_our(folder: &Path, maps: &[&str]) -> bool {
     let Ok(object) = aya_obj::Object::parse(OBJECT) else { return false };
-    layout::RULE_MAPS.iter().all(|name| {
+    maps.iter().all(|name| {
         let pinned = MapInfo::from_pin(folder.join(name));
         object.maps.get(*name).is_some_and(|map| pinned.is_ok_and(|pinned| is_alike(&pinned, map)))
     })

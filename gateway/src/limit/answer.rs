@@ -2,6 +2,7 @@
 //! and `RateLimit-Policy` of draft-ietf-httpapi-ratelimit-headers-10. A service's own fields of these names do not
 //! stand beside ours.
 
+use bytes::BytesMut;
 use http::{HeaderMap, HeaderName};
 
 use super::algorithm::Verdict;
@@ -14,6 +15,9 @@ const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
+/// Digits of a `u64`.
+const NUMBER_MAX_BYTES: usize = 20;
+
 /// What is the same in all answers about one limit.
 #[derive(Debug)]
 pub(super) struct Told {
@@ -24,6 +28,8 @@ pub(super) struct Told {
     /// one place.
     most_text: String,
     policy: String,
+    /// Of all fields together.
+    most_bytes: usize,
 }
 
 impl Told {
@@ -32,7 +38,10 @@ impl Told {
         let (most, window) = policy(allowance);
         let window = window.map(|seconds| format!(";w={seconds}")).unwrap_or_default();
         let policy = format!("{name};q={most}{window}");
-        Self { name, most, most_text: most.to_string(), policy }
+        let most_text = most.to_string();
+        let numbers = 2 * NUMBER_MAX_BYTES;
+        let most_bytes = most_text.len() + name.len() + policy.len() + 2 * (numbers + ";r=".len());
+        Self { name, most, most_text, policy, most_bytes }
     }
 
     /// What is left of at best.
@@ -45,15 +54,20 @@ impl Told {
         let [remaining, reset] = &mut digits;
         let remaining = remaining.format(verdict.remaining);
         let reset = reset.format(seconds(verdict.reset_ns));
+        // All values are parts of one allocation.
+        let mut texts = BytesMut::with_capacity(self.most_bytes);
+        let mut tell = |name, parts: &[&str]| {
+            parts.iter().for_each(|part| texts.extend_from_slice(part.as_bytes()));
+            fields.insert(name, headers::shared_value(texts.split().freeze()));
+        };
         if common.x_ratelimit {
-            fields.insert(X_LIMIT, headers::value(&self.most_text));
-            fields.insert(X_REMAINING, headers::value(remaining));
-            fields.insert(X_RESET, headers::value(reset));
+            tell(X_LIMIT, &[&self.most_text]);
+            tell(X_REMAINING, &[remaining]);
+            tell(X_RESET, &[reset]);
         }
         if common.ratelimit {
-            let standing = [&*self.name, ";r=", remaining, ";t=", reset].concat();
-            fields.insert(LIMIT, headers::value(&standing));
-            fields.insert(POLICY, headers::value(&self.policy));
+            tell(LIMIT, &[&self.name, ";r=", remaining, ";t=", reset]);
+            tell(POLICY, &[&self.policy]);
         }
     }
 }

@@ -88,14 +88,12 @@ pub fn check(old: Option<Summary>, new: Summary, bounds: &FeedBounds) -> Result<
             return Err(HeldBack::Grew { was, is, max: max_entries });
         }
     }
-    let families =
-        [("IPv4", new.addresses_v4, V4_ADDRESSES), ("IPv6", new.networks_v6, V6_NETWORKS)];
-    for (family, covered, of) in families {
-        if max_address_share.compare(covered, of).is_gt() {
-            return Err(HeldBack::Wide { family, covered, of, max: max_address_share });
+    match new.beyond(max_address_share) {
+        Some((family, covered, of)) => {
+            Err(HeldBack::Wide { family, covered, of, max: max_address_share })
         }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether a version of `is` entries has kept enough of the `was` that there were.
@@ -107,6 +105,13 @@ pub fn check_loss(was: u64, is: u64, min: Share) -> Result<(), HeldBack> {
 }
 
 impl Summary {
+    /// The family of which it covers more than `max`: how many of its addresses or /64s, and of how many.
+    pub fn beyond(&self, max: Share) -> Option<(&'static str, u64, u64)> {
+        let v4 = ("IPv4", self.addresses_v4, V4_ADDRESSES);
+        let v6 = ("IPv6", self.networks_v6, V6_NETWORKS);
+        [v4, v6].into_iter().find(|(_, covered, of)| max.compare(*covered, *of).is_gt())
+    }
+
     /// Measures a version: its prefixes by address and then by length, each once.
     pub fn of_sorted(prefixes: impl IntoIterator<Item = IpNet>) -> Self {
         let mut summary = Self::default();
@@ -141,7 +146,7 @@ impl Summary {
 const GLOBAL: (u128, u128) = (0x2000 << 48, 0x4000 << 48);
 
 /// With one decimal, rounded up: what is beyond a bound is never shown as the bound.
-fn percent(part: u64, whole: u64) -> String {
+pub fn percent(part: u64, whole: u64) -> String {
     let tenths = (u128::from(part) * 1000).div_ceil(u128::from(whole.max(1)));
     let text = format!("{}.{}", tenths / 10, tenths % 10);
     text.trim_end_matches(".0").to_owned()

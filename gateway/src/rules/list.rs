@@ -69,6 +69,14 @@ impl Kind {
 pub struct Before {
     /// When it comes back.
     pub deadline: Until,
+    /// When it was replaced.
+    pub replaced: UtcMillis,
+    /// Where it came from.
+    pub source: String,
+    /// Why, for the entries that do not say so themselves.
+    pub reason: String,
+    /// When it was read.
+    pub created: UtcMillis,
     /// Its prefixes.
     pub entries: Arc<Entries>,
 }
@@ -152,7 +160,8 @@ impl List {
         }
         let old = Arc::clone(&self.entries);
         if let Some(before) = self.before.take_if(|before| before.deadline.boot <= now) {
-            self.entries = before.entries;
+            (self.source, self.reason) = (before.source, before.reason);
+            (self.created, self.entries) = (before.created, before.entries);
         }
         let clocks = self.clocks;
         let live = |entry: &Entry<'_>| entry.until.is_none_or(|end| clocks.boot_of(end) > now);
@@ -161,7 +170,12 @@ impl List {
         old.difference(&self.entries).map(|(prefix, _)| prefix).collect()
     }
 
-    fn rule<'a>(&'a self, entry: Entry<'a>) -> RuleRef<'a> {
+    /// The rule of an entry of the version that was made for this reason, then.
+    fn rule<'a>(
+        &'a self,
+        entry: Entry<'a>,
+        (reason, created): (&'a str, UtcMillis),
+    ) -> RuleRef<'a> {
         let action = match self.action {
             Action::Deny if entry.resets => Action::Reset,
             action => action,
@@ -172,8 +186,8 @@ impl List {
             origin: self.origin(),
             profile: 0,
             profile_name: "",
-            reason: if entry.reason.is_empty() { &self.reason } else { entry.reason },
-            created: self.created,
+            reason: if entry.reason.is_empty() { reason } else { entry.reason },
+            created,
             from: BootTime(0),
             until: Until::at(self.clocks, entry.until),
             list: Some(&self.name),
@@ -187,8 +201,10 @@ impl List {
         now: Option<Entry<'a>>,
         before: Option<Entry<'a>>,
     ) -> impl Iterator<Item = RuleRef<'a>> {
-        let mut now = now.map(|entry| self.rule(entry));
-        let mut before = before.map(|entry| self.rule(entry));
+        let mut now = now.map(|entry| self.rule(entry, (&self.reason, self.created)));
+        let was = self.before.as_ref().zip(before);
+        let mut before =
+            was.map(|(before, entry)| self.rule(entry, (&before.reason, before.created)));
         if let Some(Before { deadline, .. }) = &self.before {
             let does = |rule: RuleRef<'a>| (rule.until, rule.action);
             if now.map(does) == before.map(does) {

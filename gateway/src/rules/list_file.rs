@@ -84,6 +84,9 @@ pub struct Header {
     /// When this version comes back, if it was replaced by one that waits to be confirmed.
     #[serde(default)]
     pub deadline: Option<UtcMillis>,
+    /// When it was replaced by that one. Earlier gateways said that under `created`.
+    #[serde(default)]
+    pub replaced: Option<UtcMillis>,
     v4: u64,
     v6: u64,
     notes: u64,
@@ -145,6 +148,7 @@ impl Header {
             boot_ns: 0,
             boot: String::new(),
             deadline: None,
+            replaced: None,
             v4: 0,
             v6: 0,
             notes: 0,

@@ -159,7 +159,8 @@ fn a_list_that_nobody_confirms_goes_back_to_the_version_before() {
     let mut new = list("drop", &[("192.0.2.1/32", None), ("192.0.2.2/32", None)]);
     let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
     let before = list("drop", &[("192.0.2.2/32", None), ("192.0.2.3/32", None)]).entries;
-    new.before = Some(list::Before { deadline, entries: Arc::clone(&before) });
+    new.before = Some(before_of(deadline, &before));
+    new.reason = "of the second".to_owned();
     let mut set = RuleSet::default();
     set.insert_list(new);
     let spans = |set: &RuleSet, prefix| {
@@ -170,9 +171,26 @@ fn a_list_that_nobody_confirms_goes_back_to_the_version_before() {
     assert_eq!(spans(&set, "192.0.2.2/32"), [(always, never)]);
     assert_eq!(spans(&set, "192.0.2.3/32"), [(deadline.boot, never)]);
     assert_eq!(set.inside(net("192.0.2.0/24")).count(), 3);
+    let reason = |set: &RuleSet, prefix| set.of(net(prefix)).next().map(|r| r.reason.to_owned());
+    assert_eq!(reason(&set, "192.0.2.1/32").unwrap(), "of the second");
+    assert_eq!(reason(&set, "192.0.2.3/32").unwrap(), "of the first");
     let expired = set.expire(deadline.boot);
     assert_eq!(expired.entries, [net("192.0.2.1/32"), net("192.0.2.3/32")]);
-    assert_eq!(set.list("drop").unwrap().entries, before);
+    let list = set.list("drop").unwrap();
+    assert_eq!((&list.entries, &*list.source, list.created), (&before, "first", UtcMillis(1)));
+    assert_eq!(reason(&set, "192.0.2.2/32").unwrap(), "of the first");
+}
+
+/// The version before, of other words than the one after it.
+fn before_of(deadline: Until, entries: &Arc<entries::Entries>) -> list::Before {
+    list::Before {
+        deadline,
+        replaced: NOW.utc,
+        source: "first".to_owned(),
+        reason: "of the first".to_owned(),
+        created: UtcMillis(1),
+        entries: Arc::clone(entries),
+    }
 }
 
 #[test]
@@ -197,7 +215,7 @@ fn an_entry_that_resets_is_another_rule_than_one_that_denies() {
     let changed: Vec<_> = plain.entries.difference(&resets.entries).collect();
     assert_eq!(changed, [(net("192.0.2.1/32"), true)]);
     let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
-    let before = list::Before { deadline, entries: Arc::clone(&plain.entries) };
+    let before = before_of(deadline, &plain.entries);
     let waiting = List { before: Some(before), ..resets };
     let both: Vec<Action> = waiting.find(net("192.0.2.1/32")).map(|rule| rule.action).collect();
     assert_eq!(both, [Action::Reset, Action::Deny], "what comes back if nobody confirms");

@@ -94,10 +94,12 @@ impl Store {
         let path = self.list_path(&list.name);
         let before = path.with_extension(BEFORE);
         // The version that may come back is there before the one that it comes back from, and goes after it.
-        if let Some(Before { deadline, entries }) = &list.before {
+        if let Some(was) = &list.before {
             let mut header = header.clone();
-            header.deadline = deadline.utc;
-            files.push((before.clone(), header, Arc::clone(entries)));
+            (header.deadline, header.replaced) = (was.deadline.utc, Some(was.replaced));
+            (header.source, header.reason) = (was.source.clone(), was.reason.clone());
+            header.created = was.created;
+            files.push((before.clone(), header, Arc::clone(&was.entries)));
         }
         files.push((path, header, Arc::clone(&list.entries)));
         let paths = files.iter().map(|(path, ..)| path.clone()).collect();
@@ -119,13 +121,16 @@ impl Store {
         }
         let (header, entries) = read(&path)?;
         let mut deadline = header.deadline;
+        let replaced = header.replaced.unwrap_or(header.created);
         if header.boot != self.boot {
             // A wall clock that is wrong after a reboot gives nobody more time.
-            let latest = deadline.map(|end| now.utc.after(end.since(header.created)));
+            let latest = deadline.map(|end| now.utc.after(end.since(replaced)));
             deadline = deadline.min(latest);
         }
         let deadline = Until::at(self.clocks(&header, now), deadline);
-        Ok(Some(Before { deadline, entries: Arc::new(entries) }))
+        let Header { source, reason, created, .. } = header;
+        let entries = Arc::new(entries);
+        Ok(Some(Before { deadline, replaced, source, reason, created, entries }))
     }
 
     /// A moment on both clocks: the ends are moments of the wall clock, and within one boot its own clock decides.

@@ -501,7 +501,14 @@ mod tests {
         };
         let mut builder = Builder::default();
         builder.push("198.51.100.0/24".parse().unwrap(), None, "").unwrap();
-        list.before = Some(Before { deadline, entries: Arc::new(builder.build()) });
+        list.before = Some(Before {
+            deadline,
+            replaced: NOW.utc,
+            source: String::new(),
+            reason: String::new(),
+            created: UtcMillis(0),
+            entries: Arc::new(builder.build()),
+        });
         store.put_list(&list).unwrap();
         let pend = vec![((limited.prefix, limited.origin), pend)];
         store.change(&Change { put: vec![limited], pend, ..Change::default() }).unwrap();

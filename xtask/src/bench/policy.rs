@@ -28,6 +28,8 @@ use gateway::limit::table::Table;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Map, json};
 
+pub(super) use requests::train;
+
 use super::Args;
 use super::report::{Comparison, Report};
 

@@ -42,9 +42,6 @@ const FIGURES: [&str; 4] =
     ["cpu_us_per_request", "latency_p50_us", "latency_p99_us", "bytes_per_connection"];
 const PEERS: [&str; 5] = ["nginx", "haproxy", "haproxy-tcp", subjects::BASELINE, reload::WITHOUT];
 
-/// How long an instrumented gateway is loaded in each case.
-const TRAINING_SECONDS: u32 = 2;
-
 /// CPUs by what runs there.
 #[derive(Clone, Copy)]
 pub(super) struct Cpus {
@@ -103,17 +100,15 @@ pub(super) fn run(root: &Path, args: &Args) -> anyhow::Result<()> {
 }
 
 /// Loads an instrumented build of the gateway with a bit of everything that is measured here, and answers the profile
-/// that it wrote, for `llvm-profdata`.
-pub(crate) fn train(binary: &Path) -> anyhow::Result<Vec<u8>> {
+/// that it wrote.
+pub(super) fn train(binary: &Path, run: &Run) -> anyhow::Result<Vec<u8>> {
     provide_tools()?;
-    let run =
-        Run { cpus: Cpus::find()?, seconds: TRAINING_SECONDS, interrupted: lab::watch_signals()? };
     raise_descriptor_limit()?;
     let field = Field::alone(binary, run.cpus)?;
     for subject in &field.subjects {
         subject.check()?;
         for case in Case::chosen(&[])? {
-            case.warm_up(subject, &run).with_context(|| format!("case {}", case.name))?;
+            case.warm_up(subject, run).with_context(|| format!("case {}", case.name))?;
             field.forget_logs()?;
         }
     }

@@ -169,8 +169,12 @@ impl Report {
 }
 
 fn machine(root: &Path, date: String) -> anyhow::Result<Map<String, Value>> {
-    let git = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
-    let commit = process::output(Command::new("git").args(git).current_dir(root))?;
+    let git = |args: &[&str]| process::output(Command::new("git").args(args).current_dir(root));
+    // Rounds of a run before this one change nothing that is measured.
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks"])?;
+    let dirty = if changed.is_empty() { "" } else { "-dirty" };
+    let commit = git(&["rev-parse", "--short=12", "HEAD"])? + dirty;
     let kernel = process::output(Command::new("uname").arg("-r"))?;
     let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));

@@ -13,6 +13,8 @@ use crate::base::time::Now;
 use crate::rules::list::{Before, List};
 use crate::rules::{Change, Key, Pending, RuleRef, Until};
 
+/// What is said of a rule or list that waits to be confirmed.
+pub(in crate::control) const UNCONFIRMED: &str = "waits for `gateway confirm`";
 /// Shortest and longest time to confirm a change.
 const WITHIN: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
@@ -63,12 +65,19 @@ impl Policy {
                 held.name
             )));
         }
-        let entries = match held {
-            Some(List { before: Some(before), .. }) => Arc::clone(&before.entries),
-            Some(held) => Arc::clone(&held.entries),
-            None => Arc::default(),
-        };
-        list.before = Some(Before { deadline, entries });
+        // What was confirmed last comes back, however many changes there were since.
+        let was = held.unwrap_or(&*list);
+        list.before = Some(match &was.before {
+            Some(before) => Before { deadline, replaced: now.utc, ..before.clone() },
+            None => Before {
+                deadline,
+                replaced: now.utc,
+                source: was.source.clone(),
+                reason: was.reason.clone(),
+                created: was.created,
+                entries: held.map(|held| Arc::clone(&held.entries)).unwrap_or_default(),
+            },
+        });
         Ok(())
     }
 

@@ -8,7 +8,8 @@ use gateway_common::rule::Action;
 use ipnet::IpNet;
 
 use super::Policy;
-use super::manual::{is_large, share_of_all};
+use super::confirm::UNCONFIRMED;
+use super::manual::{is_large, large_together, share_of_all};
 use crate::admin::api::{Done, PutList, Refusal, RemoveList};
 use crate::admin::rules::ListView;
 use crate::base::time::{BootTime, Now};
@@ -32,12 +33,8 @@ impl Policy {
                 "--dry-run is for what drops: an allow list that lets nobody in does nothing",
             ));
         }
-        let large = |prefix: &IpNet| is_large(prefix) && header.action.name() == "deny";
-        if !yes && let Some(prefix) = entries.iter().map(|entry| entry.prefix).find(large) {
-            return Err(Refusal::failed(format!(
-                "the list has {prefix}, which is {}: add --yes if that is meant",
-                share_of_all(&prefix)
-            )));
+        if !yes && header.action.name() == "deny" {
+            check_size(&entries)?;
         }
         if let Some(held) = self.rules.list(&header.name).filter(|held| held.kind != Kind::Import) {
             return Err(Refusal::failed(format!(
@@ -96,9 +93,14 @@ impl Policy {
                 list.name, list.source
             )));
         }
-        self.replace_list(&remove.name, None, now).map_err(Refusal::failed)?;
-        let done = format!("{} list {}: {count} entries removed", action.name(), remove.name);
-        Ok(Done { done: vec![done], notes: Vec::new() })
+        let mut done = Done::default();
+        // One that may come back stays as a list of nothing.
+        let mut none = List { entries: Arc::default(), before: None, ..list.clone() };
+        self.confirmed_list(&mut none, remove.confirm_within_ms, now, &mut done)?;
+        let none = none.before.is_some().then_some(none);
+        self.replace_list(&remove.name, none, now).map_err(Refusal::failed)?;
+        done.done.push(format!("{} list {}: {count} entries removed", action.name(), remove.name));
+        Ok(done)
     }
 
     /// Puts a list of the configuration in force. Answers how many entries came or changed, and how many went.
@@ -145,7 +147,7 @@ impl Policy {
             checked_utc_ms: list.created,
             failures: 0,
             held_back: false,
-            note: None,
+            note: list.before.is_some().then(|| UNCONFIRMED.to_owned()),
         };
         self.rules.lists().map(view).collect()
     }
@@ -249,6 +251,19 @@ pub(in crate::control) fn list_of(
     };
     list.expire(now.boot);
     list
+}
+
+/// Refuses entries that deny so much that somebody has to say yes.
+fn check_size(entries: &Entries) -> Result<(), Refusal> {
+    let prefixes = || entries.iter().map(|entry| entry.prefix);
+    let large = match prefixes().find(is_large) {
+        Some(prefix) => format!("has {prefix}, which is {}", share_of_all(&prefix)),
+        None => match large_together(prefixes()) {
+            Some(large) => format!("covers {large}"),
+            None => return Ok(()),
+        },
+    };
+    Err(Refusal::failed(format!("the list {large}: add --yes if that is meant")))
 }
 
 /// Refuses a name that would not do as one of a file.

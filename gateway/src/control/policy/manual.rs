@@ -1,5 +1,6 @@
 //! Rules that people make and take back one by one, with what they ought to know about it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gateway_common::rule::{Action, Origin};
@@ -10,6 +11,8 @@ use crate::admin::api::{Add, Done, ListAction, Refusal, Remove};
 use crate::base::prefix::{self, display};
 use crate::base::text::is_hidden;
 use crate::base::time::Now;
+use crate::config::Share;
+use crate::rules::feed::{Summary, percent};
 use crate::rules::protected::describe;
 use crate::rules::{Change, Rule, Until};
 
@@ -17,6 +20,9 @@ use crate::rules::{Change, Rule, Until};
 const LARGE_V4_BITS: u8 = 8;
 /// The same for IPv6; the shortest prefix that a registry hands out is a /12, an operator's usually a /32.
 const LARGE_V6_BITS: u8 = 20;
+/// So does more than this of a family, in however many prefixes: what a feed is held back for unless configured
+/// otherwise.
+const LARGE_SHARE: Share = Share::per_million(50_000);
 /// Protected addresses named in one message.
 const NAMED_MAX: usize = 5;
 /// Length of a reason: a sentence, not a report.
@@ -40,6 +46,14 @@ impl Policy {
             let rule = self.rule(prefix, add, now)?;
             self.comment(&rule, &mut done);
             put.push(rule);
+        }
+        let all: BTreeSet<IpNet> = put.iter().map(|rule| rule.prefix).collect();
+        if !add.yes
+            && let Some(large) = large_together(all)
+        {
+            return Err(Refusal::failed(format!(
+                "these prefixes cover {large}: add --yes if that is meant"
+            )));
         }
         let change = Change { put: put.clone(), ..Change::default() };
         let change = self.confirmed(change, add.confirm_within_ms, now, &mut done)?;
@@ -73,8 +87,11 @@ impl Policy {
         let change = Change { remove: gone.clone(), ..Change::default() };
         let change = self.confirmed(change, remove.confirm_within_ms, now, &mut done)?;
         self.change(&change, now).map_err(Refusal::failed)?;
-        for (prefix, _) in gone {
-            self.note_winner(prefix, None, now, &mut done);
+        for (prefix, origin) in gone {
+            // One that waits to be confirmed is what comes back, and not what is still there.
+            if self.rules.find_pending(&(prefix, origin)).is_none() {
+                self.note_winner(prefix, None, now, &mut done);
+            }
         }
         Ok(done)
     }
@@ -191,6 +208,13 @@ impl Policy {
 pub(super) fn is_large(prefix: &IpNet) -> bool {
     let least = if prefix.addr().is_ipv4() { LARGE_V4_BITS } else { LARGE_V6_BITS };
     prefix.prefix_len() < least
+}
+
+/// How much prefixes cover together, in words, if somebody has to say yes to it. In order of their addresses.
+pub(super) fn large_together(prefixes: impl IntoIterator<Item = IpNet>) -> Option<String> {
+    let summary = Summary::of_sorted(prefixes);
+    let (family, covered, of) = summary.beyond(LARGE_SHARE)?;
+    Some(format!("{} % of all {family} addresses", percent(covered, of)))
 }
 
 /// How much of its family a prefix of at most 63 bits covers, in words.

@@ -26,7 +26,7 @@ use crate::store::Store;
 use super::protect;
 
 pub(super) mod bans;
-mod confirm;
+pub(super) mod confirm;
 pub(super) mod lists;
 mod manual;
 

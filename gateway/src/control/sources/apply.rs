@@ -204,9 +204,8 @@ impl Sources {
                 Err(error)
             }
         };
-        state.answer(
-            &answer.map(one_line).map_err(|e| Refusal::failed(format!("feed {list}: {e}"))),
-        );
+        let answer = answer.map(|done| state.done(done));
+        state.answer(&answer.map_err(|e| Refusal::failed(format!("feed {list}: {e}"))));
     }
 
     /// Puts the version of a file or feed that is held back in force.
@@ -226,8 +225,8 @@ impl Sources {
         let (version, why) = state.take_held().ok_or_else(nothing)?;
         match put_version(policy, state, &version, now) {
             Ok(done) => {
-                state.took(version.validators, version.skipped);
-                Ok(one_line(done))
+                state.took(version);
+                Ok(state.done(done))
             }
             Err(error) => {
                 state.hold((version, why));
@@ -332,7 +331,7 @@ fn take_version(
 ) -> Result<String, String> {
     match put_version(policy, state, &version, now) {
         Ok(done) => {
-            state.took(version.validators, version.skipped);
+            state.took(version);
             state.succeeded(instant(), now.utc);
             Ok(done)
         }

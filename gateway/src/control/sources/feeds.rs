@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::text;
+use super::text::{self, Unread};
 use crate::admin::api::{Answer, Done, Refusal};
 use crate::base::time::UtcMillis;
 use crate::config::Feed;
@@ -32,7 +32,7 @@ pub(super) struct Version {
     pub(super) entries: Arc<Entries>,
     summary: Summary,
     /// Lines that could not be read.
-    pub(super) skipped: u64,
+    pub(super) left_out: Option<Unread>,
     pub(super) validators: Validators,
 }
 
@@ -64,7 +64,8 @@ pub(super) struct State {
     pub(super) checked: UtcMillis,
     /// Why the last fetch brought nothing.
     error: Option<String>,
-    skipped: u64,
+    /// Lines of the version in force that could not be read.
+    left_out: Option<Unread>,
     held: Option<(Version, HeldBack)>,
     fetching: Option<(u64, JoinHandle<()>)>,
     peers: Vec<IpAddr>,
@@ -85,7 +86,7 @@ impl State {
             failures: 0,
             checked: UtcMillis(0),
             error: None,
-            skipped: 0,
+            left_out: None,
             held: None,
             fetching: None,
             peers: Vec::new(),
@@ -101,12 +102,20 @@ impl State {
             0 | 1 => error.clone(),
             failures => format!("{error} ({failures} failures in a row)"),
         });
-        let skipped = match self.skipped {
-            0 => None,
-            count => Some(format!("{} left out that cannot be read", text::lines(count))),
-        };
-        let notes: Vec<String> = held.into_iter().chain(failed).chain(skipped).collect();
+        let notes: Vec<String> =
+            held.into_iter().chain(failed).chain(self.about_left_out()).collect();
         (!notes.is_empty()).then(|| notes.join("; "))
+    }
+
+    fn about_left_out(&self) -> Option<String> {
+        let unread = self.left_out.as_ref()?;
+        let lines = text::lines(unread.total());
+        Some(format!("{lines} left out that cannot be read: {unread}"))
+    }
+
+    /// What was done, for whoever asked for it.
+    pub(super) fn done(&self, done: String) -> Done {
+        Done { done: vec![done], notes: self.about_left_out().into_iter().collect() }
     }
 
     /// Addresses that it was fetched from.
@@ -172,6 +181,7 @@ impl State {
         match check(old, version.summary, &self.feed.bounds) {
             Ok(()) => Ok(version),
             Err(why) => {
+                (self.failures, self.error) = (0, None);
                 self.validators = version.validators.clone();
                 self.held = Some((version, why));
                 Err(self.note().unwrap_or_default())
@@ -195,10 +205,12 @@ impl State {
     }
 
     /// A version is in force.
-    pub(super) fn took(&mut self, validators: Validators, skipped: u64) {
-        self.validators = validators;
-        self.skipped = skipped;
-        self.held = None;
+    pub(super) fn took(&mut self, Version { validators, left_out, .. }: Version) {
+        if let Some(unread) = left_out.as_ref().filter(|_| left_out != self.left_out) {
+            let (list, lines) = (&self.feed.name, unread.in_full().collect::<Vec<_>>().join("; "));
+            tracing::warn!(list, lines, "lines of a feed left out that cannot be read");
+        }
+        (self.validators, self.left_out, self.held) = (validators, left_out, None);
     }
 
     /// A fetch worked, whatever it brought: the next is in due time.
@@ -270,10 +282,10 @@ async fn fetch(feed: Feed, validators: Validators, user: &str, peers: &mut Vec<I
     };
     let shown = display(&url);
     let read = spawn_blocking(move || {
-        let (entries, skipped) = text::feed(bytes.as_slice())?;
+        let (entries, left_out) = text::feed(bytes.as_slice())?;
         drop(bytes);
         let summary = Summary::of_sorted(entries.iter().map(|entry| entry.prefix));
-        Ok::<_, String>(Version { entries: Arc::new(entries), summary, skipped, validators })
+        Ok::<_, String>(Version { entries: Arc::new(entries), summary, left_out, validators })
     });
     let version = read.await.map_err(|error| error.to_string())?;
     version.map(Some).map_err(|error| format!("{shown} {error}"))
@@ -318,9 +330,9 @@ mod tests {
     }
 
     fn version(text: &str) -> Version {
-        let (entries, skipped) = text::feed(text.as_bytes()).unwrap();
+        let (entries, left_out) = text::feed(text.as_bytes()).unwrap();
         let summary = Summary::of_sorted(entries.iter().map(|entry| entry.prefix));
-        Version { entries: Arc::new(entries), summary, skipped, validators: Validators::default() }
+        Version { entries: Arc::new(entries), summary, left_out, validators: Validators::default() }
     }
 
     #[test]
@@ -358,9 +370,11 @@ mod tests {
     fn a_version_beyond_its_bounds_is_held_back_until_somebody_accepts_it() {
         let mut state = state();
         assert!(state.judge(version("192.0.2.1\n"), None).is_ok());
+        state.failed("it broke".to_owned(), state.due);
         let error = state.judge(version("0.0.0.0/2\n"), None).unwrap_err();
         assert!(error.starts_with("held back: it covers 25 % of IPv4"), "{error}");
         assert!(error.contains("`gateway lists accept drop`"), "{error}");
+        assert!(!error.contains("it broke"), "that was before: {error}");
         let (held, _) = state.take_held().unwrap();
         assert_eq!(held.entries.len(), 1);
         assert!(state.take_held().is_none());

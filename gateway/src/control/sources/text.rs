@@ -35,6 +35,11 @@ impl Unread {
         Self { messages, more }
     }
 
+    /// Lines that are wrong.
+    pub(super) fn total(&self) -> u64 {
+        self.messages.len() as u64 + self.more
+    }
+
     /// Everything that is known, a line each.
     pub fn in_full(&self) -> impl Iterator<Item = String> {
         let more = (self.more > 0).then(|| format!("and {} more", lines(self.more)));
@@ -63,14 +68,14 @@ pub(super) fn file(input: impl BufRead, place: &str) -> Result<Entries, Unread> 
     }
 }
 
-/// The entries of a feed, and how many lines were left out. The error reads on after what the feed is called.
-pub(super) fn feed(input: impl BufRead) -> Result<(Entries, u64), String> {
+/// The entries of a feed, and the lines that were left out. The error reads on after what the feed is called.
+pub(super) fn feed(input: impl BufRead) -> Result<(Entries, Option<Unread>), String> {
     let read = read(input).map_err(|error| format!("cannot be read: {error}"))?;
     let bad = read.errors.total;
-    if bad * LINES_PER_BAD_ONE <= bad + read.lines {
-        return Ok((read.entries, bad));
-    }
     let unread = Unread::lines("line ", &read.errors);
+    if bad * LINES_PER_BAD_ONE <= bad + read.lines {
+        return Ok((read.entries, (bad > 0).then_some(unread)));
+    }
     Err(format!(
         "has {} that cannot be read, more than 1 in {LINES_PER_BAD_ONE}: {unread}",
         lines(bad)
@@ -139,7 +144,10 @@ mod tests {
     fn a_feed_may_have_one_bad_line_in_a_hundred() {
         let good: String = (0..99).map(|last| format!("192.0.2.{last}\n")).collect();
         let (entries, bad) = feed(format!("{good}?\n").as_bytes()).unwrap();
-        assert_eq!((entries.len(), bad), (99, 1));
+        let bad = bad.unwrap();
+        assert_eq!((entries.len(), bad.total()), (99, 1));
+        assert!(bad.to_string().starts_with("line 100: `?`"), "{bad}");
+        assert_eq!(feed(good.as_bytes()).unwrap().1, None);
         let error = feed(format!("{good}?\n?\n").as_bytes()).unwrap_err();
         assert!(error.starts_with("has 2 lines that cannot be read"), "{error}");
         assert!(error.contains("line 100: "), "{error}");

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::super::Args;
+use super::super::prefixes::{self, Lengths};
 use super::super::proxy::configs::Places;
 use super::super::proxy::load::{Load, Wrk};
 use super::super::proxy::origins::{self, BODY};
@@ -62,6 +63,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Far above what one worker can do.
 pub(super) const RATE: &str = "1000000/s";
 const CONSUMER: &str = "acme";
+/// Prefixes that a build by profile is trained with: fewer of a family than its tables hold by default.
+const LISTED: usize = 20_000;
+/// Tokens, where they are.
+const REMEMBERED: u32 = 10_000;
 /// What the service says when nobody is named to it.
 const NOBODY: &str = "|";
 
@@ -124,7 +129,42 @@ pub(super) enum Credential {
 }
 
 fn api_key(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
-    let policy = Policy {
+    bed.all_rounds(case, &with_key()?, report)
+}
+
+fn jwt_remembered(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
+    bed.all_rounds(case, &with_token(&tokens::es256()?, REMEMBERED), report)
+}
+
+fn jwt_es256(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
+    verified(bed, case, &tokens::es256()?, report)
+}
+
+fn jwt_rs256(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
+    verified(bed, case, &tokens::rs256()?, report)
+}
+
+/// Each time anew, beside the signature alone.
+fn verified(bed: &Bed, case: &str, token: &Token, report: &mut Report) -> anyhow::Result<()> {
+    let policy = with_token(token, 0);
+    for round in 1..=bed.rounds {
+        bed.round((case, round), &policy, report)?;
+        let ns = on_cpu(bed.run.cpus.subject, || token.signature_ns(bed.signatures))?;
+        report.round(case, SIGNATURE, round, &[(ADDED, rounded(ns / 1000.0))]);
+    }
+    Ok(())
+}
+
+fn limits(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
+    bed.all_rounds(case, &with_limits()?, report)
+}
+
+fn feedback(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
+    bed.all_rounds(case, &with_feedback()?, report)
+}
+
+fn with_key() -> anyhow::Result<Policy> {
+    Ok(Policy {
         sections: json!({
             "auth": {"partners": {"api_key": {"header": "X-API-Key"}}},
             "consumers": {CONSUMER: {"plan": "gold"}},
@@ -134,82 +174,83 @@ fn api_key(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
         credential: Credential::Key,
         told: format!("{CONSUMER}{NOBODY}"),
         is_limited: true,
-    };
-    (1..=bed.rounds).try_for_each(|round| bed.round((case, round), &policy, report))
+    })
 }
 
-fn jwt_remembered(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
-    jwt(bed, case, (&tokens::es256()?, 10_000), report)
-}
-
-fn jwt_es256(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
-    jwt(bed, case, (&tokens::es256()?, 0), report)
-}
-
-fn jwt_rs256(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
-    jwt(bed, case, (&tokens::rs256()?, 0), report)
-}
-
-fn jwt(
-    bed: &Bed,
-    case: &str,
-    (token, remember): (&Token, u32),
-    report: &mut Report,
-) -> anyhow::Result<()> {
+fn with_token(token: &Token, remember: u32) -> Policy {
     let jwt = json!({"pem": "key.pem", "audience": "api", "remember": remember});
-    let policy = Policy {
+    Policy {
         sections: json!({"auth": {"staff": {"jwt": jwt}}}),
         route: json!({"auth": "staff"}),
         credential: Credential::Token(token.text.clone(), token.pem.clone()),
         told: format!("{}|{}", tokens::CONSUMER, tokens::USER),
         is_limited: false,
-    };
-    for round in 1..=bed.rounds {
-        bed.round((case, round), &policy, report)?;
-        if remember == 0 {
-            let ns = on_cpu(bed.run.cpus.subject, || token.signature_ns(bed.signatures))?;
-            report.round(case, SIGNATURE, round, &[(ADDED, rounded(ns / 1000.0))]);
-        }
     }
-    Ok(())
 }
 
 /// Three that are all asked, on a route that is open to everybody.
-fn limits(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
+fn with_limits() -> anyhow::Result<Policy> {
     let limits = ["client_address", "route", "global"].map(|per| json!({"per": per, "rate": RATE}));
-    let policy = Policy {
+    Ok(Policy {
         sections: json!({}),
         route: json!({"limits": limits}),
         credential: Credential::Nothing,
         told: NOBODY.to_owned(),
         is_limited: true,
-    };
-    (1..=bed.rounds).try_for_each(|round| bed.round((case, round), &policy, report))
+    })
 }
 
 /// The default rules, and nothing that they would notice.
-fn feedback(bed: &Bed, case: &str, report: &mut Report) -> anyhow::Result<()> {
-    let policy = Policy {
+fn with_feedback() -> anyhow::Result<Policy> {
+    Ok(Policy {
         sections: json!({"feedback": {}}),
         route: json!({}),
         credential: Credential::Nothing,
         told: NOBODY.to_owned(),
         is_limited: false,
+    })
+}
+
+/// Loads an instrumented build with each policy, and with lists, and answers what it noted.
+pub(in crate::bench) fn train(binary: &Path, run: &Run) -> anyhow::Result<Vec<Vec<u8>>> {
+    provide_tools()?;
+    let bed = Bed { binary: binary.to_owned(), run: run.clone(), rounds: 1, signatures: 0 };
+    let policies: [fn() -> anyhow::Result<Policy>; 6] = [
+        with_key,
+        || Ok(with_token(&tokens::es256()?, REMEMBERED)),
+        || Ok(with_token(&tokens::es256()?, 0)),
+        || Ok(with_token(&tokens::rs256()?, 0)),
+        with_limits,
+        with_feedback,
+    ];
+    let train = |policy: fn() -> anyhow::Result<Policy>| {
+        let policy = policy()?;
+        let pair = Pair::start(&bed, &policy)?;
+        pair.check(&policy)?;
+        pair.load(&pair.with, run)?;
+        pair.import(&bed)?;
+        pair.into_profile()
     };
-    (1..=bed.rounds).try_for_each(|round| bed.round((case, round), &policy, report))
+    policies.into_iter().map(train).collect()
+}
+
+fn provide_tools() -> anyhow::Result<()> {
+    let is_root = nix::unistd::geteuid().is_root();
+    TOOLS.into_iter().try_for_each(|(program, package)| test::provide(program, package, is_root))
 }
 
 impl Bed {
     fn new(root: &Path, args: &Args) -> anyhow::Result<Self> {
-        let is_root = nix::unistd::geteuid().is_root();
-        for (program, package) in TOOLS {
-            test::provide(program, package, is_root)?;
-        }
+        provide_tools()?;
         let cpus = Cpus::find()?;
         let binary = args.gateway(root)?;
         let signatures = if args.quick { 2000 } else { 20_000 };
         let run = Run { cpus, seconds: seconds(args), interrupted: lab::watch_signals()? };
         Ok(Self { binary, run, rounds: args.rounds, signatures })
+    }
+
+    fn all_rounds(&self, case: &str, policy: &Policy, report: &mut Report) -> anyhow::Result<()> {
+        (1..=self.rounds).try_for_each(|round| self.round((case, round), policy, report))
     }
 
     /// One round: first the one, then the other.
@@ -269,10 +310,10 @@ impl Pair {
             fs::write(folder.path().join("key.pem"), pem)?;
         }
         let setting = Setting { folder: folder.path(), cpus: bed.run.cpus, binary: &bed.binary };
-        let behind = subjects::free_address()?;
+        let [behind] = subjects::free_addresses()?;
         let origin = setting.origin(behind)?;
         let start = |name: &'static str, policy: Option<&Policy>| {
-            let plain = subjects::free_address()?;
+            let [plain] = subjects::free_addresses()?;
             let config = config((folder.path(), name), [plain, behind], policy);
             setting.configured(name, Places { plain, tls: plain, h2c: plain }, &config)
         };
@@ -301,6 +342,26 @@ impl Pair {
     pub(super) fn in_turn(&self, round: u32) -> [&Subject; 2] {
         let Self { with, without, .. } = self;
         if round.is_multiple_of(2) { [with, without] } else { [without, with] }
+    }
+
+    /// A list, and a version of it in which one of a hundred differs.
+    fn import(&self, bed: &Bed) -> anyhow::Result<()> {
+        let prefixes = prefixes::random(Lengths::BothFamilies);
+        let prefixes = prefixes::distinct(prefixes, LISTED + LISTED / 100);
+        for version in prefixes.windows(LISTED).step_by(LISTED / 100) {
+            let file = self.folder.path().join("list.txt");
+            fs::write(&file, prefixes::lines(version))?;
+            let file = file.to_str().context("a path is not text")?;
+            cli(bed, self.folder.path(), &["deny", "import", file, "--list", "a", "--yes"])?;
+        }
+        Ok(())
+    }
+
+    /// Ends both and answers what the one with the policy noted of itself.
+    fn into_profile(self) -> anyhow::Result<Vec<u8>> {
+        let Self { with, without, _origin, folder, .. } = self;
+        drop((with, without));
+        subjects::profile(folder.path(), WITH)
     }
 
     /// A failed request is an error.
@@ -373,13 +434,20 @@ fn merge(into: &mut Value, more: &Value) {
 
 /// A key that the gateway with the policy has made.
 fn key(bed: &Bed, folder: &Path) -> anyhow::Result<String> {
-    let mut command = Command::new(&bed.binary);
-    command.arg("--config").arg(folder.join(format!("{WITH}.yaml")));
-    command.args(["keys", "create", "--consumer", CONSUMER, "--json"]);
-    let output = command.output()?;
-    ensure!(output.status.success(), "keys: {}", String::from_utf8_lossy(&output.stderr));
-    let made: Value = serde_json::from_slice(&output.stdout)?;
+    let made = cli(bed, folder, &["keys", "create", "--consumer", CONSUMER, "--json"])?;
+    let made: Value = serde_json::from_slice(&made)?;
     Ok(made.get("key").and_then(Value::as_str).context("no key was made")?.to_owned())
+}
+
+/// What a verb says of the gateway with the policy.
+fn cli(bed: &Bed, folder: &Path, arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
+    let mut command = Command::new(&bed.binary);
+    command.arg("--config").arg(folder.join(format!("{WITH}.yaml"))).args(arguments);
+    // Also of a build that counts.
+    let output = command.env("LLVM_PROFILE_FILE", folder.join("cli.profile")).output()?;
+    let verb = arguments.first().copied().unwrap_or_default();
+    ensure!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
 }
 
 /// Does it on a thread that stays on this CPU, and so does what it starts.

@@ -58,7 +58,7 @@ fn measure(bed: &Bed, (case, round): (&str, u32), report: &mut Report) -> anyhow
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
     let setting = Setting { folder: folder.path(), cpus: bed.run.cpus, binary: &bed.binary };
     let start = |name: &'static str| {
-        let plain = subjects::free_address()?;
+        let [plain] = subjects::free_addresses()?;
         let config = config((folder.path(), name), [plain, redis.address], limit);
         setting.configured(name, Places { plain, tls: plain, h2c: plain }, &config)
     };

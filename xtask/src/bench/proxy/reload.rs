@@ -22,6 +22,7 @@ pub(super) fn measure(
     mut tell: impl FnMut(&'static str, &[(&'static str, f64)]),
 ) -> anyhow::Result<()> {
     let subject = field.many_routes()?;
+    field.write_many_routes()?;
     let longer = Run { seconds: run.seconds + 2, ..run.clone() };
     for (name, reloads) in [(WITHOUT, false), (GATEWAY, true)] {
         let (load, took) = std::thread::scope(|scope| -> anyhow::Result<_> {

@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -31,7 +31,6 @@ pub(super) const TEN_ROUTES: &str = "gateway-ten-routes";
 /// Ours, with ten thousand routes.
 pub(super) const MANY_ROUTES: &str = "gateway-many-routes";
 const RELAY: &str = "haproxy-tcp";
-const PROFILE: &str = "profile";
 
 const START: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(15);
@@ -40,7 +39,7 @@ const END: Duration = Duration::from_secs(15);
 pub(super) struct Field {
     /// In the order of the first round.
     pub(super) subjects: Vec<Subject>,
-    binary: std::path::PathBuf,
+    binary: PathBuf,
     /// These end after the subjects.
     _origins: [Running; 2],
     folder: TempDir,
@@ -91,8 +90,7 @@ impl Field {
         // As root, workers run as users who must still reach it.
         fs::set_permissions(&folder, Permissions::from_mode(0o755))?;
         configs::certificate(folder.path())?;
-        let origin = free_address()?;
-        let grpc = free_address()?;
+        let [origin, grpc] = free_addresses()?;
         let setting = Setting { folder: folder.path(), cpus, binary };
         let origins = [setting.origin(origin)?, setting.grpc_origin(grpc)?];
         let behind = configs::Origins { origin, grpc, echo: origins::echo(cpus.rest)? };
@@ -116,22 +114,31 @@ impl Field {
         self.subjects.iter().find(|subject| subject.name == MANY_ROUTES).context("no such gateway")
     }
 
-    /// Lets it read forty thousand.
-    pub(super) fn reload_many_routes(&self) -> anyhow::Result<()> {
-        let file = self.folder.path().join(format!("{MANY_ROUTES}.yaml"));
+    /// Gives it forty thousand to read.
+    pub(super) fn write_many_routes(&self) -> anyhow::Result<()> {
+        let file = self.many_routes_file();
         let config: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
         let config = configs::with_routes(config, 40_000);
-        fs::write(&file, serde_json::to_string_pretty(&config)?)?;
+        Ok(fs::write(&file, serde_json::to_string_pretty(&config)?)?)
+    }
+
+    /// Lets it read them.
+    pub(super) fn reload_many_routes(&self) -> anyhow::Result<()> {
         let mut command = Command::new(&self.binary);
-        let output = command.arg("--config").arg(&file).arg("reload").output()?;
+        command.arg("--config").arg(self.many_routes_file()).arg("reload");
+        let output = command.output()?;
         ensure!(output.status.success(), "reload: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
 
-    /// Ends the subjects and answers what the last of them noted of itself.
+    fn many_routes_file(&self) -> PathBuf {
+        self.folder.path().join(format!("{MANY_ROUTES}.yaml"))
+    }
+
+    /// Ends the subjects and answers what the gateway noted of itself.
     pub(super) fn into_profile(mut self) -> anyhow::Result<Vec<u8>> {
         self.subjects.clear();
-        Ok(fs::read(self.folder.path().join(PROFILE))?)
+        profile(self.folder.path(), GATEWAY)
     }
 
     /// Empties the access logs: they are written, and nobody reads them.
@@ -151,6 +158,17 @@ pub(in crate::bench) fn forget_logs(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What an instrumented build noted in a folder until it ended.
+pub(in crate::bench) fn profile(folder: &Path, name: &str) -> anyhow::Result<Vec<u8>> {
+    let profile = fs::read(folder.join(profile_name(name)))?;
+    ensure!(!profile.is_empty(), "the build that counts wrote nothing: did it end by itself?");
+    Ok(profile)
+}
+
+fn profile_name(name: &str) -> String {
+    format!("{name}.profile")
+}
+
 /// Where subjects are, and of which build.
 pub(in crate::bench) struct Setting<'a> {
     pub(in crate::bench) folder: &'a Path,
@@ -166,8 +184,8 @@ impl Setting<'_> {
         routes: usize,
     ) -> anyhow::Result<Subject> {
         // One listener speaks both without TLS.
-        let plain = free_address()?;
-        let places = Places { plain, tls: free_address()?, h2c: plain };
+        let [plain, tls] = free_addresses()?;
+        let places = Places { plain, tls, h2c: plain };
         let config = configs::gateway(name, self.folder, &places, behind);
         self.configured(name, places, &configs::with_routes(config, routes))
     }
@@ -182,7 +200,7 @@ impl Setting<'_> {
         let file = self.write(&format!("{name}.yaml"), &config.to_string())?;
         let mut command = pinned(self.cpus.subject, &self.binary.to_string_lossy());
         // A build that notes what it does writes that here when it ends; any other one does not look.
-        let profile = self.write(PROFILE, "")?;
+        let profile = self.write(&profile_name(name), "")?;
         fs::set_permissions(&profile, Permissions::from_mode(0o666))?;
         command.env("LLVM_PROFILE_FILE", profile);
         self.subject(name, places, command.arg("run").arg(file))
@@ -262,7 +280,7 @@ impl Setting<'_> {
             .with_context(|| format!("{name} said\n{}", log().unwrap_or_default()))
     }
 
-    fn write(&self, name: &str, text: &str) -> anyhow::Result<std::path::PathBuf> {
+    fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
         let path = self.folder.join(name);
         fs::write(&path, text)?;
         Ok(path)
@@ -276,7 +294,8 @@ impl Setting<'_> {
 
 impl Places {
     fn free() -> anyhow::Result<Self> {
-        Ok(Self { plain: free_address()?, tls: free_address()?, h2c: free_address()? })
+        let [plain, tls, h2c] = free_addresses()?;
+        Ok(Self { plain, tls, h2c })
     }
 }
 
@@ -416,9 +435,13 @@ pub(super) fn pinned(cpu: usize, program: &str) -> Command {
     command
 }
 
-/// One of loopback that nobody listens at.
-pub(in crate::bench) fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+/// Some of loopback that nobody listens at. All are held until the last is found, for one that is free again may be
+/// given out twice.
+pub(in crate::bench) fn free_addresses<const N: usize>() -> anyhow::Result<[SocketAddr; N]> {
+    let listen = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let held = (0..N).map(listen).collect::<Result<Vec<_>, _>>()?;
+    let addresses = held.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+    addresses.try_into().map_err(|_| anyhow::anyhow!("not {N} free addresses"))
 }
 
 fn answering(address: SocketAddr) -> anyhow::Result<()> {
