@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -798,7 +798,7 @@ fn events_pass_one_by_one() -> Result {
     let site = Site::new()?;
     let listener = site.enter(|| TcpListener::bind("127.0.0.1:0"))??;
     let address = listener.local_addr()?;
-    let (next, wanted) = channel();
+    let (next, wanted) = sync_channel(1);
     // It ends with the sender.
     std::thread::spawn(move || -> Result {
         let (mut stream, _) = listener.accept()?;
