@@ -1,9 +1,12 @@
 //! Where a test of the user-space door runs: as root a network namespace of its own, otherwise free ports of the
 //! loopback interface.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
+
+use anyhow::Context;
+use socket2::{Domain, Socket, Type};
 
 use crate::Result;
 use crate::client::Client;
@@ -35,9 +38,15 @@ impl Site {
         }
     }
 
-    /// An address that nobody listens on.
+    /// An address that nobody listens on. Nobody has to find it: a socket that listened would live on for a moment in a
+    /// process that another test is just starting, and be in the way of whoever is to listen there.
     pub fn free_address(&self) -> Result<SocketAddr> {
-        Ok(self.enter(|| TcpListener::bind("127.0.0.1:0"))??.local_addr()?)
+        self.enter(|| -> Result<SocketAddr> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+            socket.local_addr()?.as_socket().context("not an address")
+        })?
     }
 
     /// A service that follows `script`.

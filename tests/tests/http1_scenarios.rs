@@ -171,6 +171,19 @@ fn assert_refused(answer: &str, status: u16, what: &dyn std::fmt::Debug) {
 }
 
 #[test]
+fn wrk_without_one_failure() -> Result {
+    let site = Site::new()?;
+    let service = Service::answering(&site, OK)?;
+    let setting = Setting::new(&site, &service, json!({}))?;
+    let url = format!("http://{}/", setting.listen);
+    let output = site.run("wrk", &["-t", "1", "-c", "16", "-d", "1s", &url])?;
+    let report = String::from_utf8(output.stdout)?;
+    assert!(report.contains("requests in "), "{report}");
+    assert!(!report.contains("Socket errors") && !report.contains("Non-2xx"), "{report}");
+    Ok(())
+}
+
+#[test]
 fn a_head_that_could_be_read_in_two_ways_reaches_no_service() -> Result {
     let site = Site::new()?;
     let service = Service::answering(&site, OK)?;
@@ -505,6 +518,27 @@ fn an_old_client_gets_what_it_understands() -> Result {
 }
 
 #[test]
+fn an_old_service_is_understood() -> Result {
+    let site = Site::new()?;
+    let service = Service::start(&site, |connection| {
+        while connection.request()?.contains("/kept") {
+            let head = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 4\r\n\r\n";
+            connection.send(&[head, b"kept".as_slice()].concat())?;
+        }
+        connection.send(b"HTTP/1.0 200 OK\r\n\r\nuntil the end")
+    })?;
+    let setting = Setting::new(&site, &service, json!({}))?;
+    let mut client = setting.connect()?;
+    for (path, body) in [("/kept", "kept"), ("/kept", "kept"), ("/", "until the end")] {
+        let answer = client.get(path)?;
+        assert_eq!((answer.text().as_str(), answer.header("connection")), (body, None), "{path}");
+    }
+    assert_eq!(client.get("/kept")?.text(), "kept");
+    assert_eq!(service.seen().len(), 2, "a connection is kept as long as the service says so");
+    Ok(())
+}
+
+#[test]
 fn an_answer_may_come_before_the_body_was_read() -> Result {
     let site = Site::new()?;
     let service = Service::start(&site, |connection| {
@@ -522,6 +556,54 @@ fn an_answer_may_come_before_the_body_was_read() -> Result {
     // What comes now is the rest of a body, and no request.
     client.send(SMUGGLED.as_bytes()).ok();
     assert_eq!(client.read_to_end()?, b"");
+    Ok(())
+}
+
+#[test]
+fn what_is_left_of_a_body_is_nobodys_request() -> Result {
+    let site = Site::new()?;
+    // The first is answered before its body is there, and the connection stays open.
+    let service = Service::start(&site, |connection| {
+        while !connection.request()?.contains("/first") {
+            connection.send(OK)?;
+        }
+        connection.send(OK)?;
+        connection.hang();
+        Ok(())
+    })?;
+    let setting = Setting::new(&site, &service, json!({}))?;
+    let length = SMUGGLED.len();
+    let (begin, rest) = SMUGGLED.split_at(length / 2);
+    let mut client = setting.connect()?;
+    let head = format!("POST /first HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+    client.send(format!("{head}{begin}").as_bytes())?;
+    let answer = client.receive()?;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    client.send(rest.as_bytes()).ok();
+    assert_eq!(setting.connect()?.get("/next")?.status, 200);
+    let seen = service.seen();
+    assert_eq!(seen.len(), 2, "a connection that waits for a body takes no request: {seen:?}");
+    let (_, body) = seen[0].split_once("\r\n\r\n").context("no head")?;
+    assert!(SMUGGLED.starts_with(body), "{seen:?}");
+    assert!(seen[1].starts_with("GET /next "), "{seen:?}");
+
+    // What the gateway answers itself, too.
+    for framing in [
+        format!("Content-Length: {length}\r\n\r\n{SMUGGLED}"),
+        format!("Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{SMUGGLED}\r\n0\r\n\r\n"),
+        format!("Content-Length: 5000\r\n\r\n{SMUGGLED}"),
+    ] {
+        let mut client = setting.connect()?;
+        client.send(format!("POST /a//b HTTP/1.1\r\nHost: h\r\n{framing}").as_bytes())?;
+        let refused = client.receive()?;
+        assert_eq!(refused.status, 400);
+        if refused.header("connection").is_none() {
+            assert_eq!(client.get("/next")?.status, 200, "{framing}");
+        }
+        drop(client.read_to_end());
+    }
+    let seen = service.seen();
+    assert!(seen.iter().skip(1).all(|seen| !seen.contains("smuggled")), "{seen:?}");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -413,6 +414,92 @@ fn a_head_larger_than_bounded_is_refused() -> Result {
 }
 
 #[test]
+fn a_target_is_held_to_what_it_is_over_http1() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let bounds = json!({"target_bytes": "1KiB"});
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), bounds)?;
+    let mut client = connect(&site, listen, &[])?;
+    let (most, long) = (format!("/{}", "x".repeat(1023)), format!("/{}", "x".repeat(1024)));
+    for (stream, path, status) in
+        [(1, &*most, 200), (3, &*long, 414), (5, "/\u{e9}", 400), (7, "/?\u{e9}", 400)]
+    {
+        client.frames(&[Frame::get(stream, path)])?;
+        if status == 200 {
+            assert!(client.is_fine(stream)?);
+            continue;
+        }
+        let is_told = |frame: &Frame| frame.stream == stream && frame.kind == kind::DATA;
+        let problem: Value = serde_json::from_slice(&client.wait(is_told)?.payload)?;
+        assert_eq!(problem["status"], json!(status), "{path}");
+    }
+    let seen = origin.requests();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    let errors = &gateway.status()?["proxy"]["requests"]["errors"];
+    let counted = (&errors["target_too_long"], &errors["bad_request"]);
+    assert_eq!(counted, (&json!(1), &json!(2)), "{errors}");
+    Ok(())
+}
+
+#[test]
+fn only_who_is_believed_may_have_ended_tls() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let (gateway, listen) = gateway(&site, &origin.address.to_string(), json!({}))?;
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(gateway.config())?)?;
+    config["trusted_proxies"] = json!(["127.0.0.2"]);
+    gateway.write_config(config)?;
+    gateway.cli(&["reload"])?.ok()?;
+    let mut fields = request("GET", "/");
+    fields[1] = (":scheme", "https");
+    for (source, is_believed) in [("127.0.0.1", false), ("127.0.0.2", true)] {
+        let mut client =
+            site.enter(|| Http2::connect_from(source.parse()?, listen, &[], PATIENCE))??;
+        client.frames(&[Frame::headers(1, true, &fields)])?;
+        assert_eq!(client.is_fine(1)?, is_believed, "{source}");
+    }
+    assert_eq!(origin.requests().len(), 1);
+    Ok(())
+}
+
+#[test]
+fn who_is_refused_is_never_told_to_continue() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(anything)?;
+    let bounds = json!({"body_bytes": "1KiB"});
+    let (_gateway, listen) = gateway(&site, &origin.address.to_string(), bounds)?;
+    let mut client = connect(&site, listen, &[])?;
+    let post = |path, expect, length| {
+        let fields = [("expect", expect), ("content-length", length)];
+        [&request("POST", path)[..], &fields].concat()
+    };
+    for (stream, path, expect, length) in [
+        (1, "/", "100-continue", "2000"),
+        (3, "/a/../b", "100-continue", "4"),
+        (5, "/", "something else", "4"),
+    ] {
+        client.frames(&[Frame::headers(stream, false, &post(path, expect, length))])?;
+        let mut heads = 0;
+        loop {
+            let frame = client.wait(|frame| frame.stream == stream)?;
+            heads += u32::from(frame.kind == kind::HEADERS);
+            if frame.ends_stream() {
+                break;
+            }
+        }
+        assert_eq!(heads, 1, "{path} {expect} {length}");
+    }
+    client.frames(&[Frame::headers(7, false, &post("/", "100-Continue", "4"))])?;
+    assert!(!client.is_fine(7)?, "leave comes first");
+    client.frames(&[Frame::new(kind::DATA, flag::END_STREAM, 7, *b"body")])?;
+    assert!(client.is_fine(7)?);
+    let seen = origin.requests();
+    let [seen] = seen.as_slice() else { panic!("{seen:?}") };
+    assert_eq!((&seen.body[..], seen.header("expect")), (&b"body"[..], None));
+    Ok(())
+}
+
+#[test]
 fn small_heads_that_grow_and_readers_that_do_not_read_hold_little_for_a_while() -> Result {
     let site = Site::new()?;
     let origin = site.origin(anything)?;
@@ -704,6 +791,36 @@ fn service_with_trailers(site: &Site) -> Result<(SocketAddr, Arc<Mutex<String>>)
         }
     });
     Ok((address, seen))
+}
+
+#[test]
+fn events_pass_one_by_one() -> Result {
+    let site = Site::new()?;
+    let listener = site.enter(|| TcpListener::bind("127.0.0.1:0"))??;
+    let address = listener.local_addr()?;
+    let (next, wanted) = sync_channel(1);
+    // It ends with the sender.
+    std::thread::spawn(move || -> Result {
+        let (mut stream, _) = listener.accept()?;
+        anyhow::ensure!(stream.read(&mut [0; 4096])? > 0, "closed");
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")?;
+        while wanted.recv().is_ok() {
+            stream.write_all(b"data: x\n\n")?;
+        }
+        Ok(())
+    });
+    let (_gateway, listen) = gateway(&site, &address.to_string(), json!({}))?;
+    let mut client = connect(&site, listen, &[])?;
+    client.frames(&[Frame::get(1, "/")])?;
+    assert!(client.is_fine(1)?, "the head waits for no event");
+    for _ in 0..5 {
+        next.send(())?;
+        let event = client.wait(|frame| frame.kind == kind::DATA)?;
+        assert_eq!(event.payload, b"data: x\n\n");
+    }
+    drop(next);
+    client.wait(Frame::ends_stream)?;
+    Ok(())
 }
 
 #[test]

@@ -279,6 +279,9 @@ fn a_service_gets_a_token_that_holds_by_the_published_keys_and_never_that_of_a_c
     let refused = ask("POST", path, "Content-Length: 0\r\n")?;
     assert_eq!((refused.status, refused.header("allow")), (405, Some("GET, HEAD")));
     assert!(origin.requests().is_empty(), "a service has seen what is for the gateway");
+    let (config, url) = (gateway.config().display().to_string(), format!("http://h{path}"));
+    let said = gateway.cli(&["explain", &config, "GET", &url, "--json"])?.ok()?.json()?;
+    assert_eq!((&said["status"], &said["route"]), (&json!(200), &Value::Null), "{said}");
     let keys: Value = serde_json::from_str(&keys.text())?;
 
     let forged = "X-Identity-Token: forged\r\nx_identity_token: forged\r\n";

@@ -413,3 +413,39 @@ fn a_trace_of_a_trusted_peer_is_continued_and_a_new_one_begins_for_others() -> R
     assert_eq!(sent, [text("traceparent", &format!("00-{}-{}-00", ids[0], ids[1]))]);
     gateway.stop()
 }
+
+#[test]
+fn b3_is_accepted_and_propagated_in_one_field_and_in_several() -> Result {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const SPAN: &str = "00f067aa0ba902b7";
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, "hello"))?;
+    let address = site.free_address()?;
+    let mut config = config(address, origin.address);
+    let formats = ["b3_multi", "w3c"];
+    config["tracing"] = json!({"propagate": formats, "trust": "everyone"});
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config)?;
+    gateway.start()?;
+    let mut client = site.connect(None, address)?;
+    for fields in [
+        format!("b3: {TRACE}-{SPAN}-1"),
+        format!("X-B3-TraceId: {TRACE}\r\nX-B3-SpanId: {SPAN}\r\nX-B3-Sampled: 1"),
+    ] {
+        client.send(format!("GET / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n").as_bytes())?;
+        assert_eq!(client.receive()?.status, 200);
+        let seen = origin.requests().pop().context("nothing was asked")?;
+        let span = seen.header("x-b3-spanid").context("no span")?;
+        assert!(span.len() == 16 && span != SPAN, "the hop is a span of its own: {span}");
+        let parent = format!("00-{TRACE}-{span}-01");
+        for (name, value) in [
+            ("x-b3-traceid", Some(TRACE)),
+            ("x-b3-parentspanid", Some(SPAN)),
+            ("x-b3-sampled", Some("1")),
+            ("traceparent", Some(&*parent)),
+            ("b3", None),
+        ] {
+            assert_eq!(seen.header(name), value, "{name} after {fields}");
+        }
+    }
+    gateway.stop()
+}

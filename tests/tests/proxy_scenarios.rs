@@ -78,7 +78,9 @@ fn the_service_sees_the_client_and_not_what_the_client_claims() -> Result {
     let mut client = site.connect(Some("127.0.0.3".parse()?), listen)?;
     client.send(
         b"POST /a HTTP/1.1\r\nhost: api.test\r\nx-forwarded-for: 192.0.2.1\r\n\
-          connection: x-secret, keep-alive\r\nx-secret: 1\r\ncontent-length: 4\r\n\r\nbody",
+          connection: x-secret, keep-alive, x-forwarded-for, X-Forwarded-Proto, x-request-id\r\n\
+          connection: host, authorization, content-length\r\nauthorization: a\r\nx-secret: 1\r\n\
+          content-length: 4\r\n\r\nbody",
     )?;
     let answer = client.receive()?;
     assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
@@ -89,6 +91,8 @@ fn the_service_sees_the_client_and_not_what_the_client_claims() -> Result {
     assert_eq!(request.header("host"), Some("api.test"));
     assert_eq!(request.header("x-secret"), None, "named in Connection: hop by hop");
     assert!(request.header("x-request-id").is_some());
+    assert_eq!(request.header("x-forwarded-proto"), Some("http"));
+    assert_eq!(request.header("authorization"), Some("a"), "for whoever is to verify it");
     assert_eq!(request.body, b"body");
     Ok(())
 }

@@ -305,7 +305,10 @@ fn the_budget_bounds_retries_when_everything_is_sick() -> Result {
     // One a second besides the share, ten seconds of them at once.
     let seconds = start.elapsed().as_secs() as usize + 1;
     assert!(retries <= REQUESTS / 5 + 10 + seconds, "{retries} in {seconds} s");
-    assert!(counted(&gateway, "/retries_refused/budget")? > 0);
+    let refused = counted(&gateway, "/retries_refused/budget")?;
+    let metrics = gateway.cli(&["metrics"])?.ok()?.stdout;
+    let series = "gateway_upstream_retries_refused_total{upstream=\"service\",reason=\"budget\"}";
+    assert!(refused > 0 && metrics.contains(&format!("{series} {refused}\n")), "{metrics}");
     Ok(())
 }
 

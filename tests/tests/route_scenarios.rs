@@ -150,6 +150,13 @@ fn what_can_be_read_in_two_ways_reaches_no_service() -> Result {
         "a\\b",
         "a?b",
         "a#b",
+        "api.test:80:80",
+        "api.test:65536",
+        ":80",
+        "[::1",
+        "[::1]:80:80",
+        "api.test,other.test",
+        "%61pi.test",
     ] {
         assert_eq!(site.ask("GET /a HTTP/1.1", &[&format!("Host: {host}")])?.status, 400, "{host}");
     }
@@ -358,5 +365,38 @@ routes: [{match: {path: /a, methods: [PUT]}, respond: {}}]
     gateway.cli(&["explain", config, "GET", "/a", "-H", "x"])?.refused(2, "Name: value")?;
     gateway.write_config_text("listen: [{address: 1}]\n")?;
     assert_eq!(gateway.cli(&["explain", config, "GET", "/a"])?.code, Some(2));
+    Ok(())
+}
+
+#[test]
+fn explain_knows_what_a_listener_does_before_any_route() -> Result {
+    let gateway = Gateway::embedded(None)?;
+    gateway.write_config_text(
+        "listen:
+  - {address: 0.0.0.0:80, redirect: https}
+  - {address: 127.0.0.1:8080}
+  - address: 0.0.0.0:443
+    tls: {certificates: [{cert: a.pem, key: a.key}], min_version: '1.3', hsts: {max_age: 1d}}
+routes: [{match: {path: /a}, respond: {}}]
+",
+    )?;
+    let ask = |method: &str, url: &str| explain(&gateway, &gateway.config(), &[method, url]);
+    for (method, status) in [("GET", 301), ("POST", 308)] {
+        let found = ask(method, "http://h/a?b")?;
+        assert_eq!((&found["outcome"], &found["status"]), (&json!("redirect"), &json!(status)));
+        assert_eq!(found["detail"], json!("to https://h/a?b, by its listener"));
+        assert_eq!((&found["route"], &found["routes"]), (&Value::Null, &json!([])), "{found}");
+    }
+    for (url, listener) in [
+        ("http://h:8080/a", "127.0.0.1:8080"),
+        ("https://h/a", "0.0.0.0:443, TLS 1.3, HSTS max-age=86400"),
+        ("https://h:8443/a", "0.0.0.0:443, TLS 1.3, HSTS max-age=86400"),
+    ] {
+        let found = ask("GET", url)?;
+        assert_eq!(found["outcome"], json!("respond"), "{url}");
+        let policies = found["policies"].as_array().context("no policies")?;
+        let shown: Vec<_> = policies.iter().filter(|one| one["name"] == json!("listen")).collect();
+        assert_eq!(shown, [&json!({"name": "listen", "value": listener})], "{url}");
+    }
     Ok(())
 }

@@ -411,6 +411,29 @@ fn a_session_of_a_door_without_certificates_opens_none_that_wants_them() -> Resu
 }
 
 #[test]
+fn sessions_are_not_resumed_where_tickets_are_off() -> Result {
+    let (site, authority) = (Site::new()?, Authority::new()?);
+    let server = authority.issue("server", &["api.test"])?;
+    let listen = site.free_address()?;
+    let tls = json!({"certificates": [server.json()], "session_tickets": false});
+    let mut gateway = Gateway::unprivileged(site.namespace.as_ref(), config(listen, tls, "echo"))?;
+    gateway.start()?;
+    for version in ["-tls1_3", "-tls1_2"] {
+        let session = authority.folder().join(version);
+        let first = openssl(&site, listen, &format!("{version} -sess_out {}", session.display()))?;
+        assert!(first.contains("New, TLSv1"), "{first}");
+        // Without a ticket openssl may have nothing to keep.
+        if session.exists() {
+            let again = format!("{version} -sess_in {}", session.display());
+            let again = openssl(&site, listen, &again)?;
+            assert!(again.contains("New, TLSv1"), "{again}");
+        }
+    }
+    assert_eq!(counter(&gateway, "/handshakes/done/resumed")?, 0);
+    Ok(())
+}
+
+#[test]
 fn services_are_talked_to_over_tls_and_only_those_that_prove_who_they_are() -> Result {
     let (site, authority, strangers) = (Site::new()?, Authority::new()?, Authority::new()?);
     let server = authority.issue("service", &["users.internal"])?;

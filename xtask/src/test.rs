@@ -13,12 +13,13 @@ use crate::process;
 const KERNEL: &str = "kernel_";
 
 /// What the tests call, and the Debian package that has it.
-const TOOLS: [(&str, &str); 10] = [
+const TOOLS: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("strace", "strace"),
     ("curl", "curl"),
     ("h2load", "nghttp2-client"),
     ("nghttpd", "nghttp2-server"),
+    ("wrk", "wrk"),
     ("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio"),
     ("systemd-analyze", "systemd"),
     ("chromium", "chromium"),

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod reference;
+
 /// A file that is wrong in every way at once.
 const BAD: &str = include_str!("tests/bad.yaml");
 /// What is said about it.

@@ -21,6 +21,7 @@ use crate::kernel::counters::{Count, origins};
 use crate::kernel::tables::TablesError;
 use crate::limit::Limits;
 use crate::observe::prometheus::{Family, Page};
+use crate::observe::resilience;
 use crate::observe::traffic::{OTHER, Sum};
 use crate::observe::{ByName, CLASSES, Snapshot};
 use crate::rules::list::Kind;
@@ -71,6 +72,8 @@ pub(super) fn page(
     proxy.feedback.page(&mut page);
     traffic(&mut page, &ROUTE, &by_name.routes);
     traffic(&mut page, &UPSTREAM, &by_name.upstreams);
+    let upstreams = by_name.upstreams.iter().map(|(name, sum)| (name.as_str(), sum.resilience));
+    resilience::page(&mut page, &upstreams.collect::<Vec<_>>());
     guards::page(&mut page, &status.guards);
     views::page(&mut page, &status.upstreams);
     page.text()
@@ -202,7 +205,6 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .only(proxy.upstream.opened);
     let help = "Requests that found a connection to their endpoint.";
     page.counter("gateway_upstream_connections_reused_total", help).only(proxy.upstream.reused);
-    proxy.upstream.resilience.page(page);
 }
 
 fn requests(page: &mut Page, proxy: &Snapshot) {

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::base::error::Kind;
+use resilience::Counts;
 use traffic::{Series, Sum, Table};
 
 /// Why a connection was closed before any request was read from it.
@@ -189,8 +190,6 @@ pub struct Counters {
     pub log_lines: Counter,
     /// Lines that were dropped because too many waited to be written.
     pub log_lines_dropped: Counter,
-    /// What was done about services that are sick.
-    pub resilience: resilience::Resilience,
     /// What clients did that may count against them.
     pub signals: signals::Signals,
     /// Bytes read from clients.
@@ -296,6 +295,10 @@ impl Registry {
         for block in self.blocks.iter() {
             sum.add(block);
         }
+        let mut resilience = Counts::default();
+        let upstreams = self.with_tables(|tables| tables.upstreams.sums());
+        upstreams.iter().for_each(|(_, upstream)| resilience.merge(&upstream.resilience));
+        sum.upstream.resilience = resilience.by_name();
         sum
     }
 
@@ -389,9 +392,9 @@ pub struct Upstream {
     pub opened: u64,
     /// Found in the pool instead.
     pub reused: u64,
-    /// What was done about services that are sick.
+    /// What was done about services that are sick: what it was, then why or with which result.
     #[serde(flatten)]
-    pub resilience: resilience::Snapshot,
+    pub resilience: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
 }
 
 /// Lines of the access log.
@@ -444,7 +447,6 @@ impl Snapshot {
         self.upstream.reused += block.upstream_connections_reused.value();
         self.access_log.lines += block.log_lines.value();
         self.access_log.lost_queue_full += block.log_lines_dropped.value();
-        self.upstream.resilience.add(&block.resilience);
         self.feedback.add(&block.signals);
         self.bytes_received += block.bytes_received.value();
         self.bytes_sent += block.bytes_sent.value();

@@ -1,8 +1,6 @@
-//! What is done about services that are sick, counted.
+//! What is done about services that are sick, counted by upstream.
 
 use std::collections::BTreeMap;
-
-use serde::Serialize;
 
 use super::Counter;
 use super::prometheus::Page;
@@ -62,104 +60,151 @@ pub enum NoHedge {
     Endpoint,
 }
 
-const HEDGES: [&str; 4] = ["won", "lost", "failed", "abandoned"];
-const NO_HEDGES: [&str; 3] = ["budget", "concurrency", "endpoint"];
-const AGAIN: [&str; 4] = ["connect_failure", "reset", "timeout", "status"];
-const NOT_AGAIN: [&str; 3] = ["budget", "deadline", "body"];
-
-/// What one worker counts.
-#[derive(Debug, Default)]
-pub struct Resilience {
-    retries: [Counter; AGAIN.len()],
-    retries_refused: [Counter; NOT_AGAIN.len()],
-    hedges: [Counter; HEDGES.len()],
-    hedges_refused: [Counter; NO_HEDGES.len()],
+/// One of the four things that are counted.
+struct Family {
+    /// As `gateway status` calls it.
+    key: &'static str,
+    metric: &'static str,
+    help: &'static str,
+    /// What tells its counters apart, and their values of that.
+    label: &'static str,
+    values: &'static [&'static str],
 }
+
+const HEDGES: [&str; 4] = ["won", "lost", "failed", "abandoned"];
+
+const FAMILIES: [Family; 4] = [
+    Family {
+        key: "retries",
+        metric: "gateway_upstream_retries_total",
+        help: "Requests that were sent once more, by reason.",
+        label: "reason",
+        values: &["connect_failure", "reset", "timeout", "status"],
+    },
+    Family {
+        key: "retries_refused",
+        metric: "gateway_upstream_retries_refused_total",
+        help: "Requests that were not sent once more though they might have been, by reason.",
+        label: "reason",
+        values: &["budget", "deadline", "body"],
+    },
+    Family {
+        key: "hedges",
+        metric: "gateway_upstream_hedges_total",
+        help: "Requests that were sent to a second endpoint beside the first, by result.",
+        label: "result",
+        values: &HEDGES,
+    },
+    Family {
+        key: "hedges_refused",
+        metric: "gateway_upstream_hedges_refused_total",
+        help: "Requests that were not though it was time for it, by reason.",
+        label: "reason",
+        values: &["budget", "concurrency", "endpoint"],
+    },
+];
+
+/// Values of all families.
+const COUNTERS: usize = 14;
+
+/// What one worker counts of one upstream.
+#[derive(Debug, Default)]
+pub struct Resilience([Counter; COUNTERS]);
 
 impl Resilience {
     /// A request is sent once more.
     pub fn again(&self, reason: Again) {
-        if let Some(counter) = self.retries.get(reason as usize) {
-            counter.add(1);
-        }
-    }
-
-    /// A request was sent to a second endpoint beside the first.
-    pub fn hedge(&self, result: Hedge) {
-        if let Some(counter) = self.hedges.get(result as usize) {
-            counter.add(1);
-        }
-    }
-
-    /// A request was not.
-    pub fn no_hedge(&self, reason: NoHedge) {
-        if let Some(counter) = self.hedges_refused.get(reason as usize) {
-            counter.add(1);
-        }
+        self.add(0, reason as usize);
     }
 
     /// A request is not sent once more.
     pub fn not_again(&self, reason: NotAgain) {
-        if let Some(counter) = self.retries_refused.get(reason as usize) {
+        self.add(1, reason as usize);
+    }
+
+    /// A request was sent to a second endpoint beside the first.
+    pub fn hedge(&self, result: Hedge) {
+        self.add(2, result as usize);
+    }
+
+    /// A request was not.
+    pub fn no_hedge(&self, reason: NoHedge) {
+        self.add(3, reason as usize);
+    }
+
+    fn add(&self, family: usize, value: usize) {
+        let before: usize = FAMILIES.iter().take(family).map(|family| family.values.len()).sum();
+        if let Some(counter) = self.0.get(before + value) {
             counter.add(1);
         }
     }
 }
 
 /// What all workers counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Snapshot {
-    /// Requests that were sent once more, by reason.
-    pub retries: BTreeMap<&'static str, u64>,
-    /// Those that were not, by reason.
-    pub retries_refused: BTreeMap<&'static str, u64>,
-    /// Requests that were sent to a second endpoint beside the first, by what came of that.
-    pub hedges: BTreeMap<&'static str, u64>,
-    /// Those that were not though it was time for it, by reason.
-    pub hedges_refused: BTreeMap<&'static str, u64>,
-}
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts([u64; COUNTERS]);
 
-impl Snapshot {
+impl Counts {
     pub(super) fn add(&mut self, block: &Resilience) {
-        add(&mut self.retries, AGAIN, &block.retries);
-        add(&mut self.retries_refused, NOT_AGAIN, &block.retries_refused);
-        add(&mut self.hedges, HEDGES, &block.hedges);
-        add(&mut self.hedges_refused, NO_HEDGES, &block.hedges_refused);
+        self.0.iter_mut().zip(&block.0).for_each(|(sum, counter)| *sum += counter.value());
     }
 
-    /// The same as metrics.
-    pub fn page(&self, page: &mut Page) {
-        let help = "Requests that were sent once more, by reason.";
-        samples(page, ("gateway_upstream_retries_total", help), "reason", &self.retries);
-        let help = "Requests that were not sent once more though they might have been, by reason.";
-        let name = "gateway_upstream_retries_refused_total";
-        samples(page, (name, help), "reason", &self.retries_refused);
-        let help = "Requests that were sent to a second endpoint beside the first, by result.";
-        samples(page, ("gateway_upstream_hedges_total", help), "result", &self.hedges);
-        let help = "Requests that were not though it was time for it, by reason.";
-        let name = "gateway_upstream_hedges_refused_total";
-        samples(page, (name, help), "reason", &self.hedges_refused);
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(sum, count)| *sum += count);
     }
-}
 
-fn add<const N: usize>(
-    sum: &mut BTreeMap<&'static str, u64>,
-    names: [&'static str; N],
-    counters: &[Counter; N],
-) {
-    for (name, counter) in names.into_iter().zip(counters) {
-        *sum.entry(name).or_default() += counter.value();
+    /// As `gateway status` shows it: by what was counted, then by reason or result.
+    pub fn by_name(&self) -> BTreeMap<&'static str, BTreeMap<&'static str, u64>> {
+        let counts =
+            |index: usize| FAMILIES.get(index).map(|it| (it.key, self.of(index).collect()));
+        (0..FAMILIES.len()).filter_map(counts).collect()
+    }
+
+    fn of(&self, family: usize) -> impl Iterator<Item = (&'static str, u64)> {
+        let before = FAMILIES.iter().take(family).map(|family| family.values.len()).sum();
+        let values = FAMILIES.get(family).map_or(&[][..], |family| family.values);
+        values.iter().copied().zip(self.0.into_iter().skip(before))
     }
 }
 
-fn samples(
-    page: &mut Page,
-    (name, help): (&'static str, &'static str),
-    label: &'static str,
-    counts: &BTreeMap<&'static str, u64>,
-) {
-    let mut family = page.counter(name, help);
-    for (value, count) in counts {
-        family.with(&[(label, value)], *count);
+/// What was counted of each upstream, as metrics.
+pub fn page(page: &mut Page, upstreams: &[(&str, Counts)]) {
+    for (index, family) in FAMILIES.iter().enumerate() {
+        let mut samples = page.counter(family.metric, family.help);
+        for (upstream, counts) in upstreams {
+            for (value, count) in counts.of(index) {
+                samples.with(&[("upstream", *upstream), (family.label, value)], count);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_counted_under_its_name() {
+        let (one, other) = (Resilience::default(), Resilience::default());
+        one.again(Again::ConnectFailure);
+        one.not_again(NotAgain::Body);
+        one.hedge(Hedge::Abandoned);
+        one.no_hedge(NoHedge::Endpoint);
+        other.no_hedge(NoHedge::Endpoint);
+        let [mut counts, mut more] = [Counts::default(); 2];
+        counts.add(&one);
+        more.add(&other);
+        counts.merge(&more);
+        let found = counts.by_name().into_iter().flat_map(|(key, counts)| {
+            counts.into_iter().filter(|(_, n)| *n > 0).map(move |(value, n)| (key, value, n))
+        });
+        let expected = [
+            ("hedges", "abandoned", 1),
+            ("hedges_refused", "endpoint", 2),
+            ("retries", "connect_failure", 1),
+            ("retries_refused", "body", 1),
+        ];
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+        assert_eq!(FAMILIES.iter().map(|family| family.values.len()).sum::<usize>(), COUNTERS);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::histogram::{Durations, Histogram};
+use super::resilience::{Counts, Resilience};
 use super::{CLASSES, Counter};
 use crate::base::error::Kind;
 
@@ -24,6 +25,8 @@ pub struct Traffic {
     request_bytes: Counter,
     response_bytes: Counter,
     durations: Histogram,
+    /// What was done because it was sick, of an upstream.
+    pub resilience: Resilience,
 }
 
 /// How a request ended.
@@ -159,6 +162,8 @@ pub struct Sum {
     pub response_bytes: u64,
     /// How long it took.
     pub durations: Durations,
+    /// What was done because it was sick, of an upstream.
+    pub resilience: Counts,
 }
 
 impl Sum {
@@ -168,14 +173,14 @@ impl Sum {
     }
 
     fn add(&mut self, block: &Traffic) {
-        let Traffic { statuses, abandoned, errors, request_bytes, response_bytes, durations } =
-            block;
+        let Traffic { statuses, abandoned, errors, request_bytes, response_bytes, .. } = block;
         add_each(&mut self.statuses, statuses.iter().map(Counter::value));
         add_each(&mut self.errors, errors.iter().map(Counter::value));
         self.abandoned += abandoned.value();
         self.request_bytes += request_bytes.value();
         self.response_bytes += response_bytes.value();
-        self.durations.add(durations);
+        self.durations.add(&block.durations);
+        self.resilience.add(&block.resilience);
     }
 
     fn merge(&mut self, other: &Self) {
@@ -185,6 +190,7 @@ impl Sum {
         self.request_bytes += other.request_bytes;
         self.response_bytes += other.response_bytes;
         self.durations.merge(&other.durations);
+        self.resilience.merge(&other.resilience);
     }
 }
 

@@ -125,7 +125,9 @@ impl Exchange<'_> {
         let Current { snapshot, .. } = &**self.current;
         let body = Unread::new(body, self.deadline);
 
-        target::normalise(head, self.connection.scheme())?;
+        // Who is believed may have ended TLS before us.
+        let scheme = (!self.peer_is_trusted).then_some(self.connection.scheme());
+        target::normalise(head, scheme)?;
         let client = self.client(head)?;
         if let Some(response) = self.before_routes(head)? {
             self.deadline.refused();
@@ -244,6 +246,8 @@ impl Exchange<'_> {
         self.account.sent_to(index);
         let upstream = snapshot.upstreams.get(index).zip(views.get(index)).zip(locals.get(index));
         let ((upstream, view), local) = upstream.ok_or(Kind::NoRoute)?;
+        let series = snapshot.upstream_series.get(index);
+        let traffic = series.and_then(|it| it.of(self.connection.worker.counters.worker));
         let caller = admitted.authorized().identity().and_then(|identity| identity.name());
         let key = upstream.key(head, (client.ip(), caller));
         let way = Way {
@@ -254,6 +258,7 @@ impl Exchange<'_> {
             priority: route.priority,
             timeouts: &forward.timeouts,
             admitted: &admitted,
+            resilience: &traffic.ok_or(Kind::NoRoute)?.resilience,
         };
         let response = match self.connection.worker.client.send(&way, head, body).await {
             Ok((response, permit)) => {

@@ -1,6 +1,8 @@
 //! What a request is for: one host and one path, the same for the route, the rules and the service. Where the request
 //! leaves room for two readings it is refused.
 
+use std::net::Ipv6Addr;
+
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue, LOCATION};
 use http::request::Parts;
@@ -12,9 +14,9 @@ use crate::base::path::{Path, Reading};
 use crate::http::headers::value;
 use crate::route::{Ask, Refused, Routed, Table};
 
-/// Leaves the target in origin form and exactly one `Host`, or says what is wrong with them. `scheme` is what the
-/// connection speaks.
-pub fn normalise(head: &mut Parts, scheme: &str) -> Result<(), Error> {
+/// Leaves the target in origin form and exactly one `Host`, or says what is wrong with them. `scheme` is the only one
+/// that the target may have; `None` where it may have any.
+pub fn normalise(head: &mut Parts, scheme: Option<&str>) -> Result<(), Error> {
     if head.method == Method::CONNECT {
         return Err(Error::new(Kind::NotImplemented, "tunnels (CONNECT) are not supported"));
     }
@@ -36,8 +38,8 @@ pub fn host(head: &Parts) -> Option<&str> {
     (!host.is_empty()).then_some(host)
 }
 
-/// The answer that sends a client to the same place over https, at `port`.
-pub(super) fn redirect(head: &Parts, port: u16) -> Result<Response<Bytes>, Error> {
+/// The answer that sends a client to the same place over https, at `port`. It is an error if nobody says which host.
+pub fn redirect(head: &Parts, port: u16) -> Result<Response<Bytes>, Error> {
     let host = host(head).ok_or(Error::new(Kind::BadRequest, "the header Host is missing"))?;
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let location = match port {
@@ -97,7 +99,7 @@ fn check_host(head: &mut Parts) -> Result<(), Error> {
     let bad = |detail| Err(Error::new(Kind::BadRequest, detail));
     let mut hosts = head.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) if host.as_bytes().iter().all(|byte| may_be_in_host(*byte)) => Ok(()),
+        (Some(host), None) if host.to_str().is_ok_and(is_host) => Ok(()),
         (Some(_), None) => bad("the header Host is no host"),
         (Some(_), Some(_)) => bad("the header Host is there more than once"),
         // HTTP/1.0 did without; the service is asked by HTTP/1.1, which has an empty one for that.
@@ -109,20 +111,37 @@ fn check_host(head: &mut Parts) -> Result<(), Error> {
     }
 }
 
-/// Unreserved characters and delimiters of a name, brackets and colons of an address; no user, path or query.
-fn may_be_in_host(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
+/// Whether a text is a name or an address with at most one port (RFC 9110, section 7.2), or nothing. A second port or a
+/// bracket that stays open, a list and what is percent-encoded mean one host to us and another one to a service.
+fn is_host(text: &str) -> bool {
+    let (name, port) = match text.rsplit_once(':') {
+        // The colons of an IPv6 address stand between brackets.
+        Some((name, port)) if !port.ends_with(']') => (name, port),
+        _ => (text, ""),
+    };
+    let is_digits = port.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port = port.is_empty() || is_digits && port.parse::<u16>().is_ok();
+    let is_name = match name.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        None => (!name.is_empty() || text.is_empty()) && name.bytes().all(may_be_in_name),
+    };
+    is_port && is_name
+}
+
+/// Unreserved characters, and delimiters but for the comma.
+fn may_be_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
 }
 
 /// `GET http://host/path`, as a client says it to a proxy.
-fn from_absolute_form(head: &mut Parts, scheme: &str) -> Result<(), Error> {
+fn from_absolute_form(head: &mut Parts, scheme: Option<&str>) -> Result<(), Error> {
     let authority = head.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let host = head.headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
     if !authority.as_bytes().eq_ignore_ascii_case(host) {
         let detail = "the request target and the header Host name different hosts";
         return Err(Error::new(Kind::BadRequest, detail));
     }
-    if head.uri.scheme_str() != Some(scheme) {
+    if scheme.is_some() && head.uri.scheme_str() != scheme {
         return Err(Error::new(Kind::BadRequest, "the request target has another scheme"));
     }
     let path = head.uri.path_and_query().cloned();
@@ -145,7 +164,7 @@ mod tests {
 
     fn normalised(target: &str, hosts: &[&str]) -> Result<String, &'static str> {
         let mut head = head(target, hosts);
-        normalise(&mut head, "http").map_err(|error| error.detail())?;
+        normalise(&mut head, Some("http")).map_err(|error| error.detail())?;
         Ok(format!("{} {}", host(&head).unwrap_or("-"), head.uri))
     }
 
@@ -154,6 +173,7 @@ mod tests {
         assert_eq!(normalised("/a?b", &["h:80"]).unwrap(), "h /a?b");
         assert_eq!(normalised("/", &["[::1]:80"]).unwrap(), "[::1] /");
         assert_eq!(normalised("/", &["[::1]"]).unwrap(), "[::1] /");
+        assert_eq!(normalised("/", &["a_b.test.:"]).unwrap(), "a_b.test. /");
         assert_eq!(normalised("/", &[""]).unwrap(), "- /");
         assert_eq!(normalised("http://H/a?b", &["h"]).unwrap(), "h /a?b");
         assert_eq!(normalised("http://h", &["h"]).unwrap(), "h /");
@@ -167,6 +187,16 @@ mod tests {
             ("/", &["a@b"]),
             ("/", &["a/b"]),
             ("/", &["a b"]),
+            ("/", &["a:80:80"]),
+            ("/", &["a:+80"]),
+            ("/", &["a:65536"]),
+            ("/", &[":80"]),
+            ("/", &["::1"]),
+            ("/", &["[::1"]),
+            ("/", &["[::1]a"]),
+            ("/", &["[a]"]),
+            ("/", &["a,b"]),
+            ("/", &["a%2eb"]),
             ("http://a/", &["b"]),
             ("http://u@a/", &["a"]),
             ("http://a:80/", &["a"]),
@@ -178,9 +208,10 @@ mod tests {
     }
 
     #[test]
-    fn the_scheme_is_the_one_of_the_connection() {
-        assert!(normalise(&mut head("https://a/", &["a"]), "https").is_ok());
-        assert!(normalise(&mut head("http://a/", &["a"]), "https").is_err());
+    fn the_scheme_is_the_one_that_is_asked_for() {
+        assert!(normalise(&mut head("https://a/", &["a"]), Some("https")).is_ok());
+        assert!(normalise(&mut head("http://a/", &["a"]), Some("https")).is_err());
+        assert!(normalise(&mut head("https://a/", &["a"]), None).is_ok());
     }
 
     #[test]
@@ -198,7 +229,7 @@ mod tests {
     fn http_1_0_needs_no_host() {
         let mut head = head("/", &[]);
         head.version = Version::HTTP_10;
-        assert!(normalise(&mut head, "http").is_ok());
+        assert!(normalise(&mut head, Some("http")).is_ok());
         assert_eq!(head.headers[HOST], "");
     }
 }

@@ -93,7 +93,7 @@ impl Client {
         (after, budget, effort): (Duration, Share, &Effort<'_>),
     ) -> Came {
         let attempts = [way.deadline.fork(), way.deadline.fork()];
-        let race = Race::new(way.deadline, &self.counters.resilience, &attempts);
+        let race = Race::new(way.deadline, way.resilience, &attempts);
         let [one, other] = &attempts;
         let [one_way, other_way] = [one, other].map(|deadline| Way { deadline, ..*way });
         let sent = self.attempt(&one_way, tried, head, RequestBody::empty(one));
@@ -102,7 +102,7 @@ impl Client {
             return race.ends(0, came);
         }
         // Held until one of the two is left, which has the place of the request.
-        let Some(_permit) = self.may_hedge(way, tried, (budget, effort)) else {
+        let Some(_permit) = may_hedge(way, tried, (budget, effort)) else {
             return race.ends(0, first.await);
         };
         race.result.set(Some(Hedge::Abandoned));
@@ -115,33 +115,33 @@ impl Client {
         }));
         race.ends(winner, came)
     }
+}
 
-    fn may_hedge(
-        &self,
-        way: &Way<'_>,
-        tried: &RefCell<Tried>,
-        (budget, effort): (Share, &Effort<'_>),
-    ) -> Option<Option<Permit>> {
-        let Way { choice, local, priority, .. } = *way;
-        let upstream = choice.upstream;
-        let refused = |reason| {
-            self.counters.resilience.no_hedge(reason);
-            None
-        };
-        if !choice.has_more(tried) {
-            return refused(NoHedge::Endpoint);
-        }
-        let priority = (priority, upstream.top_priority);
-        let permit = upstream.concurrency.as_ref();
-        let permit = permit.map(|terms| concurrency::enter_now(local, terms, priority));
-        if matches!(permit, Some(None)) {
-            return refused(NoHedge::Concurrency);
-        }
-        if !effort.has_spare(budget) {
-            return refused(NoHedge::Budget);
-        }
-        Some(permit.flatten())
+/// The permit of a second attempt, if there may be one and it takes one.
+fn may_hedge(
+    way: &Way<'_>,
+    tried: &RefCell<Tried>,
+    (budget, effort): (Share, &Effort<'_>),
+) -> Option<Option<Permit>> {
+    let Way { choice, local, priority, .. } = *way;
+    let upstream = choice.upstream;
+    let refused = |reason| {
+        way.resilience.no_hedge(reason);
+        None
+    };
+    if !choice.has_more(tried) {
+        return refused(NoHedge::Endpoint);
     }
+    let priority = (priority, upstream.top_priority);
+    let permit = upstream.concurrency.as_ref();
+    let permit = permit.map(|terms| concurrency::enter_now(local, terms, priority));
+    if matches!(permit, Some(None)) {
+        return refused(NoHedge::Concurrency);
+    }
+    if !effort.has_spare(budget) {
+        return refused(NoHedge::Budget);
+    }
+    Some(permit.flatten())
 }
 
 /// What the attempts leave to the request, also when it is given up midway.

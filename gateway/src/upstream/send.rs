@@ -19,6 +19,7 @@ use crate::http::grpc;
 use crate::http::proxy_protocol::Addresses;
 use crate::limit::Admitted;
 use crate::observe::Counters;
+use crate::observe::resilience::Resilience;
 use crate::upstream::balance::{Choice, Group, Picked, Tried, View};
 use crate::upstream::body::{AnswerBody, Carrier};
 use crate::upstream::breaker::{Pass, has_failed};
@@ -37,7 +38,6 @@ pub struct Client {
     /// The number of the worker.
     worker: usize,
     lines: Lines,
-    pub(super) counters: Arc<Counters>,
 }
 
 /// Where a request goes, and who looks after it on the way.
@@ -57,6 +57,8 @@ pub struct Way<'a> {
     pub timeouts: &'a Timeouts,
     /// Who may have it sent.
     pub admitted: &'a Admitted,
+    /// Where it is counted what is done because the service is sick.
+    pub resilience: &'a Resilience,
 }
 
 /// The head of an answer, and whom the rest is to come from.
@@ -79,7 +81,7 @@ impl Way<'_> {
 impl Client {
     /// A client without connections, for the worker of this number.
     pub fn new(worker: usize, counters: Arc<Counters>) -> Self {
-        Self { worker, lines: Lines::new(Arc::clone(&counters)), counters }
+        Self { worker, lines: Lines::new(counters) }
     }
 
     /// The number of the worker.
@@ -149,7 +151,7 @@ impl Client {
     ) -> Result<Response<AnswerBody>, Error> {
         let Way { choice, local, deadline, .. } = *way;
         let retry = &choice.upstream.retry;
-        let counted = (&local.budget, &self.counters.resilience);
+        let counted = (&local.budget, way.resilience);
         let mut hedge = hedge::terms(choice.upstream, head, &body);
         let (mut effort, mut body) = Effort::new(retry, counted, deadline, head, body);
         let tried = RefCell::default();

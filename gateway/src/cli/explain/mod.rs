@@ -2,6 +2,7 @@
 //! meet. It reads the configuration alone; the request is not sent.
 
 mod caller;
+mod listeners;
 mod policies;
 mod request;
 mod routes;
@@ -10,8 +11,10 @@ use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use clap::Args;
 use http::Uri;
+use http::header::LOCATION;
 use http::request::Parts;
 use serde::Serialize;
 
@@ -104,12 +107,17 @@ fn explain(
         ..Explanation::default()
     };
     let table = Table::new(&config.routes);
-    let normal = target::normalise(&mut head, scheme);
+    let normal = target::normalise(&mut head, Some(scheme));
     found.host = target::host(&head).map(str::to_owned);
     found.path = head.uri.path().to_owned();
     found.query = head.uri.query().map(str::to_owned);
     if let Err(error) = normal {
         return found.refused(&error);
+    }
+    match found.ends_before_routes(config, scheme, &head) {
+        Err(error) => return found.refused(&error),
+        Ok(true) => return found,
+        Ok(false) => {}
     }
     found.routes = routes::tried(config, &table, &head);
     let (routed, as_sent) = match target::route(&table, &mut head) {
@@ -153,6 +161,34 @@ struct Asked<'a> {
 }
 
 impl Explanation {
+    /// Whether the gateway answers before any route is asked.
+    fn ends_before_routes(
+        &mut self,
+        config: &Config,
+        scheme: &str,
+        head: &Parts,
+    ) -> Result<bool, Error> {
+        let listeners = listeners::of(config, scheme, head);
+        self.policies.extend(listeners::policies(&listeners));
+        let told = config.told.as_ref();
+        let keys = told.and_then(|told| told.token.as_ref()?.jwks_path.as_deref());
+        let answer = if let Some(port) = listeners::redirect(&listeners) {
+            let answer = target::redirect(head, port)?;
+            let to = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+            self.outcome = "redirect";
+            self.detail = format!("to {}, by its listener", to.unwrap_or_default());
+            answer
+        } else if keys == Some(head.uri.path()) {
+            self.outcome = "respond";
+            self.detail = "with the keys of identity.token".to_owned();
+            transform::answer::jwks(&Bytes::new(), &head.method)?
+        } else {
+            return Ok(false);
+        };
+        self.status = Some(answer.status().as_u16());
+        Ok(true)
+    }
+
     fn act(
         &mut self,
         asked: &Asked<'_>,

@@ -59,7 +59,7 @@ impl fmt::Display for Source {
     }
 }
 
-fn policy(name: &str, value: impl fmt::Display) -> Policy {
+pub(super) fn policy(name: &str, value: impl fmt::Display) -> Policy {
     Policy { name: name.to_owned(), value: value.to_string() }
 }
 
@@ -104,6 +104,7 @@ pub(super) fn bounds(bounds: &Bounds) -> Vec<Policy> {
     vec![
         policy("bounds.header_count", bounds.header_count),
         policy("bounds.head_bytes", bounds.head_bytes),
+        policy("bounds.target_bytes", bounds.target_bytes),
         policy("bounds.body_bytes", bounds.body_bytes),
         policy("bounds.body_bytes_per_second", bounds.body_bytes_per_second),
         policy("bounds.head_timeout", format_duration(bounds.head_timeout)),

@@ -21,7 +21,7 @@ impl Section for RawBalanceSection {
     const EXPECTED: &'static str = "`round_robin`, `least_requests`, `random_two` or `{hash: ...}`";
 }
 
-/// `client`, or what of a request the key is.
+/// `client`, `consumer`, or what of a request the key is.
 pub(in crate::config) type RawHash = TextOr<RawHashSection>;
 
 /// Exactly one of them.
@@ -34,7 +34,8 @@ pub(in crate::config) struct RawHashSection {
 }
 
 impl Section for RawHashSection {
-    const EXPECTED: &'static str = "`client`, `{header: NAME}`, `{cookie: NAME}` or `{path: true}`";
+    const EXPECTED: &'static str =
+        "`client`, `consumer`, `{header: NAME}`, `{cookie: NAME}` or `{path: true}`";
 }
 
 /// `off`, or when an endpoint is ejected.

@@ -39,6 +39,12 @@ impl Limits {
 /// besides the target.
 const METHOD_AND_VERSION_BYTES: usize = 64;
 
+/// What is wrong with a target that is not all visible ASCII.
+pub const MUST_BE_ENCODED: &str = "the request target has characters that must be percent-encoded";
+
+/// What is wrong with an `Expect` other than `100-continue`.
+pub const UNKNOWN_EXPECTATION: &str = "the header Expect asks for what nobody knows";
+
 /// Header fields that the gateway adds on the way, so that the map has room for them from the start.
 const ADDED_FIELDS: usize = 6;
 
@@ -196,7 +202,7 @@ pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
         parts.extensions.insert(WebSocket);
     }
     if said.expects_other {
-        return Err(bad("the header Expect asks for what nobody knows"));
+        return Err(bad(UNKNOWN_EXPECTATION));
     }
     Ok(RequestHead {
         parts,
@@ -286,7 +292,7 @@ fn target(target: Bytes, limits: &Limits) -> Result<Uri, Error> {
         return Err(Kind::TargetTooLong.into());
     }
     if !target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#') {
-        return Err(bad("the request target has characters that must be percent-encoded"));
+        return Err(bad(MUST_BE_ENCODED));
     }
     let uri = if target.first() == Some(&b'/') {
         PathAndQuery::from_maybe_shared(target).map(Uri::from)

@@ -23,11 +23,12 @@ use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::{sleep_until, timeout};
 
-use crate::base::error::Kind;
+use crate::base::error::{Error, Kind};
 use crate::config::Bounds;
 use crate::http::body::{Incoming, StreamBody};
 use crate::http::deadline::{Deadline, Phase};
 use crate::http::h1;
+use crate::http::h1::head::{MUST_BE_ENCODED, UNKNOWN_EXPECTATION};
 use crate::http::h1::server::Answer as _;
 use crate::http::h1::upgrade::{self, WebSocket};
 use crate::http::headers;
@@ -110,33 +111,17 @@ async fn answer(
     request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
 ) {
-    let (mut head, body) = request.into_parts();
-    if is_too_large(&head, &served.bounds) {
-        let error = Kind::HeadTooLarge.into();
-        let refusal = request::serve::refuse(&served.connection, deadline, &error);
-        return send(served, deadline, respond, refusal, head.method == Method::HEAD).await;
-    }
-    let is_tunnel = head.method == Method::CONNECT;
-    as_one_message(&mut head);
-    if head.headers.contains_key(EXPECT) {
-        proceed(respond);
-    }
-    let is_head = head.method == Method::HEAD;
+    let (head, body) = request.into_parts();
+    let (is_head, is_tunnel) = (head.method == Method::HEAD, head.method == Method::CONNECT);
     let stream = Rc::new(RefCell::new(body));
     let mut rest = Rest { stream: Rc::clone(&stream), left_bytes: STREAM_WINDOW_BYTES as usize };
-    let body = Incoming::Http2(StreamBody::new(stream, &head.headers));
-    let response = {
-        let serve = request::serve::serve(&served.connection, deadline, &mut head, body);
-        let mut exchange = pin!(serve);
-        poll_fn(|context| {
-            if respond.poll_reset(context).is_ready() {
-                return Poll::Ready(None);
-            }
-            exchange.as_mut().poll(context).map(Some)
-        })
-        .await
+    let response = match fault(&head, &served.bounds) {
+        Some(error) => {
+            drop(stream);
+            Some(request::serve::refuse(&served.connection, deadline, &error))
+        }
+        None => exchange(served, deadline, (head, stream), respond).await,
     };
-    drop(head);
     let Some(response) = response else { return };
     let mut sending = pin!(send(served, deadline, respond, response, is_head));
     poll_fn(|context| {
@@ -180,6 +165,50 @@ impl Rest {
             self.left_bytes = left;
             stream.flow_control().release_capacity(data.len()).ok();
         }
+    }
+}
+
+/// What the answer is, unless the client takes its request back.
+async fn exchange(
+    served: &Served,
+    deadline: &Rc<Deadline>,
+    (mut head, stream): (Parts, Rc<RefCell<RecvStream>>),
+    respond: &mut SendResponse<Bytes>,
+) -> Option<Response<ResponseBody>> {
+    as_one_message(&mut head);
+    let mut waits_for_leave = head.headers.contains_key(EXPECT);
+    let body = Incoming::Http2(StreamBody::new(stream, &head.headers));
+    let serve = request::serve::serve(&served.connection, deadline, &mut head, body);
+    let mut exchange = pin!(serve);
+    poll_fn(|context| {
+        if respond.poll_reset(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        let answer = exchange.as_mut().poll(context);
+        // Not before somebody wants the body: who is refused is never told to send one.
+        if answer.is_pending() && waits_for_leave && deadline.phase() == Phase::Upload {
+            waits_for_leave = false;
+            proceed(respond);
+        }
+        answer.map(Some)
+    })
+    .await
+}
+
+/// Why a head is refused before anybody looks at it: what HTTP/1 refuses while it reads, and h2 lets pass.
+fn fault(head: &Parts, bounds: &Bounds) -> Option<Error> {
+    let target = head.uri.path_and_query().map_or("", |path| path.as_str());
+    let is_known = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if target.len() > bounds.target_bytes {
+        Some(Kind::TargetTooLong.into())
+    } else if is_too_large(head, bounds) {
+        Some(Kind::HeadTooLarge.into())
+    } else if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Some(Error::new(Kind::BadRequest, MUST_BE_ENCODED))
+    } else if !head.headers.get_all(EXPECT).iter().all(is_known) {
+        Some(Error::new(Kind::BadRequest, UNKNOWN_EXPECTATION))
+    } else {
+        None
     }
 }
 
