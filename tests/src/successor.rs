@@ -46,13 +46,39 @@ impl Successor {
         Ok(())
     }
 
-    /// What it has accepted that nobody may accept again.
+    /// What it has accepted that nobody may accept again, as an older one asks, which answers no questions.
     pub fn accepted(&mut self) -> Result<Vec<u8>> {
-        self.0.write_all(b"a")?;
+        self.ready(*b"a")
+    }
+
+    /// What it has accepted that nobody may accept again.
+    pub fn accepted_and_answers(&mut self) -> Result<Vec<u8>> {
+        self.ready(*b"q")
+    }
+
+    fn ready(&mut self, word: [u8; 1]) -> Result<Vec<u8>> {
+        self.0.write_all(&word)?;
         let mut length = [0; 8];
         self.0.read_exact(&mut length)?;
         let mut accepted = vec![0; usize::try_from(u64::from_be_bytes(length))?];
         self.0.read_exact(&mut accepted)?;
         Ok(accepted)
+    }
+
+    /// Says that it serves.
+    pub fn serving(&mut self) -> Result {
+        Ok(self.0.write_all(b"s")?)
+    }
+
+    /// Answers the next question; returns the authenticator that it is about.
+    pub fn answer(&mut self, answer: u8) -> Result<String> {
+        let mut length = [0; 2];
+        self.0.read_exact(&mut length)?;
+        let mut name = vec![0; u16::from_be_bytes(length).into()];
+        self.0.read_exact(&mut name)?;
+        // The nonce, and the second in which it was signed.
+        self.0.read_exact(&mut [0; 24])?;
+        self.0.write_all(&[answer])?;
+        Ok(String::from_utf8(name)?)
     }
 }

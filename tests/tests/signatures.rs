@@ -83,6 +83,15 @@ impl Setting {
         client.send(request)?;
         Ok(client.receive()?.status)
     }
+
+    /// A request that has arrived, which the answer says, but for its body of four bytes.
+    fn begun(&self, nonce: &str) -> Result<(Signed, Client)> {
+        let signed = Signed::new("POST", "/", nonce, "body");
+        let mut client = self.site.connect(None, self.listen)?;
+        client.send(signed.head("Expect: 100-continue\r\nContent-Length: 4\r\n").as_bytes())?;
+        assert_eq!(client.receive()?.status, 100);
+        Ok((signed, client))
+    }
 }
 
 fn readable(path: &Path, mode: u32) -> Result {
@@ -241,6 +250,58 @@ fn nothing_is_accepted_here_that_a_successor_may_have_accepted() -> Result {
     for signed in [&first, &second] {
         assert_eq!(setting.ask(&signed.bytes())?, 401, "it may have been accepted there");
     }
+    gateway.stop()
+}
+
+#[test]
+fn while_a_successor_starts_signed_requests_wait_for_what_it_says() -> Result {
+    let setting = Setting::new()?;
+    let gateway = setting.gateway(&json!({}))?;
+    let mut successor = Successor::of(&gateway)?;
+    successor.release()?;
+    successor.accepted_and_answers()?;
+    let clients = (0..5).map(|number| setting.begun(&format!("asked-{number}")));
+    let mut clients = clients.collect::<Result<Vec<_>>>()?;
+    for (_, client) in &mut clients {
+        client.send(b"body")?;
+    }
+    successor.serving()?;
+    for answer in *b"yufm?" {
+        assert_eq!(successor.answer(answer)?, "signed");
+    }
+    let statuses = clients.iter_mut().map(|(_, client)| Ok(client.receive()?.status));
+    let mut statuses = statuses.collect::<Result<Vec<_>>>()?;
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 401, 401, 503, 503]);
+    Ok(())
+}
+
+#[test]
+fn what_is_in_flight_while_another_takes_over_is_accepted_by_one_of_the_two() -> Result {
+    let setting = Setting::new()?;
+    let mut gateway = setting.gateway(&json!({}))?;
+    let (mut fresh, mut used) = (setting.begun("fresh")?, setting.begun("used")?);
+    // Whoever has a connection without a request is told to go once the other one serves.
+    let mut idle = setting.site.connect(None, setting.listen)?;
+    idle.send(&Signed::new("GET", "/", "idle", "").bytes())?;
+    assert_eq!(idle.receive()?.status, 200);
+    std::thread::scope(|scope| -> Result {
+        let replacing = scope.spawn(|| gateway.replace());
+        let asked = (|| {
+            idle.read_to_end()?;
+            assert_eq!(setting.ask(&used.0.bytes())?, 200, "at the successor");
+            for ((_, client), status) in [(&mut fresh, 200), (&mut used, 401)] {
+                client.send(b"body")?;
+                assert_eq!(client.receive()?.status, status, "at the predecessor");
+            }
+            assert_eq!(setting.ask(&fresh.0.bytes())?, 401, "at the successor, once more");
+            Ok(())
+        })();
+        // It waits for what is in flight.
+        drop((fresh, used));
+        let replaced = replacing.join().map_err(|_| anyhow::anyhow!("replacing has panicked"))?;
+        asked.and(replaced)
+    })?;
     gateway.stop()
 }
 
@@ -654,6 +715,25 @@ fn what_one_process_has_used_the_next_refuses_also_with_redis() -> Result {
     settled(listen, "last")?;
     assert_eq!(ask_at(listen, &unused)?, 200, "signed before the start, by a clock that lags");
     for signed in [&used, &again, &known, &unused] {
+        assert_eq!(ask_at(listen, signed)?, 401);
+    }
+    gateway.stop()
+}
+
+#[test]
+fn a_successor_with_redis_knows_what_was_used_before_there_was_one() -> Result {
+    let (_folder, secret) = with_secret()?;
+    let redis = Redis::start()?;
+    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut gateway = Gateway::unprivileged(None, config(None, &secret, listen))?;
+    gateway.start()?;
+    let used = settled(listen, "memory")?;
+    gateway.write_config(config(Some(&redis), &secret, listen))?;
+    gateway.cli(&["reload"])?.ok()?;
+    let shared = settled(listen, "shared")?;
+    gateway.replace()?;
+    settled(listen, "successor")?;
+    for signed in [&used, &shared] {
         assert_eq!(ask_at(listen, signed)?, 401);
     }
     gateway.stop()

@@ -9,10 +9,12 @@
 //!    ready              ─────────▶  accepts no more of what is accepted once
 //!                       ◀─────────  what it has accepted
 //!    serving            ─────────▶  drains and ends
+//!                       ◀─────────  whether something that it still has in flight is accepted
+//!    yes, or why not    ─────────▶
 //! ```
 //!
 //! A predecessor whose successor breaks off takes back what it gave up. Who asks is one who may open the admin socket.
-//! One of the two may be older and not know `ready`: then that step is left out.
+//! One of the two may be older and know neither `ready` nor the questions after it: then those steps are left out.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -43,10 +45,15 @@ use crate::base::folder;
 
 /// Where a successor asks.
 pub(super) const PATH: &str = "/v1/handover";
-const PROTOCOL: &str = "gateway-handover/2";
+/// Its version is one digit.
+const PROTOCOL: &str = "gateway-handover/3";
+/// The first whose predecessor knows `ready`, and the first whose one may ask.
+const TELLS: u8 = b'2';
+const ASKS: u8 = b'3';
 const RELEASE: u8 = b'r';
 const RELEASED: u8 = b'd';
 const READY: u8 = b'a';
+const READY_AND_ANSWERS: u8 = b'q';
 const SERVING: u8 = b's';
 /// Of what was accepted: 40 million nonces.
 const ACCEPTED_MAX_BYTES: u64 = 1 << 30;
@@ -92,15 +99,18 @@ pub struct Inheritance {
 pub struct Predecessor {
     stream: StdUnixStream,
     path: String,
-    /// Whether it knows `ready`.
-    tells: bool,
+    /// Of the protocol that it speaks: a digit.
+    version: u8,
 }
 
 /// What a successor wants next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// What was accepted, before it serves.
-    Accepted,
+    Accepted {
+        /// Whether it answers questions afterwards.
+        answers: bool,
+    },
     /// Nothing more: it serves.
     Nothing,
 }
@@ -126,7 +136,7 @@ impl Inheritance {
             }
             Err(error) => return Err(broken(error.to_string())),
         };
-        let mut predecessor = Predecessor { stream, path: path.clone(), tells: false };
+        let mut predecessor = Predecessor { stream, path: path.clone(), version: 0 };
         if let Some(refusal) = predecessor.ask().map_err(|error| broken(error.to_string()))? {
             return Err(HandoverError::Refused(refusal));
         }
@@ -159,11 +169,12 @@ impl Predecessor {
     /// What it has accepted that nobody may accept again. It accepts no more of it from now on. Nothing where it is of
     /// an older version.
     pub fn accepted(&mut self) -> Result<Vec<u8>, HandoverError> {
-        if !self.tells {
+        if self.version < TELLS {
             return Ok(Vec::new());
         }
+        let ready = if self.version < ASKS { READY } else { READY_AND_ANSWERS };
         let mut length = [0; 8];
-        let told = self.stream.write_all(&[READY]);
+        let told = self.stream.write_all(&[ready]);
         let answered = told.and_then(|()| self.stream.read_exact(&mut length));
         answered.map_err(|error| self.broken(&error))?;
         let length = u64::from_be_bytes(length);
@@ -175,9 +186,14 @@ impl Predecessor {
         Ok(accepted)
     }
 
-    /// Tells it that it may end.
-    pub fn serving(mut self) -> Result<(), HandoverError> {
-        self.stream.write_all(&[SERVING]).map_err(|error| self.broken(&error))
+    /// Tells it that it may end. Where it asks, its questions come over the connection that is left.
+    pub fn serving(mut self) -> Result<UnixStream, HandoverError> {
+        let told = self.stream.write_all(&[SERVING]);
+        told.and_then(|()| self.stream.set_nonblocking(true))
+            .map_err(|error| self.broken(&error))?;
+        let Self { stream, path, .. } = self;
+        UnixStream::from_std(stream)
+            .map_err(|error| HandoverError::Broken { path, reason: error.to_string() })
     }
 
     fn broken(&self, error: &io::Error) -> HandoverError {
@@ -203,7 +219,9 @@ impl Predecessor {
             }
         }
         if head.starts_with(b"HTTP/1.1 101") {
-            self.tells = head.windows(PROTOCOL.len()).any(|part| part == PROTOCOL.as_bytes());
+            let (name, _) = PROTOCOL.split_at(PROTOCOL.len() - 1);
+            let at = head.windows(name.len()).position(|part| part == name.as_bytes());
+            self.version = at.and_then(|at| head.get(at + name.len())).copied().unwrap_or_default();
             return Ok(None);
         }
         let mut body = Vec::new();
@@ -297,7 +315,8 @@ impl Successor {
     pub async fn release(&mut self) -> io::Result<Wanted> {
         self.0.write_all(&[RELEASED]).await?;
         match timeout(START_MAX, self.0.read_u8()).await?? {
-            READY => Ok(Wanted::Accepted),
+            READY => Ok(Wanted::Accepted { answers: false }),
+            READY_AND_ANSWERS => Ok(Wanted::Accepted { answers: true }),
             SERVING => Ok(Wanted::Nothing),
             _ => Err(io::Error::other("it said something else than was expected")),
         }
@@ -313,6 +332,11 @@ impl Successor {
             self.expect(SERVING).await
         };
         timeout(START_MAX, telling).await?
+    }
+
+    /// The connection, over which it may be asked once it serves.
+    pub fn into_stream(self) -> UnixStream {
+        self.0
     }
 
     async fn expect(&mut self, wanted: u8) -> io::Result<()> {
@@ -335,51 +359,61 @@ fn send(stream: BorrowedFd<'_>, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn sockets_arrive_in_batches_and_in_order() {
+    /// Both ends of a connection, of which one is a predecessor that speaks this version.
+    fn pair(version: u8) -> (Successor, Predecessor) {
         let (one, other) = UnixStream::pair().unwrap();
-        let other = other.into_std().unwrap();
-        other.set_nonblocking(false).unwrap();
+        let stream = other.into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        (Successor::new(one), Predecessor { stream, path: "here".to_owned(), version })
+    }
+
+    #[tokio::test]
+    async fn sockets_arrive_in_batches_and_in_order_and_then_there_are_questions() {
+        let (mut offered, mut predecessor) = pair(ASKS);
         let listeners: Vec<_> =
             (0..BATCH + 3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports = |sockets: &[TcpListener]| -> Vec<u16> {
             sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect()
         };
         let wanted = ports(&listeners);
-        let successor = std::thread::spawn(move || {
-            let mut predecessor =
-                Predecessor { stream: other, path: "here".to_owned(), tells: true };
+        let successor = tokio::task::spawn_blocking(move || {
             let sockets = predecessor.sockets().unwrap();
             predecessor.release().unwrap();
             assert_eq!(predecessor.accepted().unwrap(), b"nonces");
-            predecessor.serving().unwrap();
-            sockets.into_iter().map(TcpListener::from).collect::<Vec<_>>()
+            let sockets: Vec<_> = sockets.into_iter().map(TcpListener::from).collect();
+            (sockets, predecessor.serving().unwrap())
         });
-        let mut offered = Successor::new(one);
         let sockets: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
         offered.offer(&sockets).await.unwrap();
-        assert_eq!(offered.release().await.unwrap(), Wanted::Accepted);
+        assert_eq!(offered.release().await.unwrap(), Wanted::Accepted { answers: true });
         offered.tell(b"nonces").await.unwrap();
-        assert_eq!(ports(&successor.join().unwrap()), wanted);
+        let (sockets, mut asked) = successor.await.unwrap();
+        assert_eq!(ports(&sockets), wanted);
+        offered.into_stream().write_u8(7).await.unwrap();
+        assert_eq!(asked.read_u8().await.unwrap(), 7);
     }
 
     #[tokio::test]
     async fn an_older_predecessor_is_asked_nothing_that_it_does_not_know() {
-        let (one, other) = UnixStream::pair().unwrap();
-        let other = other.into_std().unwrap();
-        other.set_nonblocking(false).unwrap();
-        let successor = std::thread::spawn(move || {
-            let mut predecessor =
-                Predecessor { stream: other, path: "here".to_owned(), tells: false };
-            predecessor.sockets().unwrap();
-            predecessor.release().unwrap();
-            assert_eq!(predecessor.accepted().unwrap(), b"");
-            predecessor.serving().unwrap();
-        });
-        let mut offered = Successor::new(one);
-        offered.offer(&[]).await.unwrap();
-        assert_eq!(offered.release().await.unwrap(), Wanted::Nothing);
-        successor.join().unwrap();
+        for (version, wanted) in [
+            (0, Wanted::Nothing),
+            (b'1', Wanted::Nothing),
+            (TELLS, Wanted::Accepted { answers: false }),
+        ] {
+            let (mut offered, mut predecessor) = pair(version);
+            let successor = tokio::task::spawn_blocking(move || {
+                predecessor.sockets().unwrap();
+                predecessor.release().unwrap();
+                assert_eq!(predecessor.accepted().unwrap(), b"");
+                predecessor.serving().unwrap();
+            });
+            offered.offer(&[]).await.unwrap();
+            assert_eq!(offered.release().await.unwrap(), wanted);
+            if wanted != Wanted::Nothing {
+                offered.tell(b"").await.unwrap();
+            }
+            successor.await.unwrap();
+        }
     }
 
     #[tokio::test]

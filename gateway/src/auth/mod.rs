@@ -35,7 +35,7 @@ use http::request::Parts;
 use http::uri::Uri;
 
 pub use self::forward::{Forward, Made};
-pub use self::hmac::signature_base;
+pub use self::hmac::{Asked, Questions, signature_base};
 pub use self::identity::{Consumers, Identity};
 pub use self::jwt::usable_keys;
 pub use self::memory::{Digest, Memory, digest_of};
@@ -297,11 +297,23 @@ impl Authenticators {
     }
 
     /// What a successor must know so that what is accepted once is accepted by one of the two. Until [`Self::resume`]
-    /// such requests are refused here.
-    pub fn hand_over(&self) -> Vec<u8> {
+    /// it is asked about such requests; they are refused here where it does not know how to answer.
+    pub fn hand_over(&self, answers: bool) -> (Vec<u8>, Option<Questions>) {
+        let (successor, questions) = answers.then(hmac::Successor::new).unzip();
         let mut bytes = Vec::new();
-        self.signed().for_each(|(name, hmac)| hmac.hand_over().write(name, &mut bytes));
-        bytes
+        for (name, hmac) in self.signed() {
+            hmac.hand_over(successor.as_ref()).write(name, &mut bytes);
+        }
+        (bytes, questions)
+    }
+
+    /// The answer to what a predecessor asks.
+    pub async fn decide(&self, asked: &Asked) -> u8 {
+        let decided = match self.signed().find(|(name, _)| *name == asked.name) {
+            Some((_, hmac)) => hmac.decide(asked).await,
+            None => Err(hmac::Refused::Handed),
+        };
+        Asked::answer(decided)
     }
 
     /// Goes on where a predecessor has handed `bytes` over.

@@ -9,7 +9,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
+use arc_swap::ArcSwap;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::MissedTickBehavior;
 
@@ -17,8 +19,9 @@ use super::{Control, RunError};
 use crate::admin::asker::Asker;
 use crate::admin::handover::{Successor, Wanted};
 use crate::admin::{scrape, server};
-use crate::auth::Authenticators;
+use crate::auth::{Asked, Authenticators, Questions};
 use crate::base::time::Now;
+use crate::request::Snapshot;
 
 /// How often the store is tried again that a successor has not let go of yet.
 const REOPEN_PAUSE: Duration = Duration::from_millis(100);
@@ -60,7 +63,7 @@ impl Control {
     /// Hands everything over; answers whether the successor serves. If not, this gateway goes on as before.
     pub(super) async fn hand_over(
         &mut self,
-        successor: &mut Successor,
+        mut successor: Successor,
         (inlets, serving, asker): (&Inlets, &mut Serving, &Asker),
     ) -> Result<bool, RunError> {
         tracing::info!(successor = successor.pid(), "handing over");
@@ -77,11 +80,21 @@ impl Control {
                 *serving = Serving(Vec::new());
                 self.policy.release_store();
                 let authenticators = Arc::clone(&self.authenticators);
-                ticking(&authenticators, give(&authenticators, successor, &mut handed)).await
+                let giving = give(&authenticators, &mut successor, &mut handed);
+                ticking(&authenticators, giving).await
             }
             Err(error) => Err(error),
         };
-        let Err(error) = result else { return Ok(true) };
+        let error = match result {
+            Ok(questions) => {
+                if let Some(questions) = questions {
+                    // They come from what is still in flight, and end with it.
+                    spawn_local(questions.put(successor.into_stream()));
+                }
+                return Ok(true);
+            }
+            Err(error) => error,
+        };
         tracing::error!(%error, "the successor did not start; this gateway serves on");
         if handed {
             self.authenticators.resume();
@@ -111,16 +124,29 @@ impl Control {
 }
 
 /// Waits until the successor serves, and tells it before what nobody may accept again; says in `handed` whether it did.
+/// The answer is what it is to be asked from then on.
 async fn give(
     authenticators: &Authenticators,
     successor: &mut Successor,
     handed: &mut bool,
-) -> io::Result<()> {
+) -> io::Result<Option<Questions>> {
     match successor.release().await? {
-        Wanted::Nothing => Ok(()),
-        Wanted::Accepted => {
+        Wanted::Nothing => Ok(None),
+        Wanted::Accepted { answers } => {
             *handed = true;
-            successor.tell(&authenticators.hand_over()).await
+            let (accepted, questions) = authenticators.hand_over(answers);
+            successor.tell(&accepted).await?;
+            Ok(questions)
+        }
+    }
+}
+
+/// Answers what a predecessor asks about what it still has in flight, by `snapshot` as it is then, until it has ended.
+pub(super) async fn decide(mut predecessor: UnixStream, snapshot: Arc<ArcSwap<Snapshot>>) {
+    while let Ok(asked) = Asked::read(&mut predecessor).await {
+        let authenticators = Arc::clone(snapshot.load().authenticators());
+        if predecessor.write_u8(authenticators.decide(&asked).await).await.is_err() {
+            return;
         }
     }
 }

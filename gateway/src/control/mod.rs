@@ -113,7 +113,9 @@ pub fn run(
         if let Some(predecessor) = predecessor {
             // Before the one that it has watched ends.
             tell_manager(NotifyState::MainPid(std::process::id()));
-            predecessor.serving().map_err(RunError::failed)?;
+            let questions = predecessor.serving().map_err(RunError::failed)?;
+            let snapshot = Arc::clone(&control.shared.snapshot);
+            tokio::task::spawn_local(handover::decide(questions, snapshot));
         }
         announce(&control.status().map_err(|refusal| RunError::Failed(refusal.error))?);
         tell_manager(NotifyState::Ready);
@@ -199,8 +201,7 @@ impl Control {
                 }
                 Some(stream) = successor.recv() => {
                     let inlets = (&inlets, &mut serving, &asker);
-                    let mut successor = Successor::new(stream);
-                    if self.hand_over(&mut successor, inlets).await? {
+                    if self.hand_over(Successor::new(stream), inlets).await? {
                         break true;
                     }
                 }

@@ -132,6 +132,11 @@ impl Snapshot {
         &self.routes
     }
 
+    /// The ways to know callers.
+    pub fn authenticators(&self) -> &Arc<Authenticators> {
+        &self.authenticators
+    }
+
     /// How much callers may.
     pub fn limits(&self) -> &Arc<Limits> {
         &self.limits

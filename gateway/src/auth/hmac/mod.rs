@@ -10,6 +10,7 @@ mod key;
 mod message;
 mod nonces;
 mod query;
+mod successor;
 #[cfg(test)]
 mod vectors;
 
@@ -26,7 +27,10 @@ use http::{HeaderMap, Method};
 
 pub(super) use self::handed::Handed;
 use self::key::{Source, Verifier};
-use self::nonces::{Nonce, Nonces, Refused};
+pub(super) use self::nonces::Refused;
+use self::nonces::{Nonce, Nonces};
+pub(super) use self::successor::Successor;
+pub use self::successor::{Asked, Questions};
 use super::{Answer, Ask, Consumers, Identity};
 use crate::base::time::utc;
 use crate::config::{self, RedisMode};
@@ -163,10 +167,13 @@ impl Hmac {
         }
     }
 
-    /// What a successor must know. From now on it decides, unless Redis does for both.
-    pub(super) fn hand_over(&self) -> Handed {
-        let shared = self.redis.is_some();
-        let (known_from, used) = if shared { (0, Vec::new()) } else { self.nonces.hand_over() };
+    /// What a successor must know. From now on it decides, unless it cannot be asked and Redis decides for both.
+    pub(super) fn hand_over(&self, successor: Option<&Successor>) -> Handed {
+        let (known_from, used) = if successor.is_none() && self.redis.is_some() {
+            self.nonces.all()
+        } else {
+            self.nonces.hand_over(successor.cloned())
+        };
         let known_from = known_from.max(self.known_from);
         Handed { place: self.place, skew_s: self.config.skew.as_secs(), known_from, used }
     }
@@ -197,9 +204,19 @@ impl Hmac {
 
     /// Decides again: the successor that was told has ended, and nobody knows what it has accepted.
     pub(super) fn resume(&self) {
-        if self.redis.is_none() {
+        if self.nonces.is_handed() {
             self.nonces.begin_at(utc().0 / 1000 + 1);
         }
+    }
+
+    /// Whether what a predecessor asks about is accepted, by the clock and the skew here.
+    pub(super) async fn decide(&self, asked: &Asked) -> Result<(), Refused> {
+        let now = utc().0 / 1000;
+        if now.abs_diff(asked.signed) > self.config.skew.as_secs() {
+            return Err(Refused::Forgotten);
+        }
+        self.is_new(asked.nonce, asked.signed)?;
+        self.remember(asked.nonce, asked.signed, now).await
     }
 
     async fn signer(
@@ -235,7 +252,7 @@ impl Hmac {
         let timely = self.is_timely(signed.timestamp, ask);
         let nonce = Nonce::of(signed.key, signed.nonce);
         if timely.is_ok() {
-            self.is_new(nonce, signed.timestamp)?;
+            self.is_new(nonce, signed.timestamp).map_err(answer)?;
         }
         let body = self.body(ask).await?;
         let text = signed.text(message, &body);
@@ -243,7 +260,7 @@ impl Hmac {
             return Err(Answer::Refused("the signature does not hold"));
         }
         timely.map_err(Answer::Expired)?;
-        self.remember(nonce, signed.timestamp, ask).await?;
+        self.remember(nonce, signed.timestamp, seconds(ask)).await.map_err(answer)?;
         Ok(&key.identity)
     }
 
@@ -260,7 +277,7 @@ impl Hmac {
             _ => self.is_timely(created, ask),
         };
         if timely.is_ok() {
-            self.is_new(nonce, created)?;
+            self.is_new(nonce, created).map_err(answer)?;
         }
         let base = signed.base(message).map_err(Answer::Refused)?;
         if !key.source.with(|key| key.verifies(base.as_bytes(), &signed.signature)) {
@@ -273,7 +290,7 @@ impl Hmac {
         } else if !body.is_empty() {
             return Err(Answer::Refused("the signature does not cover content-digest"));
         }
-        self.remember(nonce, created, ask).await?;
+        self.remember(nonce, created, seconds(ask)).await.map_err(answer)?;
         Ok(&key.identity)
     }
 
@@ -311,28 +328,51 @@ impl Hmac {
     }
 
     /// Refuses what is known to be used before anything costly is done. What decides is [`Self::remember`].
-    fn is_new(&self, nonce: Nonce, signed: u64) -> Result<(), Answer> {
+    fn is_new(&self, nonce: Nonce, signed: u64) -> Result<(), Refused> {
         if signed < self.known_from {
-            return Err(answer(Refused::Forgotten));
+            return Err(Refused::Forgotten);
         }
         // Beside Redis there are those that were used before there was one.
-        self.nonces.check(nonce, signed).map_err(answer)
+        match self.nonces.check(nonce, signed) {
+            // It is asked about what is worth it.
+            Err(Refused::Handed) => Ok(()),
+            known => known,
+        }
     }
 
-    /// Uses the nonce up, once for all gateways that share Redis, or for this process.
-    async fn remember(&self, nonce: Nonce, signed: u64, ask: &Ask<'_>) -> Result<(), Answer> {
-        if let Some(redis) = &self.redis {
-            // One second more, for both clocks are read to the second.
-            let until = signed.saturating_add(self.config.skew.as_secs() + 1);
-            let keep = Duration::from_secs(until.saturating_sub(seconds(ask)).max(1));
-            return match redis.is_first(&self.name, &nonce.0, keep).await {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(answer(Refused::Used)),
-                Err(_) => Err(Answer::Unavailable("Redis cannot be asked about the nonce")),
-            };
+    /// Uses the nonce up in the second `now`: for all gateways that share Redis, for this process, or at the successor
+    /// that decides for both.
+    async fn remember(&self, nonce: Nonce, signed: u64, now: u64) -> Result<(), Refused> {
+        let decided = match &self.redis {
+            Some(redis) => self.remember_in(redis, nonce, (signed, now)).await,
+            None => {
+                let expired = now.saturating_sub(self.config.skew.as_secs());
+                self.nonces.remember(nonce, signed, expired, self.config.nonces)
+            }
+        };
+        if decided == Err(Refused::Handed)
+            && let Some(successor) = self.nonces.successor()
+        {
+            return successor.accepts(&Asked { name: self.name.to_string(), nonce, signed }).await;
         }
-        let expired = seconds(ask).saturating_sub(self.config.skew.as_secs());
-        self.nonces.remember(nonce, signed, expired, self.config.nonces).map_err(answer)
+        decided
+    }
+
+    async fn remember_in(
+        &self,
+        redis: &Redis,
+        nonce: Nonce,
+        (signed, now): (u64, u64),
+    ) -> Result<(), Refused> {
+        self.nonces.check(nonce, signed)?;
+        // One second more, for both clocks are read to the second.
+        let until = signed.saturating_add(self.config.skew.as_secs() + 1);
+        let keep = Duration::from_secs(until.saturating_sub(now).max(1));
+        match redis.is_first(&self.name, &nonce.0, keep).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Refused::Used),
+            Err(_) => Err(Refused::Away),
+        }
     }
 }
 
@@ -368,6 +408,7 @@ fn answer(refused: Refused) -> Answer {
         Refused::Forgotten => Answer::Refused("signed before what is still known of nonces"),
         Refused::Full => Answer::Unavailable("the table of nonces is full"),
         Refused::Handed => Answer::Unavailable("another gateway takes over"),
+        Refused::Away => Answer::Unavailable("Redis cannot be asked about the nonce"),
     }
 }
 

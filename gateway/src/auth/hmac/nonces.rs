@@ -10,6 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
 
+use super::successor::Successor;
+
 /// Parts of the table with a lock of their own, so that workers hardly ever meet. Taken for each signature that
 /// verified, for about as long as one look-up takes.
 const SHARDS: usize = 64;
@@ -42,6 +44,8 @@ pub(in crate::auth) enum Refused {
     Full,
     /// A successor decides from now on.
     Handed,
+    /// Redis decides, and cannot be asked.
+    Away,
 }
 
 /// The nonces of one authenticator, shared by all workers of the process.
@@ -49,6 +53,8 @@ pub(in crate::auth) enum Refused {
 pub(in crate::auth) struct Nonces {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
+    /// Whoever decides, if it can be asked. Looked at by those who were told [`Refused::Handed`].
+    successor: Mutex<Option<Successor>>,
 }
 
 #[derive(Debug)]
@@ -73,7 +79,8 @@ impl Nonces {
                 is_handed: false,
             })
         };
-        Self { shards: (0..SHARDS).map(|_| shard()).collect(), hasher: RandomState::new() }
+        let shards = (0..SHARDS).map(|_| shard()).collect();
+        Self { shards, hasher: RandomState::new(), successor: Mutex::default() }
     }
 
     /// Whether a nonce that was signed in the second `signed` would be accepted. It is asked before the costly part;
@@ -105,16 +112,39 @@ impl Nonces {
         })
     }
 
-    /// All that is known, for a successor: from which second on, and what was used. From now on nothing is accepted.
-    pub(in crate::auth) fn hand_over(&self) -> (u64, Vec<(Nonce, u64)>) {
+    /// All that is known: from which second on, and what was used.
+    pub(in crate::auth) fn all(&self) -> (u64, Vec<(Nonce, u64)>) {
+        self.each(|_| {})
+    }
+
+    /// The same, for a successor. From now on nothing is accepted here.
+    pub(in crate::auth) fn hand_over(
+        &self,
+        successor: Option<Successor>,
+    ) -> (u64, Vec<(Nonce, u64)>) {
+        *locked(&self.successor) = successor;
+        self.each(|shard| shard.is_handed = true)
+    }
+
+    fn each(&self, change: impl Fn(&mut Shard)) -> (u64, Vec<(Nonce, u64)>) {
         let (mut known_from, mut used) = (0, Vec::new());
         for shard in &self.shards {
             let mut shard = locked(shard);
-            shard.is_handed = true;
+            change(&mut shard);
             known_from = known_from.max(shard.known_from);
             used.extend(shard.used.iter().map(|(nonce, signed)| (*nonce, *signed)));
         }
         (known_from, used)
+    }
+
+    /// Who decides, where that was handed over to somebody who can be asked.
+    pub(in crate::auth) fn successor(&self) -> Option<Successor> {
+        locked(&self.successor).clone()
+    }
+
+    /// Whether somebody else decides.
+    pub(in crate::auth) fn is_handed(&self) -> bool {
+        self.shards.iter().any(|shard| locked(shard).is_handed)
     }
 
     /// Knows what another table did: what was used, from the second `known_from` on. Nothing was accepted yet.
@@ -141,6 +171,7 @@ impl Nonces {
             shard.known_from = known_from(shard.known_from);
             shard.is_handed = false;
         }
+        *locked(&self.successor) = None;
     }
 
     fn with<T>(
@@ -156,8 +187,8 @@ impl Nonces {
     }
 }
 
-fn locked(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shard {
@@ -215,7 +246,7 @@ mod tests {
         for number in 0..100 {
             assert_eq!(old.remember(nonce(number), 100, 0, 1 << 20), Ok(()));
         }
-        let (known_from, used) = old.hand_over();
+        let (known_from, used) = old.hand_over(None);
         assert_eq!((known_from, used.len()), (50, 100));
         assert_eq!(old.remember(nonce(100), 100, 0, 1 << 20), Err(Refused::Handed));
         new.take_over(known_from, &used);
