@@ -1,9 +1,13 @@
 //! Several gateways that count together in one Redis, through the real binary: what they give together, and what a
 //! client meets while Redis is paused, gone or back.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use harness::client::Client;
 use harness::gateway::Gateway;
 use harness::metrics::{Page, family};
@@ -30,6 +34,14 @@ fn config(address: SocketAddr, server: &Server, limits: &Value) -> Value {
 
 fn status(address: SocketAddr) -> Result<u16> {
     Ok(Client::connect_here(None, address, PATIENCE)?.get("/")?.status)
+}
+
+/// How often a command was given.
+fn calls(server: &Server, command: &str) -> Result<u64> {
+    let all = server.ask(&["INFO", "commandstats"])?;
+    let start = format!("cmdstat_{command}:calls=");
+    let count = all.lines().find_map(|line| line.strip_prefix(&start)?.split(',').next());
+    Ok(count.unwrap_or("0").parse()?)
 }
 
 #[test]
@@ -93,16 +105,81 @@ fn a_redis_that_hangs_costs_a_client_no_more_than_deadlines() -> Result {
     let address = free_address()?;
     let mut gateway = Gateway::unprivileged(None, config(address, &server, &limits))?;
     gateway.start()?;
-    assert_eq!(status(address)?, 204);
-    let calls = server.ask(&["INFO", "commandstats"])?;
-    let scripts = calls.lines().filter(|line| line.starts_with("cmdstat_eval"));
-    assert_eq!(scripts.count(), 2, "one call, and once more with the script: {calls}");
+    for _ in 0..5 {
+        assert_eq!(status(address)?, 204);
+    }
+    assert_eq!(calls(&server, "evalsha")?, 5, "one call a request");
+    assert_eq!(calls(&server, "eval")?, 1, "and the first once more, with the script");
     server.pause()?;
     for _ in 0..50 {
         assert_eq!(status(address)?, 503);
     }
     server.resume()?;
     wait_for("Redis", PATIENCE, || Ok((status(address)? == 204).then_some(())))?;
+    gateway.stop()
+}
+
+/// Of `secret`, by crypt(3).
+const HASH: &str = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
+
+#[test]
+fn a_request_is_one_call_unless_a_costly_credential_is_checked_in_between() -> Result {
+    let (server, folder) = (Server::start()?, tempfile::tempdir()?);
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+    let users = folder.path().join("users");
+    fs::write(&users, format!("ann:{HASH}\n"))?;
+    let address = free_address()?;
+    let route = |path: &str, auth: Value| {
+        json!({"match": {"path": path}, "auth": auth, "respond": {"status": 204},
+               "limits": [{"per": "route", "rate": "1000/24h", "count": "redis"}]})
+    };
+    let mut gateway = Gateway::unprivileged(
+        None,
+        json!({
+            "listen": [{"address": address.to_string()}],
+            "workers": 2,
+            "kernel": {"attach": "off"},
+            "state": {"redis": {"addresses": [server.address.to_string()], "timeout": "1s"}},
+            "auth": {"keys": {"api_key": {}}, "admins": {"basic": {"htpasswd": users}}},
+            "limits": [{"per": "client_address", "rate": "40/24h", "count": "redis"}],
+            "plans": {"free": {"limits": [{"per": "consumer", "rate": "1000/24h", "count": "redis"}]}},
+            "limiting": {"default_plan": "free"},
+            "routes": [
+                route("/open", json!("anonymous")), route("/keys", json!("keys")),
+                route("/admins", json!("admins")), route("/either", json!(["keys", "admins"])),
+            ],
+        }),
+    )?;
+    gateway.start()?;
+    let made = gateway.cli(&["keys", "create", "--consumer", "acme", "--json"])?.ok()?.json()?;
+    let key = format!("X-API-Key: {}\r\n", made["key"].as_str().unwrap_or_default());
+    let [right, wrong] = ["ann:secret", "ann:guess"]
+        .map(|pair| format!("Authorization: Basic {}\r\n", STANDARD.encode(pair)));
+    let ask = |path: &str, field: &str| {
+        let mut client = Client::connect_here(None, address, PATIENCE)?;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: h\r\n{field}\r\n").as_bytes())?;
+        Ok::<_, anyhow::Error>(client.receive()?.status)
+    };
+    assert_eq!(ask("/open", "")?, 204, "the script is known now");
+    for (path, field, status, wanted) in [
+        ("/open", "", 204, 1),
+        ("/keys", &*key, 204, 1),
+        ("/keys", "X-API-Key: guess\r\n", 401, 1),
+        ("/admins", &right, 204, 2),
+        ("/admins", &wrong, 401, 1),
+        ("/either", &key, 204, 2),
+    ] {
+        let before = calls(&server, "evalsha")?;
+        for _ in 0..5 {
+            assert_eq!(ask(path, field)?, status, "{path} {field}");
+        }
+        assert_eq!(calls(&server, "evalsha")? - before, 5 * wanted, "{path} {field}");
+    }
+    // Of the limit by address 31 are taken, and whoever guesses takes of it as well.
+    let guesses = (0..12).map(|_| ask("/keys", "X-API-Key: guess\r\n"));
+    let guesses = guesses.collect::<Result<Vec<_>>>()?;
+    assert_eq!(guesses, [[401; 9].as_slice(), &[429; 3]].concat());
+    assert_eq!([ask("/open", "")?, ask("/keys", &key)?, ask("/admins", &right)?], [429; 3]);
     gateway.stop()
 }
 

@@ -15,10 +15,11 @@ use super::counter::{Counter, Memory, Terms};
 use super::exchange::Exchange;
 use super::held::Held;
 use super::together::Together;
-use super::{Counting, Limit, Limits, OfRoute, is_of_caller};
+use super::{Counting, Limit, Limits, OfRoute, Turn, is_of_caller};
 use crate::base::random::random;
 use crate::config::{
-    Action, Allowance, CallerLimit, Config, Forward, Per, Rate, RateAlgorithm, Route, Sticky,
+    Action, Allowance, AuthKind, CallerLimit, Config, Forward, KeyRegistry, Per, Rate,
+    RateAlgorithm, Route, Sticky,
 };
 use crate::observe::outcomes::Outcomes;
 use crate::shared::Redis;
@@ -74,12 +75,16 @@ impl Limits {
         for route in &config.routes {
             let own = compile(&route.limits, &mut new.all)?;
             let asked = common.iter().chain(&own).copied();
-            new.routes.push(new.of_route(asked, route));
+            new.routes.push(new.of_route(asked, (route, config)));
         }
         Ok(new)
     }
 
-    fn of_route(&self, asked: impl Iterator<Item = usize>, route: &Route) -> OfRoute {
+    fn of_route(
+        &self,
+        asked: impl Iterator<Item = usize>,
+        (route, config): (&Route, &Config),
+    ) -> OfRoute {
         let Route { action, cost, .. } = route;
         let by_caller = |forward: &Forward| forward.sticky == Some(Sticky::Consumer);
         // Where the caller decides about the upstream, that is known no sooner than the caller.
@@ -91,10 +96,28 @@ impl Limits {
             per.contains(&Per::ClientAddress) && !per.iter().any(is_late)
         };
         let (mut screened, mut admitted): (Vec<usize>, Vec<usize>) = asked.partition(by_address);
+        let mut late = Vec::new();
+        if is_known_cheaply(route, config) && self.asks_redis_later(&admitted, route) {
+            (late, screened) = screened.into_iter().partition(|index| self.is_together(*index));
+            admitted.splice(0..0, late.iter().copied());
+        }
         for list in [&mut screened, &mut admitted] {
             list.sort_by_key(|index| self.all.get(*index).is_none_or(|limit| limit.is_shared()));
         }
-        OfRoute { screened: screened.into(), admitted: admitted.into(), cost: *cost }
+        let [screened, late, admitted] = [screened, late, admitted].map(Into::into);
+        OfRoute { screened, late, admitted, cost: *cost }
+    }
+
+    /// Whether Redis may have to be asked once it is known who calls.
+    fn asks_redis_later(&self, admitted: &[usize], route: &Route) -> bool {
+        let has_callers = route.access.as_ref().is_some_and(|it| !it.authenticators.is_empty());
+        let of_callers = self.plans.values().chain(self.consumers.values()).flatten();
+        let of_callers = of_callers.filter(|_| has_callers);
+        admitted.iter().chain(of_callers).any(|index| self.is_together(*index))
+    }
+
+    fn is_together(&self, index: usize) -> bool {
+        self.all.get(index).is_some_and(|limit| limit.turn() == Turn::Together)
     }
 }
 
@@ -150,6 +173,16 @@ impl Limit {
                 _ => false,
             }
     }
+}
+
+/// Whether nothing costly is done to find out who calls: nobody is asked, or what a credential says is there already.
+fn is_known_cheaply(route: &Route, config: &Config) -> bool {
+    let mut asked = route.access.iter().flat_map(|access| &access.authenticators);
+    asked.all(|index| match config.auth.get(*index).map(|one| &one.kind) {
+        Some(AuthKind::Mtls(_)) => true,
+        Some(AuthKind::ApiKey(keys)) => keys.registry == KeyRegistry::Embedded,
+        _ => false,
+    })
 }
 
 /// How many different keys a limit can meet, where the configuration says it.

@@ -1,6 +1,7 @@
 //! How much callers may. [`Limits::screen`] asks the limits by address, before anything that costs more is done for a
 //! request; [`Limits::admit`] asks the others, once it is known who calls, and alone makes an [`Admitted`], without
-//! which nothing is sent to a service.
+//! which nothing is sent to a service. Where it costs nothing to know who calls, it also asks those by address that are
+//! counted in Redis, so that a request is one call.
 //!
 //! Limits are asked one after the other: those that tell callers apart before those that all share, then those that
 //! make a request wait, and last those of what is in flight. The first that refuses ends it, so a caller who is over a
@@ -87,6 +88,9 @@ enum Counting {
 struct OfRoute {
     /// By address, before the caller is known.
     screened: Box<[usize]>,
+    /// By address, too, and among those of `admitted`: where the caller is known cheaply, what is counted in Redis is
+    /// asked by one call.
+    late: Box<[usize]>,
     admitted: Box<[usize]>,
     cost: u32,
 }
@@ -169,6 +173,15 @@ impl Limits {
             self.ask(of.screened.iter(), (asked, key, of.cost), &mut screened.permits).await?;
         }
         Ok(screened)
+    }
+
+    /// Asks the limits by address that [`Self::admit`] would have asked, of a request that goes no further: they are
+    /// there for those who guess, too.
+    pub async fn turn_away(&self, asked: &Inquiry<'_>) -> Result<(), (Error, usize)> {
+        let of = self.routes.get(asked.caller.route.0).filter(|of| !of.late.is_empty());
+        let Some(of) = of else { return Ok(()) };
+        let key = Asked { caller: &asked.caller, identity: None };
+        self.ask(of.late.iter(), (asked, key, of.cost), &mut Permits::default()).await
     }
 
     /// Asks all others. The error comes with the number of the limit that refused.

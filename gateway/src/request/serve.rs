@@ -206,7 +206,14 @@ impl Exchange<'_> {
         };
         let screened = limits.screen(&inquiry).await.map_err(limited)?;
         let by = (&*snapshot.authenticators, memories);
-        let authorized = auth::authorize(route.access.as_ref(), by, ask).await?;
+        let authorized = match auth::authorize(route.access.as_ref(), by, ask).await {
+            Ok(authorized) => authorized,
+            Err(error) => {
+                // On the heap, for few requests go there.
+                Box::pin(limits.turn_away(&inquiry)).await.map_err(limited)?;
+                return Err(error);
+            }
+        };
         self.account.authorized(&authorized);
         let caller = authorized.identity().and_then(|identity| identity.name());
         let way = way.map(|(forward, destination)| {
