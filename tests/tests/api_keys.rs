@@ -490,5 +490,11 @@ fn explain_says_whose_a_key_is_without_showing_it() -> Result {
     assert_eq!(shown.json()?["caller"]["consumer"], "acme", "{shown}");
     assert_eq!(shown.json()?["caller"]["key"], made["id"], "{shown}");
     assert!(!shown.stdout.contains(&text(&made, "key")[8..40]), "{shown}");
+    let explain = ["explain", config, "GET", &url, "-H", "@-", "--json"];
+    let piped = with_input(&gateway, &explain, &format!("Accept: */*\n\n{field}\n"))?.ok()?;
+    assert_eq!(piped.json()?["caller"], shown.json()?["caller"], "{piped}");
+    let bare = with_input(&gateway, &explain, text(&made, "key"))?;
+    bare.refused(2, "number 1 is no header field")?;
+    assert!(!format!("{bare}").contains(&text(&made, "key")[8..40]), "{bare}");
     Ok(())
 }

@@ -239,6 +239,19 @@ fn staff_come_by_their_certificates_and_explain_knows_everybody() -> Result {
     assert_eq!(airport["caller"]["consumer"], "airport");
     assert!(limits(&airport).contains("airport-rate"), "{airport}");
     assert!(!limits(&airport).contains("partner-rate"), "{airport}");
+    // A booking has a body, and credentials need not be on the command line.
+    let files = tempfile::tempdir()?;
+    let [body, fields] = ["body", "fields"].map(|name| files.path().join(name));
+    fs::write(&body, "{}")?;
+    let post = ("POST", "/v1/bookings");
+    let hotel = signed(&town.site, "grand-hotel-1", post, "{}", "explain-nonce-0002")?;
+    fs::write(&fields, hotel.join("\n"))?;
+    let (fields, body) = (format!("@{}", fields.display()), body.display().to_string());
+    let url = "https://partners.rides.example/v1/bookings";
+    let hotel = explain("POST", url, &["-H", &fields, "--body", &body])?;
+    assert_eq!(hotel["caller"]["consumer"], "grand-hotel", "{hotel}");
+    assert!(limits(&hotel).contains("partner-rate"), "{hotel}");
+    assert_eq!(explain("POST", url, &["-H", &fields])?["status"], 401, "of another body");
     let cert = dispatch.cert.display().to_string();
     let staff = explain("GET", "https://operations.rides.example/x", &["--cert", &cert])?;
     assert_eq!(staff["caller"]["roles"], json!(["dispatcher"]));

@@ -28,6 +28,12 @@ impl Unread {
         Self { source: RefCell::new(Source::Once(incoming)), deadline: Rc::clone(deadline) }
     }
 
+    /// One that is there already, of a request that nobody has sent.
+    pub fn of(bytes: Bytes, deadline: &Rc<Deadline>) -> Self {
+        let source = Source::Whole(Box::new(bytes));
+        Self { source: RefCell::new(source), deadline: Rc::clone(deadline) }
+    }
+
     /// All of it; an error if it has more than `max_bytes`, breaks off or takes too long, and then it is gone.
     /// Trailers do not go on: nobody has looked at them.
     pub async fn whole(&self, max_bytes: u64) -> Result<Bytes, Error> {

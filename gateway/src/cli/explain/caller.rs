@@ -103,7 +103,7 @@ fn authorize(
         client: ClientAddr::believed(asked.from.unwrap_or(super::SOMEWHERE)),
         certificate: asked.certificate,
         is_tls,
-        body: None,
+        body: asked.body,
         moment: &Moment::default(),
     };
     let access = asked.route.access.as_ref();

@@ -27,6 +27,7 @@ use super::output::Output;
 use crate::base::error::Error;
 use crate::config::{self, Action, Config, Route};
 use crate::http::problem;
+use crate::http::unread::Unread;
 use crate::request::target;
 use crate::route::{Routed, Table};
 use crate::tls::session::ClientCertificate;
@@ -40,9 +41,13 @@ pub(super) struct ExplainArgs {
     method: String,
     /// URL, as https://api.example.com/users/42?page=2
     url: String,
-    /// Header field, as 'Name: value'; may be given several times
+    /// Header field, as 'Name: value', or @FILE for those of a file, one a line, and @- for those of
+    /// the standard input, for others see what is on a command line; may be given several times
     #[arg(short = 'H', long = "header", value_name = "FIELD")]
     headers: Vec<String>,
+    /// File with the body, which a signature may be over
+    #[arg(long, value_name = "FILE")]
+    body: Option<PathBuf>,
     /// Address of the client: says what the rules of the configuration make of it
     #[arg(long, value_name = "ADDRESS")]
     from: Option<IpAddr>,
@@ -89,7 +94,9 @@ pub(super) fn run(arguments: &ExplainArgs, output: &Output) -> Result<(), Failur
     let (head, scheme) = request::head(arguments).map_err(Failure::Usage)?;
     let certificate = arguments.cert.as_deref().map(caller::certificate).transpose();
     let certificate = certificate.map_err(Failure::Usage)?;
-    let from = (arguments.from, certificate.as_ref());
+    let body = arguments.body.as_deref().map(|file| request::body(file, &config.bounds));
+    let body = body.transpose().map_err(Failure::Usage)?;
+    let from = (arguments.from, certificate.as_ref(), body.as_ref());
     let explanation = explain(&config, head, scheme, from);
     if output.is_json() { Ok(output.object(&explanation)?) } else { show(&explanation, output) }
 }
@@ -98,7 +105,7 @@ fn explain(
     config: &Config,
     mut head: Parts,
     scheme: &str,
-    (from, certificate): (Option<IpAddr>, Option<&ClientCertificate>),
+    (from, certificate, body): (Option<IpAddr>, Option<&ClientCertificate>, Option<&Unread>),
 ) -> Explanation {
     let mut found = Explanation {
         method: head.method.to_string(),
@@ -131,7 +138,7 @@ fn explain(
     found.captures = route.path.captures().map(str::to_owned).zip(values).collect();
     found.policies.retain(|policy| policies::holds(policy, route));
     found.policies.extend(policies::of_route(config, route));
-    let asked = Asked { config, route, routed, from, as_sent, certificate };
+    let asked = Asked { config, route, routed, from, as_sent, certificate, body };
     let caller = caller::find(&asked, &head, scheme == "https");
     if let Some(Ok(caller)) = &caller {
         found.policies.extend(caller.limits(config));
@@ -158,6 +165,7 @@ struct Asked<'a> {
     /// Its target, where that was not in its normal form.
     as_sent: Option<Uri>,
     certificate: Option<&'a ClientCertificate>,
+    body: Option<&'a Unread>,
 }
 
 impl Explanation {
