@@ -22,6 +22,7 @@ const SIGNING: &str = "signing-secret-of-a-partner-0123456789";
 const CLIENT: &str = "client-secret-of-the-gateway";
 const OPAQUE: &str = "opaque-token-of-ann";
 const REDIS: &str = "password-of-the-gateway-at-redis";
+const SHARED: &str = "secret-that-the-issuer-shares-with-the-gateway-0123456789-0123456789";
 
 fn config(listen: SocketAddr, endpoint: SocketAddr, idp: &Idp, folder: &Path) -> Value {
     let route = |path: &str, auth: &str| {
@@ -52,11 +53,12 @@ fn config(listen: SocketAddr, endpoint: SocketAddr, idp: &Idp, folder: &Path) ->
                 {"id": "one", "consumer": "acme", "secret": {"file": folder.join("signing")}},
             ]}},
             "admins": {"basic": {"htpasswd": folder.join("users")}},
+            "shared": {"jwt": {"secret": {"file": folder.join("shared")}}},
         },
         "upstreams": {"service": {"endpoints": [endpoint.to_string()]}},
         "routes": [
             route("/keys", "keys"), route("/tokens", "tokens"), route("/opaque", "opaque"),
-            route("/signed", "signed"), route("/admins", "admins"),
+            route("/signed", "signed"), route("/admins", "admins"), route("/shared", "shared"),
         ],
     })
 }
@@ -86,6 +88,7 @@ fn requests(key: &str, token: &str, good: &str, wrong: &str) -> [Vec<(String, St
         ("/opaque".to_owned(), format!("Authorization: Bearer {OPAQUE}x")),
         ("/admins".to_owned(), format!("Authorization: Basic {wrong}")),
         ("/signed".to_owned(), format!("X-API-Key: one\r\nX-Signature: {SIGNING}")),
+        ("/shared".to_owned(), format!("Authorization: Bearer {SHARED}")),
     ];
     [holds, does_not]
 }
@@ -121,9 +124,21 @@ fn commands(gateway: &Gateway<'_>, key: &str, id: &str) -> Result<String> {
         assert!(refused.stderr.contains(id), "{refused}");
         said += &refused.to_string();
     }
-    for listing in [&["status"][..], &["metrics"], &["keys", "list"], &["check"]] {
-        said += &gateway.cli(listing)?.to_string();
+    let config = gateway.config().display().to_string();
+    for listing in [
+        &["status"][..],
+        &["metrics"],
+        &["keys", "list"],
+        &["check", &config],
+        &["top", "--once"],
+        &["why", "127.0.0.1"],
+        &["bans", "list"],
+    ] {
+        said += &gateway.cli(listing)?.ok()?.to_string();
+        said += &gateway.cli(&[listing, &["--json"]].concat())?.ok()?.to_string();
     }
+    // What anybody on the host may see of the process.
+    said += &fs::read_to_string(format!("/proc/{}/cmdline", gateway.pid()?))?;
     Ok(said)
 }
 
@@ -133,8 +148,15 @@ fn what_proves_who_somebody_is_is_shown_nowhere() -> Result {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777))?;
     let users = format!("ann:{HASH}");
     let pem = identity_key()?;
-    let files = [("signing", SIGNING), ("client", CLIENT), ("users", &users), ("redis", REDIS)];
-    for (name, text) in files.into_iter().chain([("identity", &*pem)]) {
+    let files = [
+        ("signing", SIGNING),
+        ("client", CLIENT),
+        ("users", &users),
+        ("redis", REDIS),
+        ("shared", SHARED),
+        ("identity", &pem),
+    ];
+    for (name, text) in files {
         fs::write(folder.path().join(name), text)?;
     }
     let own = pem.lines().nth(1).unwrap_or_default();
@@ -165,7 +187,7 @@ fn what_proves_who_somebody_is_is_shown_nowhere() -> Result {
     shown += &gateway.log();
     assert!(shown.contains("\"query\":\"a=b&ticket=***\""), "the access log is in it: {shown}");
     let of_callers = [&*key, &token, &password, &wrong, correct, staple, OPAQUE];
-    for secret in of_callers.into_iter().chain([HASH, SIGNING, CLIENT, REDIS, own]) {
+    for secret in of_callers.into_iter().chain([HASH, SIGNING, CLIENT, REDIS, SHARED, own]) {
         let place = shown.find(secret).map(|at| {
             let around = at.saturating_sub(200)..(at + 200).min(shown.len());
             shown.get(around).unwrap_or_default().to_owned()

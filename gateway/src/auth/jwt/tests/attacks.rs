@@ -226,6 +226,56 @@ fn signature_of_another_key() {
     refused(&other, &sign(&es256(), &good()), BAD_SIGNATURE);
 }
 
+/// What forges a signature by the exponent 3 (Bleichenbacher, 2006): its cube begins with the padding, eight bytes of
+/// it instead of 202, and the digest, and whatever is behind that is garbage. It takes no key, and is good for any
+/// modulus.
+const CUBE_ROOT: &str = "Msv9SnrceQVYPXZ1IPUWQHWRdtN4JvLvY649x65TcetVaZTEkP1Fz1A6d\
+                         x1rklM0LZNruY3brGZE_imoAzOa8lXUXvIYqfRznwl77-xh7zKIwKr-Bg";
+
+fn product(one: &[u8], other: &[u8]) -> Vec<u8> {
+    let mut digits = vec![0; one.len() + other.len()];
+    for (low, factor) in one.iter().rev().enumerate() {
+        let mut carry = 0;
+        for (place, digit) in other.iter().rev().enumerate() {
+            let sum = digits[low + place] + u32::from(*factor) * u32::from(*digit) + carry;
+            (digits[low + place], carry) = (sum % 256, sum / 256);
+        }
+        digits[low + other.len()] = carry;
+    }
+    digits.iter().rev().map(|digit| u8::try_from(*digit).unwrap()).collect()
+}
+
+#[test]
+fn rsa_padding_with_garbage_behind_the_digest() {
+    let mut jwk = rsa_jwk(&PAIRS.rsa, "rsa");
+    jwk["e"] = base64([3]).into();
+    let jwt = with(&json!({"keys": [jwk]}), "");
+    let header = base64(r#"{"alg":"RS256","kid":"rsa"}"#);
+    let signed = format!("{header}.{}", base64(r#"{"exp":1767226200,"sub":"root"}"#));
+    let root = URL_SAFE_NO_PAD.decode(CUBE_ROOT).unwrap();
+    // RFC 8017, section 9.2, but for the length of the padding.
+    let sha256 = [48, 49, 48, 13, 6, 9, 96, 134, 72, 1, 101, 3, 4, 2, 1, 5, 0, 4, 32];
+    let digest = digest_of(signed.as_bytes());
+    let begins = [&[1][..], &[0xff; 8], &[0], &sha256, &digest].concat();
+    assert!(product(&product(&root, &root), &root).starts_with(&begins));
+    for forged in [[vec![0; 256 - root.len()], root.clone()].concat(), root] {
+        refused(&jwt, &format!("{signed}.{}", base64(forged)), BAD_SIGNATURE);
+    }
+}
+
+/// Whose work a sender chooses (PBES2), or whose curve (ECDH-ES): nothing is decrypted here.
+#[test]
+fn algorithms_of_encryption() {
+    for algorithm in
+        ["PBES2-HS256+A128KW", "dir", "A128KW", "RSA1_5", "RSA-OAEP", "ECDH-ES", "ECDH-ES+A256KW"]
+    {
+        let header = json!({"alg": algorithm, "kid": "p256", "p2c": 2_147_483_647, "p2s": "AAAA"});
+        let forged = raw(&header.to_string(), &good().to_string());
+        refused(&standard(), &forged, UNKNOWN_ALGORITHM);
+        refused(&standard(), &format!("{forged}.AAAA.AAAA"), "the token has not three parts");
+    }
+}
+
 #[test]
 fn changed_claims_under_an_old_signature() {
     let token = sign(&es256(), &good());
@@ -562,6 +612,9 @@ fn other_serializations_and_nested_tokens() {
         assert!(verify(&standard(), bad).is_err(), "{bad}");
     }
     refused(&standard(), &json, parts_wanted);
+    // One that is both, of which one reader verifies the first half and another one believes the second.
+    let both = format!("{{\"  {}.{}.{}\": \"\", {}", parts[0], parts[1], parts[2], &json[1..]);
+    refused(&standard(), &both, "the token's header is no base64url");
     refused(&standard(), &format!("{}.a.b.c.d", parts[0]), parts_wanted);
     let mut header = es256();
     header["cty"] = "JWT".into();
