@@ -8,7 +8,7 @@ use crate::verdict::Reason;
 
 /// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
 /// [`crate::table`].
-pub const ABI: u32 = 6;
+pub const ABI: u32 = 7;
 
 /// Name of the program in the kernel object.
 pub const PROGRAM: &str = "gateway";
