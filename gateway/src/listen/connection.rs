@@ -67,8 +67,8 @@ pub(super) enum Stream {
 enum End {
     /// Either side had enough, or a rule wants it.
     Done,
-    /// The deadline has passed.
-    Late,
+    /// The deadline of this has passed.
+    Late(Phase),
     /// The next request has not come for a while.
     Rest,
 }
@@ -132,8 +132,8 @@ pub(super) fn serve(
         if !connection.has_asked() {
             slot.notice(Signal::NoRequest, "closed_without_request");
         }
-        match deadline.phase() {
-            _ if end != End::Late => {}
+        let End::Late(phase) = end else { return };
+        match phase {
             Phase::Head => slot.counters().heads_timed_out.add(1),
             Phase::Download => {
                 slot.counters().readers_timed_out.add(1);
@@ -174,7 +174,7 @@ async fn drive(slot: &Slot, deadline: &Deadline, http: &Rc<Server>, service: &Se
                 http.drain();
             } else if deadline.has_passed() {
                 // Whoever waited was asked what to do and did nothing.
-                return Poll::Ready(End::Late);
+                return Poll::Ready(End::Late(deadline.phase()));
             } else if !fires(timer.as_mut(), deadline, context) {
                 return Poll::Pending;
             }
