@@ -1,5 +1,6 @@
 //! Connections that rest between two requests, through the real binary: parked they cost next to nothing, and whatever
 //! holds for a connection that is served holds for them.
+#![expect(clippy::disallowed_methods, reason = "nobody is closed before the time is over")]
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
