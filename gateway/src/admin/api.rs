@@ -286,9 +286,21 @@ pub struct Refusal {
     /// Whether the request itself was wrong, as opposed to its not being possible.
     #[serde(default)]
     pub usage: bool,
+    /// What it would cover, in words, where all that is missing is that somebody means it ([`Request::insist`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covers: Option<String>,
 }
 
 impl Request {
+    /// Says that the many addresses are meant.
+    pub fn insist(&mut self) {
+        match self {
+            Self::Add(add) => add.yes = true,
+            Self::PutList(put) => put.yes = true,
+            _ => {}
+        }
+    }
+
     /// Whether it changes anything, and so belongs into the audit trail.
     pub fn changes(&self) -> bool {
         match self {
@@ -388,12 +400,18 @@ pub(super) fn first_of(prefixes: &[String]) -> String {
 impl Refusal {
     /// The command was right and could not be carried out.
     pub fn failed(error: impl ToString) -> Self {
-        Self { error: error.to_string(), usage: false }
+        Self { error: error.to_string(), usage: false, covers: None }
+    }
+
+    /// It covers so much that somebody has to say yes: this, in words.
+    pub fn large(covers: String) -> Self {
+        let error = format!("{covers}: add --yes if that is meant");
+        Self { error, usage: false, covers: Some(covers) }
     }
 
     /// The command itself was wrong.
     pub fn usage(error: impl ToString) -> Self {
-        Self { error: error.to_string(), usage: true }
+        Self { error: error.to_string(), usage: true, covers: None }
     }
 }
 
