@@ -234,9 +234,8 @@ pub fn event(policy: &Policy, event: &Dropped) -> EventView {
         source: event.source,
         reason: event.reason.name().to_owned(),
         rule: event.rule.as_ref().map(|met| RuleMetView { list: list(met), ..rule_met(met) }),
-        protocol: event.protocol.to_owned(),
-        source_port: event.ports.map(|(source, _)| source),
-        port: event.ports.map(|(_, destination)| destination),
+        protocol: event.transport.name().to_owned(),
+        port: event.transport.port(),
         interface: event.interface.to_string(),
         dry_run: event.dry_run,
     }
