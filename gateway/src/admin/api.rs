@@ -16,6 +16,7 @@ use super::keys::{KeyRequest, KeyView, NewKey};
 use super::monitor::{Events, Top};
 use super::query;
 use super::redis::RedisView;
+pub use super::refusal::Refusal;
 use super::rules::{ListView, RuleCounts, RuleView, Why};
 use super::spread::SpreadView;
 use super::upstreams::UpstreamView;
@@ -278,19 +279,6 @@ pub struct Done {
     pub notes: Vec<String>,
 }
 
-/// Why a command was not carried out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// In words, with the way out.
-    pub error: String,
-    /// Whether the request itself was wrong, as opposed to its not being possible.
-    #[serde(default)]
-    pub usage: bool,
-    /// What it would cover, in words, where all that is missing is that somebody means it ([`Request::insist`]).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub covers: Option<String>,
-}
-
 impl Request {
     /// Says that the many addresses are meant.
     pub fn insist(&mut self) {
@@ -395,24 +383,6 @@ pub(super) fn first_of(prefixes: &[String]) -> String {
         named.push(format!("and {more} more"));
     }
     named.join(" ")
-}
-
-impl Refusal {
-    /// The command was right and could not be carried out.
-    pub fn failed(error: impl ToString) -> Self {
-        Self { error: error.to_string(), usage: false, covers: None }
-    }
-
-    /// It covers so much that somebody has to say yes: this, in words.
-    pub fn large(covers: String) -> Self {
-        let error = format!("{covers}: add --yes if that is meant");
-        Self { error, usage: false, covers: Some(covers) }
-    }
-
-    /// The command itself was wrong.
-    pub fn usage(error: impl ToString) -> Self {
-        Self { error: error.to_string(), usage: true, covers: None }
-    }
 }
 
 /// How things stand.

@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal as _};
 use super::Failure;
 use crate::admin::api::{Answer, Refusal, Request};
 
-/// Asks by `ask`, and where only a yes is missing, for that, and once more. Where nobody can be asked the refusal, which
-/// names --yes, stays.
+/// Asks by `ask`, and where only a yes is missing, for that, and once more. Where nobody can be asked the refusal
+/// stays, which names --yes.
 pub(super) fn sure(
     mut request: Request,
     ask: impl Fn(&Request) -> Result<Answer, Failure>,
