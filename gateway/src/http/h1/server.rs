@@ -91,10 +91,12 @@ enum After {
     Linger,
     /// The end of a connection that has broken already.
     Broken,
+    /// Nothing, for as long as the client likes.
+    Rest,
 }
 
 /// What of a request's head decides about the answer's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Asked {
     is_head: bool,
     is_current: bool,
@@ -135,20 +137,28 @@ impl Server {
         self.state.borrow().socket.abort();
     }
 
-    /// Answers requests until either side has had enough.
-    pub async fn serve(self: &Rc<Self>, service: &impl Service) {
+    /// Answers requests until either side has had enough, or the connection may [rest](Self::rest): whether it is that.
+    pub async fn serve(self: &Rc<Self>, service: &impl Service) -> bool {
         let after = loop {
             let mut scan = Scan::new(Section::Request);
             let next = poll_fn(|context| {
-                self.poll_head(&mut scan, context).map(|head| Some(self.turn(head?, service)))
+                self.poll_head(&mut scan, context).map(|head| Ok(self.turn(head?, service)))
             });
-            let Some(turn) = next.await else { break After::Close };
-            let after = turn.await;
+            let after = match next.await {
+                Ok(turn) => turn.await,
+                Err(after) => after,
+            };
             if after != After::Request {
                 break after;
             }
         };
         self.end(after).await;
+        after == After::Rest
+    }
+
+    /// What is to be kept of a connection that may rest.
+    pub fn rest(self) -> (Socket, Lifetime) {
+        (self.state.into_inner().socket, self.lifetime)
     }
 
     /// What a head leads to. Apart, so that a connection that waits for its next request holds no memory for one.
@@ -163,12 +173,12 @@ impl Server {
         }
     }
 
-    /// The next head; nothing at the end of the connection.
+    /// The next head, or what comes instead.
     fn poll_head(
         &self,
         scan: &mut Scan,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<RequestHead, Error>>> {
+    ) -> Poll<Result<Result<RequestHead, Error>, After>> {
         let state = &mut *self.state.borrow_mut();
         loop {
             if !state.input.is_empty() {
@@ -177,18 +187,21 @@ impl Server {
                     Ok(Some(found)) => {
                         let mut head = state.input.take(found.end);
                         head.advance(found.start);
-                        return Poll::Ready(Some(head::request(&head, &self.limits)));
+                        return Poll::Ready(Ok(head::request(&head, &self.limits)));
                     }
-                    Err(error) => return Poll::Ready(Some(Err(error))),
+                    Err(error) => return Poll::Ready(Ok(Err(error))),
                 }
             } else if self.draining.get() {
-                return Poll::Ready(None);
+                return Poll::Ready(Err(After::Close));
             }
             match self.poll_fill(state, context) {
                 Poll::Ready(Ok(1..)) => {}
-                Poll::Ready(_) => return Poll::Ready(None),
+                Poll::Ready(_) => return Poll::Ready(Err(After::Close)),
                 Poll::Pending if self.deadline.has_passed() && !state.input.is_empty() => {
-                    return Poll::Ready(Some(Err(Kind::HeadTimeout.into())));
+                    return Poll::Ready(Ok(Err(Kind::HeadTimeout.into())));
+                }
+                Poll::Pending if self.deadline.has_rested() && state.is_at_rest() => {
+                    return Poll::Ready(Err(After::Rest));
                 }
                 Poll::Pending => {
                     if !state.input.is_empty() {
@@ -233,13 +246,7 @@ impl Server {
             Kind::HeadTimeout => self.counters.heads_timed_out.add(1),
             _ => self.counters.heads_malformed.add(1),
         }
-        let asked = Asked {
-            is_head: false,
-            is_current: true,
-            persistent: false,
-            takes_trailers: false,
-            is_refused: true,
-        };
+        let asked = Asked { is_current: true, is_refused: true, ..Asked::default() };
         self.send(service.refuse(&error), asked).await
     }
 
@@ -384,7 +391,7 @@ impl Server {
     /// Ends the connection such that the client learns of it.
     async fn end(&self, after: After) {
         let says_so = self.state.borrow().socket.is_encrypted();
-        if after == After::Broken || after == After::Close && !says_so {
+        if matches!(after, After::Broken | After::Rest) || after == After::Close && !says_so {
             // Closing the socket tells the client as well.
             return;
         }
@@ -479,6 +486,11 @@ impl Server {
 }
 
 impl State {
+    /// Whether nothing of any request is left.
+    fn is_at_rest(&self) -> bool {
+        self.input.is_empty() && !self.body_is_held
+    }
+
     /// Drops what is there of a body that nobody reads.
     fn discard(&mut self, limits: &Limits) {
         while let Ok(Piece::Data(_) | Piece::Trailers(_)) =
