@@ -84,7 +84,12 @@ fn a_full_table_refuses_and_keeps_what_it_has() -> Result {
     let many: Vec<String> = (0..8).map(|last| format!("192.0.2.{last}")).collect();
     let mut command = vec!["deny", "add"];
     command.extend(many.iter().map(String::as_str));
-    gateway.cli(&command)?.refused(1, "raise kernel.max_rules")?;
+    let refused = gateway.cli(&command)?;
+    refused.refused(1, "IPv4 rules do not fit into the map TABLE_V4, which has room for 8, ")?;
+    refused.refused(1, "raise kernel.max_rules")?;
+    let many: Vec<String> = (0..9).map(|last| format!("2001:db8::{last}")).collect();
+    let many = [&["deny", "add"][..], &many.iter().map(String::as_str).collect::<Vec<_>>()];
+    gateway.cli(&many.concat())?.refused(1, "the map TABLE_V6, which has room for 8, ")?;
     assert_eq!(rules(&gateway)?.len(), 1, "all or none");
     assert!(!connects(&host, DENIED)?);
     gateway.kill9()?;

@@ -378,11 +378,12 @@ fn one_in_another_namespace_is_refused_with_its_name() -> Result {
     let moved = note(&gateway, "guest0")?;
     assert!(moved.contains("moved to another network namespace"), "{moved}");
     assert!(!passes(&hosts.gateway, &hosts.attacker, DENIED)?);
-    gateway.cli(&["reload"])?.refused(1, "moved to another network namespace")?;
+    let told = format!("guest0 is in the network namespace {}", elsewhere.name());
+    gateway.cli(&["reload"])?.refused(1, &told)?;
 
     gateway.kill9()?;
     let refusal = gateway.start_refused()?;
-    refusal.refused(1, &format!("guest0 is in the network namespace {}", elsewhere.name()))?;
+    refusal.refused(1, &told)?;
     refusal.refused(1, "kernel.interfaces")?;
     assert!(!passes(&hosts.gateway, &hosts.attacker, DENIED)?, "what was enforced stays");
 
@@ -400,6 +401,15 @@ fn one_in_another_namespace_is_refused_with_its_name() -> Result {
     gateway.write_config(config(&hosts, &origin, &names))?;
     gateway.start_refused()?.refused(1, "guest0 netns 1")?;
     assert!(!passes(&hosts.gateway, &hosts.attacker, DENIED)?, "what was enforced stays");
+
+    // A gateway that runs has fewer rights, and says the same.
+    gateway.write_config(config(&hosts, &origin, &["to_attacker"]))?;
+    gateway.start()?;
+    gateway.write_config(config(&hosts, &origin, &names))?;
+    let refusal = gateway.cli(&["reload"])?;
+    refusal.refused(1, &told)?;
+    refusal.refused(1, "guest0 netns 1")?;
+    assert_eq!(gateway.modes()?, [("to_attacker".to_owned(), "native".to_owned())]);
     Ok(())
 }
 

@@ -471,6 +471,49 @@ fn progress_is_shown_on_a_terminal_and_nowhere_else() -> Result {
     Ok(())
 }
 
+/// Where nobody can be asked it is refused, which other tests see.
+#[test]
+fn whoever_denies_very_much_on_a_terminal_is_asked() -> Result {
+    let namespace = nix::unistd::geteuid().is_root().then(|| Namespace::new("host")).transpose()?;
+    let mut gateway = Gateway::unprivileged(namespace.as_ref(), proxy_only()?)?;
+    gateway.start()?;
+    let answered = |arguments: &[&str], answer: &str| -> Result<(bool, String)> {
+        let mut script = on_terminal((&gateway, namespace.as_ref()), arguments, str::to_owned)?;
+        script.stdin.take().context("no keys")?.write_all(answer.as_bytes())?;
+        let done = script.wait_with_output()?;
+        Ok((done.status.success(), String::from_utf8(done.stdout)?))
+    };
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(b"198.18.0.0/15\n0.0.0.0/1\n")?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    let path = file.path().to_str().context("no text")?;
+    let v4 =
+        "128.0.0.0/2 is 1/4 of all IPv4 addresses (1,073,741,824 addresses). Is that meant? [y/N]";
+    let v6 = "2400::/8 is 1/256 of all IPv6 addresses (72,057,594,037,927,936 networks of /64). Is";
+    let list = "0.0.0.0/1 is 1/2 of all IPv4 addresses (2,147,483,648 addresses), and the list covers 50.1 % of all \
+                IPv4 addresses (2,147,614,720 addresses). Is";
+    for (command, question, after, added) in [
+        (&["deny", "add", "128.0.0.0/2"][..], v4, "deny 128.0.0.0/2\r\n", 1),
+        (&["allow", "add", "2400::/8"], v6, "allow 2400::/8\r\n", 1),
+        (&["deny", "import", path, "--list", "half"], list, "deny list half: 2 entries\r\n", 2),
+    ] {
+        let held = || -> Result<usize> {
+            Ok(gateway.cli(&[command[0], "list"])?.ok()?.json_lines()?.len())
+        };
+        let before = held()?;
+        for no in ["n\n", "\n", "nonsense\n", "\u{4}"] {
+            let (done, shown) = answered(command, no)?;
+            assert!(!done && shown.contains(question), "{no:?}: {shown:?}");
+            assert!(shown.ends_with("nothing was changed\r\n"), "{no:?}: {shown:?}");
+            assert_eq!(held()?, before);
+        }
+        let (done, shown) = answered(command, "y\n")?;
+        assert!(done && shown.contains(question) && shown.ends_with(after), "{shown:?}");
+        assert_eq!(held()?, before + added);
+    }
+    Ok(())
+}
+
 /// Runs a command on a terminal, whose keys and screen are pipes here. `around` makes a line for the shell of it.
 fn on_terminal(
     (gateway, namespace): (&Gateway<'_>, Option<&Namespace>),

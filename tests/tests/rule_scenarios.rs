@@ -127,7 +127,7 @@ fn a_list_with_a_bad_line_is_refused_unless_told_to_skip_it() -> Result {
     gateway.cli(&["deny", "import", text(&huge)?])?.refused(1, "add --yes")?;
     let wide: Vec<String> = (20..33).map(|first| format!("{first}.0.0.0/8")).collect();
     let together = file(folder.path(), "together.txt", &wide.join("\n"))?;
-    let told = "5.1 % of all IPv4 addresses: add --yes";
+    let told = "5.1 % of all IPv4 addresses (218,103,808 addresses): add --yes";
     gateway.cli(&["deny", "import", text(&together)?])?.refused(1, told)?;
     let add: Vec<&str> = ["deny", "add"].into_iter().chain(wide.iter().map(|w| &**w)).collect();
     gateway.cli(&add)?.refused(1, told)?;

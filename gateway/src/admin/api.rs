@@ -16,6 +16,7 @@ use super::keys::{KeyRequest, KeyView, NewKey};
 use super::monitor::{Events, Top};
 use super::query;
 use super::redis::RedisView;
+pub use super::refusal::Refusal;
 use super::rules::{ListView, RuleCounts, RuleView, Why};
 use super::spread::SpreadView;
 use super::upstreams::UpstreamView;
@@ -278,17 +279,16 @@ pub struct Done {
     pub notes: Vec<String>,
 }
 
-/// Why a command was not carried out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// In words, with the way out.
-    pub error: String,
-    /// Whether the request itself was wrong, as opposed to its not being possible.
-    #[serde(default)]
-    pub usage: bool,
-}
-
 impl Request {
+    /// Says that the many addresses are meant.
+    pub fn insist(&mut self) {
+        match self {
+            Self::Add(add) => add.yes = true,
+            Self::PutList(put) => put.yes = true,
+            _ => {}
+        }
+    }
+
     /// Whether it changes anything, and so belongs into the audit trail.
     pub fn changes(&self) -> bool {
         match self {
@@ -383,18 +383,6 @@ pub(super) fn first_of(prefixes: &[String]) -> String {
         named.push(format!("and {more} more"));
     }
     named.join(" ")
-}
-
-impl Refusal {
-    /// The command was right and could not be carried out.
-    pub fn failed(error: impl ToString) -> Self {
-        Self { error: error.to_string(), usage: false }
-    }
-
-    /// The command itself was wrong.
-    pub fn usage(error: impl ToString) -> Self {
-        Self { error: error.to_string(), usage: true }
-    }
 }
 
 /// How things stand.

@@ -16,6 +16,7 @@ pub mod keys;
 pub mod monitor;
 pub mod query;
 pub mod redis;
+pub mod refusal;
 pub mod rules;
 pub mod scrape;
 pub mod server;

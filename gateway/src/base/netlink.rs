@@ -13,10 +13,13 @@ use nix::sys::time::TimeVal;
 pub const HEADER_BYTES: usize = 16;
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
 const ANSWER_MAX_SECONDS: i64 = 2;
+const ATTRIBUTE_HEADER_BYTES: usize = 4;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// A request that is answered by one message.
 pub const ONE: u16 = 0x001;
+/// A request that is answered by whether it was carried out (`NLM_F_REQUEST | NLM_F_ACK`).
+pub const ACKNOWLEDGED: u16 = 0x005;
 /// A request that is answered by as many as there are (`NLM_F_REQUEST | NLM_F_DUMP`).
 pub const ALL: u16 = 0x301;
 
@@ -30,6 +33,15 @@ pub fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     message.extend([0; 8]);
     message.extend(body);
     message
+}
+
+/// Puts an attribute behind what a message has.
+pub fn with_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(ATTRIBUTE_HEADER_BYTES + value.len()).unwrap_or(u16::MAX);
+    body.extend(length.to_ne_bytes());
+    body.extend(kind.to_ne_bytes());
+    body.extend(value);
+    body.resize(body.len().next_multiple_of(4), 0);
 }
 
 /// Asks, and hands each answer of type `wanted` to `take`, without its header.
@@ -62,6 +74,10 @@ fn read(mut messages: &[u8], wanted: u16, take: &mut impl FnMut(&[u8])) -> io::R
         match u16_at(messages, 4) {
             Some(ERROR) => {
                 let code = u32_at(body, 0).ok_or_else(truncated)?;
+                // Of that number it says that the request was carried out.
+                if code == 0 {
+                    return Ok(true);
+                }
                 return Err(io::Error::from_raw_os_error((code as i32).wrapping_neg()));
             }
             Some(DONE) => return Ok(true),
@@ -75,7 +91,6 @@ fn read(mut messages: &[u8], wanted: u16, take: &mut impl FnMut(&[u8])) -> io::R
 
 /// The value of the first attribute of this type; the two flag bits of a type are masked (`NLA_TYPE_MASK`).
 pub fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    const ATTRIBUTE_HEADER_BYTES: usize = 4;
     const TYPE_MASK: u16 = 0x3fff;
     loop {
         let length = usize::from(u16_at(attributes, 0)?);
@@ -108,6 +123,7 @@ mod tests {
         let answer = message(ERROR, 0, &(-19i32).to_ne_bytes());
         let error = read(&answer, 16, &mut |_| {}).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(19));
+        assert!(read(&message(ERROR, 0, &[0; 4]), 16, &mut |_| {}).unwrap(), "it was carried out");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::list::milliseconds;
 use super::output::Output;
 use super::place::Place;
 use super::progress::{self, Counted};
-use super::{Failure, ImportArgs, ask, unexpected};
+use super::{Failure, ImportArgs, ask, insist, unexpected};
 use crate::admin::api::{Answer, PutList, Request};
 use crate::base::stamp::Stamp;
 use crate::rules::entries::{Builder, Entries, TooManyNotes};
@@ -49,10 +49,13 @@ pub(super) fn run(
     let mut header = Header::new(&name, action, Kind::Import, &source);
     header.reason = reason;
     header.dry_run = dry_run;
-    let bar = progress::waiting("putting it in force");
     let put = PutList { header, entries: Arc::new(entries), yes, confirm_within_ms };
-    let answer = ask(place, &Request::PutList(Box::new(put)));
-    bar.finish_and_clear();
+    let answer = insist::sure(Request::PutList(Box::new(put)), |request| {
+        let bar = progress::waiting("putting it in force");
+        let answer = ask(place, request);
+        bar.finish_and_clear();
+        answer
+    });
     match answer? {
         Answer::Done(done) => Ok(output.done(&done)?),
         _ => Err(unexpected()),

@@ -7,7 +7,7 @@ use super::output::Output;
 use super::place::Place;
 use super::{
     AddArgs, Failure, LimitVerb, ListArgs, ListVerb, RuleArgs, RulesArgs, SortBy, ask, export,
-    import, unexpected,
+    import, insist, unexpected,
 };
 use crate::admin::api::{
     Add, Answer, ListAction, ListQuery, PAGE_MAX_RULES, Remove, RemoveList, Request,
@@ -51,7 +51,7 @@ pub(super) fn run(
         ListVerb::Import(arguments) => return import::run(place, action, arguments, output),
         ListVerb::Export { file, list } => return export::run(place, action.into(), &file, list),
     };
-    done(place, &request, output)
+    done(place, request, output)
 }
 
 /// `gateway limit`.
@@ -69,16 +69,16 @@ pub(super) fn limit(place: &Place, verb: LimitVerb, output: &Output) -> Result<(
             return show(place, action, ListQuery::default(), rules, output);
         }
     };
-    done(place, &request, output)
+    done(place, request, output)
 }
 
 /// `gateway confirm`.
 pub(super) fn confirm(place: &Place, output: &Output) -> Result<(), Failure> {
-    done(place, &Request::Confirm, output)
+    done(place, Request::Confirm, output)
 }
 
-fn done(place: &Place, request: &Request, output: &Output) -> Result<(), Failure> {
-    match ask(place, request)? {
+fn done(place: &Place, request: Request, output: &Output) -> Result<(), Failure> {
+    match insist::sure(request, |request| ask(place, request))? {
         Answer::Done(done) => Ok(output.done(&done)?),
         _ => Err(unexpected()),
     }

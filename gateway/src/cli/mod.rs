@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::admin::api::{Answer, Request};
+use crate::admin::api::{Answer, Refusal, Request};
 use crate::admin::client::{self, ClientError};
 use crate::control::offline;
 use crate::rules::list_file::ActionName;
@@ -24,6 +24,7 @@ mod events;
 mod explain;
 mod export;
 mod import;
+mod insist;
 mod kernel;
 mod keys;
 mod list;
@@ -305,6 +306,9 @@ enum Failure {
     /// Refused or failed.
     #[error("{0}")]
     Failed(String),
+    /// Refused by the gateway, which says what it would take.
+    #[error("{}", .0.error)]
+    Refused(Refusal),
     /// Bad usage or configuration.
     #[error("{0}")]
     Usage(String),
@@ -318,9 +322,10 @@ enum Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        match &error {
-            ClientError::Refused(refusal) if refusal.usage => Self::Usage(error.to_string()),
-            _ => Self::Failed(error.to_string()),
+        match error {
+            ClientError::Refused(refusal) if refusal.usage => Self::Usage(refusal.error),
+            ClientError::Refused(refusal) => Self::Refused(refusal),
+            error => Self::Failed(error.to_string()),
         }
     }
 }
@@ -339,7 +344,7 @@ pub fn main() -> ExitCode {
                 output.error(&failure.to_string());
             }
             match failure {
-                Failure::Failed(_) | Failure::Output(_) => ExitCode::from(1),
+                Failure::Failed(_) | Failure::Refused(_) | Failure::Output(_) => ExitCode::from(1),
                 Failure::Usage(_) | Failure::Configuration => ExitCode::from(2),
             }
         }

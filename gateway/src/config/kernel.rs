@@ -245,7 +245,7 @@ fn profiles(raw: &RawKernel, at: At<'_>) -> Vec<Profile> {
     if raw.profiles.0.len() > most {
         at.on_key().error_with_help(
             format!("{} profiles are too many", raw.profiles.0.len()),
-            format!("the kernel's table has room for {most}"),
+            format!("the map PROFILES has room for {most}, which no setting changes"),
         );
     }
     let entries = raw.profiles.0.iter().enumerate();

@@ -13,7 +13,6 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode, loaded_programs};
 use aya_obj::programs::XdpAttachType;
 use nix::net::if_::{if_nameindex, if_nametoindex};
-use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
 
 use super::netlink::{self, Mode, Running};
@@ -395,18 +394,11 @@ fn namespace_of(interface: &str) -> Option<String> {
     const FOLDER: &str = "/run/netns";
     const NAMESPACES_MAX: usize = 256;
     let entries = fs::read_dir(FOLDER).ok()?.flatten().take(NAMESPACES_MAX);
-    let namespaces: Vec<_> = entries
-        .filter_map(|entry| Some((entry.file_name(), File::open(entry.path()).ok()?)))
-        .collect();
-    // Entering one is for a thread of its own, which takes the change with it when it ends.
-    let look = move |interface: &str| {
-        let has = |namespace: &File| {
-            setns(namespace, CloneFlags::CLONE_NEWNET).is_ok() && if_nametoindex(interface).is_ok()
-        };
-        let found = namespaces.iter().find(|(_, namespace)| has(namespace));
-        found.map(|(name, _)| name.to_string_lossy().into_owned())
-    };
-    thread::scope(|scope| scope.spawn(|| look(interface)).join().ok().flatten())
+    let mut namespaces =
+        entries.filter_map(|entry| Some((entry.file_name(), File::open(entry.path()).ok()?)));
+    namespaces
+        .find(|(_, namespace)| netlink::has_interface(namespace, interface).unwrap_or(false))
+        .map(|(name, _)| name.to_string_lossy().into_owned())
 }
 
 /// The interfaces of this namespace, as many as a line has room for.

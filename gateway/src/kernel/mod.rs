@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use aya::maps::MapData;
-use gateway_common::layout::{self, Hits, Profile};
+use gateway_common::layout::{self, Hits, Profile, SLOT_OTHERS, SLOTS_LEN};
 use ipnet::IpNet;
 use thiserror::Error;
 
@@ -44,7 +44,7 @@ use interfaces::{Change, Interfaces, Seen};
 use object::{Capacity, LoadError, Loaded, Switches};
 use pins::{Pins, PinsError};
 use ring::Ring;
-use slots::Slots;
+use slots::{OTHERS, Slots};
 use tables::{Tables, TablesError};
 
 /// Why the kernel door is shut.
@@ -257,7 +257,14 @@ fn seat(slots: &mut Slots, interfaces: &[String], pins: &Pins) -> Result<(), Doo
     let (known, new): (Vec<_>, Vec<_>) = interfaces.iter().partition(|name| before.contains(name));
     let linked = pins.linked()?;
     for interface in known.into_iter().chain(new).chain(&linked) {
-        slots.seat(interface)?;
+        if slots.seat(interface)? == SLOT_OTHERS {
+            tracing::warn!(
+                interface,
+                "counted as {OTHERS}: the map {} has slots for {} interfaces, which no setting changes",
+                layout::INTERFACES,
+                SLOTS_LEN - 1
+            );
+        }
     }
     Ok(())
 }

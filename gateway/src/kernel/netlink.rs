@@ -1,6 +1,7 @@
 //! Asks the kernel which XDP program an interface runs, and in which mode. What was wished for is not what is shown.
 //! And listens for interfaces that come and go.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixDatagram as Datagrams;
@@ -11,7 +12,7 @@ use nix::sys::socket::{
 };
 use tokio::net::UnixDatagram;
 
-use crate::base::netlink::{ONE, ask, attribute, message, u32_at};
+use crate::base::netlink::{ACKNOWLEDGED, ONE, ask, attribute, message, u32_at, with_attribute};
 
 /// How an interface runs an XDP program (`XDP_ATTACHED_*` of linux/if_link.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -50,8 +51,6 @@ pub struct Running {
 
 /// The XDP program of the interface with this index, if it has one.
 pub fn xdp(index: u32) -> io::Result<Option<Running>> {
-    const RTM_NEWLINK: u16 = 16;
-    const RTM_GETLINK: u16 = 18;
     // `ifinfomsg` of rtnetlink(7): the index is its third field.
     let mut question = [0; LINK_BYTES];
     question[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -59,6 +58,59 @@ pub fn xdp(index: u32) -> io::Result<Option<Running>> {
     let request = message(RTM_GETLINK, ONE, &question);
     ask(SockProtocol::NetlinkRoute, &request, RTM_NEWLINK, |link| running = parse(link))?;
     Ok(running)
+}
+
+/// Whether another network namespace has an interface of this name. That is asked for from here, by the number that
+/// the namespace has here and keeps, so that nobody needs the right to enter it.
+pub fn has_interface(namespace: &File, name: &str) -> io::Result<bool> {
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_TARGET_NETNSID: u16 = 46;
+    let number = number_here(namespace)?;
+    let mut question = vec![0; LINK_BYTES];
+    with_attribute(&mut question, IFLA_TARGET_NETNSID, &number.to_ne_bytes());
+    with_attribute(&mut question, IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
+    let mut found = false;
+    let request = message(RTM_GETLINK, ONE, &question);
+    match ask(SockProtocol::NetlinkRoute, &request, RTM_NEWLINK, |_| found = true) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        asked => asked.map(|()| found),
+    }
+}
+
+/// The number of another network namespace in this one (net/core/net_namespace.c of the kernel).
+fn number_here(namespace: &File) -> io::Result<i32> {
+    const RTM_NEWNSID: u16 = 88;
+    const RTM_GETNSID: u16 = 90;
+    const NETNSA_NSID: u16 = 1;
+    const NETNSA_FD: u16 = 3;
+    /// None yet, or whichever is free.
+    const NONE: i32 = -1;
+    let mut question = vec![0; NAMESPACE_BYTES];
+    with_attribute(&mut question, NETNSA_FD, &namespace.as_raw_fd().to_ne_bytes());
+    let number = || {
+        let mut number = NONE;
+        ask(
+            SockProtocol::NetlinkRoute,
+            &message(RTM_GETNSID, ONE, &question),
+            RTM_NEWNSID,
+            |told| {
+                let told =
+                    told.get(NAMESPACE_BYTES..).and_then(|told| attribute(told, NETNSA_NSID));
+                number = told.and_then(|told| u32_at(told, 0)).map_or(NONE, u32::cast_signed);
+            },
+        )?;
+        Ok(number)
+    };
+    match number()? {
+        NONE => {
+            let mut give = question.clone();
+            with_attribute(&mut give, NETNSA_NSID, &NONE.to_ne_bytes());
+            let give = message(RTM_NEWNSID, ACKNOWLEDGED, &give);
+            ask(SockProtocol::NetlinkRoute, &give, RTM_NEWNSID, |_| ())?;
+            number()
+        }
+        number => Ok(number),
+    }
 }
 
 /// The kernel's news of interfaces (rtnetlink(7)). News may be lost when many come at once, and what they say is not
@@ -98,8 +150,12 @@ impl Links {
     }
 }
 
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
 /// Bytes of an `ifinfomsg`.
 const LINK_BYTES: usize = 16;
+/// Bytes of an `rtgenmsg`, up to the attributes.
+const NAMESPACE_BYTES: usize = 4;
 
 fn parse(link: &[u8]) -> Option<Running> {
     const IFLA_XDP: u16 = 43;
@@ -128,10 +184,7 @@ mod tests {
 
     fn attribute_bytes(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        bytes.extend(((4 + value.len()) as u16).to_ne_bytes());
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        with_attribute(&mut bytes, kind, value);
         bytes
     }
 

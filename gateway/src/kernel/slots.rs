@@ -49,13 +49,13 @@ impl Slots {
         Ok(slot)
     }
 
-    /// Sees to it that an interface has a slot, and is counted there if it is here.
-    pub fn seat(&mut self, interface: &str) -> Result<(), TablesError> {
+    /// Sees to it that an interface has a slot, and is counted there if it is here. Answers the slot.
+    pub fn seat(&mut self, interface: &str) -> Result<u32, TablesError> {
         let slot = self.place(interface)?;
-        match if_nametoindex(interface) {
-            Ok(index) => self.seat_at(index, slot),
-            Err(_) => Ok(()),
+        if let Ok(index) = if_nametoindex(interface) {
+            self.seat_at(index, slot)?;
         }
+        Ok(slot)
     }
 
     /// Lets the interface with this index be counted in a slot.

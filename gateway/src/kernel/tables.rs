@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::counters::Counters;
 use crate::rules::classify::Entry;
 use crate::rules::tables::mapping::Mapping;
-use crate::rules::tables::{Memory, RoomError, RuleTables};
+use crate::rules::tables::{Memory, Named, RoomError, RuleTables};
 
 /// Why the maps could not be read or written.
 #[derive(Debug, Error)]
@@ -71,6 +71,7 @@ impl Tables {
             ],
             filters_v6: [mapped(layout::FILTER_V6)?, mapped(layout::LENGTHS_V6)?],
             seed: seed.get(&0, 0).map_err(failed(layout::SEED))?,
+            names: [layout::TABLE_V4, layout::TABLE_V6].map(Named::Map),
         };
         Ok(Self {
             rules: RuleTables::open(memory, capacity),

@@ -25,7 +25,7 @@ const NOTE: u64 = (1 << NOTE_BITS) - 1;
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "too many entries have a reason or an end of their own: {NOTES_MAX} different ones fit into one list, \
-     {} MiB of reasons",
+     {} MiB of reasons, which no setting changes: split it",
     REASONS_MAX_BYTES / 1024 / 1024
 )]
 pub struct TooManyNotes;

@@ -153,9 +153,9 @@ pub fn percent(part: u64, whole: u64) -> String {
 }
 
 /// `17,000`.
-struct Grouped(u64);
+pub struct Grouped<T>(pub T);
 
-impl fmt::Display for Grouped {
+impl<T: fmt::Display> fmt::Display for Grouped<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = self.0.to_string();
         for (index, digit) in digits.chars().enumerate() {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::Policy;
 use super::confirm::UNCONFIRMED;
-use super::manual::{is_large, large_together, share_of_all};
+use super::manual::large;
 use crate::admin::api::{Done, PutList, Refusal, RemoveList};
 use crate::admin::rules::ListView;
 use crate::base::time::{BootTime, Now};
@@ -33,8 +33,12 @@ impl Policy {
                 "--dry-run is for what drops: an allow list that lets nobody in does nothing",
             ));
         }
-        if !yes && header.action.name() == "deny" {
-            check_size(&entries)?;
+        let prefixes = || entries.iter().map(|entry| entry.prefix);
+        if !yes
+            && header.action.name() == "deny"
+            && let Some(large) = large("the list covers", prefixes)
+        {
+            return Err(Refusal::large(large));
         }
         if let Some(held) = self.rules.list(&header.name).filter(|held| held.kind != Kind::Import) {
             return Err(Refusal::failed(format!(
@@ -164,7 +168,8 @@ impl Policy {
             let count = self.rules.lists().count();
             anyhow::ensure!(
                 count < LISTS_MAX,
-                "there are {count} lists already, as many as may be"
+                "there are {count} lists already, as many as may be, which no setting changes: join some, or take \
+                 one back with remove --list"
             );
         }
         let before = self.rules.list(name).cloned();
@@ -251,19 +256,6 @@ pub(in crate::control) fn list_of(
     };
     list.expire(now.boot);
     list
-}
-
-/// Refuses entries that deny so much that somebody has to say yes.
-fn check_size(entries: &Entries) -> Result<(), Refusal> {
-    let prefixes = || entries.iter().map(|entry| entry.prefix);
-    let large = match prefixes().find(is_large) {
-        Some(prefix) => format!("has {prefix}, which is {}", share_of_all(&prefix)),
-        None => match large_together(prefixes()) {
-            Some(large) => format!("covers {large}"),
-            None => return Ok(()),
-        },
-    };
-    Err(Refusal::failed(format!("the list {large}: add --yes if that is meant")))
 }
 
 /// Refuses a name that would not do as one of a file.

@@ -12,7 +12,7 @@ use crate::base::prefix::{self, display};
 use crate::base::text::is_hidden;
 use crate::base::time::Now;
 use crate::config::Share;
-use crate::rules::feed::{Summary, percent};
+use crate::rules::feed::{Grouped, Summary, percent};
 use crate::rules::protected::describe;
 use crate::rules::{Change, Rule, Until};
 
@@ -49,11 +49,9 @@ impl Policy {
         }
         let all: BTreeSet<IpNet> = put.iter().map(|rule| rule.prefix).collect();
         if !add.yes
-            && let Some(large) = large_together(all)
+            && let Some(large) = large("these prefixes cover", || all.iter().copied())
         {
-            return Err(Refusal::failed(format!(
-                "these prefixes cover {large}: add --yes if that is meant"
-            )));
+            return Err(Refusal::large(large));
         }
         let change = Change { put: put.clone(), ..Change::default() };
         let change = self.confirmed(change, add.confirm_within_ms, now, &mut done)?;
@@ -100,12 +98,6 @@ impl Policy {
     fn rule(&self, prefix: IpNet, add: &Add, now: Now) -> Result<Rule, Refusal> {
         let action = Action::from(add.action);
         let (profile, profile_name) = self.profile(add)?;
-        if is_large(&prefix) && !add.yes {
-            let share = share_of_all(&prefix);
-            return Err(Refusal::failed(format!(
-                "{prefix} is {share}: add --yes if that is meant"
-            )));
-        }
         let mut origin = Origin::Operator;
         if action != Action::Allow
             && let Err(refused) = self.guard.clear(prefix, origin)
@@ -204,26 +196,46 @@ impl Policy {
     }
 }
 
+/// What prefixes cover, in words, if it is so much that somebody has to say yes. In order of their addresses.
+pub(super) fn large<I: Iterator<Item = IpNet>>(
+    covers: &str,
+    prefixes: impl Fn() -> I,
+) -> Option<String> {
+    let summary = Summary::of_sorted(prefixes());
+    let one =
+        prefixes().find(is_large).map(|prefix| format!("{prefix} is {}", share_of_all(&prefix)));
+    if summary.entries == 1 {
+        return one;
+    }
+    let total = summary.beyond(LARGE_SHARE).map(|(family, covered, of)| {
+        let (share, counted) = (percent(covered, of), counted(family == "IPv4", covered.into()));
+        format!("{covers} {share} % of all {family} addresses ({counted})")
+    });
+    one.into_iter().chain(total).reduce(|one, total| format!("{one}, and {total}"))
+}
+
 /// Whether a prefix covers so much that somebody has to say yes.
-pub(super) fn is_large(prefix: &IpNet) -> bool {
+fn is_large(prefix: &IpNet) -> bool {
     let least = if prefix.addr().is_ipv4() { LARGE_V4_BITS } else { LARGE_V6_BITS };
     prefix.prefix_len() < least
 }
 
-/// How much prefixes cover together, in words, if somebody has to say yes to it. In order of their addresses.
-pub(super) fn large_together(prefixes: impl IntoIterator<Item = IpNet>) -> Option<String> {
-    let summary = Summary::of_sorted(prefixes);
-    let (family, covered, of) = summary.beyond(LARGE_SHARE)?;
-    Some(format!("{} % of all {family} addresses", percent(covered, of)))
+/// How much of its family a prefix of at most 63 bits covers, in words.
+fn share_of_all(prefix: &IpNet) -> String {
+    let is_v4 = prefix.addr().is_ipv4();
+    let (family, bits) = if is_v4 { ("IPv4", 32) } else { ("IPv6", 64) };
+    let length = prefix.prefix_len().min(63);
+    let counted = counted(is_v4, 1u128 << (bits - length));
+    match length {
+        0 => format!("all of {family} ({counted})"),
+        length => format!("1/{} of all {family} addresses ({counted})", 1u64 << length),
+    }
 }
 
-/// How much of its family a prefix of at most 63 bits covers, in words.
-pub(super) fn share_of_all(prefix: &IpNet) -> String {
-    let family = if prefix.addr().is_ipv4() { "IPv4" } else { "IPv6" };
-    match prefix.prefix_len().min(63) {
-        0 => format!("all of {family}"),
-        length => format!("1/{} of all {family} addresses", 1u64 << length),
-    }
+/// Addresses of IPv4, or networks of IPv6, of which each has more addresses than anybody can count.
+fn counted(is_v4: bool, count: u128) -> String {
+    let unit = if is_v4 { "addresses" } else { "networks of /64" };
+    format!("{} {unit}", Grouped(count))
 }
 
 fn no_profile(profiles: &[String], name: &str) -> String {

@@ -4,6 +4,7 @@
 //! There is one writer, [`RuleTables`], and any number of [`Reader`]s, which it never keeps waiting.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::IpAddr;
@@ -35,21 +36,54 @@ use table::{Cells, Family, NoRoom, Table, V4Cells, V6Cells};
 pub enum RoomError {
     /// More rules than fit. Nothing was changed.
     #[error(
-        "{wanted} {family} rules do not fit into a table of {capacity}, protected addresses \
+        "{wanted} {family} rules do not fit into {table}, which has room for {capacity}, protected addresses \
          included: raise kernel.max_rules"
     )]
     Full {
         /// IPv4 or IPv6.
         family: &'static str,
+        /// The table of that family.
+        table: Named,
         /// Rules that there would be.
         wanted: usize,
         /// Rules that fit.
         capacity: u32,
     },
     /// The rules before it crowd the place where this one would have to lie.
-    #[error("{} finds no room among the rules that share its buckets: raise kernel.max_rules", display(.0))]
-    Crowded(IpNet),
+    #[error(
+        "{} finds no room in {table}, which has some for {capacity} rules, among those that share its buckets: \
+         raise kernel.max_rules",
+        display(prefix)
+    )]
+    Crowded {
+        /// Whose rule.
+        prefix: IpNet,
+        /// The table of its family.
+        table: Named,
+        /// Rules that fit.
+        capacity: u32,
+    },
 }
+
+/// A table as people find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// A map of the kernel, by its name.
+    Map(&'static str),
+    /// Memory of this process, by its family.
+    Own(&'static str),
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Map(name) => write!(formatter, "the map {name}"),
+            Self::Own(family) => write!(formatter, "the {family} table of user space"),
+        }
+    }
+}
+
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 
 /// Bits of the IPv6 filter for so many rules: one in eight that is set makes a false look-up as rare.
 pub fn filter_bits_for(rules: u32) -> u32 {
@@ -87,6 +121,8 @@ pub struct Memory {
     pub filters_v6: [Mapping; 2],
     /// What all of it is hashed with.
     pub seed: u64,
+    /// What the tables are called.
+    pub names: [Named; 2],
 }
 
 impl Memory {
@@ -104,6 +140,7 @@ impl Memory {
             ],
             filters_v6: [words(filter_bits_for(rules) / 64)?, words(LENGTH_WORDS_V6)?],
             seed: random_seed(),
+            names: FAMILIES.map(Named::Own),
         })
     }
 }
@@ -114,6 +151,7 @@ pub struct RuleTables {
     v6: Table<V6Cells>,
     filters_v4: Arc<FiltersV4>,
     filters_v6: FiltersV6,
+    names: [Named; 2],
     /// Prefixes of one family that may have rules.
     capacity: u32,
 }
@@ -124,7 +162,7 @@ pub type Pair = ((Head, Span), Option<(Head, Span)>);
 impl RuleTables {
     /// The tables in `memory`, with the rules that they hold.
     pub fn open(memory: Memory, capacity: u32) -> Self {
-        let Memory { tables: [v4, v6], filters_v4, filters_v6, seed } = memory;
+        let Memory { tables: [v4, v6], filters_v4, filters_v6, seed, names } = memory;
         let mask = |table: &Mapping, bucket: usize| {
             u32::try_from((table.words().len() * size_of::<u64>() / bucket).saturating_sub(1))
                 .unwrap_or(u32::MAX)
@@ -136,6 +174,7 @@ impl RuleTables {
             v6: Table::new(Cells::new(v6, seed, masks.1)),
             filters_v4: Arc::new(FiltersV4::new(filters_v4)),
             filters_v6: FiltersV6::new(NetworksV6::new(networks_v6, lengths, seed)),
+            names,
             capacity,
         };
         let cells = Arc::clone(tables.v4.cells());
@@ -172,10 +211,11 @@ impl RuleTables {
     /// Refuses more prefixes of one family than there may be.
     pub fn check(&self, wanted: [usize; 2]) -> Result<(), RoomError> {
         let capacity = self.capacity;
-        let full = |(family, wanted)| RoomError::Full { family, wanted, capacity };
-        let wanted = ["IPv4", "IPv6"].into_iter().zip(wanted);
-        let mut over = wanted.filter(|(_, wanted)| *wanted > capacity as usize);
-        over.next().map_or(Ok(()), |over| Err(full(over)))
+        let tables = FAMILIES.into_iter().zip(self.names).zip(wanted);
+        let mut over = tables.filter(|(_, wanted)| *wanted > capacity as usize);
+        over.next().map_or(Ok(()), |((family, table), wanted)| {
+            Err(RoomError::Full { family, table, wanted, capacity })
+        })
     }
 
     /// Whether a prefix has rules.
@@ -238,7 +278,9 @@ impl RuleTables {
                 }
                 _ => [false; 2],
             };
-            RoomError::Crowded(prefix)
+            let [v4, v6] = self.names;
+            let table = if prefix.addr().is_ipv4() { v4 } else { v6 };
+            RoomError::Crowded { prefix, table, capacity: self.capacity }
         })
     }
 
@@ -275,8 +317,8 @@ pub struct Reader {
     filters_v6: Arc<NetworksV6>,
 }
 
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Reader {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Reader")
     }
 }
