@@ -42,8 +42,8 @@ pub trait Service {
         body: Incoming,
     ) -> impl future::Future<Output = Response<Self::Answer>>;
 
-    /// The answer to what is no request.
-    fn refuse(&self, error: &Error) -> Response<Self::Answer>;
+    /// The answer to what is no request. `asked` is what its first line said, if that could be read.
+    fn refuse(&self, error: &Error, asked: Option<&Parts>) -> Response<Self::Answer>;
 }
 
 /// The body of an answer.
@@ -103,6 +103,12 @@ struct Asked {
     is_refused: bool,
 }
 
+/// What is no request, and what its first line said.
+struct Refused {
+    error: Error,
+    asked: Option<Box<Parts>>,
+}
+
 impl Server {
     /// The connection over `socket`, from which `input` was read already.
     pub fn new(
@@ -154,12 +160,12 @@ impl Server {
     /// What a head leads to. Apart, so that a connection that waits for its next request holds no memory for one.
     fn turn<'a>(
         self: &'a Rc<Self>,
-        head: Result<RequestHead, Error>,
+        head: Result<RequestHead, Refused>,
         service: &'a impl Service,
     ) -> Pin<Box<dyn future::Future<Output = After> + 'a>> {
         match head {
             Ok(head) => Box::pin(self.exchange(head, service)),
-            Err(error) => Box::pin(self.refuse(error, service)),
+            Err(refused) => Box::pin(self.refuse(refused, service)),
         }
     }
 
@@ -168,7 +174,7 @@ impl Server {
         &self,
         scan: &mut Scan,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<RequestHead, Error>>> {
+    ) -> Poll<Option<Result<RequestHead, Refused>>> {
         let state = &mut *self.state.borrow_mut();
         loop {
             if !state.input.is_empty() {
@@ -177,9 +183,13 @@ impl Server {
                     Ok(Some(found)) => {
                         let mut head = state.input.take(found.end);
                         head.advance(found.start);
-                        return Poll::Ready(Some(head::request(&head, &self.limits)));
+                        let refused = |error| self.refused(error, &head);
+                        let read = head::request(&head, &self.limits).map_err(refused);
+                        return Poll::Ready(Some(read));
                     }
-                    Err(error) => return Poll::Ready(Some(Err(error))),
+                    Err(error) => {
+                        return Poll::Ready(Some(Err(self.refused(error, state.input.bytes()))));
+                    }
                 }
             } else if self.draining.get() {
                 return Poll::Ready(None);
@@ -188,7 +198,8 @@ impl Server {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(_) => return Poll::Ready(None),
                 Poll::Pending if self.deadline.has_passed() && !state.input.is_empty() => {
-                    return Poll::Ready(Some(Err(Kind::HeadTimeout.into())));
+                    let refused = self.refused(Kind::HeadTimeout.into(), state.input.bytes());
+                    return Poll::Ready(Some(Err(refused)));
                 }
                 Poll::Pending => {
                     if !state.input.is_empty() {
@@ -228,7 +239,12 @@ impl Server {
         }
     }
 
-    async fn refuse(self: &Rc<Self>, error: Error, service: &impl Service) -> After {
+    fn refused(&self, error: Error, head: &[u8]) -> Refused {
+        Refused { error, asked: head::asked(head, &self.limits).map(Box::new) }
+    }
+
+    async fn refuse(self: &Rc<Self>, refused: Refused, service: &impl Service) -> After {
+        let Refused { error, asked: line } = refused;
         match error.kind() {
             Kind::HeadTimeout => self.counters.heads_timed_out.add(1),
             _ => self.counters.heads_malformed.add(1),
@@ -240,7 +256,7 @@ impl Server {
             takes_trailers: false,
             is_refused: true,
         };
-        self.send(service.refuse(&error), asked).await
+        self.send(service.refuse(&error, line.as_deref()), asked).await
     }
 
     fn begin_body(self: &Rc<Self>, length: Length, expects_continue: bool) -> RequestStream {
