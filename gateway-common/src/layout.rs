@@ -8,7 +8,7 @@ use crate::verdict::Reason;
 
 /// Part of the pin folder's name. Raised by every change of a name, a layout or a meaning in this file or in
 /// [`crate::table`].
-pub const ABI: u32 = 6;
+pub const ABI: u32 = 7;
 
 /// Name of the program in the kernel object.
 pub const PROGRAM: &str = "gateway";
@@ -17,8 +17,10 @@ pub const PROGRAM: &str = "gateway";
 pub const TABLE_V4: &str = "TABLE_V4";
 /// Array of [`BucketV6`], a power of two of them.
 pub const TABLE_V6: &str = "TABLE_V6";
-/// Array of [`crate::table::FILTER_WORDS_V4`] words, a bit a /22 that a rule touches.
+/// Array of [`crate::table::FILTER_WORDS_V4`] words, a bit a /22 that a long rule touches.
 pub const FILTER_V4: &str = "FILTER_V4";
+/// Array of [`crate::table::SHORT_WORDS_V4`] words: which short rules there are.
+pub const SHORT_V4: &str = "SHORT_V4";
 /// Array of [`crate::table::BLOCKS_LEN_V4`] [`crate::table::BlockV4`]s.
 pub const BLOCKS_V4: &str = "BLOCKS_V4";
 /// Array of words, a power of two of bits: hashes of the networks that long IPv6 rules lie in.
@@ -50,8 +52,8 @@ pub const HOST: &str = "HOST";
 
 /// The maps that hold the rules. They belong together: where one does not fit, all are made anew, and take their places
 /// in this order. Tables never stand beside the seed of others, and what filters lack is added when they are opened.
-pub const RULE_MAPS: [&str; 7] =
-    [SEED, TABLE_V4, TABLE_V6, FILTER_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
+pub const RULE_MAPS: [&str; 8] =
+    [SEED, TABLE_V4, TABLE_V6, FILTER_V4, SHORT_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The maps that count. They belong together as well: a count means nothing without the name that it is under.
 pub const COUNTER_MAPS: [&str; 3] = [INTERFACES, SLOTS, COUNTERS];
 /// The other maps.

@@ -333,7 +333,11 @@ pub(crate) const fn finish(key: u64) -> u32 {
     (mixed >> 32) as u32
 }
 
-/// Which /22 networks a rule touches: the word and the bit of `address` in the filter of [`FILTER_WORDS_V4`] words.
+/// Prefix lengths from which on an IPv4 rule lies behind the filter. Which shorter ones there are is known exactly.
+pub const LONG_V4: u32 = 20;
+
+/// Which /22 networks a long rule touches: the word and the bit of `address` in the filter of [`FILTER_WORDS_V4`]
+/// words.
 #[inline(always)]
 pub const fn filter_bit_v4(address: u32) -> (u32, u32) {
     (address >> 16, address >> 10 & 63)
@@ -342,8 +346,46 @@ pub const fn filter_bit_v4(address: u32) -> (u32, u32) {
 /// Words of the IPv4 filter: one bit a /22, 512 KiB, which fits the second-level cache of a processor of today.
 pub const FILTER_WORDS_V4: u32 = 1 << 16;
 
-/// What is known of a block, a /18: which of its /24 networks a rule touches, and the lengths of the rules that touch
-/// it, with the /23 networks in which there are long ones. One place in memory says whether a look-up is worth it.
+/// Words that say which short rules cover an address, half a word a /16: a bit for each length from 0 to 15 that has a
+/// rule there, and one for each network within that has its own: one /16, two /17, four /18, eight /19. 256 KiB.
+pub const SHORT_WORDS_V4: u32 = 1 << 15;
+const WITHIN_V4: u32 = 16;
+
+/// The word of an address among [`SHORT_WORDS_V4`].
+#[inline(always)]
+pub const fn short_word_v4(address: u32) -> u32 {
+    address >> 17
+}
+
+/// The bit in its word that says that an address has a rule of `length`, which is below [`LONG_V4`].
+#[inline(always)]
+pub const fn short_bit_v4(address: u32, length: u32) -> u64 {
+    let half = address >> 16 & 1;
+    if length < WITHIN_V4 {
+        return 1 << (32 * half + WITHIN_V4 - 1 - length);
+    }
+    let networks = 1 << (length - WITHIN_V4);
+    1 << (32 * half + WITHIN_V4 - 1 + networks + (address >> (32 - length) & (networks - 1)))
+}
+
+/// The short lengths of the rules that cover an address, by its word, as [`length_bit_v4`] numbers them.
+#[inline(always)]
+pub const fn short_lengths_v4(word: u64, address: u32) -> u64 {
+    let word = word >> (32 * (address >> 16 & 1)) & 0xffff_ffff;
+    let mut lengths = (word & 0xffff) << (32 - (WITHIN_V4 - 1));
+    let mut length = WITHIN_V4;
+    while length < LONG_V4 {
+        let networks = 1 << (length - WITHIN_V4);
+        let network = address >> (32 - length) & (networks - 1);
+        lengths |= (word >> (WITHIN_V4 - 1 + networks + network) & 1) << (32 - length);
+        length += 1;
+    }
+    lengths
+}
+
+/// What is known of a block, a /18: which of its /24 networks long rules touch, and the lengths of the long rules that
+/// touch it, with the /26 networks in which there are the longest. One place in memory says whether a look-up is worth
+/// it.
 pub type BlockV4 = [u64; 2];
 /// Blocks of IPv4: 4 MiB.
 pub const BLOCKS_LEN_V4: u32 = 1 << 18;
@@ -366,24 +408,25 @@ pub const fn length_bit_v4(length: u32) -> u64 {
     1 << (32 - length)
 }
 
-/// Prefix lengths from which on an IPv4 rule is looked for only in those /23 networks that have one.
-pub const LONG_V4: u32 = 24;
-const LONG_BITS_V4: u64 = length_bit_v4(LONG_V4 - 1) - 1;
-const SHORT_BITS_V4: u64 = (length_bit_v4(0) << 1) - 1 - LONG_BITS_V4;
+/// Prefix lengths from which on an IPv4 rule is looked for only in those /26 networks that may have one.
+pub const LONGEST_V4: u32 = 26;
+const LONGEST_BITS_V4: u64 = length_bit_v4(LONGEST_V4 - 1) - 1;
+const LENGTHS_BITS_V4: u64 = (length_bit_v4(LONG_V4) << 1) - 1;
+/// Bits of the second word of a block that are no length. So many /26 networks in a row have one each, and those that
+/// come after them the same again.
+pub const LONGEST_PARTS_V4: u32 = LENGTHS_BITS_V4.leading_zeros();
 
-/// The bit of the /23 of an address above the lengths, in the second word of its block. There are 31 for 32: the last
-/// two networks share one.
+/// The bit of the /26 of an address above the lengths, in the second word of its block.
 #[inline(always)]
-pub const fn long_bit_v4(address: u32) -> u64 {
-    let part = address >> 9 & 31;
-    1 << (33 + if part < 30 { part } else { 30 })
+pub const fn longest_bit_v4(address: u32) -> u64 {
+    1 << (64 - LONGEST_PARTS_V4 + (address >> 6 & 255) % LONGEST_PARTS_V4)
 }
 
-/// The lengths of the rules that may cover an address, by its block.
+/// The lengths from [`LONG_V4`] on of the rules that may cover an address, by its block.
 #[inline(always)]
-pub const fn lengths_of_v4([touched, lengths]: BlockV4, address: u32) -> u64 {
-    let long = if lengths & long_bit_v4(address) == 0 { 0 } else { LONG_BITS_V4 };
-    if touched & touched_bit_v4(address) == 0 { 0 } else { lengths & (SHORT_BITS_V4 | long) }
+pub const fn long_lengths_v4([touched, lengths]: BlockV4, address: u32) -> u64 {
+    let longest = if lengths & longest_bit_v4(address) == 0 { LONGEST_BITS_V4 } else { 0 };
+    if touched & touched_bit_v4(address) == 0 { 0 } else { lengths & LENGTHS_BITS_V4 & !longest }
 }
 
 /// Prefix lengths from which on an IPv6 rule is looked for only if the filter has its first 48 bits.

@@ -21,7 +21,7 @@ use crate::{Result, wait_for};
 
 pub(crate) const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(20);
-const COMMAND: Duration = Duration::from_secs(20);
+const COMMAND: Duration = Duration::from_secs(60);
 /// The user and group `nobody`.
 pub const NOBODY: u32 = 65_534;
 

@@ -206,7 +206,13 @@ fn memory(trial: &Trial, name: &str) -> Mapping {
 }
 
 fn filters(trial: &Trial) -> Vec<Mapping> {
-    let names = [layout::FILTER_V4, layout::BLOCKS_V4, layout::FILTER_V6, layout::LENGTHS_V6];
+    let names = [
+        layout::FILTER_V4,
+        layout::SHORT_V4,
+        layout::BLOCKS_V4,
+        layout::FILTER_V6,
+        layout::LENGTHS_V6,
+    ];
     names.into_iter().map(|name| memory(trial, name)).collect()
 }
 

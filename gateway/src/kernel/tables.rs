@@ -63,7 +63,11 @@ impl Tables {
         let seed: Array<_, u64> = open_as(layout::SEED, data(layout::SEED)?)?;
         let memory = Memory {
             tables: [mapped(layout::TABLE_V4)?, mapped(layout::TABLE_V6)?],
-            filters_v4: [mapped(layout::FILTER_V4)?, mapped(layout::BLOCKS_V4)?],
+            filters_v4: [
+                mapped(layout::FILTER_V4)?,
+                mapped(layout::SHORT_V4)?,
+                mapped(layout::BLOCKS_V4)?,
+            ],
             filters_v6: [mapped(layout::FILTER_V6)?, mapped(layout::LENGTHS_V6)?],
             seed: seed.get(&0, 0).map_err(failed(layout::SEED))?,
         };

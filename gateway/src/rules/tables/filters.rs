@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use gateway_common::layout::length_bit_v6;
 use gateway_common::source::mask32;
 use gateway_common::table::{
-    BlockV4, LONG_V4, LONG_V6, MIDDLE_V6, TagV4, TagV6, block_v4, filter_bit_v4, filter_bit_v6,
-    length_bit_v4, lengths_of_v4, long_bit_v4, touched_bit_v4,
+    BlockV4, LONG_V4, LONG_V6, LONGEST_V4, MIDDLE_V6, TagV4, TagV6, block_v4, filter_bit_v4,
+    filter_bit_v6, length_bit_v4, long_lengths_v4, longest_bit_v4, short_bit_v4, short_lengths_v4,
+    short_word_v4, touched_bit_v4,
 };
 
 use super::mapping::Mapping;
@@ -23,33 +24,36 @@ pub(super) const BLOCK_WORDS: u32 = (size_of::<BlockV4>() / size_of::<u64>()) as
 /// The filters of IPv4.
 pub struct FiltersV4 {
     networks: Mapping,
+    short: Mapping,
     blocks: Mapping,
 }
 
 impl FiltersV4 {
-    /// The filters in these mappings: a bit a /22, and the blocks.
-    pub fn new(networks: Mapping, blocks: Mapping) -> Self {
-        Self { networks, blocks }
+    /// The filters in these mappings: a bit a /22, the short lengths, and the blocks.
+    pub fn new([networks, short, blocks]: [Mapping; 3]) -> Self {
+        Self { networks, short, blocks }
     }
 
     /// A rule is about to appear.
     pub fn add(&self, tag: TagV4) {
         let (first, last) = range(tag);
-        for (index, touched) in bits_of(first >> 8, last >> 8) {
-            if let Some((at_touched, at_lengths)) = self.block(index) {
-                at_touched.fetch_or(touched, Ordering::Release);
-                at_lengths.fetch_or(length_bit_v4(tag.length()) | long_bit(tag), Ordering::Release);
-            }
+        if tag.length() < LONG_V4 {
+            return self.short_words(tag).for_each(|(word, bits)| {
+                word.fetch_or(bits, Ordering::Release);
+            });
         }
-        for (index, touched) in bits_of(first >> NETWORK_SHIFT, last >> NETWORK_SHIFT) {
-            if let Some(word) = self.networks.words().get(index) {
-                word.fetch_or(touched, Ordering::Release);
-            }
+        if let Some((touched, lengths)) = self.block(first) {
+            touched.fetch_or(networks_of(first, last), Ordering::Release);
+            lengths.fetch_or(length_bits(tag), Ordering::Release);
+        }
+        if let Some(word) = self.word(first) {
+            word.fetch_or(lines_of(first, last), Ordering::Release);
         }
     }
 
-    /// A rule is gone. `held` answers the rules that are left with a network address in a range, `covers` whether a
-    /// shorter one covers all of the prefix.
+    /// A rule is gone. `held` answers the rules that are left with a network address in a range, of which those of a
+    /// length below [`LONG_V4`] need not be known; `covers` says whether a shorter one that is not covers all of the
+    /// prefix.
     pub fn remove<I: Iterator<Item = TagV4>>(
         &self,
         tag: TagV4,
@@ -57,28 +61,29 @@ impl FiltersV4 {
         held: impl Fn(u32, u32) -> I,
     ) {
         let (first, last) = range(tag);
+        if tag.length() < LONG_V4 {
+            return self.short_words(tag).for_each(|(word, bits)| {
+                word.fetch_and(!bits, Ordering::Release);
+            });
+        }
+        let held = |first, last| held(first, last).filter(|other| other.length() >= LONG_V4);
         if !covers {
             self.untouch(first, last, &held);
         }
-        let has = |(first, last), is_like: &dyn Fn(u32) -> bool| {
-            held(first, last).any(|other| is_like(other.length()))
-        };
-        let mut gone =
-            if has(long_range(tag), &|length| length >= LONG_V4) { 0 } else { long_bit(tag) };
-        for index in block_v4(first)..=block_v4(last) {
-            // Two rules of one length never overlap: a rule as large as the block was alone in it.
-            let block = range(TagV4::new(index << BLOCK_SHIFT, 32 - BLOCK_SHIFT));
-            let is_large = tag.length() <= 32 - BLOCK_SHIFT;
-            if is_large || !has(block, &|length| length == tag.length()) {
-                gone |= length_bit_v4(tag.length());
+        let (start, end) = range(TagV4::new(first, 32 - BLOCK_SHIFT));
+        let mut gone = length_bits(tag);
+        for other in held(start, end) {
+            gone &= !length_bits(other);
+            if gone == 0 {
+                return;
             }
-            if let Some((_, at_lengths)) = self.block(index as usize) {
-                at_lengths.fetch_and(!gone, Ordering::Release);
-            }
+        }
+        if let Some((_, lengths)) = self.block(first) {
+            lengths.fetch_and(!gone, Ordering::Release);
         }
     }
 
-    /// Clears the bits of the networks from `first` to `last` that no rule within them needs.
+    /// Clears the bits of the networks from `first` to `last`, which lie in one block, that no long rule needs.
     fn untouch<I: Iterator<Item = TagV4>>(
         &self,
         first: u32,
@@ -86,52 +91,55 @@ impl FiltersV4 {
         held: &impl Fn(u32, u32) -> I,
     ) {
         let (first, last) = (first & mask32(24), last | !mask32(24));
-        let mut needed: HashMap<usize, u64> = HashMap::new();
-        for other in held(first, last) {
-            let (start, end) = range(other);
-            for (index, mask) in bits_of(start.max(first) >> 8, end.min(last) >> 8) {
-                *needed.entry(index).or_default() |= mask;
-            }
-        }
-        for (index, mask) in bits_of(first >> 8, last >> 8) {
-            let clear = mask & !needed.get(&index).copied().unwrap_or(0);
-            if let Some((at_touched, _)) = self.block(index) {
-                at_touched.fetch_and(!clear, Ordering::Release);
-            }
-        }
-        for network in first >> NETWORK_SHIFT..=last >> NETWORK_SHIFT {
-            let first = network << NETWORK_SHIFT;
-            let (word, bit) = filter_bit_v4(first);
-            // Its four /24 have bits next to each other.
-            let within = touched_bit_v4(first) * 0b1111;
-            let block = self.block(block_v4(first) as usize);
-            let is_touched = block.is_none_or(|(touched, _)| load(touched) & within != 0);
-            if !is_touched && let Some(word) = self.networks.words().get(word as usize) {
-                word.fetch_and(!(1 << bit), Ordering::Release);
-            }
+        let needed = held(first, last)
+            .map(range)
+            .fold(0, |needed, (start, end)| needed | networks_of(start.max(first), end.min(last)));
+        let Some((touched, _)) = self.block(first) else { return };
+        let clear = networks_of(first, last) & !needed;
+        let left = touched.fetch_and(!clear, Ordering::Release) & !clear;
+        let lines = (first >> LINE_SHIFT..=last >> LINE_SHIFT).map(|line| line << LINE_SHIFT);
+        let is_free = |line: &u32| left & networks_of(*line, *line | !mask32(32 - LINE_SHIFT)) == 0;
+        let free = lines.filter(is_free).fold(0, |bits, line| bits | lines_of(line, line));
+        if let Some(word) = self.word(first) {
+            word.fetch_and(!free, Ordering::Release);
         }
     }
 
     /// The lengths of the rules that may cover an address, as bits, the longest first (see [`length_bit_v4`]).
     pub fn lengths(&self, address: u32) -> u64 {
-        let (word, bit) = filter_bit_v4(address);
-        if self.networks.words().get(word as usize).map_or(0, load) >> bit & 1 == 0 {
-            return 0;
+        let short = self.short.words().get(short_word_v4(address) as usize).map_or(0, load);
+        let short = short_lengths_v4(short, address);
+        if self.word(address).map_or(0, load) & lines_of(address, address) == 0 {
+            return short;
         }
-        let block = self.block(block_v4(address) as usize);
-        block.map_or(0, |(touched, lengths)| lengths_of_v4([load(touched), load(lengths)], address))
+        let long = |(touched, lengths)| long_lengths_v4([load(touched), load(lengths)], address);
+        self.block(address).map_or(0, long) | short
     }
 
-    /// The lengths of the rules that touch the block of an address.
-    pub fn lengths_of_block(&self, address: u32) -> Vec<u32> {
-        let block = self.block(block_v4(address) as usize);
-        let lengths = block.map_or(0, |(_, lengths)| load(lengths));
-        (0..=32).filter(|length| lengths & length_bit_v4(*length) != 0).collect()
+    /// The long lengths of the rules that touch the block of an address.
+    pub fn long_lengths_of_block(&self, address: u32) -> impl Iterator<Item = u32> {
+        let lengths = self.block(address).map_or(0, |(_, lengths)| load(lengths));
+        (LONG_V4..=32).filter(move |length| lengths & length_bit_v4(*length) != 0)
     }
 
-    /// The two words of a block.
-    fn block(&self, index: usize) -> Option<(&AtomicU64, &AtomicU64)> {
-        match self.blocks.words().get(2 * index..2 * index + 2)? {
+    /// The word of the filter of an address.
+    fn word(&self, address: u32) -> Option<&AtomicU64> {
+        self.networks.words().get(filter_bit_v4(address).0 as usize)
+    }
+
+    /// The words that tell of a short rule, each with its bits.
+    fn short_words(&self, tag: TagV4) -> impl Iterator<Item = (&AtomicU64, u64)> {
+        let (first, last) = range(tag);
+        let bits = short_bit_v4(first, tag.length()) | short_bit_v4(last, tag.length());
+        let [first, last] = [first, last].map(|address| short_word_v4(address) as usize);
+        let words = self.short.words().get(first..=last).into_iter().flatten();
+        words.map(move |word| (word, bits))
+    }
+
+    /// The two words of the block of an address.
+    fn block(&self, address: u32) -> Option<(&AtomicU64, &AtomicU64)> {
+        let at = block_v4(address) as usize * BLOCK_WORDS as usize;
+        match self.blocks.words().get(at..at + BLOCK_WORDS as usize)? {
             [touched, lengths] => Some((touched, lengths)),
             _ => None,
         }
@@ -139,19 +147,29 @@ impl FiltersV4 {
 }
 
 /// Bits of an address within its /22, which the filter has a bit of.
-const NETWORK_SHIFT: u32 = 10;
+const LINE_SHIFT: u32 = 10;
 /// Bits of an address within its block.
 const BLOCK_SHIFT: u32 = 14;
 
-/// The bit of the /23 that a long rule lies in; none for a short one.
-fn long_bit(tag: TagV4) -> u64 {
-    if tag.length() < LONG_V4 { 0 } else { long_bit_v4(tag.address()) }
+/// The bits of the filter from an address to another of the same word.
+fn lines_of(first: u32, last: u32) -> u64 {
+    bits_between(filter_bit_v4(first).1, filter_bit_v4(last).1)
 }
 
-/// The first and the last address whose long rules have the same bit as this prefix.
-fn long_range(tag: TagV4) -> (u32, u32) {
-    let [network, pair] = [23, 22].map(|length| range(TagV4::new(tag.address(), length)));
-    if long_bit_v4(pair.0) == long_bit_v4(pair.1) { pair } else { network }
+/// The bits of the /24 networks from an address to another of the same block.
+fn networks_of(first: u32, last: u32) -> u64 {
+    bits_between(touched_bit_v4(first).trailing_zeros(), touched_bit_v4(last).trailing_zeros())
+}
+
+/// The bits of a word from one to another.
+fn bits_between(first: u32, last: u32) -> u64 {
+    (u64::MAX >> (63 - (last - first))) << first
+}
+
+/// What a block has of the length of a long rule: its bit, and of the longest that of the /26 as well.
+fn length_bits(tag: TagV4) -> u64 {
+    let longest = if tag.length() < LONGEST_V4 { 0 } else { longest_bit_v4(tag.address()) };
+    length_bit_v4(tag.length()) | longest
 }
 
 /// The filters of IPv6, for everybody who reads them.
@@ -262,43 +280,35 @@ fn range(tag: TagV4) -> (u32, u32) {
     (tag.address(), tag.address() | !mask32(tag.length()))
 }
 
-/// The words of a bitmap that hold the bits from `first` to `last`, each with those that belong to the range.
-fn bits_of(first: u32, last: u32) -> impl Iterator<Item = (usize, u64)> {
-    (first / 64..=last / 64).map(move |word| {
-        let low = if word == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
-        let high = if word == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
-        (word as usize, low & high)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use gateway_common::source::V6;
-    use gateway_common::table::{BLOCKS_LEN_V4, FILTER_WORDS_V4};
+    use gateway_common::table::{BLOCKS_LEN_V4, FILTER_WORDS_V4, LONGEST_PARTS_V4, SHORT_WORDS_V4};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
     fn tag(bits: u32, length: u32) -> TagV4 {
-        // The interesting bits stand at both ends and in the middle: the last two /23 of a block among them.
-        let network = ((bits >> 3) * 0x3c00) | ((bits & 1) << 9);
+        // The interesting bits stand at both ends and in the middle: /26 that share a bit, and others, among them.
+        let network = ((bits >> 3) * 0x3c00) | ((bits & 1) * (LONGEST_PARTS_V4 << 6));
         TagV4::new(bits << 28 | network | (bits & 3) << 12 | bits & 7, length)
     }
 
-    /// What the filters must say, from the rules alone: of the /22, and of the block.
-    fn expected(rules: &BTreeSet<TagV4>, address: u32) -> (bool, [u64; 2]) {
+    /// What the filters must say, from the rules alone: of the /22, of the block, and of the short lengths.
+    fn expected(rules: &BTreeSet<TagV4>, address: u32) -> (bool, [u64; 2], u64) {
         let around = |length| range(TagV4::new(address, length));
-        let meeting = |(first, last)| {
-            rules.iter().filter(move |tag| range(**tag).0 <= last && first <= range(**tag).1)
+        let long = |(first, last)| {
+            let long = rules.iter().filter(|tag| tag.length() >= LONG_V4);
+            long.filter(move |tag| range(**tag).0 <= last && first <= range(**tag).1)
         };
         let block = around(18);
-        let touched = (0..64u32)
-            .map(|net| block.0 + (net << 8))
-            .filter(|start| meeting((*start, start + 255)).next().is_some());
-        let lengths =
-            meeting(block).fold(0, |word, tag| word | length_bit_v4(tag.length()) | long_bit(*tag));
+        let networks = (0..64).map(|network| block.0 + (network << 8));
+        let touched = networks.filter(|start| long((*start, start + 255)).next().is_some());
         let touched = touched.fold(0, |word, start| word | touched_bit_v4(start));
-        (meeting(around(22)).next().is_some(), [touched, lengths])
+        let lengths = long(block).fold(0, |word, tag| word | length_bits(*tag));
+        let short = (0..LONG_V4).filter(|length| rules.contains(&TagV4::new(address, *length)));
+        let short = short.fold(0, |word, length| word | length_bit_v4(length));
+        (long(around(22)).next().is_some(), [touched, lengths], short)
     }
 
     proptest! {
@@ -309,9 +319,9 @@ mod tests {
         fn filters_say_what_the_rules_are(
             steps in proptest::collection::vec((any::<bool>(), 0u32..16, 0u32..=32), 1..40),
         ) {
-            let networks = Mapping::anonymous(FILTER_WORDS_V4 as usize * 8).unwrap();
-            let blocks = Mapping::anonymous(BLOCKS_LEN_V4 as usize * 16).unwrap();
-            let filters = FiltersV4::new(networks, blocks);
+            let sizes = [FILTER_WORDS_V4, SHORT_WORDS_V4, BLOCKS_LEN_V4 * BLOCK_WORDS];
+            let mapping = |words: u32| Mapping::anonymous(words as usize * 8).unwrap();
+            let filters = FiltersV4::new(sizes.map(mapping));
             let mut rules = BTreeSet::new();
             for (add, bits, length) in steps {
                 let tag = tag(bits, length);
@@ -320,7 +330,7 @@ mod tests {
                         filters.add(tag);
                     }
                 } else if rules.remove(&tag) {
-                    let covers = (0..tag.length())
+                    let covers = (LONG_V4..tag.length())
                         .any(|length| rules.contains(&TagV4::new(tag.address(), length)));
                     filters.remove(tag, covers, |first, last| {
                         let within = move |tag: &TagV4| (first..=last).contains(&tag.address());
@@ -328,18 +338,23 @@ mod tests {
                     });
                 }
             }
+            let short_bits = !(length_bit_v4(LONG_V4 - 1) - 1);
             for bits in 0..16 {
-                for address in [tag(bits, 32).address(), tag(bits, 32).address() ^ 0x0100_0000] {
-                    let (word, bit) = filter_bit_v4(address);
-                    let is_touched = load(&filters.networks.words()[word as usize]) >> bit & 1 == 1;
-                    let (touched, lengths) = filters.block(block_v4(address) as usize).unwrap();
-                    let said = (is_touched, [load(touched), load(lengths)]);
-                    prop_assert_eq!(said, expected(&rules, address));
+                let address = tag(bits, 32).address();
+                for address in [address, address ^ 0x0100_0000, address ^ 0x0001_0000] {
+                    let line = lines_of(address, address);
+                    let is_touched = load(filters.word(address).unwrap()) & line;
+                    let (touched, lengths) = filters.block(address).unwrap();
+                    let said = filters.lengths(address);
+                    prop_assert_eq!(
+                        (is_touched != 0, [load(touched), load(lengths)], said & short_bits),
+                        expected(&rules, address)
+                    );
                     let covering = rules.iter().filter(|tag| {
                         TagV4::new(address, tag.length()) == **tag
                     });
                     let covering = covering.fold(0, |word, tag| word | length_bit_v4(tag.length()));
-                    prop_assert_eq!(filters.lengths(address) & covering, covering);
+                    prop_assert_eq!(said & covering, covering);
                 }
             }
         }

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use gateway_common::layout::{Hits, LENGTH_WORDS_V6};
 use gateway_common::source::Source;
 use gateway_common::table::{
-    BLOCKS_LEN_V4, BucketV4, BucketV6, FILTER_WORDS_V4, Head, Span, TagV4, TagV6, buckets_for,
+    BLOCKS_LEN_V4, BucketV4, BucketV6, FILTER_WORDS_V4, Head, SHORT_WORDS_V4, Span, TagV4, TagV6,
+    buckets_for,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
@@ -79,8 +80,8 @@ impl Networks for BTreeSet<TagV4> {
 pub struct Memory {
     /// Buckets of either family.
     pub tables: [Mapping; 2],
-    /// Which /22 networks IPv4 rules touch, and what is known of each block.
-    pub filters_v4: [Mapping; 2],
+    /// Which /22 networks long IPv4 rules touch, which short ones there are, and what is known of each block.
+    pub filters_v4: [Mapping; 3],
     /// Which networks long IPv6 rules lie in, and which lengths there are.
     pub filters_v6: [Mapping; 2],
     /// What all of it is hashed with.
@@ -94,7 +95,11 @@ impl Memory {
         let table = |bytes: usize| Mapping::anonymous(buckets_for(rules) as usize * bytes);
         Ok(Self {
             tables: [table(size_of::<BucketV4>())?, table(size_of::<BucketV6>())?],
-            filters_v4: [words(FILTER_WORDS_V4)?, words(BLOCKS_LEN_V4 * BLOCK_WORDS)?],
+            filters_v4: [
+                words(FILTER_WORDS_V4)?,
+                words(SHORT_WORDS_V4)?,
+                words(BLOCKS_LEN_V4 * BLOCK_WORDS)?,
+            ],
             filters_v6: [words(filter_bits_for(rules) / 64)?, words(LENGTH_WORDS_V6)?],
             seed: random_seed(),
         })
@@ -123,12 +128,11 @@ impl RuleTables {
                 .unwrap_or(u32::MAX)
         };
         let masks = (mask(&v4, size_of::<BucketV4>()), mask(&v6, size_of::<BucketV6>()));
-        let [networks, blocks] = filters_v4;
         let [networks_v6, lengths] = filters_v6;
         let mut tables = Self {
             v4: Table::new(Cells::new(v4, seed, masks.0)),
             v6: Table::new(Cells::new(v6, seed, masks.1)),
-            filters_v4: Arc::new(FiltersV4::new(networks, blocks)),
+            filters_v4: Arc::new(FiltersV4::new(filters_v4)),
             filters_v6: FiltersV6::new(NetworksV6::new(networks_v6, lengths, seed)),
             capacity,
         };
@@ -245,9 +249,9 @@ impl RuleTables {
                 self.v4.remove(tag, true);
                 let Some(rest) = rest else { return };
                 let has = |length| self.v4.cells().find(TagV4::new(tag.address(), length), false);
-                let mut shorter = self.filters_v4.lengths_of_block(tag.address());
-                shorter.retain(|length| *length < tag.length());
-                let covers = shorter.into_iter().any(|length| has(length).is_some());
+                let shorter = self.filters_v4.long_lengths_of_block(tag.address());
+                let mut shorter = shorter.take_while(|length| *length < tag.length());
+                let covers = shorter.any(|length| has(length).is_some());
                 self.filters_v4.remove(tag, covers, |first, last| rest.within(first, last));
             }
             Tag::V6(tag) => {
