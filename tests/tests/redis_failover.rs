@@ -1,6 +1,7 @@
 //! Fail-over of a Redis that Sentinels watch and of a Cluster, through the real binary: gateways that count together,
 //! and share nonces and keys, lose a master, answer as configured while there is none, and go on with the replica by
 //! themselves. Nobody replaces a master before the test lets them, so that no answer depends on who is faster.
+#![expect(clippy::indexing_slicing, reason = "helpers of tests fail like tests")]
 
 use std::fs::Permissions;
 use std::net::SocketAddr;
