@@ -58,7 +58,10 @@ impl Fleet {
         let mut gateways = Vec::new();
         for _ in 0..2 {
             let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-            let route = |path: &str, auth: &str, limits: Value| json!({"match": {"path": path}, "auth": auth, "limits": limits, "respond": {"status": 204}});
+            let route = |path: &str, auth: &str, limits: Value| {
+                let matched = json!({"path": path});
+                json!({"match": matched, "auth": auth, "limits": limits, "respond": {"status": 204}})
+            };
             let mut gateway = Gateway::unprivileged(
                 None,
                 json!({

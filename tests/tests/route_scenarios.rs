@@ -363,7 +363,8 @@ routes: [{match: {path: /a, methods: [PUT]}, respond: {}}]
         (
             "trusted_proxies: [10.0.0.1]\nkernel: {interfaces: [eth0, eth1], ",
             "deny",
-            "192.0.2.0/24 is denied by kernel.deny: its packets are dropped on eth0, eth1; 403 where one of trusted_proxies names it",
+            "192.0.2.0/24 is denied by kernel.deny: its packets are dropped on eth0, eth1; \
+             403 where one of trusted_proxies names it",
         ),
         (
             "kernel: {interfaces: [eth0], attach: off, ",

@@ -107,7 +107,8 @@ fn lines(pem: &str) -> impl Iterator<Item = &str> {
     pem.lines().filter(|line| !line.starts_with("-----"))
 }
 
-/// Requests whose credentials hold, those whose do not, and one that nobody can answer: a target and a header field each.
+/// Requests whose credentials hold, those whose do not, and one that nobody can answer: a target and a header field
+/// each.
 fn requests(key: &str, token: &str, good: &str, wrong: &str) -> [Vec<(String, String)>; 3] {
     let none = String::new();
     let holds = vec![

@@ -104,10 +104,7 @@ struct Asked {
 }
 
 /// What is no request, and what its first line said.
-struct Refused {
-    error: Error,
-    asked: Option<Box<Parts>>,
-}
+type Refused = (Error, Option<Box<Parts>>);
 
 impl Server {
     /// The connection over `socket`, from which `input` was read already.
@@ -240,11 +237,10 @@ impl Server {
     }
 
     fn refused(&self, error: Error, head: &[u8]) -> Refused {
-        Refused { error, asked: head::asked(head, &self.limits).map(Box::new) }
+        (error, head::asked(head, &self.limits).map(Box::new))
     }
 
-    async fn refuse(self: &Rc<Self>, refused: Refused, service: &impl Service) -> After {
-        let Refused { error, asked: line } = refused;
+    async fn refuse(self: &Rc<Self>, (error, line): Refused, service: &impl Service) -> After {
         match error.kind() {
             Kind::HeadTimeout => self.counters.heads_timed_out.add(1),
             _ => self.counters.heads_malformed.add(1),
