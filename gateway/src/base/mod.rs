@@ -11,6 +11,7 @@ pub mod netlink;
 pub mod path;
 pub mod prefix;
 pub mod random;
+pub mod readable;
 pub mod secret;
 pub mod signal;
 pub mod stamp;

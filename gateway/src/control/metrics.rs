@@ -164,6 +164,8 @@ fn connections(page: &mut Page, proxy: &Snapshot) {
         .only(connections.accepted);
     page.gauge("gateway_connections_open", "Connections of clients that are open.")
         .only(connections.open);
+    let help = "Connections of clients that rest between two requests, parked.";
+    page.gauge("gateway_connections_parked", help).only(connections.parked);
     let help = "Connections closed before a request was read, by reason.";
     let mut refused = page.counter("gateway_connections_refused_total", help);
     for (reason, count) in &connections.refused {

@@ -51,8 +51,24 @@ pub enum Phase {
 /// Time for a client that is still sending to notice its answer. To close on what it sends would destroy the answer.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// So long a connection waits for its next request before it [may rest](Deadline::may_rest). Requests of one page or
+/// one loop follow each other sooner and never meet it. One that comes later costs what going on from rest costs, some
+/// microseconds, once a second at most.
+pub const REST_AFTER: Duration = Duration::from_secs(1);
+
 /// Longer than anything may take.
 const LENT: Duration = Duration::from_secs(7 * 86_400);
+
+/// What of a wait is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reached {
+    /// Not enough to do anything.
+    Nothing,
+    /// So much that the connection may rest.
+    Rest,
+    /// All of it.
+    End,
+}
 
 /// The deadline of one client connection.
 #[derive(Debug)]
@@ -66,7 +82,8 @@ pub struct Deadline {
     /// moves of a small request would be a percent of its cost.
     now: Cell<Option<Instant>>,
     phase: Cell<Phase>,
-    passed: Cell<bool>,
+    reached: Cell<Reached>,
+    may_rest: Cell<bool>,
     /// A rule denies the client by now.
     is_cut: Cell<bool>,
     /// Whether the last one to be asked for a piece of the request's body was the client.
@@ -94,7 +111,8 @@ impl Deadline {
             at: Cell::new(Instant::now() + bounds.head_timeout),
             now: Cell::new(None),
             phase: Cell::new(Phase::Head),
-            passed: Cell::new(false),
+            reached: Cell::new(Reached::Nothing),
+            may_rest: Cell::new(false),
             is_cut: Cell::new(false),
             client_is_asked: Cell::new(false),
             fault: Cell::new(None),
@@ -120,6 +138,20 @@ impl Deadline {
         self.at.get()
     }
 
+    /// From now on somebody is to look also when the connection has waited for its next request for a while.
+    pub fn may_rest(&self) {
+        self.may_rest.set(true);
+    }
+
+    /// When somebody is to look.
+    pub fn due(&self) -> Instant {
+        let waits = self.phase.get() == Phase::Idle && self.reached.get() == Reached::Nothing;
+        match waits && self.may_rest.get() {
+            true => self.at() - self.keep_alive_timeout.saturating_sub(REST_AFTER),
+            false => self.at(),
+        }
+    }
+
     /// What is waited for.
     pub fn phase(&self) -> Phase {
         self.phase.get()
@@ -127,7 +159,12 @@ impl Deadline {
 
     /// Whether it has passed and nobody has moved it since.
     pub fn has_passed(&self) -> bool {
-        self.passed.get()
+        self.reached.get() == Reached::End
+    }
+
+    /// Whether the next request has not come for a while, so that the connection may rest.
+    pub fn has_rested(&self) -> bool {
+        self.reached.get() == Reached::Rest
     }
 
     /// A rule denies the client by now: what is under way ends.
@@ -150,11 +187,15 @@ impl Deadline {
         awaits
     }
 
-    /// Called when the timer fires: whether the deadline is over rather than moved.
+    /// Called when the timer fires: whether it is time rather than the deadline moved.
     pub fn check(&self) -> bool {
         self.woken();
-        self.passed.set(self.now() >= self.at.get());
-        self.passed.get()
+        let is_due = self.now() >= self.due();
+        if is_due {
+            let is_over = self.now() >= self.at();
+            self.reached.set(if is_over { Reached::End } else { Reached::Rest });
+        }
+        is_due
     }
 
     /// The head of a request was read.
@@ -223,7 +264,7 @@ impl Deadline {
     /// a whole. From now on this one waits for nothing: each attempt is to be driven by its own.
     pub fn fork(&self) -> Rc<Self> {
         self.phase.set(Phase::Answer);
-        self.passed.set(false);
+        self.reached.set(Reached::Nothing);
         self.at.set(self.now() + LENT);
         Rc::new(Self {
             trail: Trail::default(),
@@ -231,7 +272,8 @@ impl Deadline {
             at: self.at.clone(),
             now: Cell::new(None),
             phase: self.phase.clone(),
-            passed: Cell::new(false),
+            reached: Cell::new(Reached::Nothing),
+            may_rest: Cell::new(false),
             is_cut: Cell::new(false),
             client_is_asked: Cell::new(false),
             fault: Cell::new(None),
@@ -404,7 +446,7 @@ impl Deadline {
 
     fn enter(&self, phase: Phase, wait: Duration) {
         self.phase.set(phase);
-        self.passed.set(false);
+        self.reached.set(Reached::Nothing);
         let at = self.now() + wait;
         self.at.set(self.whole.get().map_or(at, |whole| at.min(whole)));
     }
@@ -528,6 +570,33 @@ pub(crate) mod tests {
         deadline.woken();
         deadline.answered();
         assert_eq!(deadline.at(), start + seconds(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_may_rest_once_its_next_request_has_not_come_for_a_while() {
+        let mut bounds = bounds();
+        bounds.keep_alive_timeout = 9 * REST_AFTER;
+        let deadline = Deadline::new(&bounds);
+        deadline.may_rest();
+        let start = Instant::now();
+        assert_eq!(deadline.due(), deadline.at(), "not before its first request");
+        deadline.ended();
+        assert_eq!((deadline.due(), deadline.at()), (start + REST_AFTER, start + 9 * REST_AFTER));
+        tokio::time::advance(REST_AFTER / 2).await;
+        assert!(!deadline.check() && !deadline.has_rested());
+        tokio::time::advance(REST_AFTER / 2).await;
+        assert!(deadline.check() && deadline.has_rested() && !deadline.has_passed());
+        assert!(deadline.due() == deadline.at() && !deadline.check(), "it is told once");
+        deadline.client_sent();
+        assert!(!deadline.has_rested() && deadline.due() == deadline.at(), "a head is due");
+        deadline.ended();
+        tokio::time::advance(9 * REST_AFTER).await;
+        assert!(deadline.check() && deadline.has_passed() && !deadline.has_rested());
+        bounds.keep_alive_timeout = REST_AFTER;
+        let brief = Deadline::new(&bounds);
+        brief.may_rest();
+        brief.ended();
+        assert_eq!(brief.due(), brief.at(), "it would be closed at once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 
 mod connection;
 pub mod h2;
+mod parking;
 mod preface;
 mod proxy_protocol;
 pub mod sockets;
@@ -79,7 +80,7 @@ impl Door {
             let sources = Arc::clone(&sources);
             let thread = thread::Builder::new().name(format!("worker-{number}"));
             let thread = thread.spawn(move || {
-                Worker::new(number, &shared, counters, sources).run(sockets, inbox)
+                Worker::new(number, &shared, counters, sources)?.run(sockets, inbox)
             })?;
             workers.push(Handle { orders, thread });
         }

@@ -15,9 +15,10 @@ use crate::config::Config;
 use crate::http::deadline::Deadline;
 use crate::http::proxy_protocol::{Addresses, Invalid};
 use crate::http::socket::Socket;
+use crate::listen::connection::{self, Stream};
 use crate::listen::tls::Failed;
 use crate::listen::worker::Slot;
-use crate::listen::{connection, proxy_protocol, tls};
+use crate::listen::{proxy_protocol, tls};
 use crate::observe::Refusal;
 use crate::request::listener::Listener;
 use crate::request::{self, Arrival};
@@ -47,7 +48,7 @@ pub(super) async fn serve(
     drop(config);
     let arrival = Arrival { peer, addresses, tls: session };
     let connection = request::Connection::new(slot.requests(), listener, arrival);
-    connection::serve(slot, connection, (socket, deadline)).await;
+    connection::serve(slot, connection, (Stream::New(socket), deadline)).await;
 }
 
 /// Why nothing was agreed on.

@@ -1,6 +1,6 @@
 //! One worker: accepts, keeps its connections within their bounds, takes orders, drains.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
@@ -11,11 +11,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::{ClientAddr, PeerAddr};
 use crate::base::signal::Signal;
@@ -23,11 +24,14 @@ use crate::config::Config;
 use crate::feedback::decision::{Place, Subject};
 use crate::feedback::evidence::Source;
 use crate::http::deadline::Deadline;
+use crate::http::lifetime::Lifetime;
 use crate::http::proxy_protocol::Addresses;
 use crate::http::socket;
+use crate::listen::Shared;
+use crate::listen::connection::{self, Stream};
+use crate::listen::parking::{Parked, Parking};
 use crate::listen::preface::{self, Handshakes};
 use crate::listen::sources::Sources;
-use crate::listen::{Shared, connection};
 use crate::observe::{Counters, Refusal, access_log};
 use crate::request::listener::{Listener, Listeners};
 use crate::request::{self, Arrival};
@@ -48,8 +52,11 @@ pub(super) enum Order {
 /// A listening socket and its address.
 pub(super) type Socket = (SocketAddr, std::net::TcpListener);
 
-/// How often idle connections to services are looked through.
+/// How often idle connections to services are looked through, and those of clients that are parked.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// A table for so many connections is not worth making smaller.
+const FEW: usize = 64;
 
 /// How long to wait when no descriptor is left: a busy loop would take the time from those who could free one.
 const EXHAUSTED: Duration = Duration::from_millis(20);
@@ -62,6 +69,7 @@ pub(super) struct Worker {
     /// What is open in all workers.
     sources: Arc<Sources>,
     open: RefCell<Open>,
+    parking: Parking,
     draining: Cell<bool>,
     none_left: Notify,
 }
@@ -73,15 +81,31 @@ struct Open {
     connections: HashMap<u64, Told>,
 }
 
+impl Open {
+    /// What is gone takes no memory, also after a crowd.
+    fn forget(&mut self, number: u64) {
+        self.connections.remove(&number);
+        let (length, capacity) = (self.connections.len(), self.connections.capacity());
+        if capacity > FEW && length < capacity / 4 {
+            self.connections.shrink_to(2 * length);
+        }
+    }
+}
+
 struct Told {
-    peer: IpAddr,
-    /// Whom a PROXY protocol sender speaks for.
-    client: Option<ClientAddr>,
+    whom: Whom,
     denied: Rc<Cell<bool>>,
     waker: Waker,
 }
 
-impl Told {
+/// Who is at the other end of a connection.
+struct Whom {
+    peer: IpAddr,
+    /// Whom a PROXY protocol sender speaks for.
+    client: Option<ClientAddr>,
+}
+
+impl Whom {
     /// Whether a rule about `subject` may concern it.
     fn is_of(&self, subject: &Subject) -> bool {
         let is_believed = || self.client.is_some_and(|one| subject.prefix.contains(&one.ip()));
@@ -109,9 +133,10 @@ impl Worker {
         shared: &Shared,
         counters: Arc<Counters>,
         sources: Arc<Sources>,
-    ) -> Rc<Self> {
+    ) -> io::Result<Rc<Self>> {
         let log = shared.access_log.buffer(Arc::clone(&counters));
-        Rc::new(Self {
+        let parking = Parking::new(Arc::clone(&counters))?;
+        Ok(Rc::new(Self {
             requests: Rc::new(request::Worker::new(
                 number,
                 &shared.snapshot,
@@ -123,9 +148,10 @@ impl Worker {
             handshakes: Handshakes::new(),
             sources,
             open: RefCell::default(),
+            parking,
             draining: Cell::new(false),
             none_left: Notify::new(),
-        })
+        }))
     }
 
     /// Serves until it is told to drain and has.
@@ -146,6 +172,7 @@ impl Worker {
     ) -> io::Result<()> {
         let mut listening = HashMap::new();
         self.listen(sockets, &mut listening)?;
+        let awake = self.parking.watch()?;
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flush = interval(access_log::FLUSH_EVERY);
@@ -163,20 +190,28 @@ impl Worker {
                         self.requests.cut_tunnels(|_| true);
                     }
                     Some(Order::Close(subjects)) => {
-                        self.recheck(|told| subjects.iter().any(|subject| told.is_of(subject)));
+                        self.recheck(|whom| subjects.iter().any(|subject| whom.is_of(subject)));
                         let is_of = |subject: &Subject, client| subject.prefix.contains(&client);
                         self.requests
                             .cut_tunnels(|client| subjects.iter().any(|one| is_of(one, client)));
                     }
                     Some(Order::Drain) | None => break,
                 },
-                _ = sweep.tick() => self.requests.sweep(),
+                awake = awake.ready() => {
+                    let mut awake = awake?;
+                    if self.take_awake()? {
+                        awake.clear_ready();
+                    }
+                }
+                _ = sweep.tick() => {
+                    self.requests.sweep();
+                    self.parking.sweep();
+                }
                 _ = flush.tick(), if self.requests.is_logging() => self.requests.flush_log(),
             }
         }
         listening.drain().for_each(|(_, gone)| self.close(&gone));
-        self.drain().await;
-        Ok(())
+        self.drain().await
     }
 
     fn listen(
@@ -248,7 +283,7 @@ impl Worker {
         let connection = request::Connection::new(&self.requests, listener, arrival);
         let deadline = Rc::new(Deadline::new(&config.bounds));
         let socket = socket::Socket::Plain(stream);
-        spawn_local(connection::serve(slot, connection, (socket, deadline)));
+        spawn_local(connection::serve(slot, connection, (Stream::New(socket), deadline)));
     }
 
     fn listener(&self, inlet: &Inlet) -> Rc<Listener> {
@@ -264,27 +299,50 @@ impl Worker {
         Rc::clone(listener)
     }
 
+    /// Goes on with some of those parked whose clients have come back; whether that were all.
+    fn take_awake(&self) -> io::Result<bool> {
+        self.parking.take_awake(|Parked { socket, slot, listener, addresses, lifetime }| {
+            // What the runtime has no room for is closed.
+            let Ok(stream) = TcpStream::from_std(socket) else { return };
+            let arrival = Arrival { peer: slot.peer, addresses, tls: None };
+            let connection = request::Connection::resumed(&self.requests, listener, arrival);
+            spawn_local(connection::resume(slot, connection, (stream, lifetime)));
+        })
+    }
+
     /// Closes the connections of those whom a rule denies by now, among those that `may` tells.
-    fn recheck(&self, may: impl Fn(&Told) -> bool) {
-        for told in self.open.borrow().connections.values().filter(|told| may(told)) {
-            let believed = |client| self.requests.denies_believed(client);
-            if self.requests.denies(told.peer) || told.client.is_some_and(believed) {
-                told.denied.set(true);
-                told.waker.wake_by_ref();
+    fn recheck(&self, may: impl Fn(&Whom) -> bool) {
+        let believed = |client| self.requests.denies_believed(client);
+        let denied = |whom: &Whom| {
+            may(whom) && (self.requests.denies(whom.peer) || whom.client.is_some_and(believed))
+        };
+        for told in self.open.borrow().connections.values().filter(|told| denied(&told.whom)) {
+            told.denied.set(true);
+            told.waker.wake_by_ref();
+        }
+        for parked in self.parking.take(|slot| denied(&slot.whom())) {
+            if parked.slot.is_reset() {
+                // What fails has been closed already.
+                SockRef::from(&parked.socket).set_linger(Some(Duration::ZERO)).ok();
             }
+            self.requests.counters.refused(Refusal::Denied);
         }
     }
 
     /// Lets what is in flight finish, for as long as it may.
-    async fn drain(&self) {
+    async fn drain(&self) -> io::Result<()> {
         self.draining.set(true);
         self.requests.stop_noticing();
+        // Who has come back by now is answered.
+        while !self.take_awake()? {}
+        drop(self.parking.take(|_| true));
         for told in self.open.borrow().connections.values() {
             told.waker.wake_by_ref();
         }
         let limit = self.requests.config().bounds.drain_timeout;
         // What is not done by then is dropped with the runtime.
         timeout(limit, self.none_left()).await.ok();
+        Ok(())
     }
 
     async fn none_left(&self) {
@@ -309,7 +367,8 @@ pub(super) struct Slot {
     source: Cell<Option<usize>>,
     peer: PeerAddr,
     client: Cell<Option<ClientAddr>>,
-    denied: Rc<Cell<bool>>,
+    /// Whether a rule denies the peer since; there once somebody is to be told so.
+    denied: OnceCell<Rc<Cell<bool>>>,
 }
 
 impl Slot {
@@ -318,7 +377,7 @@ impl Slot {
         let taken_before = worker.sources.open();
         let mut open = worker.open.borrow_mut();
         open.next += 1;
-        let (worker, denied) = (Rc::clone(worker), Rc::default());
+        let (worker, denied) = (Rc::clone(worker), OnceCell::new());
         let (client, source) = (Cell::new(None), Cell::new(None));
         Self { worker, number: open.next, taken_before, source, peer, client, denied }
     }
@@ -344,9 +403,31 @@ impl Slot {
 
     /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
     pub(super) fn register(&self, waker: &Waker) {
-        let (denied, waker) = (Rc::clone(&self.denied), waker.clone());
-        let told = Told { peer: self.peer.ip(), client: self.client.get(), denied, waker };
+        let denied = Rc::clone(self.denied.get_or_init(Rc::default));
+        let waker = waker.clone();
+        let told = Told { whom: self.whom(), denied, waker };
         self.worker.open.borrow_mut().connections.insert(self.number, told);
+    }
+
+    /// Parks the connection until its client comes back or `until`; its task ends. Whatever the worker is told, it sees
+    /// to itself meanwhile.
+    pub(super) fn park(
+        mut self,
+        (listener, addresses): (Rc<Listener>, Addresses),
+        (stream, lifetime): (TcpStream, Lifetime),
+        until: Instant,
+    ) {
+        let worker = Rc::clone(&self.worker);
+        worker.open.borrow_mut().forget(self.number);
+        self.denied.take();
+        let parked = |socket| Parked { socket, slot: self, listener, addresses, lifetime };
+        let parked = stream.into_std().map(parked);
+        // What cannot be parked is closed.
+        parked.and_then(|parked| worker.parking.park(parked, until)).ok();
+    }
+
+    fn whom(&self) -> Whom {
+        Whom { peer: self.peer.ip(), client: self.client.get() }
     }
 
     /// From now on rules about `client` concern the connection too.
@@ -365,7 +446,7 @@ impl Slot {
 
     /// Whether a rule denies the peer since it was let in.
     pub(super) fn is_denied(&self) -> bool {
-        self.denied.get()
+        self.denied.get().is_some_and(|denied| denied.get())
     }
 
     /// Whether that rule wants the connection ended by a TCP RST.
@@ -400,7 +481,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.worker.sources.close(self.source.get());
         self.worker.requests.counters.connections_open.subtract_one();
-        self.worker.open.borrow_mut().connections.remove(&self.number);
+        self.worker.open.borrow_mut().forget(self.number);
         self.worker.none_left.notify_one();
     }
 }

@@ -158,6 +158,8 @@ pub struct Counters {
     pub connections_accepted: Counter,
     /// Connections that are open.
     pub connections_open: Counter,
+    /// Those of them that rest between two requests.
+    pub connections_parked: Counter,
     refused: [Counter; Refusal::ALL.len()],
     streams_refused: [Counter; StreamRefusal::ALL.len()],
     handshakes: [Counter; 2],
@@ -343,6 +345,8 @@ pub struct Connections {
     pub accepted: u64,
     /// Open now.
     pub open: u64,
+    /// Those of them that rest between two requests.
+    pub parked: u64,
     /// Closed before any request was read, by reason.
     pub refused: BTreeMap<&'static str, u64>,
     /// Streams of HTTP/2 refused before their requests were seen, by reason.
@@ -416,6 +420,7 @@ impl Snapshot {
         let connections = &mut self.connections;
         connections.accepted += block.connections_accepted.value();
         connections.open += block.connections_open.value();
+        connections.parked += block.connections_parked.value();
         connections.heads_malformed += block.heads_malformed.value();
         connections.heads_timed_out += block.heads_timed_out.value();
         connections.readers_timed_out += block.readers_timed_out.value();

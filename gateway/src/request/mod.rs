@@ -412,6 +412,18 @@ impl Connection {
         })
     }
 
+    /// A connection that has rested between two requests, without TLS.
+    pub fn resumed(worker: &Rc<Worker>, listener: Rc<Listener>, arrival: Arrival) -> Rc<Self> {
+        let connection = Self::new(worker, listener, arrival);
+        connection.has_asked.set(true);
+        connection
+    }
+
+    /// What was said when it was made.
+    pub fn origin(&self) -> (Rc<Listener>, Addresses) {
+        (Rc::clone(&self.listener), self.addresses)
+    }
+
     /// Whether anything came over it that was answered.
     pub fn has_asked(&self) -> bool {
         self.has_asked.get()

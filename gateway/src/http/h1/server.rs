@@ -42,7 +42,7 @@ pub trait Service {
         body: Incoming,
     ) -> impl future::Future<Output = Response<Self::Answer>>;
 
-    /// The answer to what is no request. `asked` is what its first line said, if that could be read.
+    /// The answer to what is no request. `asked` is what its first line says, if that can be read.
     fn refuse(&self, error: &Error, asked: Option<&Parts>) -> Response<Self::Answer>;
 }
 
@@ -91,10 +91,12 @@ enum After {
     Linger,
     /// The end of a connection that has broken already.
     Broken,
+    /// Nothing, for as long as the client likes.
+    Rest,
 }
 
 /// What of a request's head decides about the answer's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Asked {
     is_head: bool,
     is_current: bool,
@@ -102,9 +104,6 @@ struct Asked {
     takes_trailers: bool,
     is_refused: bool,
 }
-
-/// What is no request, and what its first line said.
-type Refused = (Error, Option<Box<Parts>>);
 
 impl Server {
     /// The connection over `socket`, from which `input` was read already.
@@ -138,65 +137,70 @@ impl Server {
         self.state.borrow().socket.abort();
     }
 
-    /// Answers requests until either side has had enough.
-    pub async fn serve(self: &Rc<Self>, service: &impl Service) {
+    /// Answers requests until either side has had enough, or the connection may [rest](Self::rest): whether it is that.
+    pub async fn serve(self: &Rc<Self>, service: &impl Service) -> bool {
         let after = loop {
             let mut scan = Scan::new(Section::Request);
             let next = poll_fn(|context| {
-                self.poll_head(&mut scan, context).map(|head| Some(self.turn(head?, service)))
+                self.poll_head(&mut scan, context).map(|head| Ok(self.turn(head?, service)))
             });
-            let Some(turn) = next.await else { break After::Close };
-            let after = turn.await;
+            let after = match next.await {
+                Ok(turn) => turn.await,
+                Err(after) => after,
+            };
             if after != After::Request {
                 break after;
             }
         };
         self.end(after).await;
+        after == After::Rest
+    }
+
+    /// What is to be kept of a connection that may rest.
+    pub fn rest(self) -> (Socket, Lifetime) {
+        (self.state.into_inner().socket, self.lifetime)
     }
 
     /// What a head leads to. Apart, so that a connection that waits for its next request holds no memory for one.
     fn turn<'a>(
         self: &'a Rc<Self>,
-        head: Result<RequestHead, Refused>,
+        head: Result<RequestHead, Error>,
         service: &'a impl Service,
     ) -> Pin<Box<dyn future::Future<Output = After> + 'a>> {
         match head {
             Ok(head) => Box::pin(self.exchange(head, service)),
-            Err(refused) => Box::pin(self.refuse(refused, service)),
+            Err(error) => Box::pin(self.refuse(error, service)),
         }
     }
 
-    /// The next head; nothing at the end of the connection.
+    /// The next head, or what comes instead.
     fn poll_head(
         &self,
         scan: &mut Scan,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<RequestHead, Refused>>> {
+    ) -> Poll<Result<Result<RequestHead, Error>, After>> {
         let state = &mut *self.state.borrow_mut();
         loop {
             if !state.input.is_empty() {
                 match scan.find(state.input.bytes(), &self.limits) {
                     Ok(None) => {}
                     Ok(Some(found)) => {
-                        let mut head = state.input.take(found.end);
-                        head.advance(found.start);
-                        let refused = |error| self.refused(error, &head);
-                        let read = head::request(&head, &self.limits).map_err(refused);
-                        return Poll::Ready(Some(read));
+                        let head = head::request(&state.input.slice(&found), &self.limits);
+                        return Poll::Ready(Ok(head.inspect(|_| state.input.skip(found.end))));
                     }
-                    Err(error) => {
-                        return Poll::Ready(Some(Err(self.refused(error, state.input.bytes()))));
-                    }
+                    Err(error) => return Poll::Ready(Ok(Err(error))),
                 }
             } else if self.draining.get() {
-                return Poll::Ready(None);
+                return Poll::Ready(Err(After::Close));
             }
             match self.poll_fill(state, context) {
                 Poll::Ready(Ok(1..)) => {}
-                Poll::Ready(_) => return Poll::Ready(None),
+                Poll::Ready(_) => return Poll::Ready(Err(After::Close)),
                 Poll::Pending if self.deadline.has_passed() && !state.input.is_empty() => {
-                    let refused = self.refused(Kind::HeadTimeout.into(), state.input.bytes());
-                    return Poll::Ready(Some(Err(refused)));
+                    return Poll::Ready(Ok(Err(Kind::HeadTimeout.into())));
+                }
+                Poll::Pending if self.deadline.has_rested() && state.is_at_rest() => {
+                    return Poll::Ready(Err(After::Rest));
                 }
                 Poll::Pending => {
                     if !state.input.is_empty() {
@@ -236,23 +240,14 @@ impl Server {
         }
     }
 
-    fn refused(&self, error: Error, head: &[u8]) -> Refused {
-        (error, head::asked(head, &self.limits).map(Box::new))
-    }
-
-    async fn refuse(self: &Rc<Self>, (error, line): Refused, service: &impl Service) -> After {
+    async fn refuse(self: &Rc<Self>, error: Error, service: &impl Service) -> After {
         match error.kind() {
             Kind::HeadTimeout => self.counters.heads_timed_out.add(1),
             _ => self.counters.heads_malformed.add(1),
         }
-        let asked = Asked {
-            is_head: false,
-            is_current: true,
-            persistent: false,
-            takes_trailers: false,
-            is_refused: true,
-        };
-        self.send(service.refuse(&error, line.as_deref()), asked).await
+        let asked = Asked { is_current: true, is_refused: true, ..Asked::default() };
+        let line = head::asked(self.state.borrow().input.bytes(), &self.limits);
+        self.send(service.refuse(&error, line.as_ref()), asked).await
     }
 
     fn begin_body(self: &Rc<Self>, length: Length, expects_continue: bool) -> RequestStream {
@@ -396,7 +391,7 @@ impl Server {
     /// Ends the connection such that the client learns of it.
     async fn end(&self, after: After) {
         let says_so = self.state.borrow().socket.is_encrypted();
-        if after == After::Broken || after == After::Close && !says_so {
+        if matches!(after, After::Broken | After::Rest) || after == After::Close && !says_so {
             // Closing the socket tells the client as well.
             return;
         }
@@ -491,6 +486,11 @@ impl Server {
 }
 
 impl State {
+    /// Whether nothing of any request is left.
+    fn is_at_rest(&self) -> bool {
+        self.input.is_empty() && !self.body_is_held
+    }
+
     /// Drops what is there of a body that nobody reads.
     fn discard(&mut self, limits: &Limits) {
         while let Ok(Piece::Data(_) | Piece::Trailers(_)) =

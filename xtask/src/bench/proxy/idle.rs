@@ -1,7 +1,8 @@
-//! What an idle connection costs: memory of the subject with many of them open, each after one request, less what it
-//! had before.
+//! What an idle connection costs: memory of the subject with many of them open, each after one request and a while,
+//! less what it had before.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use harness::client::Client;
@@ -13,7 +14,12 @@ use super::subjects::Subject;
 const CONNECTIONS: u32 = 9000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// By then a connection is idle rather than between two requests, and a subject has given back what it frees for that:
+/// the gateway parks connections after a second, and its allocator gives back what has been free for another one.
+const IDLE: Duration = Duration::from_secs(5);
+
 pub(super) fn measure(subject: &Subject, target: SocketAddr) -> anyhow::Result<Figures> {
+    thread::sleep(IDLE);
     let before = subject.rss_kib()?;
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -21,6 +27,7 @@ pub(super) fn measure(subject: &Subject, target: SocketAddr) -> anyhow::Result<F
         client.get("/")?;
         clients.push(client);
     }
+    thread::sleep(IDLE);
     let with = subject.rss_kib()?;
     drop(clients);
     let each = (with - before) * 1024.0 / f64::from(CONNECTIONS);
