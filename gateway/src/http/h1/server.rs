@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Response, StatusCode, Version, response};
 use http_body::{Body, Frame};
