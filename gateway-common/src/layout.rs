@@ -17,6 +17,8 @@ pub const PROGRAM: &str = "gateway";
 pub const TABLE_V4: &str = "TABLE_V4";
 /// Array of [`BucketV6`], a power of two of them.
 pub const TABLE_V6: &str = "TABLE_V6";
+/// Array of [`crate::table::NETWORK_WORDS_V4`] words, a bit a /16 that a rule touches.
+pub const NETWORKS_V4: &str = "NETWORKS_V4";
 /// Array of [`crate::table::FILTER_WORDS_V4`] words, a bit a /22 that a long rule touches.
 pub const FILTER_V4: &str = "FILTER_V4";
 /// Array of [`crate::table::SHORT_WORDS_V4`] words: which short rules there are.
@@ -52,8 +54,8 @@ pub const HOST: &str = "HOST";
 
 /// The maps that hold the rules. They belong together: where one does not fit, all are made anew, and take their places
 /// in this order. Tables never stand beside the seed of others, and what filters lack is added when they are opened.
-pub const RULE_MAPS: [&str; 8] =
-    [SEED, TABLE_V4, TABLE_V6, FILTER_V4, SHORT_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
+pub const RULE_MAPS: [&str; 9] =
+    [SEED, TABLE_V4, TABLE_V6, NETWORKS_V4, FILTER_V4, SHORT_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The maps that count. They belong together as well: a count means nothing without the name that it is under.
 pub const COUNTER_MAPS: [&str; 3] = [INTERFACES, SLOTS, COUNTERS];
 /// The other maps.

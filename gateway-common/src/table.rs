@@ -336,6 +336,15 @@ pub(crate) const fn finish(key: u64) -> u32 {
 /// Prefix lengths from which on an IPv4 rule lies behind the filter. Which shorter ones there are is known exactly.
 pub const LONG_V4: u32 = 20;
 
+/// Which /16 networks any rule touches: the word and the bit of `address` among [`NETWORK_WORDS_V4`] words.
+#[inline(always)]
+pub const fn network_bit_v4(address: u32) -> (u32, u32) {
+    (address >> 22, address >> 16 & 63)
+}
+
+/// Words with a bit a /16: 8 KiB, which the first-level cache has room for beside all else.
+pub const NETWORK_WORDS_V4: u32 = 1 << 10;
+
 /// Which /22 networks a long rule touches: the word and the bit of `address` in the filter of [`FILTER_WORDS_V4`]
 /// words.
 #[inline(always)]

@@ -16,9 +16,9 @@ use gateway_common::layout::{
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
-    BLOCKS_LEN_V4, BlockV4, BucketV4, BucketV6, CELLS, FILTER_WORDS_V4, SHORT_WORDS_V4, TagV4,
-    TagV6, WORDS_V4, WORDS_V6, block_v4, filter_bit_v4, filter_bit_v6, long_lengths_v4,
-    short_lengths_v4, short_word_v4,
+    BLOCKS_LEN_V4, BlockV4, BucketV4, BucketV6, CELLS, FILTER_WORDS_V4, NETWORK_WORDS_V4,
+    SHORT_WORDS_V4, TagV4, TagV6, WORDS_V4, WORDS_V6, block_v4, filter_bit_v4, filter_bit_v6,
+    long_lengths_v4, network_bit_v4, short_lengths_v4, short_word_v4,
 };
 
 /// User space writes these through a mapping. Where the number here is 1 the loader says how many there are.
@@ -28,6 +28,8 @@ const MAPPED: usize = BPF_F_MMAPABLE as usize;
 static TABLE_V4: Array<BucketV4, 1, MAPPED> = Array::new();
 #[btf_map]
 static TABLE_V6: Array<BucketV6, 1, MAPPED> = Array::new();
+#[btf_map]
+static NETWORKS_V4: Array<u64, { NETWORK_WORDS_V4 as usize }, MAPPED> = Array::new();
 #[btf_map]
 static FILTER_V4: Array<u64, { FILTER_WORDS_V4 as usize }, MAPPED> = Array::new();
 #[btf_map]
@@ -203,6 +205,10 @@ pub(crate) fn unknown_sources() -> Bucket {
 /// The lengths of the rules that may cover an IPv4 address. For most sources one load says that there are none.
 #[inline(always)]
 pub(crate) fn lengths_v4(address: u32) -> u64 {
+    let (word, bit) = network_bit_v4(address);
+    if NETWORKS_V4.get(word).is_none_or(|bits| load(bits) >> bit & 1 == 0) {
+        return 0;
+    }
     let short = SHORT_V4.get(short_word_v4(address)).map_or(0, load);
     let short = short_lengths_v4(short, address);
     let (word, bit) = filter_bit_v4(address);

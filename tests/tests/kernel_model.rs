@@ -207,6 +207,7 @@ fn memory(trial: &Trial, name: &str) -> Mapping {
 
 fn filters(trial: &Trial) -> Vec<Mapping> {
     let names = [
+        layout::NETWORKS_V4,
         layout::FILTER_V4,
         layout::SHORT_V4,
         layout::BLOCKS_V4,

@@ -64,6 +64,7 @@ impl Tables {
         let memory = Memory {
             tables: [mapped(layout::TABLE_V4)?, mapped(layout::TABLE_V6)?],
             filters_v4: [
+                mapped(layout::NETWORKS_V4)?,
                 mapped(layout::FILTER_V4)?,
                 mapped(layout::SHORT_V4)?,
                 mapped(layout::BLOCKS_V4)?,

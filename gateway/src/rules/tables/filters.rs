@@ -12,8 +12,8 @@ use gateway_common::layout::length_bit_v6;
 use gateway_common::source::mask32;
 use gateway_common::table::{
     BlockV4, LONG_V4, LONG_V6, LONGEST_V4, MIDDLE_V6, TagV4, TagV6, block_v4, filter_bit_v4,
-    filter_bit_v6, length_bit_v4, long_lengths_v4, longest_bit_v4, short_bit_v4, short_lengths_v4,
-    short_word_v4, touched_bit_v4,
+    filter_bit_v6, length_bit_v4, long_lengths_v4, longest_bit_v4, network_bit_v4, short_bit_v4,
+    short_lengths_v4, short_word_v4, touched_bit_v4,
 };
 
 use super::mapping::Mapping;
@@ -24,24 +24,33 @@ pub(super) const BLOCK_WORDS: u32 = (size_of::<BlockV4>() / size_of::<u64>()) as
 /// The filters of IPv4.
 pub struct FiltersV4 {
     networks: Mapping,
+    lines: Mapping,
     short: Mapping,
     blocks: Mapping,
 }
 
 impl FiltersV4 {
-    /// The filters in these mappings: a bit a /22, the short lengths, and the blocks.
-    pub fn new([networks, short, blocks]: [Mapping; 3]) -> Self {
-        Self { networks, short, blocks }
+    /// The filters in these mappings: a bit a /16, a bit a /22, the short lengths, and the blocks.
+    pub fn new([networks, lines, short, blocks]: [Mapping; 4]) -> Self {
+        Self { networks, lines, short, blocks }
     }
 
     /// A rule is about to appear.
     pub fn add(&self, tag: TagV4) {
         let (first, last) = range(tag);
         if tag.length() < LONG_V4 {
-            return self.short_words(tag).for_each(|(word, bits)| {
+            self.short_words(tag).for_each(|(word, bits)| {
                 word.fetch_or(bits, Ordering::Release);
             });
+        } else {
+            self.add_long(tag, (first, last));
         }
+        for (word, bits) in self.network_words(first, last) {
+            word.fetch_or(bits, Ordering::Release);
+        }
+    }
+
+    fn add_long(&self, tag: TagV4, (first, last): (u32, u32)) {
         if let Some((touched, lengths)) = self.block(first) {
             touched.fetch_or(networks_of(first, last), Ordering::Release);
             lengths.fetch_or(length_bits(tag), Ordering::Release);
@@ -62,10 +71,27 @@ impl FiltersV4 {
     ) {
         let (first, last) = range(tag);
         if tag.length() < LONG_V4 {
-            return self.short_words(tag).for_each(|(word, bits)| {
+            self.short_words(tag).for_each(|(word, bits)| {
                 word.fetch_and(!bits, Ordering::Release);
             });
+        } else {
+            self.remove_long(tag, covers, held);
         }
+        let networks = (first >> 16..=last >> 16).map(|network| network << 16);
+        for network in networks.filter(|network| self.is_free(*network)) {
+            for (word, bits) in self.network_words(network, network) {
+                word.fetch_and(!bits, Ordering::Release);
+            }
+        }
+    }
+
+    fn remove_long<I: Iterator<Item = TagV4>>(
+        &self,
+        tag: TagV4,
+        covers: bool,
+        held: impl Fn(u32, u32) -> I,
+    ) {
+        let (first, last) = range(tag);
         let held = |first, last| held(first, last).filter(|other| other.length() >= LONG_V4);
         if !covers {
             self.untouch(first, last, &held);
@@ -107,6 +133,10 @@ impl FiltersV4 {
 
     /// The lengths of the rules that may cover an address, as bits, the longest first (see [`length_bit_v4`]).
     pub fn lengths(&self, address: u32) -> u64 {
+        let networks = self.network_words(address, address);
+        if networks.fold(0, |touched, (word, bits)| touched | load(word) & bits) == 0 {
+            return 0;
+        }
         let short = self.short.words().get(short_word_v4(address) as usize).map_or(0, load);
         let short = short_lengths_v4(short, address);
         if self.word(address).map_or(0, load) & lines_of(address, address) == 0 {
@@ -124,7 +154,24 @@ impl FiltersV4 {
 
     /// The word of the filter of an address.
     fn word(&self, address: u32) -> Option<&AtomicU64> {
-        self.networks.words().get(filter_bit_v4(address).0 as usize)
+        self.lines.words().get(filter_bit_v4(address).0 as usize)
+    }
+
+    /// The words of the /16 networks from an address to another, each with its bits.
+    fn network_words(&self, first: u32, last: u32) -> impl Iterator<Item = (&AtomicU64, u64)> {
+        let ((first, low), (last, high)) = (network_bit_v4(first), network_bit_v4(last));
+        (first..=last).filter_map(move |index| {
+            let low = if index == first { low } else { 0 };
+            let high = if index == last { high } else { 63 };
+            Some((self.networks.words().get(index as usize)?, bits_between(low, high)))
+        })
+    }
+
+    /// Whether no rule touches the /16 of an address, by what is known of it besides.
+    fn is_free(&self, address: u32) -> bool {
+        let short = self.short.words().get(short_word_v4(address) as usize).map_or(0, load);
+        let of_network = u64::from(u32::MAX) << (32 * (address >> 16 & 1));
+        short & of_network == 0 && self.word(address).is_none_or(|word| load(word) == 0)
     }
 
     /// The words that tell of a short rule, each with its bits.
@@ -284,7 +331,9 @@ fn range(tag: TagV4) -> (u32, u32) {
 mod tests {
     use super::*;
     use gateway_common::source::V6;
-    use gateway_common::table::{BLOCKS_LEN_V4, FILTER_WORDS_V4, LONGEST_PARTS_V4, SHORT_WORDS_V4};
+    use gateway_common::table::{
+        BLOCKS_LEN_V4, FILTER_WORDS_V4, LONGEST_PARTS_V4, NETWORK_WORDS_V4, SHORT_WORDS_V4,
+    };
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -294,8 +343,8 @@ mod tests {
         TagV4::new(bits << 28 | network | (bits & 3) << 12 | bits & 7, length)
     }
 
-    /// What the filters must say, from the rules alone: of the /22, of the block, and of the short lengths.
-    fn expected(rules: &BTreeSet<TagV4>, address: u32) -> (bool, [u64; 2], u64) {
+    /// What the filters must say, from the rules alone: of the /16, of the /22, of the block, and of the short lengths.
+    fn expected(rules: &BTreeSet<TagV4>, address: u32) -> ([bool; 2], [u64; 2], u64) {
         let around = |length| range(TagV4::new(address, length));
         let long = |(first, last)| {
             let long = rules.iter().filter(|tag| tag.length() >= LONG_V4);
@@ -308,7 +357,8 @@ mod tests {
         let lengths = long(block).fold(0, |word, tag| word | length_bits(*tag));
         let short = (0..LONG_V4).filter(|length| rules.contains(&TagV4::new(address, *length)));
         let short = short.fold(0, |word, length| word | length_bit_v4(length));
-        (long(around(22)).next().is_some(), [touched, lengths], short)
+        let is_touched = short != 0 || long(around(16)).next().is_some();
+        ([is_touched, long(around(22)).next().is_some()], [touched, lengths], short)
     }
 
     proptest! {
@@ -319,7 +369,8 @@ mod tests {
         fn filters_say_what_the_rules_are(
             steps in proptest::collection::vec((any::<bool>(), 0u32..16, 0u32..=32), 1..40),
         ) {
-            let sizes = [FILTER_WORDS_V4, SHORT_WORDS_V4, BLOCKS_LEN_V4 * BLOCK_WORDS];
+            let blocks = BLOCKS_LEN_V4 * BLOCK_WORDS;
+            let sizes = [NETWORK_WORDS_V4, FILTER_WORDS_V4, SHORT_WORDS_V4, blocks];
             let mapping = |words: u32| Mapping::anonymous(words as usize * 8).unwrap();
             let filters = FiltersV4::new(sizes.map(mapping));
             let mut rules = BTreeSet::new();
@@ -342,12 +393,15 @@ mod tests {
             for bits in 0..16 {
                 let address = tag(bits, 32).address();
                 for address in [address, address ^ 0x0100_0000, address ^ 0x0001_0000] {
-                    let line = lines_of(address, address);
-                    let is_touched = load(filters.word(address).unwrap()) & line;
+                    let is_touched = [
+                        filters.network_words(address, address).next().unwrap(),
+                        (filters.word(address).unwrap(), lines_of(address, address)),
+                    ];
+                    let is_touched = is_touched.map(|(word, bits)| load(word) & bits != 0);
                     let (touched, lengths) = filters.block(address).unwrap();
                     let said = filters.lengths(address);
                     prop_assert_eq!(
-                        (is_touched != 0, [load(touched), load(lengths)], said & short_bits),
+                        (is_touched, [load(touched), load(lengths)], said & short_bits),
                         expected(&rules, address)
                     );
                     let covering = rules.iter().filter(|tag| {

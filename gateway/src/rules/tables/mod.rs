@@ -12,8 +12,8 @@ use std::sync::Arc;
 use gateway_common::layout::{Hits, LENGTH_WORDS_V6};
 use gateway_common::source::Source;
 use gateway_common::table::{
-    BLOCKS_LEN_V4, BucketV4, BucketV6, FILTER_WORDS_V4, Head, SHORT_WORDS_V4, Span, TagV4, TagV6,
-    buckets_for,
+    BLOCKS_LEN_V4, BucketV4, BucketV6, FILTER_WORDS_V4, Head, NETWORK_WORDS_V4, SHORT_WORDS_V4,
+    Span, TagV4, TagV6, buckets_for,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
@@ -80,8 +80,9 @@ impl Networks for BTreeSet<TagV4> {
 pub struct Memory {
     /// Buckets of either family.
     pub tables: [Mapping; 2],
-    /// Which /22 networks long IPv4 rules touch, which short ones there are, and what is known of each block.
-    pub filters_v4: [Mapping; 3],
+    /// Which /16 networks IPv4 rules touch, which /22 networks long ones do, which short ones there are, and what is
+    /// known of each block.
+    pub filters_v4: [Mapping; 4],
     /// Which networks long IPv6 rules lie in, and which lengths there are.
     pub filters_v6: [Mapping; 2],
     /// What all of it is hashed with.
@@ -96,6 +97,7 @@ impl Memory {
         Ok(Self {
             tables: [table(size_of::<BucketV4>())?, table(size_of::<BucketV6>())?],
             filters_v4: [
+                words(NETWORK_WORDS_V4)?,
                 words(FILTER_WORDS_V4)?,
                 words(SHORT_WORDS_V4)?,
                 words(BLOCKS_LEN_V4 * BLOCK_WORDS)?,
