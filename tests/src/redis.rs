@@ -135,6 +135,18 @@ impl Redis {
         self.signal(Signal::SIGCONT)
     }
 
+    /// Waits until it is a replica that has all that `master` has.
+    pub fn follows(&self, master: &Self) -> Result {
+        wait_for("a replica that has everything", PATIENCE, || {
+            let (own, other) = (self.ask(&["ROLE"])?, master.ask(&["ROLE"])?);
+            let own: Vec<&str> = own.lines().collect();
+            let port = master.address.port().to_string();
+            let all = other.lines().nth(1);
+            let is_same = matches!(own[..], ["slave", _, at, "connected", had] if at == port && Some(had) == all);
+            Ok(is_same.then_some(()))
+        })
+    }
+
     fn signal(&self, signal: Signal) -> Result {
         let process = self.process.as_ref().context("it does not run")?;
         Ok(kill(Pid::from_raw(i32::try_from(process.id())?), signal)?)
@@ -212,6 +224,17 @@ impl Watched {
         })?;
         Ok(watched)
     }
+
+    /// Has the Sentinels replace a master that does not answer for so long (unit: milliseconds).
+    pub fn replaces_after(&self, ms: u32) -> Result {
+        let ms = ms.to_string();
+        for sentinel in &self.sentinels {
+            let said =
+                sentinel.ask(&["SENTINEL", "SET", "main", "down-after-milliseconds", &ms])?;
+            ensure!(said == "OK", "{said}");
+        }
+        Ok(())
+    }
 }
 
 /// Three masters with a third of the slots each.
@@ -256,6 +279,39 @@ impl Cluster {
         for port in ports.iter().skip(1) {
             first.ask(&["CLUSTER", "MEET", "127.0.0.1", port])?;
         }
+        Ok(())
+    }
+
+    /// Adds a replica of one of the masters, which takes its place only once it is told that it may: see
+    /// [`Self::may_replace`]. Waits until all know it and it has everything.
+    pub fn replica_of(&self, master: usize) -> Result<Redis> {
+        let master = self.nodes.get(master).context("no such node")?;
+        let id = master.ask(&["CLUSTER", "MYID"])?;
+        let replica = cluster_node()?;
+        replica.ask(&["CONFIG", "SET", "cluster-replica-no-failover", "yes"])?;
+        replica.ask(&["CONFIG", "SET", "cluster-replica-validity-factor", "0"])?;
+        let (ip, port) = (master.address.ip().to_string(), master.address.port().to_string());
+        replica.ask(&["CLUSTER", "MEET", &ip, &port])?;
+        // It refuses as long as it has not heard of the master.
+        wait_for("a replica", PATIENCE, || {
+            Ok((replica.ask(&["CLUSTER", "REPLICATE", &id])? == "OK").then_some(()))
+        })?;
+        let port = replica.address.port().to_string();
+        wait_for("a replica that all know", PATIENCE, || {
+            let mut known = true;
+            for node in &self.nodes {
+                known &= node.ask(&["CLUSTER", "SLOTS"])?.lines().any(|line| line == port);
+            }
+            Ok(known.then_some(()))
+        })?;
+        replica.follows(master)?;
+        Ok(replica)
+    }
+
+    /// Lets a replica take the place of its master as soon as that one does not answer.
+    pub fn may_replace(replica: &Redis) -> Result {
+        let said = replica.ask(&["CONFIG", "SET", "cluster-replica-no-failover", "no"])?;
+        ensure!(said == "OK", "{said}");
         Ok(())
     }
 

@@ -223,6 +223,43 @@ fn a_request_is_one_line_of_json_that_nobody_can_forge() -> Result {
     gateway.stop()
 }
 
+/// Who looks for whoever sends them wants to know what they ask for.
+#[test]
+fn what_is_no_request_has_what_its_first_line_says() -> Result {
+    let site = Site::new()?;
+    let origin = site.origin(|_| Reply::Answer(200, "hello"))?;
+    let address = site.free_address()?;
+    let format = json!({"format": "{method} {path} {query} {protocol} {status} {error}"});
+    let (mut gateway, mut config, path) = logging(&site, (address, origin.address), format)?;
+    config["bounds"] = json!({"head_timeout": "1s", "header_count": 4, "target_bytes": 256});
+    gateway.write_config(config)?;
+    gateway.start()?;
+    let fields = "a: b\r\n".repeat(10);
+    let long = "x".repeat(400);
+    for (number, (request, line)) in [
+        (
+            "GET /a?token=hush&b HTTP/1.1\r\nno field\r\n\r\n",
+            "GET /a token=***&b HTTP/1.1 400 bad_request",
+        ),
+        ("\r\nPUT /b HTTP/1.0\r\nhost : h\r\n\r\n", "PUT /b - HTTP/1.0 400 bad_request"),
+        (&format!("GET /c HTTP/1.1\r\n{fields}\r\n"), "GET /c - HTTP/1.1 431 head_too_large"),
+        ("GET /d HTTP/1.1\r\nhost: h\r\n", "GET /d - HTTP/1.1 408 head_timeout"),
+        ("GET /e HTTP/1.1\nhost: h\r\n\r\n", "- - - - 400 bad_request"),
+        ("GET /f\x01 HTTP/1.1\r\n\r\n", "- - - - 400 bad_request"),
+        (&format!("GET /{long} HTTP/1.1\r\n\r\n"), "- - - - 414 target_too_long"),
+        ("GET /g", "- - - - 408 head_timeout"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let mut client = site.connect(None, address)?;
+        client.send(request.as_bytes())?;
+        client.receive()?;
+        assert_eq!(lines(&path, number + 1)?[number], *line, "{request:?}");
+    }
+    gateway.stop()
+}
+
 #[test]
 fn a_template_and_a_sample_are_as_configured() -> Result {
     let site = Site::new()?;

@@ -349,6 +349,36 @@ routes: [{match: {path: /a, methods: [PUT]}, respond: {}}]
     for (address, action) in [("192.0.2.1", "deny"), ("192.0.2.7", "allow"), ("::1", "none")] {
         let found = ask(&["PUT", "/a", "-H", "Host: a", "--from", address])?;
         assert_eq!(found["source"]["action"], json!(action), "{address}");
+        let is_denied = action == "deny";
+        let (outcome, status) =
+            if is_denied { ("deny", Value::Null) } else { ("respond", json!(200)) };
+        assert_eq!((&found["outcome"], &found["status"]), (&json!(outcome), &status), "{found}");
+        let otherwise = if is_denied { json!("respond") } else { Value::Null };
+        assert_eq!(found["otherwise"]["outcome"], otherwise, "{found}");
+        assert_eq!(found["route"], "PUT /a", "what it would meet is told all the same: {found}");
+    }
+    let config = gateway.config();
+    let config = config.to_str().context("a path is not text")?;
+    for (change, outcome, detail) in [
+        (
+            "trusted_proxies: [10.0.0.1]\nkernel: {interfaces: [eth0, eth1], ",
+            "deny",
+            "192.0.2.0/24 is denied by kernel.deny: its packets are dropped on eth0, eth1; \
+             403 where one of trusted_proxies names it",
+        ),
+        (
+            "kernel: {interfaces: [eth0], attach: off, ",
+            "deny",
+            "192.0.2.0/24 is denied by kernel.deny: its connections are closed as they are accepted",
+        ),
+        ("kernel: {interfaces: [eth0], dry_run: true, ", "respond", "with 0 bytes of its own"),
+    ] {
+        let text = std::fs::read_to_string(config)?.replacen("kernel: {", change, 1);
+        let other = gateway.config().with_file_name("other.yaml");
+        std::fs::write(&other, text)?;
+        let arguments = ["PUT", "http://a/a", "--from", "192.0.2.1"];
+        let found = explain(&gateway, &other, &arguments)?;
+        assert_eq!((&found["outcome"], &found["detail"]), (&json!(outcome), &json!(detail)));
     }
     let found = ask(&["GET", "http://a/a"])?;
     assert_eq!(found["status"], json!(405));
@@ -356,8 +386,6 @@ routes: [{match: {path: /a, methods: [PUT]}, respond: {}}]
     let found = ask(&["PUT", "http://a/b"])?;
     assert_eq!(found["status"], json!(404));
     assert_eq!(found["routes"][0]["verdict"], json!("no: its path is /a"));
-    let config = gateway.config();
-    let config = config.to_str().context("a path is not text")?;
     for (url, complaint) in [("a/b", "http://"), ("ftp://a/", "ftp"), ("http://a/ b", "percent")] {
         gateway.cli(&["explain", config, "GET", url])?.refused(2, complaint)?;
     }

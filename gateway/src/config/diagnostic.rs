@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::hidden::Hidden;
+
 /// Characters of a long line that are shown around the offending text.
 const EXCERPT_CHARS: usize = 100;
 /// Mistakes that are explained; the others are counted.
@@ -162,35 +164,23 @@ impl Problem {
     }
 }
 
-/// Problems as diagnostics, each once, in the order of the file.
+/// Problems as diagnostics, each once, in the order of the file, without what is hidden.
 pub(super) fn explain(file: &str, text: &str, mut problems: Vec<Problem>) -> Errors {
     problems.sort_by(|one, other| (one.span, &one.message).cmp(&(other.span, &other.message)));
     problems.dedup();
     let count = problems.len();
-    let secrets: Vec<Span> =
-        problems.iter().filter(|problem| problem.is_secret).map(|problem| problem.span).collect();
+    let mut hidden = Hidden::of(text);
+    problems.iter().filter(|problem| problem.is_secret).for_each(|one| hidden.hide(one.span));
     let lines: Vec<Cow<'_, str>> =
-        text.lines().enumerate().map(|(index, line)| without(&secrets, index + 1, line)).collect();
+        text.lines().enumerate().map(|(index, line)| hidden.line(index + 1, line)).collect();
     let lines: Vec<&str> = lines.iter().map(|line| &**line).collect();
     let shown = problems.into_iter().take(SHOWN_MAX).map(|problem| Diagnostic {
         file: file.to_owned(),
         place: Some(Place::new(&lines, problem.span)),
-        message: problem.message,
+        message: hidden.message(problem.message),
         help: problem.help,
     });
     Errors { shown: shown.collect(), count }
-}
-
-/// A line up to the first secret in it, whatever else is wrong there.
-fn without<'t>(secrets: &[Span], number: usize, line: &'t str) -> Cow<'t, str> {
-    let columns = secrets.iter().filter(|span| span.line == number).map(|span| span.column);
-    match columns.min() {
-        None => Cow::Borrowed(line),
-        Some(column) => {
-            let shown: String = line.chars().take(column.saturating_sub(1)).collect();
-            Cow::Owned(shown + "***")
-        }
-    }
 }
 
 /// The one of `known` that `typed` was probably meant to be.

@@ -19,6 +19,7 @@ mod feedback;
 mod forms;
 mod health;
 mod hedge;
+mod hidden;
 mod identity;
 mod identity_token;
 mod kernel;

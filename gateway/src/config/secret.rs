@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::at::At;
+use super::hidden::is_variable;
 use super::raw::{Section, TextOr};
-use super::tree::shorten;
 use super::value::file_path;
 use crate::base::secret::Secret;
 
@@ -106,13 +106,12 @@ pub(super) fn secret(raw: &RawSecret, folder: &Path, at: At<'_>) -> Option<Secre
 }
 
 fn variable(name: &str, at: At<'_>) -> Option<String> {
-    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    let is_name = !name.is_empty() && name.len() <= 128 && name.bytes().all(good);
-    if !is_name {
-        let message = format!("`{}` is no name of an environment variable", shorten(name));
-        at.error_with_help(message, "write one such as GATEWAY_JWT_SECRET");
+    if !is_variable(name) {
+        // It is not repeated either.
+        let message = "this is no name of an environment variable";
+        at.secret_error(message, "write one such as GATEWAY_JWT_SECRET");
     }
-    is_name.then(|| name.to_owned())
+    is_variable(name).then(|| name.to_owned())
 }
 
 #[cfg(test)]

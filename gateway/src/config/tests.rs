@@ -160,7 +160,7 @@ fn programs_get_one_object_a_line() {
 #[test]
 fn the_text_itself() {
     only("a: [", "this is no YAML: unclosed bracket '['", "[");
-    only("a: !!str b", "the tag `!!str` means nothing here", "b");
+    only("a: !!str b", "a tag means nothing here", "b");
     only("---\na: 1", "a second document starts here", "---");
     only("? [a]\n: b", "a key must be plain text", "[");
     only("workers: 2\nworkers: 3", "`workers` is given twice", "workers");
@@ -466,8 +466,8 @@ fn mistakes_of_lists_that_are_kept_elsewhere() {
     }
     only(
         &feed("url: 'http://u:p@a.example/'"),
-        "`http://u:p@a.example/` has a user in it, which is not sent",
-        "'http://u:p@a.example/'",
+        "`http://***@a.example/` has a user in it, which is not sent",
+        "***",
     );
     let setting = |keys: &str| feed(&format!("url: 'http://a.example/', {keys}"));
     for (key, value, message) in [

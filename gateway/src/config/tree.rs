@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError, StrInput};
 
 use super::diagnostic::{Problem, Span};
+use super::hidden::without_user;
 
 /// Bytes of a file.
 pub(super) const FILE_BYTES_MAX: usize = 16 << 20;
@@ -91,10 +92,11 @@ impl Node {
     }
 }
 
-/// A text for a message: one line, not too long.
+/// A text for a message: one line, not too long, and no user in it if it is a URL.
 pub(super) fn shorten(text: &str) -> String {
     const CHARS: usize = 60;
     let clean = |c: char| if c.is_control() { ' ' } else { c };
+    let text = without_user(text);
     let mut short: String = text.chars().take(CHARS).map(clean).collect();
     if text.chars().nth(CHARS).is_some() {
         short.push_str("...");
@@ -183,9 +185,10 @@ impl<'a> Builder<'a> {
         match self.parser.next() {
             Some(Ok((event, span))) => {
                 let place = self.place(&span.start, &span.end);
-                if let Some(tag) = event.tag() {
-                    let message = format!("the tag `{}` means nothing here", tag.original());
-                    return Err(Problem::new(place, message).help("remove it"));
+                if event.tag().is_some() {
+                    // It is not repeated: it may be a password that begins with an exclamation mark.
+                    return Err(Problem::new(place, "a tag means nothing here")
+                        .help("remove it, or put a text that begins with ! in quotes"));
                 }
                 Ok((event, place))
             }

@@ -49,8 +49,8 @@ impl server::Service for Service {
         request::serve::serve(&self.connection, &self.deadline, head, body)
     }
 
-    fn refuse(&self, error: &Error) -> Response<ResponseBody> {
-        request::serve::refuse(&self.connection, &self.deadline, error)
+    fn refuse(&self, error: &Error, asked: Option<&Parts>) -> Response<ResponseBody> {
+        request::serve::refuse(&self.connection, &self.deadline, error, asked)
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Entry {
     trace: Cell<Option<(u128, u64)>>,
     peer: IpAddr,
     client: Cell<IpAddr>,
-    /// `None` for what was no request.
+    /// `None` for what was no request, as long as nobody knows what it would have asked for.
     asked: Option<Asked>,
 }
 
@@ -76,15 +76,14 @@ impl Entry {
         id: &HeaderValue,
         (peer, client): (PeerAddr, ClientAddr),
     ) -> Box<Self> {
-        let asked = head.map(|Parts { method, uri, version, headers, .. }| Asked {
-            method: method.clone(),
-            uri: uri.clone(),
-            host: headers.get(http::header::HOST).cloned(),
-            version: *version,
-            headers: log.headers.iter().map(|name| headers.get(name).cloned()).collect(),
-        });
+        let asked = head.map(|head| Asked::of(log, head));
         let (id, trace, peer) = (id.clone(), Cell::new(None), peer.ip());
         Box::new(Self { id, trace, peer, client: Cell::new(client.ip()), asked })
+    }
+
+    /// What was no request would have asked for this.
+    pub(super) fn would_ask(&mut self, log: &AccessLog, head: &Parts) {
+        self.asked = Some(Asked::of(log, head));
     }
 
     /// The trace that the request belongs to.
@@ -95,6 +94,18 @@ impl Entry {
     /// Whom the request is believed to come from.
     pub(super) fn client(&self, client: ClientAddr) {
         self.client.set(client.ip());
+    }
+}
+
+impl Asked {
+    fn of(log: &AccessLog, Parts { method, uri, version, headers, .. }: &Parts) -> Self {
+        Self {
+            method: method.clone(),
+            uri: uri.clone(),
+            host: headers.get(http::header::HOST).cloned(),
+            version: *version,
+            headers: log.headers.iter().map(|name| headers.get(name).cloned()).collect(),
+        }
     }
 }
 

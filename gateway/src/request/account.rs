@@ -97,6 +97,14 @@ impl Account {
         }
     }
 
+    /// What was no request would have asked for `head`, which is for the log alone.
+    pub(super) fn would_ask(&mut self, head: &Parts) {
+        let log = self.current.snapshot.config.access_log.as_ref();
+        if let Some((entry, log)) = self.entry.as_mut().zip(log) {
+            entry.would_ask(log, head);
+        }
+    }
+
     /// It is known which trace the request belongs to.
     pub(super) fn traced(&self, context: &TraceContext<'_>) {
         if let Some(entry) = &self.entry {

@@ -77,22 +77,25 @@ pub async fn serve(
     account.answer(answer)
 }
 
-/// The answer to what is no request.
+/// The answer to what is no request. `asked` is what could be read of it.
 pub fn refuse(
     connection: &Rc<Connection>,
     deadline: &Rc<Deadline>,
     error: &Error,
+    asked: Option<&Parts>,
 ) -> Response<ResponseBody> {
     let current = connection.worker.current();
     let id = prepare::request_id(&HeaderMap::new(), false);
-    let account = Account::open(Rc::clone(connection), Rc::clone(deadline), current, (None, &id));
+    let mut account =
+        Account::open(Rc::clone(connection), Rc::clone(deadline), current, (None, &id));
+    asked.iter().for_each(|head| account.would_ask(head));
     account.failed(error);
     account.answer(problem::response(error, id).map(Answer::Gateway))
 }
 
 /// Accounts for what was no request because of `error`, and was told so by whoever read it, in no more than a status.
 pub fn refused(connection: &Rc<Connection>, deadline: &Rc<Deadline>, error: &Error) {
-    refuse(connection, deadline, error).into_body().close();
+    refuse(connection, deadline, error, None).into_body().close();
 }
 
 struct Exchange<'a> {

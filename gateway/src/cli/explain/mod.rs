@@ -8,6 +8,8 @@ mod request;
 mod routes;
 
 use std::cell::Cell;
+use std::fmt;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
@@ -48,7 +50,8 @@ pub(super) struct ExplainArgs {
     /// File with the body, which a signature may be over
     #[arg(long, value_name = "FILE")]
     body: Option<PathBuf>,
-    /// Address of the client: says what the rules of the configuration make of it
+    /// Address of the client: says what the rules of the configuration make of it, and whether its
+    /// request would be read at all
     #[arg(long, value_name = "ADDRESS")]
     from: Option<IpAddr>,
     /// PEM file of the certificate that the client shows
@@ -65,11 +68,14 @@ struct Explanation {
     query: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<policies::Source>,
-    /// `forward`, `redirect`, `respond` or `refuse`.
+    /// `forward`, `redirect`, `respond`, `refuse`, or `deny` if no request of the source is read.
     outcome: &'static str,
     /// Of an answer that the gateway gives itself.
     status: Option<u16>,
     detail: String,
+    /// What would become of it if its source were let in, as all that follows says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otherwise: Option<Otherwise>,
     route: Option<String>,
     /// In the order in which they are tried; with none, those that match but for the host, or are most like it.
     routes: Vec<Tried>,
@@ -81,6 +87,22 @@ struct Explanation {
     target: Option<String>,
     upstreams: Vec<Way>,
     policies: Vec<Policy>,
+}
+
+/// An outcome that does not come about.
+#[derive(Debug, Serialize)]
+struct Otherwise {
+    outcome: &'static str,
+    status: Option<u16>,
+    detail: String,
+}
+
+impl fmt::Display for Otherwise {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.outcome)?;
+        self.status.iter().try_for_each(|status| write!(formatter, " {status}"))?;
+        write!(formatter, ": {}", self.detail)
+    }
 }
 
 pub(super) fn run(arguments: &ExplainArgs, output: &Output) -> Result<(), Failure> {
@@ -97,7 +119,7 @@ pub(super) fn run(arguments: &ExplainArgs, output: &Output) -> Result<(), Failur
     let body = arguments.body.as_deref().map(|file| request::body(file, &config.bounds));
     let body = body.transpose().map_err(Failure::Usage)?;
     let from = (arguments.from, certificate.as_ref(), body.as_ref());
-    let explanation = explain(&config, head, scheme, from);
+    let explanation = explain(&config, head, scheme, from).of_its_source(&config);
     if output.is_json() { Ok(output.object(&explanation)?) } else { show(&explanation, output) }
 }
 
@@ -242,6 +264,16 @@ impl Explanation {
         Ok(())
     }
 
+    /// The same of a source that may be kept out before anybody reads its request.
+    fn of_its_source(mut self, config: &Config) -> Self {
+        if let Some(how) = self.source.as_ref().and_then(|source| source.is_denied(config)) {
+            let detail = mem::replace(&mut self.detail, how);
+            let (outcome, status) = (mem::replace(&mut self.outcome, "deny"), self.status.take());
+            self.otherwise = Some(Otherwise { outcome, status, detail });
+        }
+        self
+    }
+
     fn refused(mut self, error: &Error) -> Self {
         self.outcome = "refuse";
         self.status = Some(problem::status(error.kind()).as_u16());
@@ -258,6 +290,7 @@ fn show(found: &Explanation, output: &Output) -> Result<(), Failure> {
         ("path", format!("{}{query}", found.path)),
         ("outcome", format!("{}{status}: {}", found.outcome, found.detail)),
     ];
+    facts.extend(found.otherwise.iter().map(|other| ("otherwise", other.to_string())));
     facts.extend(found.source.iter().map(|source| ("source", source.to_string())));
     facts.extend(found.route.iter().map(|route| ("route", route.clone())));
     facts.extend(found.caller.iter().map(|caller| ("caller", caller.line())));

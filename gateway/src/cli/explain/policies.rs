@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use crate::base::prefix;
 use crate::config::{
-    Action, Adaptive, Algorithm, Ambiguity, Bounds, Breaker, CallerLimit, Concurrency, Config,
-    Endpoint, FailureSet, FailureShare, Forward, HashKey, HeaderChanges, Health, Hedge, Limit,
-    Limited, Name, Priority, Probe, Retry, Route, Sticky, Target, Timeouts, Upstream, UpstreamTls,
+    Action, Adaptive, Algorithm, Ambiguity, Attach, Bounds, Breaker, CallerLimit, Concurrency,
+    Config, Endpoint, FailureSet, FailureShare, Forward, HashKey, HeaderChanges, Health, Hedge,
+    Kernel, Limit, Limited, Name, Priority, Probe, Retry, Route, Sticky, Target, Timeouts,
+    Upstream, UpstreamTls,
 };
 
 /// The choice that depends on who asks.
@@ -47,6 +48,26 @@ pub(super) struct Source {
     prefix: Option<String>,
     /// The setting that says so.
     setting: Option<String>,
+}
+
+impl Source {
+    /// How it is kept out, if it is: by whom, and what it meets.
+    pub(super) fn is_denied(&self, config: &Config) -> Option<String> {
+        let Kernel { attach, interfaces, dry_run, .. } = &config.kernel;
+        let is_denied = self.action == "deny" && !dry_run;
+        let (prefix, setting) = self.prefix.as_ref().zip(self.setting.as_ref())?;
+        let mut how = format!("{prefix} is denied by {setting}: its ");
+        if *attach == Attach::Off || interfaces.is_empty() {
+            how.push_str("connections are closed as they are accepted");
+        } else {
+            how.push_str("packets are dropped on ");
+            how.push_str(&interfaces.join(", "));
+        }
+        if !config.trusted_proxies.is_empty() {
+            how.push_str("; 403 where one of trusted_proxies names it");
+        }
+        is_denied.then_some(how)
+    }
 }
 
 impl fmt::Display for Source {

@@ -177,19 +177,7 @@ pub struct RequestHead {
 
 /// Reads the head of a request, as [`Scan::find`] has found it.
 pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
-    let (line, begin) = first_line(head);
-    let not_a_line = || bad("this is not a request line");
-    let method = memchr(b' ', line).ok_or_else(not_a_line)?;
-    let version =
-        line.len().checked_sub(VERSION_BYTES + 1).filter(|space| line.get(*space) == Some(&b' '));
-    let version = version.filter(|space| *space > method).ok_or_else(not_a_line)?;
-    let mut parts = Request::new(()).into_parts().0;
-    parts.version = read_version(line.get(version + 1..))?;
-    parts.method = line
-        .get(..method)
-        .and_then(|method| Method::from_bytes(method).ok())
-        .ok_or_else(not_a_line)?;
-    parts.uri = target(head.slice(method + 1..version), limits)?;
+    let (mut parts, begin) = request_line(head, limits)?;
     let mut said = Said::default();
     parts.headers = fields(head, begin, Some(&mut said))?;
     said.check(parts.version)?;
@@ -211,6 +199,31 @@ pub fn request(head: &Bytes, limits: &Limits) -> Result<RequestHead, Error> {
         expects_continue: said.expects_continue && is_current,
         takes_trailers: said.takes_trailers && is_current,
     })
+}
+
+/// What the request line of a head says that is refused, which may not all be there: method, target and version.
+pub fn asked(head: &[u8], limits: &Limits) -> Option<request::Parts> {
+    let head = head.strip_prefix(b"\r\n").unwrap_or(head);
+    let line = head.get(..=memchr(b'\n', head)?)?;
+    request_line(&Bytes::copy_from_slice(line), limits).ok().map(|(parts, _)| parts)
+}
+
+/// The first line, and where the second begins.
+fn request_line(head: &Bytes, limits: &Limits) -> Result<(request::Parts, usize), Error> {
+    let (line, begin) = first_line(head);
+    let not_a_line = || bad("this is not a request line");
+    let method = memchr(b' ', line).ok_or_else(not_a_line)?;
+    let version =
+        line.len().checked_sub(VERSION_BYTES + 1).filter(|space| line.get(*space) == Some(&b' '));
+    let version = version.filter(|space| *space > method).ok_or_else(not_a_line)?;
+    let mut parts = Request::new(()).into_parts().0;
+    parts.version = read_version(line.get(version + 1..))?;
+    parts.method = line
+        .get(..method)
+        .and_then(|method| Method::from_bytes(method).ok())
+        .ok_or_else(not_a_line)?;
+    parts.uri = target(head.slice(method + 1..version), limits)?;
+    Ok((parts, begin))
 }
 
 /// The head of an answer.

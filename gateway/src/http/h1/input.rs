@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
@@ -39,6 +40,11 @@ impl Input {
 
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
+    }
+
+    /// This part of them, which stays there, too: of what is refused the first line is read once more.
+    pub(super) fn slice(&self, range: &Range<usize>) -> Bytes {
+        self.bytes.slice(range.clone())
     }
 
     /// Takes the first `length` bytes, or as many as there are.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Response, StatusCode, Version, response};
 use http_body::{Body, Frame};
@@ -42,8 +42,8 @@ pub trait Service {
         body: Incoming,
     ) -> impl future::Future<Output = Response<Self::Answer>>;
 
-    /// The answer to what is no request.
-    fn refuse(&self, error: &Error) -> Response<Self::Answer>;
+    /// The answer to what is no request. `asked` is what its first line says, if that can be read.
+    fn refuse(&self, error: &Error, asked: Option<&Parts>) -> Response<Self::Answer>;
 }
 
 /// The body of an answer.
@@ -185,9 +185,8 @@ impl Server {
                 match scan.find(state.input.bytes(), &self.limits) {
                     Ok(None) => {}
                     Ok(Some(found)) => {
-                        let mut head = state.input.take(found.end);
-                        head.advance(found.start);
-                        return Poll::Ready(Ok(head::request(&head, &self.limits)));
+                        let head = head::request(&state.input.slice(&found), &self.limits);
+                        return Poll::Ready(Ok(head.inspect(|_| state.input.skip(found.end))));
                     }
                     Err(error) => return Poll::Ready(Ok(Err(error))),
                 }
@@ -247,7 +246,8 @@ impl Server {
             _ => self.counters.heads_malformed.add(1),
         }
         let asked = Asked { is_current: true, is_refused: true, ..Asked::default() };
-        self.send(service.refuse(&error), asked).await
+        let line = head::asked(self.state.borrow().input.bytes(), &self.limits);
+        self.send(service.refuse(&error, line.as_ref()), asked).await
     }
 
     fn begin_body(self: &Rc<Self>, length: Length, expects_continue: bool) -> RequestStream {

@@ -111,14 +111,15 @@ async fn answer(
     request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
 ) {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let (is_head, is_tunnel) = (head.method == Method::HEAD, head.method == Method::CONNECT);
     let stream = Rc::new(RefCell::new(body));
     let mut rest = Rest { stream: Rc::clone(&stream), left_bytes: STREAM_WINDOW_BYTES as usize };
     let response = match fault(&head, &served.bounds) {
         Some(error) => {
             drop(stream);
-            Some(request::serve::refuse(&served.connection, deadline, &error))
+            as_one_message(&mut head);
+            Some(request::serve::refuse(&served.connection, deadline, &error, Some(&head)))
         }
         None => exchange(served, deadline, (head, stream), respond).await,
     };
