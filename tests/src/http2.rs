@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use socket2::{Domain, Socket, Type};
 
-use crate::Result;
+use crate::{Result, read_once};
 
 /// What HTTP/2 begins with.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -244,7 +244,7 @@ impl Http2 {
     /// The next frame; `None` at the end of the connection.
     pub fn receive(&mut self) -> Result<Option<Frame>> {
         let mut head = [0; 9];
-        match self.stream.read(&mut head[..1]) {
+        match read_once(&mut self.stream, &mut head[..1]) {
             Ok(0) => return Ok(None),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
             read => read.context("no frame")?,

@@ -28,6 +28,7 @@ pub mod tls_end;
 pub mod topology;
 pub mod wall_clock;
 
+use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -69,5 +70,16 @@ pub fn wait_for<T>(
             bail!("{what} did not happen within {patience:?}");
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Reads once. Where a socket has a timeout, to stop this process and to let it go on ends a read without a word of
+/// the other side (signal(7), `EINTR`): then once more.
+pub fn read_once(mut from: impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
     }
 }

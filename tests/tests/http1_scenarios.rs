@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use harness::client::Client;
 use harness::gateway::Gateway;
 use harness::site::{PATIENCE, Site};
-use harness::{Result, wait_for};
+use harness::{Result, read_once, wait_for};
 use serde_json::{Value, json};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -85,7 +85,7 @@ impl Accepted {
                 let came: Vec<u8> = self.unread.drain(..at + end.len()).collect();
                 return Ok(String::from_utf8_lossy(&came).into_owned());
             }
-            let length = self.stream.read(&mut buffer)?;
+            let length = read_once(&mut self.stream, &mut buffer)?;
             ensure!(length > 0, "closed");
             let came = buffer.get(..length).unwrap_or_default();
             self.unread.extend_from_slice(came);
@@ -630,7 +630,7 @@ fn events_pass_one_by_one() -> Result {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")?;
     let (mut text, mut buffer) = (String::new(), [0; 4096]);
     loop {
-        let length = stream.read(&mut buffer)?;
+        let length = read_once(&mut stream, &mut buffer)?;
         if length == 0 {
             break;
         }
@@ -661,7 +661,7 @@ fn nobody_is_sent_more_than_the_other_side_takes() -> Result {
         let mut left = LENGTH - connection.unread.len();
         let mut buffer = vec![0; 65_536];
         while left > 0 {
-            let length = connection.stream.read(&mut buffer)?;
+            let length = read_once(&mut connection.stream, &mut buffer)?;
             ensure!(length > 0, "closed");
             left -= length;
         }

@@ -15,7 +15,7 @@ use harness::gateway::Gateway;
 use harness::http2::{Frame, Http2, block, flag, kind, reason, remembered, request};
 use harness::origin::{Reply, Request};
 use harness::site::Site;
-use harness::{Result, wait_for};
+use harness::{Result, read_once, wait_for};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -778,7 +778,7 @@ fn service_with_trailers(site: &Site) -> Result<(SocketAddr, Arc<Mutex<String>>)
         stream.set_read_timeout(Some(PATIENCE))?;
         let (mut text, mut buffer) = (String::new(), [0; 4096]);
         loop {
-            let length = stream.read(&mut buffer)?;
+            let length = read_once(&mut stream, &mut buffer)?;
             anyhow::ensure!(length > 0, "closed");
             text.push_str(&String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()));
             let has_body = text.contains("transfer-encoding: chunked");

@@ -10,7 +10,7 @@ use gateway::http::h1::upgrade::accept;
 use harness::client::Client;
 use harness::gateway::Gateway;
 use harness::site::Site;
-use harness::{Result, wait_for};
+use harness::{Result, read_once, wait_for};
 use serde_json::{Value, json};
 
 /// As many as a build without optimization starts with in a few seconds.
@@ -65,7 +65,11 @@ fn serve(mut stream: TcpStream) -> Result {
 fn read_head(stream: &mut TcpStream) -> Result<String> {
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") {
-        ensure!(stream.read(&mut byte)? == 1, "closed after {}", String::from_utf8_lossy(&head));
+        ensure!(
+            read_once(&mut *stream, &mut byte)? == 1,
+            "closed after {}",
+            String::from_utf8_lossy(&head)
+        );
         head.push(byte[0]);
     }
     Ok(String::from_utf8(head)?)
