@@ -381,9 +381,6 @@ pub const fn short_bit_v4(address: u32, length: u32) -> u64 {
 #[inline(always)]
 pub const fn short_lengths_v4(word: u64, address: u32) -> u64 {
     let word = word >> (32 * (address >> 16 & 1)) & 0xffff_ffff;
-    if word == 0 {
-        return 0;
-    }
     let mut lengths = (word & 0xffff) << (32 - (WITHIN_V4 - 1));
     let mut length = WITHIN_V4;
     while length < LONG_V4 {
