@@ -209,16 +209,15 @@ pub(crate) fn lengths_v4(address: u32) -> u64 {
     if NETWORKS_V4.get(word).is_none_or(|bits| load(bits) >> bit & 1 == 0) {
         return 0;
     }
-    let short = SHORT_V4.get(short_word_v4(address)).map_or(0, load);
-    let short = short_lengths_v4(short, address);
+    // What cannot be, that an element is missing, ends here: to go on would double what the verifier follows.
+    let Some(short) = SHORT_V4.get(short_word_v4(address)) else { return 0 };
+    let short = short_lengths_v4(load(short), address);
     let (word, bit) = filter_bit_v4(address);
     if FILTER_V4.get(word).is_none_or(|bits| load(bits) >> bit & 1 == 0) {
         return short;
     }
-    let block = BLOCKS_V4.get(block_v4(address));
-    let long =
-        |[touched, lengths]: &BlockV4| long_lengths_v4([load(touched), load(lengths)], address);
-    block.map_or(0, long) | short
+    let Some([touched, lengths]) = BLOCKS_V4.get(block_v4(address)) else { return 0 };
+    long_lengths_v4([load(touched), load(lengths)], address) | short
 }
 
 /// A word of the IPv6 lengths that have rules.
