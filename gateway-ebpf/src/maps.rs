@@ -46,7 +46,7 @@ static SEED: Array<u64, 1, MAPPED> = Array::new();
 #[btf_map]
 static BUCKETS: LruHashMap<SourceKey, u64, { BUCKETS_DEFAULT as usize }> = LruHashMap::new();
 #[btf_map]
-static SHARED: Array<u64, { SHARED_LEN as usize }> = Array::new();
+static SHARED: Array<u64, { SHARED_LEN as usize }, MAPPED> = Array::new();
 #[btf_map]
 static PROFILES: Array<Profile, { PROFILES_MAX as usize }> = Array::new();
 #[btf_map]
@@ -59,7 +59,7 @@ static SLOTS: Array<u64, { SLOT_WORDS as usize }> = Array::new();
 #[btf_map]
 static INTERFACES: Array<InterfaceName, { SLOTS_LEN as usize }> = Array::new();
 #[btf_map]
-static HOST: Array<Line, { HOST_LINES as usize }> = Array::new();
+static HOST: Array<Line, { HOST_LINES as usize }, MAPPED> = Array::new();
 #[btf_map]
 static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 /// The word of the bucket of events. Of no use to user space, as what follows, and so not part of the layout.

@@ -1,16 +1,18 @@
-//! The buckets of sources, carried from maps of another size or ABI version into those that take over: nobody is given
-//! a fresh burst because the gateway got another version or more room.
+//! The buckets of sources, their own and those that they share, and those of the host as a whole, carried from maps of
+//! another size or ABI version into those that take over: nobody is given a fresh burst because the gateway got another
+//! version or more room.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use gateway_common::layout;
+use gateway_common::layout::{self, HOST_OWN, Line};
 use gateway_common::source::SourceKey;
 
 use super::carry::is_same;
 use super::object;
-use super::tables::chain;
+use super::tables::{chain, failed, mapping};
 use crate::base::time::{instant, monotonic_ns};
 
 /// A start or reload waits no longer for them, each of the two times that they are carried.
@@ -27,6 +29,18 @@ type Buckets = (HashMap<MapData, SourceKey, u64>, u32);
 ///
 /// `full`: also those that are full, as far as there is room.
 pub fn carry(from: &Path, into: &Path, full: bool) {
+    sources(from, into, full);
+    if object::seed_in(from) == object::seed_in(into) {
+        words(from, into, layout::SHARED, |_| true);
+    } else if from.join(layout::SHARED).exists() {
+        tracing::warn!("buckets that sources share are full again");
+    }
+    // One of its lines is no bucket, and by another clock.
+    let line = size_of::<Line>() / size_of::<u64>();
+    words(from, into, layout::HOST, |word| word / line != HOST_OWN as usize);
+}
+
+fn sources(from: &Path, into: &Path, full: bool) {
     let [from_pin, into_pin] = [from, into].map(|folder| folder.join(layout::BUCKETS));
     if is_same(&from_pin, &into_pin) || !object::has_our(from, &[layout::BUCKETS]) {
         return;
@@ -72,6 +86,26 @@ fn put(
     match new.get(&source, 0) {
         Ok(held) if held >= word => Ok(()),
         _ => new.insert(source, word, 0),
+    }
+}
+
+/// Those that are the words of a mapped array, each at the number that it has in both, where `is_bucket` says so.
+fn words(from: &Path, into: &Path, map: &'static str, is_bucket: impl Fn(usize) -> bool) {
+    let [from_pin, into_pin] = [from, into].map(|folder| folder.join(map));
+    if is_same(&from_pin, &into_pin) || !object::has_our(from, &[map]) {
+        return;
+    }
+    let mapped =
+        |pin| MapData::from_pin(pin).map_err(failed(map)).and_then(|data| mapping(map, &data));
+    match mapped(&from_pin).and_then(|old| Ok((old, mapped(&into_pin)?))) {
+        Ok((old, new)) if old.words().len() == new.words().len() => {
+            let both = old.words().iter().zip(new.words()).enumerate();
+            for (_, (old, new)) in both.filter(|(index, _)| is_bucket(*index)) {
+                new.fetch_max(old.load(Ordering::Acquire), Ordering::AcqRel);
+            }
+        }
+        Ok(_) => tracing::warn!(map, "another size: its buckets are full again"),
+        Err(error) => tracing::warn!(map, %error, "its buckets are full again"),
     }
 }
 

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 use std::{fs, iter};
@@ -80,17 +80,16 @@ impl Shape {
         Ok(fits.then_some(Self { halves: 2, runs, reasons }))
     }
 
-    /// Each of our counters with those that are carried to it: of the same reason, origin and kind, in the slots for
+    /// Each counter of `into` with those that are carried to it: of the same reason, origin and kind, in the slots for
     /// which `seats` says its own.
-    fn targets(self, seats: &[u32]) -> BTreeMap<u32, Vec<u32>> {
-        let ours = Self::OURS;
+    fn targets(self, into: Self, seats: &[u32]) -> BTreeMap<u32, Vec<u32>> {
         let mut targets = BTreeMap::<u32, Vec<u32>>::new();
         for index in 0..self.counters() {
             let (run, reason) = (index / self.reasons % self.runs, index % self.reasons);
             let slot = seats.get((run / SLOT_RUNS) as usize).copied().unwrap_or(SLOT_OTHERS);
             let run = slot * SLOT_RUNS + run % SLOT_RUNS;
-            if reason < ours.reasons {
-                let target = COUNTERS_LEN + run * ours.reasons + reason;
+            if reason < into.reasons && run < into.runs {
+                let target = (into.runs + run) * into.reasons + reason;
                 targets.entry(target).or_default().push(index);
             }
         }
@@ -134,14 +133,9 @@ pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
     {
         tracing::error!(%error, "counters start anew");
     }
-    if !stays(layout::TABLE_V4) && object::has_our(from, &layout::RULE_MAPS) {
-        // The others are only there to be opened.
-        let find = |name: &str| match layout::RULE_MAPS.contains(&name) {
-            true => MapData::from_pin(from.join(name)),
-            false => MapData::from_pin(pins.map(name)),
-        };
-        match Tables::open(find, u32::MAX) {
-            Ok(before) => tables.rules.inherit(&before.rules),
+    if !stays(layout::TABLE_V4) {
+        match rules_in(from, pins) {
+            Ok(before) => before.iter().for_each(|before| tables.rules.inherit(&before.rules)),
             Err(error) => tracing::error!(%error, "what rules have met starts anew"),
         }
     }
@@ -163,7 +157,7 @@ fn counters(from: &Path, into: &Path, slots: &mut Slots) -> Result<(), CarryErro
         map: counts.display().to_string(),
         reason: error.to_string(),
     })?;
-    for (target, from) in shape.targets(&seats) {
+    for (target, from) in shape.targets(Shape::OURS, &seats) {
         shift((&mut old, &from), (&mut new, target)).map_err(failed(&into))?;
     }
     Ok(())
@@ -195,6 +189,87 @@ fn shift(
         set(old, index, Counter::default())?;
     }
     set(new, target, total)
+}
+
+/// Ends what somebody began who moved counts to maps that are not in force now, and was killed at it: what has arrived
+/// there is taken out where it came from, before anything counts there again. `others` are all that are not in force.
+pub fn end_what_was_begun(others: &[PathBuf], pins: &Pins) -> Result<(), TablesError> {
+    for into in others {
+        let all = others.iter().cloned().chain([pins.maps()]);
+        let rest: Vec<PathBuf> = all.filter(|from| from != into && from.exists()).collect();
+        // A map that stays is in force: whoever goes on with it ends that.
+        let stays = |name: &str| is_same(&into.join(name), &pins.map(name));
+        if !stays(layout::COUNTERS)
+            && let Err(error) = take_out(&rest, into)
+        {
+            tracing::error!(%error, "a count may be there twice");
+        }
+        if rest.is_empty() || stays(layout::TABLE_V4) {
+            continue;
+        }
+        if let Some(held) = rules_in(into, pins)?.filter(|held| held.rules.is_inheriting()) {
+            for from in &rest {
+                rules_in(from, pins)?.iter().for_each(|from| held.rules.end_inherit(&from.rules));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the counters out of the folders `rest` that have arrived in the folder `into` and are marked there.
+fn take_out(rest: &[PathBuf], into: &Path) -> Result<(), CarryError> {
+    let pin = into.join(layout::COUNTERS);
+    let is_another = |from: &&PathBuf| !is_same(&from.join(layout::COUNTERS), &pin);
+    let rest: Vec<&PathBuf> = rest.iter().filter(is_another).collect();
+    if rest.is_empty() {
+        return Ok(());
+    }
+    let Some(mut new) = open(&pin).map_err(failed(&pin))? else { return Ok(()) };
+    let Some(shape) = Shape::of(&new).map_err(failed(&pin))? else { return Ok(()) };
+    let mut marked = BTreeMap::new();
+    for index in shape.runs * shape.reasons..shape.counters() {
+        let held = new.get(&index, 0).map_err(failed(&pin))?;
+        if held.iter().any(|share| share.packets & MOVING != 0) {
+            marked.insert(index, sum(held.iter()));
+        }
+    }
+    if marked.is_empty() {
+        return Ok(());
+    }
+    let theirs = slots::names_at(&into.join(layout::INTERFACES));
+    let seat_of = |name: &String| {
+        let at = theirs.iter().position(|held| held == name).filter(|_| !name.is_empty());
+        at.map_or(SLOT_OTHERS, |at| SLOT_OTHERS + 1 + at as u32)
+    };
+    for from in rest {
+        let pin = from.join(layout::COUNTERS);
+        let Some(mut old) = open(&pin).map_err(failed(&pin))? else { continue };
+        let Some(from_shape) = Shape::of(&old).map_err(failed(&pin))? else { continue };
+        let names = slots::names_at(&from.join(layout::INTERFACES));
+        let seats: Vec<u32> = iter::once(SLOT_OTHERS).chain(names.iter().map(seat_of)).collect();
+        let targets = from_shape.targets(shape, &seats);
+        for index in targets.iter().filter(|(to, _)| marked.contains_key(to)).flat_map(|(_, of)| of)
+        {
+            set(&mut old, *index, Counter::default()).map_err(failed(&pin))?;
+        }
+    }
+    marked
+        .into_iter()
+        .try_for_each(|(index, total)| set(&mut new, index, total))
+        .map_err(failed(&pin))
+}
+
+/// The tables of rules in a folder, where they have the shape of ours.
+fn rules_in(folder: &Path, pins: &Pins) -> Result<Option<Tables>, TablesError> {
+    if !object::has_our(folder, &layout::RULE_MAPS) || !pins.maps().exists() {
+        return Ok(None);
+    }
+    // The others are only there to be opened.
+    let find = |name: &str| match layout::RULE_MAPS.contains(&name) {
+        true => MapData::from_pin(folder.join(name)),
+        false => MapData::from_pin(pins.map(name)),
+    };
+    Tables::open(find, u32::MAX).map(Some)
 }
 
 /// Whether two pins are two names of one map.
@@ -259,7 +334,7 @@ mod tests {
     }
 
     fn targets_by(shape: Shape, seats: &[u32]) -> BTreeMap<u32, Vec<u32>> {
-        shape.targets(seats)
+        shape.targets(OURS, seats)
     }
 
     #[test]

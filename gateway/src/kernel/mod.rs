@@ -349,9 +349,11 @@ fn settle(pins: &Pins, tables: &mut Tables) -> Result<Vec<String>, DoorError> {
 
 /// Goes on where somebody was killed, or was refused: forward where that one had put in force what it began, else back.
 fn recover(pins: &Pins) -> Result<(), DoorError> {
-    if pins.others()?.is_empty() {
+    let others = pins.others()?;
+    if others.is_empty() {
         return Ok(());
     }
+    carry::end_what_was_begun(&others, pins)?;
     if pins.maps().exists() {
         let mut tables = Tables::open(|name| MapData::from_pin(pins.map(name)), u32::MAX)?;
         settle(pins, &mut tables)?;

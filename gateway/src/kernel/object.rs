@@ -154,7 +154,7 @@ pub fn load(
         kept.retain(|name| !layout::COUNTER_MAPS.contains(name));
     }
     let staged = pins.stage(kept.into_iter())?;
-    let loaded = load_pinned(&staged, switches, capacity);
+    let loaded = load_pinned(pins, &staged, switches, capacity);
     if loaded.is_err() {
         // The error is worth telling, and not that the next start clears up.
         drop(pins.remove_other(&staged));
@@ -163,8 +163,14 @@ pub fn load(
 }
 
 /// Loads the program on the maps that are pinned in a folder, and pins it and all others there.
-fn load_pinned(staged: &Path, switches: Switches, capacity: Capacity) -> Result<Ebpf, LoadError> {
-    let seed = seed(&staged.join(layout::SEED));
+fn load_pinned(
+    pins: &Pins,
+    staged: &Path,
+    switches: Switches,
+    capacity: Capacity,
+) -> Result<Ebpf, LoadError> {
+    let folders = [staged.to_owned(), pins.maps()].into_iter().chain(pins.others()?);
+    let seed = folders.into_iter().find_map(|folder| seed_in(&folder)).unwrap_or_else(random_seed);
     let settings = settings(seed, switches, capacity);
     let mut loader = EbpfLoader::new();
     for name in layout::maps() {
@@ -233,14 +239,15 @@ fn program(object: &mut Ebpf) -> Result<&mut Xdp, LoadError> {
     Ok(program.try_into()?)
 }
 
-/// What the tables that are taken over were hashed with; for new ones something that nobody can guess, because whoever
-/// is banned chooses the addresses.
-fn seed(pin: &Path) -> u64 {
-    MapData::from_pin(pin)
+/// What the maps in a folder are hashed with: once something that nobody can guess, because whoever is banned chooses
+/// the addresses, and from then on the same, so that sources find the buckets that they share in the maps that follow.
+pub fn seed_in(folder: &Path) -> Option<u64> {
+    let kept = MapData::from_pin(folder.join(layout::SEED))
         .and_then(Map::from_map_data)
         .and_then(Array::<_, u64>::try_from)
-        .and_then(|kept| kept.get(&0, 0))
-        .unwrap_or_else(|_| random_seed())
+        .and_then(|kept| kept.get(&0, 0));
+    // Before it is written it is zero.
+    kept.ok().filter(|seed| *seed != 0)
 }
 
 impl Loaded {

@@ -140,21 +140,23 @@ impl Pins {
 
     /// Makes a folder for what is to take the place of [`Self::maps`], with the maps that stay.
     pub fn stage(&self, kept: impl Iterator<Item = &'static str>) -> Result<PathBuf, PinsError> {
-        let of = |number| self.reached.join(format!("abi-{ABI}-next{number}"));
-        let staged = (0..NEXT_MAX).map(of).find(|folder| !folder.exists());
-        let staged = match staged {
-            Some(staged) => staged,
-            None => {
-                self.remove_folder(&of(0))?;
-                of(0)
-            }
-        };
+        let staged = self.spare()?;
         self.make(&staged)?;
         for name in kept {
             fs::hard_link(self.map(name), staged.join(name))
                 .map_err(|source| self.error(&self.map(name), source))?;
         }
         Ok(staged)
+    }
+
+    /// The path of a staged folder that there is none of.
+    fn spare(&self) -> Result<PathBuf, PinsError> {
+        let of = |number| self.reached.join(format!("abi-{ABI}-next{number}"));
+        if let Some(spare) = (0..NEXT_MAX).map(of).find(|folder| !folder.exists()) {
+            return Ok(spare);
+        }
+        self.remove_folder(&of(0))?;
+        Ok(of(0))
     }
 
     /// Puts what is staged in force, in one step. What was in force is staged then.
@@ -211,11 +213,17 @@ impl Pins {
         Ok(others)
     }
 
-    /// Removes one of [`Self::others`], which no link may run any more. Answers its path as people know it, if it is of
-    /// another ABI version.
+    /// Removes a folder of maps, which no link may run any more. Answers its path as people know it, if it was in force
+    /// to any ABI version.
     pub fn remove_other(&self, folder: &Path) -> Result<Option<String>, PinsError> {
-        self.remove_folder(folder)?;
-        Ok((!is_staged(folder)).then(|| self.shown(folder)))
+        if is_staged(folder) {
+            return self.remove_folder(folder).map(|()| None);
+        }
+        // Half of it, left by somebody who was killed here, would be in force to its own version.
+        let aside = self.spare()?;
+        self.swap(folder, &aside)?;
+        self.remove_folder(&aside)?;
+        Ok(Some(self.shown(folder)))
     }
 
     /// Removes everything: links first, so that no program is left without its maps' pins. Answers the interfaces that
@@ -225,7 +233,7 @@ impl Pins {
         self.remove_folder(&self.links())?;
         linked.iter().for_each(|interface| super::attach::await_end(interface));
         for folder in self.versions()? {
-            self.remove_folder(&folder)?;
+            self.remove_other(&folder)?;
         }
         match fs::remove_dir(&self.root) {
             Ok(()) => Ok(linked),

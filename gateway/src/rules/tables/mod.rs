@@ -29,7 +29,7 @@ pub mod table;
 
 use filters::{BLOCK_WORDS, FiltersV4, FiltersV6, NetworksV6};
 use mapping::Mapping;
-use table::{Cells, Family, NoRoom, Table, V4Cells, V6Cells};
+use table::{Cells, Family, Held, NoRoom, Table, V4Cells, V6Cells};
 
 /// Why rules were not written. Nothing was changed, or what was is said.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -181,9 +181,8 @@ impl RuleTables {
         cells.iter().for_each(|held| tables.filters_v4.add(held.tag));
         let cells = Arc::clone(tables.v6.cells());
         // A second without a first was left by a process that was killed between the two.
-        let counts = |held: &table::Held<TagV6>| {
-            !held.head.is_second() || cells.find(held.tag, false).is_none()
-        };
+        let counts =
+            |held: &Held<TagV6>| !held.head.is_second() || cells.find(held.tag, false).is_none();
         cells.iter().filter(counts).for_each(|held| tables.filters_v6.add(held.tag));
         tables
     }
@@ -249,6 +248,18 @@ impl RuleTables {
     pub fn inherit(&self, before: &Self) {
         inherit(self.v4.cells(), before.v4.cells());
         inherit(self.v6.cells(), before.v6.cells());
+    }
+
+    /// Whether whoever had them inherit was killed at it.
+    pub fn is_inheriting(&self) -> bool {
+        is_inheriting(self.v4.cells()) || is_inheriting(self.v6.cells())
+    }
+
+    /// Takes out of the tables `from` what the same rules took over by [`Self::inherit`], where whoever did that was
+    /// killed at it.
+    pub fn end_inherit(&self, from: &Self) {
+        end_inherit(self.v4.cells(), from.v4.cells());
+        end_inherit(self.v6.cells(), from.v6.cells());
     }
 
     /// Writes the rules of a prefix. If they find no room, a new one is not begun, but the filters go on saying that
@@ -363,14 +374,29 @@ fn bits_of(mut word: u64) -> impl Iterator<Item = u32> {
 /// Gives each rule what the same one met elsewhere.
 fn inherit<F: Family>(cells: &Cells<F>, before: &Cells<F>) {
     for old in before.iter() {
-        let same = |new: &table::Held<F::Tag>| {
-            (new.head.action(), new.head.origin()) == (old.head.action(), old.head.origin())
-        };
-        let mut new = [false, true].into_iter().filter_map(|second| cells.find(old.tag, second));
-        if let Some(new) = new.find(same) {
+        if let Some(new) = same_rule(cells, &old) {
             cells.take_hits(old.tag, new.head.is_second(), (before, old.head.is_second()));
         }
     }
+}
+
+fn is_inheriting<F: Family>(cells: &Cells<F>) -> bool {
+    cells.iter().any(|held| cells.is_taking(held.tag, held.head.is_second()))
+}
+
+fn end_inherit<F: Family>(cells: &Cells<F>, before: &Cells<F>) {
+    for new in cells.iter().filter(|held| cells.is_taking(held.tag, held.head.is_second())) {
+        if let Some(old) = same_rule(before, &new) {
+            cells.take_hits(new.tag, new.head.is_second(), (before, old.head.is_second()));
+        }
+    }
+}
+
+/// The rule of the same prefix that does the same and has the same origin.
+fn same_rule<F: Family>(cells: &Cells<F>, of: &Held<F::Tag>) -> Option<Held<F::Tag>> {
+    let there = [false, true].into_iter().filter_map(|second| cells.find(of.tag, second));
+    let does = |held: &Held<F::Tag>| (held.head.action(), held.head.origin());
+    there.into_iter().find(|held| does(held) == does(of))
 }
 
 /// Writes the rules of a prefix over those that it has.

@@ -157,6 +157,13 @@ impl<F: Family> Cells<F> {
         Hits { packets: word(0) & !MOVING, last_ns: word(1) }
     }
 
+    /// Whether the rule was taking over what another table has, when whoever did that was killed.
+    pub fn is_taking(&self, tag: F::Tag, second: bool) -> bool {
+        let at = self.locate(tag, second);
+        let packets = at.and_then(|(bucket, cell)| self.hits_of(bucket, cell).first());
+        packets.is_some_and(|packets| load(packets) & MOVING != 0)
+    }
+
     /// Takes over what the rule met in another table, where nothing is added any more. Whoever is killed at it does it
     /// once more.
     pub fn take_hits(&self, tag: F::Tag, second: bool, from: (&Self, bool)) {
@@ -507,6 +514,7 @@ mod tests {
             meet(&new, tag, [after | mark, 9]);
             let shown = new.cells.hits(tag, false).packets;
             assert_eq!(shown, after, "the mark is not shown");
+            assert_eq!(new.cells.is_taking(tag, false), mark == MOVING);
             // A packet meets the rule meanwhile.
             meet(&new, tag, [1, 0]);
             for _ in 0..2 {
@@ -514,6 +522,7 @@ mod tests {
                 assert_eq!(new.cells.hits(tag, false), Hits { packets: 8, last_ns: 9 });
                 let words = [&old, &new].map(|table| load(&hits_words(table, tag)[0]));
                 assert_eq!(words, [0, 8]);
+                assert!(!new.cells.is_taking(tag, false));
             }
         }
     }
