@@ -59,7 +59,9 @@ pub struct Event {
     /// The second half, or an IPv4 source.
     pub low: u64,
     /// 4 or 6.
-    pub family: u32,
+    pub family: u16,
+    /// The source port, where the transport has the other; else 0.
+    pub source_port: u16,
     /// Index of the interface that it came in by.
     pub interface: u32,
     /// [`Transport::bits`].
@@ -84,7 +86,8 @@ impl Event {
             time_ns: 0,
             high,
             low,
-            family: family as u32,
+            family: family as u16,
+            source_port: 0,
             interface: 0,
             transport: transport.bits(),
             rule: 0,
@@ -98,11 +101,13 @@ impl Event {
         let bytes: &[u8; Self::BYTES] = bytes.try_into().ok()?;
         let word = |at: usize| bytes.get(at..)?.first_chunk().copied().map(u64::from_ne_bytes);
         let half = |at: usize| bytes.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes);
+        let short = |at: usize| bytes.get(at..)?.first_chunk().copied().map(u16::from_ne_bytes);
         Some(Self {
             time_ns: word(offset_of!(Self, time_ns))?,
             high: word(offset_of!(Self, high))?,
             low: word(offset_of!(Self, low))?,
-            family: half(offset_of!(Self, family))?,
+            family: short(offset_of!(Self, family))?,
+            source_port: short(offset_of!(Self, source_port))?,
             interface: half(offset_of!(Self, interface))?,
             transport: half(offset_of!(Self, transport))?,
             rule: half(offset_of!(Self, rule))?,
@@ -125,6 +130,11 @@ impl Event {
     /// The rule that decided.
     pub const fn rule(&self) -> Ruled {
         Ruled::from_bits(self.rule)
+    }
+
+    /// Its source and destination ports, where they are known.
+    pub fn ports(&self) -> Option<(u16, u16)> {
+        self.transport().port().map(|port| (self.source_port, port))
     }
 
     /// What is known of its transport.
@@ -154,21 +164,25 @@ mod tests {
         #[test]
         fn an_event_survives_the_ring_buffer(
             words: [u64; 3],
-            numbers: [u32; 6],
+            shorts: [u16; 2],
+            numbers: [u32; 5],
         ) {
             let [time_ns, high, low] = words;
-            let [family, interface, transport, rule, reason, dry_run] = numbers;
+            let [family, source_port] = shorts;
+            let [interface, transport, rule, reason, dry_run] = numbers;
             let bytes: Vec<u8> = words
                 .into_iter()
                 .flat_map(u64::to_ne_bytes)
+                .chain(shorts.into_iter().flat_map(u16::to_ne_bytes))
                 .chain(numbers.into_iter().flat_map(u32::to_ne_bytes))
                 .collect();
             let event = Event::from_bytes(&bytes).unwrap();
             prop_assert_eq!(event, Event {
-                time_ns, high, low, family, interface, transport, rule, reason, dry_run,
+                time_ns, high, low, family, source_port, interface, transport,
+                rule, reason, dry_run,
             });
             // Whatever is in it, it is read without a panic.
-            let _ = (event.source(), event.reason(), event.rule().head(), event.transport().port());
+            let _ = (event.source(), event.reason(), event.rule().head(), event.ports());
             prop_assert_eq!(Event::from_bytes(&bytes[1..]), None);
         }
     }

@@ -46,6 +46,11 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const SLOTS: &str = "SLOTS";
 /// Array of [`SLOTS_LEN`] [`InterfaceName`]s: whose the slots are. The first is everybody's who has none.
 pub const INTERFACES: &str = "INTERFACES";
+/// Per-CPU array of [`SEATS_LEN`] words, and behind them as many that were carried: packets that met rules of each
+/// list, by [`crate::table::Head::seat`].
+pub const LISTS: &str = "LISTS";
+/// Array of [`SEATS_LEN`] [`ListName`]s: whose the seats are.
+pub const LIST_NAMES: &str = "LIST_NAMES";
 /// Ring buffer of [`EVENTS_BYTES`], with a [`crate::event::Event`] for some of the packets that were dropped.
 pub const EVENTS: &str = "EVENTS";
 
@@ -57,7 +62,7 @@ pub const HOST: &str = "HOST";
 pub const RULE_MAPS: [&str; 9] =
     [SEED, TABLE_V4, TABLE_V6, NETWORKS_V4, FILTER_V4, SHORT_V4, BLOCKS_V4, FILTER_V6, LENGTHS_V6];
 /// The maps that count. They belong together as well: a count means nothing without the name that it is under.
-pub const COUNTER_MAPS: [&str; 3] = [INTERFACES, SLOTS, COUNTERS];
+pub const COUNTER_MAPS: [&str; 5] = [INTERFACES, SLOTS, COUNTERS, LIST_NAMES, LISTS];
 /// The other maps.
 pub const OTHER_MAPS: [&str; 6] = [BUCKETS, SHARED, PROFILES, PORTS, EVENTS, HOST];
 
@@ -82,6 +87,8 @@ pub const SLOTS_LEN: u32 = 16;
 pub const SLOT_OTHERS: u32 = 0;
 /// Counters of all slots and origins.
 pub const COUNTERS_LEN: u32 = SLOTS_LEN * ORIGINS_LEN * REASONS_LEN;
+/// Seats of lists, by a byte. Those below [`crate::rule::SEAT_FIRST`] are nobody's.
+pub const SEATS_LEN: u32 = 256;
 /// Words of [`SLOTS`]. Interfaces whose indexes are as many apart share one.
 pub const SLOT_WORDS: u32 = 1024;
 /// Bytes of [`EVENTS`]: a power of two of whole pages, on every host. About a thousand events.
@@ -162,6 +169,9 @@ pub struct Counter {
 
 /// The name of an interface as the kernel has it (IFNAMSIZ), zeros behind it. Empty: nobody's.
 pub type InterfaceName = [u8; 16];
+
+/// The name of a list, zeros behind it. Empty: nobody's.
+pub type ListName = [u8; 64];
 
 /// The word of an interface, by its index, in [`SLOTS`].
 #[inline(always)]

@@ -7,7 +7,7 @@
 //! Reads stand one after the other and not in tuples, of which the compiler makes something that the verifier cannot
 //! follow.
 
-use crate::reader::Reader;
+use crate::reader::{Reader, Sources};
 use crate::source::{Source, V6};
 
 /// Tags that are looked through: a customer tag within a service tag (IEEE 802.1ad).
@@ -217,6 +217,16 @@ pub fn parse<R: Reader + ?Sized>(frame: &R, strict: bool) -> Frame {
     Frame::Unparsed
 }
 
+/// The source port of a frame that starts with its Ethernet header, where [`Transport::port`] knows that of the
+/// destination. Only what is reported needs it, so that a frame is read once more for it, and others do not pay.
+#[inline(always)]
+pub fn source_port<R: Reader + ?Sized>(frame: &R) -> Option<u16> {
+    match parse(&Sources(frame), false) {
+        Frame::Ip(packet) => packet.transport.port(),
+        _ => None,
+    }
+}
+
 /// Where an IP packet ends, as an offset in the frame.
 ///
 /// A length of 0 stands for a packet longer than its length field can say (a jumbogram of RFC 2675, or one that the
@@ -404,7 +414,7 @@ fn transport<R: Reader + ?Sized>(
             if at + 14 > end {
                 return Transport::MALFORMED;
             }
-            let Some(port) = frame.be16(at + 2) else { return Transport::MALFORMED };
+            let Some(port) = frame.port(at) else { return Transport::MALFORMED };
             let Some(flags) = frame.byte(at + 13) else { return Transport::MALFORMED };
             if strict {
                 let Some(offset) = frame.byte(at + 12) else { return Transport::MALFORMED };
@@ -419,7 +429,7 @@ fn transport<R: Reader + ?Sized>(
             if at + 4 > end {
                 return odd(strict);
             }
-            let Some(port) = frame.be16(at + 2) else { return Transport::OTHER };
+            let Some(port) = frame.port(at) else { return Transport::OTHER };
             if strict {
                 let Some(length) = frame.be16(at + 4) else { return Transport::MALFORMED };
                 // 0 is a jumbogram's (RFC 2675), and the stack takes it from others too.

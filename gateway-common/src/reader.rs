@@ -17,11 +17,52 @@ pub trait Reader {
     fn be64(&self, offset: usize) -> Option<u64>;
     /// Whether the frame, also where it cannot be read, has so many bytes.
     fn reaches(&self, end: usize) -> bool;
+    /// The port that is looked for in a transport header at `offset`: that of the destination.
+    #[inline(always)]
+    fn port(&self, offset: usize) -> Option<u16> {
+        self.be16(offset + 2)
+    }
     /// Follows the headers of an IPv6 packet that do not begin with TCP or UDP. For the XDP program that is a call, so
     /// that the others do not pay for the loop.
     #[inline(always)]
     fn follow(&self, chain: Chain) -> Transport {
         chain.walk(self)
+    }
+}
+
+/// Reads a frame with the ports of sources where those of destinations are looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a, R: Reader + ?Sized>(pub &'a R);
+
+impl<R: Reader + ?Sized> Reader for Sources<'_, R> {
+    #[inline(always)]
+    fn byte(&self, offset: usize) -> Option<u8> {
+        self.0.byte(offset)
+    }
+
+    #[inline(always)]
+    fn be16(&self, offset: usize) -> Option<u16> {
+        self.0.be16(offset)
+    }
+
+    #[inline(always)]
+    fn be32(&self, offset: usize) -> Option<u32> {
+        self.0.be32(offset)
+    }
+
+    #[inline(always)]
+    fn be64(&self, offset: usize) -> Option<u64> {
+        self.0.be64(offset)
+    }
+
+    #[inline(always)]
+    fn reaches(&self, end: usize) -> bool {
+        self.0.reaches(end)
+    }
+
+    #[inline(always)]
+    fn port(&self, offset: usize) -> Option<u16> {
+        self.0.be16(offset)
     }
 }
 

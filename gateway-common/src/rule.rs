@@ -93,6 +93,10 @@ impl Origin {
 /// In the place of the profile of an `allow` rule: its address is the host's own.
 pub const OWN_ADDRESS: u8 = 1;
 
+/// In the place of the profile of a rule that limits nobody, from this number on: the seat of its list in the counters
+/// of lists, see [`crate::layout::LISTS`].
+pub const SEAT_FIRST: u8 = 2;
+
 /// A rule without end, in nanoseconds of CLOCK_BOOTTIME.
 pub const FOREVER: u64 = u64::MAX;
 

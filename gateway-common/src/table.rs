@@ -13,7 +13,7 @@
 //!             span
 //! ```
 
-use crate::rule::{Action, Origin};
+use crate::rule::{Action, Origin, SEAT_FIRST};
 use crate::source::{V6, mask32};
 
 /// Cells of a bucket.
@@ -129,6 +129,13 @@ impl Head {
     #[inline(always)]
     pub const fn profile(self) -> u8 {
         (self.0 >> PROFILE_SHIFT) as u8
+    }
+
+    /// The seat of the list that the rule is from, 0 where it is from none or that has no seat.
+    #[inline(always)]
+    pub const fn seat(self) -> u8 {
+        let limits = self.0 >> ACTION_SHIFT & 0xf == Action::Limit as u64;
+        if limits || self.profile() < SEAT_FIRST { 0 } else { self.profile() }
     }
 
     /// Whether it takes over from another.

@@ -274,8 +274,10 @@ fn decide_v4(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
+    let head = Head::of(found & RULE);
+    count_list(head);
     maps::count_hit_v4((found >> CELL_SHIFT) as u32, clock::boot_tick_ns());
-    ruled(Head::of(found & RULE), length)
+    ruled(head, length)
 }
 
 #[inline(always)]
@@ -283,8 +285,25 @@ fn decide_v6(found: u64, length: u32) -> u32 {
     if !is_taken(found) {
         return NO_RULE;
     }
+    let head = Head::of(found & RULE);
+    count_list(head);
     maps::count_hit_v6((found >> CELL_SHIFT) as u32, clock::boot_tick_ns());
-    ruled(Head::of(found & RULE), length)
+    ruled(head, length)
+}
+
+#[inline(always)]
+fn count_list(head: Head) {
+    if head.seat() != 0 {
+        count_list_at(head.seat().into());
+    }
+}
+
+/// A call, because in place the verifier would follow both of its ends through everything that comes after.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn count_list_at(seat: u32) -> u32 {
+    maps::count_list(seat);
+    seat
 }
 
 /// Whether it takes more than a look at its bucket to say that a prefix has no rule. For most it does not, and they

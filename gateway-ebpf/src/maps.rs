@@ -11,8 +11,8 @@ use gateway_common::bucket::Bucket;
 use gateway_common::event::Event;
 use gateway_common::layout::{
     BUCKETS_DEFAULT, COUNTERS_LEN, Counter, EVENTS_BYTES, HOST_LINES, HOST_OWN, Hits,
-    InterfaceName, LENGTH_WORDS_V6, Line, PORT_WORDS, PROFILES_MAX, Profile, SHARED_LEN,
-    SLOT_WORDS, SLOTS_LEN, Settings, slot_of,
+    InterfaceName, LENGTH_WORDS_V6, Line, ListName, PORT_WORDS, PROFILES_MAX, Profile, SEATS_LEN,
+    SHARED_LEN, SLOT_WORDS, SLOTS_LEN, Settings, slot_of,
 };
 use gateway_common::source::SourceKey;
 use gateway_common::table::{
@@ -58,6 +58,11 @@ static SLOTS: Array<u64, { SLOT_WORDS as usize }> = Array::new();
 /// Not read here: it tells whose the slots are.
 #[btf_map]
 static INTERFACES: Array<InterfaceName, { SLOTS_LEN as usize }> = Array::new();
+#[btf_map]
+static LISTS: PerCpuArray<u64, { 2 * SEATS_LEN as usize }> = PerCpuArray::new();
+/// Nor is this: it tells whose the seats are.
+#[btf_map]
+static LIST_NAMES: Array<ListName, { SEATS_LEN as usize }> = Array::new();
 #[btf_map]
 static HOST: Array<Line, { HOST_LINES as usize }, MAPPED> = Array::new();
 #[btf_map]
@@ -282,6 +287,15 @@ pub(crate) fn count_hit_v4(index: u32, now_ns: u64) {
 pub(crate) fn count_hit_v6(index: u32, now_ns: u64) {
     if let Some(bucket) = TABLE_V6.get_ptr_mut(index / CELLS as u32) {
         count_hit(bucket.cast(), CELLS * WORDS_V6, index, now_ns);
+    }
+}
+
+/// Notes that the rule of a list met a packet.
+#[inline(always)]
+pub(crate) fn count_list(seat: u32) {
+    if let Some(count) = LISTS.get_ptr_mut(seat) {
+        // SAFETY: the element is this CPU's own and the kernel does not interrupt one XDP program by another.
+        unsafe { *count += 1 };
     }
 }
 

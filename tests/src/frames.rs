@@ -19,6 +19,8 @@ use crate::topology::Host;
 const ETHERNET_BYTES: usize = 14;
 const MAC_BYTES: usize = 12;
 const HOP_LIMIT: u8 = 64;
+/// Where datagrams that are built here come from.
+pub const UDP_SOURCE_PORT: u16 = 40_001;
 /// Times that a frame is sent when the link is full, a millisecond apart.
 const ATTEMPTS_MAX: u32 = 1000;
 
@@ -95,7 +97,7 @@ impl Path {
     fn udp_behind(&self, extensions: Ipv6Extensions, port: u16, payload: &[u8]) -> Result<Vec<u8>> {
         let step = PacketBuilder::ethernet2(self.source_mac, self.destination_mac)
             .ip(self.headers(extensions)?)
-            .udp(40_000, port);
+            .udp(UDP_SOURCE_PORT, port);
         let mut frame = Vec::with_capacity(step.size(payload.len()));
         step.write(&mut frame, payload)?;
         Ok(frame)

@@ -52,6 +52,12 @@ fn hits(gateway: &Gateway<'_>) -> Result<u64> {
     Ok(rules.first().and_then(|rule| rule["packets"].as_u64()).unwrap_or(0))
 }
 
+/// Packets that rules of the one list have met.
+fn met_by_list(gateway: &Gateway<'_>) -> Result<u64> {
+    let lists = gateway.cli(&["lists", "--json"])?.ok()?.json_lines()?;
+    Ok(lists.first().and_then(|list| list["packets"].as_u64()).unwrap_or(0))
+}
+
 /// Sends datagrams of the denied source while `work` runs, and some more. Answers how many, none of which may have
 /// arrived.
 fn under_flood(hosts: &Topology, work: impl FnOnce() -> Result) -> Result<u64> {
@@ -270,17 +276,19 @@ fn worth_killing_at(steps: &[String]) -> Result<Vec<usize>> {
         let all = (1..).zip(steps).filter(|(_, step)| step.contains(alike));
         at.extend(all.map(|(number, _)| number));
     }
-    // The denied source's counter is the last one: marked, taken out where it was counted and where it was carried to,
-    // the mark removed. It comes some steps earlier or later if the hosts themselves spoke up meanwhile, and takes two
-    // steps or more.
+    // Of the counters the denied source's is the last one, and its list's comes after it: each is marked, taken out
+    // where it was counted and where it was carried to, the mark removed. That comes some steps earlier or later if the
+    // hosts themselves spoke up meanwhile, and takes two steps or more.
     const EARLIER: usize = 16;
     const LATER: usize = 8;
     let moving = (1..).zip(steps).skip(committed + 1);
     let moving = moving.take_while(|(_, step)| !step.starts_with("re") && !step.starts_with("un"));
     let counts = moving.filter(|(_, step)| step.contains("MAP_UPDATE")).map(|(number, _)| number);
-    // Maps of counters that stay have none to move.
-    if let Some(last) = counts.last() {
-        at.extend((usize::saturating_sub(last, EARLIER)..=last + LATER).step_by(2));
+    let counts: Vec<usize> = counts.collect();
+    // None where the maps of counters stay.
+    let last = counts.chunk_by(|one, next| next - one < EARLIER).filter_map(<[usize]>::last);
+    for last in last.rev().take(2) {
+        at.extend((last.saturating_sub(EARLIER)..=last + LATER).step_by(2));
     }
     at.sort_unstable();
     at.dedup();
@@ -300,7 +308,9 @@ fn killed_at_every_step(
     let mut config = hosts.config(origin.address);
     let mut gateway = Gateway::new(&hosts.gateway, config.clone())?;
     gateway.start()?;
-    gateway.cli(&["deny", "add", DENIED])?.ok()?;
+    let drop = gateway.config().with_file_name("drop.txt");
+    fs::write(&drop, DENIED)?;
+    gateway.cli(&["deny", "import", drop.to_str().context("no text")?])?.ok()?;
     let mut sent = 0;
     // The second time as ever after, with something to take out at both places.
     let mut steps = Vec::new();
@@ -333,8 +343,9 @@ fn killed_at_every_step(
             gateway.kernel_packets("deny")?,
             gateway.kernel_packets_over("to_attacker", "deny")?,
             hits(&gateway)?,
+            met_by_list(&gateway)?,
         );
-        assert_eq!(counts, (sent, Some(sent), sent), "after {step}");
+        assert_eq!(counts, (sent, Some(sent), sent, sent), "after {step}");
         assert_eq!(names(&gateway.pins())?, [format!("abi-{ABI}"), "links".to_owned()]);
     }
     Ok(())

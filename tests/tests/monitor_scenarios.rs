@@ -1,6 +1,6 @@
 //! What is to be seen of the gateway at work, through the real binary: events of dropped packets, metrics, `top`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use harness::client::{Client, get};
-use harness::frames::{Path, Sender};
+use harness::frames::{Path, Sender, UDP_SOURCE_PORT};
 use harness::gateway::{Gateway, NOBODY};
 use harness::metrics::{Page, family};
 use harness::namespace::Namespace;
@@ -43,6 +43,57 @@ fn reported(gateway: &Gateway<'_>, sender: &Sender, frame: &[u8], source: &str) 
     })
 }
 
+/// Packets that are dropped: whose, the frame, the reason, the rule, the protocol and both ports.
+type Dropped = (&'static str, Vec<u8>, &'static str, Value, &'static str, Value);
+
+fn dropped(hosts: &Topology) -> Result<[Dropped; 5]> {
+    let path = |source: &str| -> Result<Path> { Ok(Path::new(&hosts.attacker, source.parse()?)) };
+    let fragments = path("198.18.7.8")?.udp_fragments(UDP_PORT, &[0; 64])?;
+    let behind = path("fd00:bad:0:7::8")?.udp_behind_extension_headers(53, b"x")?;
+    Ok([
+        (
+            "198.18.7.7",
+            path("198.18.7.7")?.syn(40_000, 443)?,
+            "deny",
+            json!({"prefix": "198.18.7.0/24", "action": "deny", "origin": "operator"}),
+            "tcp",
+            json!([40_000, 443]),
+        ),
+        (
+            "fd00:bad:0:7::7",
+            path("fd00:bad:0:7::7")?.udp(53, b"x")?,
+            "deny",
+            json!({"prefix": "fd00:bad:0:7::/64", "action": "deny", "origin": "configuration"}),
+            "udp",
+            json!([UDP_SOURCE_PORT, 53]),
+        ),
+        (
+            "198.18.7.8",
+            fragments[1].clone(),
+            "deny",
+            json!({"prefix": "198.18.7.0/24", "action": "deny", "origin": "operator"}),
+            "other",
+            json!([null, null]),
+        ),
+        (
+            "fd00:bad:0:7::8",
+            behind,
+            "deny",
+            json!({"prefix": "fd00:bad:0:7::/64", "action": "deny", "origin": "configuration"}),
+            "udp",
+            json!([UDP_SOURCE_PORT, 53]),
+        ),
+        (
+            "198.18.9.9",
+            path("198.18.9.9")?.udp(UDP_PORT, b"x")?,
+            "limit",
+            Value::Null,
+            "udp",
+            json!([UDP_SOURCE_PORT, UDP_PORT]),
+        ),
+    ])
+}
+
 #[test]
 fn a_dropped_packet_is_reported_with_what_it_met() -> Result {
     require_root()?;
@@ -61,47 +112,13 @@ fn a_dropped_packet_is_reported_with_what_it_met() -> Result {
     assert_eq!(ours(&[])?, Vec::<Value>::new());
     gateway.cli(&["deny", "add", "198.18.7.0/24"])?.ok()?;
     let sender = Sender::new(&hosts.attacker)?;
-    let path = |source: &str| -> Result<Path> { Ok(Path::new(&hosts.attacker, source.parse()?)) };
-    let later = path("198.18.7.8")?.udp_fragments(UDP_PORT, &[0; 64])?;
-    for (source, frame, reason, rule, protocol, port) in [
-        (
-            "198.18.7.7",
-            path("198.18.7.7")?.syn(40_000, 443)?,
-            "deny",
-            json!({"prefix": "198.18.7.0/24", "action": "deny", "origin": "operator"}),
-            "tcp",
-            json!(443),
-        ),
-        (
-            "fd00:bad:0:7::7",
-            path("fd00:bad:0:7::7")?.udp(53, b"x")?,
-            "deny",
-            json!({"prefix": "fd00:bad:0:7::/64", "action": "deny", "origin": "configuration"}),
-            "udp",
-            json!(53),
-        ),
-        (
-            "198.18.7.8",
-            later[1].clone(),
-            "deny",
-            json!({"prefix": "198.18.7.0/24", "action": "deny", "origin": "operator"}),
-            "other",
-            Value::Null,
-        ),
-        (
-            "198.18.9.9",
-            path("198.18.9.9")?.udp(UDP_PORT, b"x")?,
-            "limit",
-            Value::Null,
-            "udp",
-            json!(UDP_PORT),
-        ),
-    ] {
+    for (source, frame, reason, rule, protocol, ports) in dropped(&hosts)? {
         let event = reported(&gateway, &sender, &frame, source)?;
         let source: IpAddr = source.parse()?;
         assert_eq!(event["source"], json!(source), "{event}");
         assert_eq!((&event["reason"], &event["rule"]), (&json!(reason), &rule), "{event}");
-        assert_eq!((&event["protocol"], &event["port"]), (&json!(protocol), &port), "{event}");
+        assert_eq!(event["protocol"], json!(protocol), "{event}");
+        assert_eq!(json!([event["source_port"], event["port"]]), ports, "{event}");
         assert_eq!(event["interface"], json!("to_attacker"), "{event}");
         assert_eq!(event["dry_run"], json!(false), "{event}");
     }
@@ -187,6 +204,81 @@ fn an_event_names_the_list_whose_rule_decided() -> Result {
     }
     let shown = gateway.cli(&["events"])?.ok()?.stdout;
     assert!(shown.contains("scanners") && shown.contains("bought"), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn what_the_rules_of_each_list_have_met_is_counted_under_its_name() -> Result {
+    const TRIED: &str = "198.18.9.9";
+    require_root()?;
+    let hosts = Topology::new()?;
+    let origin = origin(&hosts)?;
+    let mut config = hosts.config(origin.address);
+    config["kernel"]["deny_files"] = json!([
+        {"path": "scanners.txt"},
+        {"path": "tried.txt", "dry_run": true},
+    ]);
+    let mut gateway = Gateway::new(&hosts.gateway, config.clone())?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = gateway.config().with_file_name(name);
+        fs::write(&path, text)?;
+        Ok(path.to_str().context("no text")?.to_owned())
+    };
+    file("scanners.txt", "198.18.7.0/24\nfd00:bad::/48\n")?;
+    file("tried.txt", TRIED)?;
+    let bought = file("bought.txt", "198.18.8.0/24\n")?;
+    let other = file("other.txt", "198.18.8.0/24\n")?;
+    gateway.start()?;
+    gateway.cli(&["deny", "import", &bought])?.ok()?;
+    gateway.cli(&["deny", "add", "198.18.7.1"])?.ok()?;
+    let sender = Sender::new(&hosts.attacker)?;
+    let socket = hosts.gateway.datagrams(UDP_PORT)?;
+    let send = |sources: &[&str]| -> Result {
+        for source in sources {
+            sender.send(&Path::new(&hosts.attacker, source.parse()?).udp(UDP_PORT, b"x")?)?;
+        }
+        // What passes comes after all that was sent before.
+        sender.send(&Path::new(&hosts.attacker, "198.18.6.6".parse()?).udp(UDP_PORT, b"end")?)?;
+        wait_for("the last packet", PATIENCE, || {
+            let mut text = [0; 3];
+            Ok(socket.recv(&mut text).ok().filter(|_| text == *b"end"))
+        })?;
+        Ok(())
+    };
+    let met = |gateway: &Gateway<'_>| -> Result<BTreeMap<String, u64>> {
+        let lists = gateway.cli(&["lists", "--json"])?.ok()?.json_lines()?;
+        let met =
+            |list: &Value| Some((list["name"].as_str()?.to_owned(), list["packets"].as_u64()?));
+        Ok(lists.iter().filter_map(met).collect())
+    };
+    let expected = |counts: &[(&str, u64)]| -> BTreeMap<String, u64> {
+        counts.iter().map(|(name, packets)| ((*name).to_owned(), *packets)).collect()
+    };
+    // The operator's rule decides about a host of the first list, whose that packet is not.
+    send(&["198.18.7.7", "198.18.7.1", "fd00:bad::7", "198.18.8.8", TRIED, TRIED, TRIED])?;
+    assert_eq!(met(&gateway)?, expected(&[("scanners", 2), ("bought", 1), ("tried", 3)]));
+    let page = Page::of(&gateway.cli(&["metrics"])?.ok()?.stdout)?;
+    for (list, packets) in [("scanners", 2), ("bought", 1), ("tried", 3)] {
+        let series = format!(r#"gateway_kernel_list_packets_total{{list="{list}"}}"#);
+        assert_eq!(page.value(&series), Some(packets), "{list}");
+    }
+
+    // One list goes and another comes; the rest goes on counting, with no gateway, too, and in maps of another size.
+    gateway.cli(&["deny", "remove", "--list", "bought"])?.ok()?;
+    gateway.cli(&["deny", "import", &other])?.ok()?;
+    gateway.kill9()?;
+    send(&["198.18.8.8", "198.18.7.7"])?;
+    let after = expected(&[("scanners", 3), ("other", 1), ("tried", 3)]);
+    assert_eq!(met(&gateway)?, after);
+    config["kernel"]["max_rules"] = json!(1000);
+    gateway.write_config(config)?;
+    gateway.start()?;
+    assert_eq!(met(&gateway)?, after);
+    send(&["198.18.7.7"])?;
+    assert_eq!(met(&gateway)?.get("scanners"), Some(&4));
+    // Whoever comes back under the same name has counted, too.
+    gateway.cli(&["deny", "import", &bought])?.ok()?;
+    assert_eq!(met(&gateway)?.get("bought"), Some(&1));
     Ok(())
 }
 

@@ -100,7 +100,7 @@ fn only_a_syn_without_ack_opens_a_connection() {
 }
 
 #[test]
-fn udp_has_a_port() {
+fn udp_has_ports() {
     let mut frame = Vec::new();
     PacketBuilder::ethernet2([1; 6], [2; 6])
         .ipv4(V4, [10, 0, 0, 1], 64)
@@ -108,6 +108,7 @@ fn udp_has_a_port() {
         .write(&mut frame, &[1, 2, 3])
         .unwrap();
     assert_eq!(read(&frame[..]), ip(v4_source(), Transport::udp(53)));
+    assert_eq!(source_port(&frame[..]), Some(1));
 }
 
 #[test]
@@ -408,6 +409,7 @@ proptest! {
                         && let Some(port) = packet.transport.port()
                     {
                         prop_assert_eq!(port, tcp.destination_port());
+                        prop_assert_eq!(source_port(frame.as_slice()), Some(tcp.source_port()));
                     }
                 }
                 Frame::Neighbour => prop_assert!(six),

@@ -33,6 +33,8 @@ pub struct EventView {
     pub rule: Option<RuleMetView>,
     /// `tcp`, `udp` or `other`.
     pub protocol: String,
+    /// Its source port.
+    pub source_port: Option<u16>,
     /// Its destination port.
     pub port: Option<u16>,
     /// Where it came in.

@@ -82,6 +82,9 @@ pub struct ListView {
     pub held_back: bool,
     /// Why this version is not the newest, if it is not.
     pub note: Option<String>,
+    /// Packets that met a rule of it, since there is a list of this name; `None` where the kernel does not count them.
+    #[serde(default)]
+    pub packets: Option<u64>,
 }
 
 /// What happens to an address, and why.

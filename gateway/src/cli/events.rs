@@ -1,6 +1,8 @@
 //! `gateway events`: packets that the kernel door dropped, as they come. A sample: the counters of `gateway status` and
 //! `gateway metrics` count every one.
 
+use std::net::SocketAddr;
+
 use clap::Args;
 use gateway_common::verdict::Reason;
 use ipnet::IpNet;
@@ -78,7 +80,10 @@ fn show(event: &EventView, output: &Output) -> Result<(), Failure> {
     };
     let spared = if event.dry_run { "  (dry run: it passed)" } else { "" };
     let time = event.time_utc_ms.display();
-    let source = source.to_string();
+    let from = match event.source_port {
+        Some(port) => SocketAddr::new(*source, port).to_string(),
+        None => source.to_string(),
+    };
     Ok(output
-        .line(&format!("{time}  {reason:<11}  {source:<15}  {to:<9}  {interface}{rule}{spared}"))?)
+        .line(&format!("{time}  {reason:<11}  {from:<21}  {to:<9}  {interface}{rule}{spared}"))?)
 }

@@ -28,7 +28,7 @@ fn show(place: &Place, output: &Output) -> Result<(), Failure> {
     if lists.is_empty() {
         return Ok(output.line("there is no list: `gateway deny import FILE` makes one")?);
     }
-    let header = ["name", "action", "kind", "entries", "read", "source", "note"];
+    let header = ["name", "action", "kind", "entries", "packets", "read", "source", "note"];
     Ok(output.table(&header, lists.iter().map(row).collect())?)
 }
 
@@ -39,6 +39,7 @@ fn row(list: &ListView) -> Vec<String> {
         list.action.clone(),
         list.kind.clone(),
         list.entries.to_string(),
+        list.packets.map(|packets| packets.to_string()).unwrap_or_default(),
         match list.created_utc_ms {
             UtcMillis(0) => "never".to_owned(),
             read => read.display(),

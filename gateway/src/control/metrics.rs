@@ -332,6 +332,12 @@ pub(super) fn lists(lists: &[ListView]) -> String {
     each(&[file, feed], "gateway_list_failures", help, &|list| list.failures.into());
     let help = "1 if a newer version of a list waits for somebody to accept it.";
     each(&[file, feed], "gateway_list_held_back", help, &|list| list.held_back.into());
+    let help =
+        "Packets that met a rule of a list, also in a dry run, since there is one of this name.";
+    let mut packets = page.counter("gateway_kernel_list_packets_total", help);
+    for (list, met) in lists.iter().filter_map(|list| Some((list, list.packets?))) {
+        packets.with(&[("list", &list.name)], met);
+    }
     page.text()
 }
 

@@ -11,8 +11,8 @@ use crate::base::folder;
 use crate::base::time::Now;
 use crate::config::Config;
 use crate::feedback::ban::Change;
-use crate::kernel::Door;
 use crate::kernel::pins::Pins;
+use crate::kernel::{Door, lists};
 use crate::store::Store;
 
 /// Answers as the gateway with this configuration would; `None` where that takes a running one, or where none ever ran.
@@ -73,7 +73,7 @@ fn carry_out(
     let mut sessions = Sessions::default();
     sessions.look_all(&config.kernel.management_ports);
     let protected = protect::collect(config, None, [], &sessions);
-    let policy = Policy::new(config, protected, store, now);
+    let policy = Policy::new(config, protected, (store, lists::seats(&pins)), now);
     let mut policy = policy.map_err(Refusal::failed)?.offline(door);
     if policy.door.is_none() {
         // Nothing enforces them, and still they are what would decide.

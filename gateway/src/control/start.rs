@@ -33,7 +33,7 @@ use crate::base::time::{Now, instant};
 use crate::config::{AUDIT_FILES, Attach, Config};
 use crate::feedback::Reporter;
 use crate::kernel::pins::Pins;
-use crate::kernel::{Door, DoorError, Opened, attach};
+use crate::kernel::{Door, DoorError, Opened, attach, lists};
 use crate::limit::{Limits, no_room};
 use crate::listen::sockets::{Inherited, Sockets, bind_one};
 use crate::listen::{self, Shared};
@@ -105,9 +105,10 @@ pub(super) fn start(path: Option<&Path>, replace: bool) -> Result<Started, RunEr
     let mut sessions = Sessions::default();
     sessions.look_all(&config.kernel.management_ports);
     let protected = protect::collect(&config, echo.as_ref().map(Echo::address), [], &sessions);
+    let mut pins = Pins::at(&config.kernel.pins);
+    let store = (store, lists::seats(&pins));
     let mut policy =
         Policy::new(&config, protected, store, Now::read()).map_err(RunError::failed)?;
-    let mut pins = Pins::at(&config.kernel.pins);
     let kernel_note = open_door(&mut policy, &mut pins, &config, &target)?;
     policy.publish(Now::read()).map_err(RunError::failed)?;
     if Uid::effective().is_root() {

@@ -234,8 +234,9 @@ pub fn event(policy: &Policy, event: &Dropped) -> EventView {
         source: event.source,
         reason: event.reason.name().to_owned(),
         rule: event.rule.as_ref().map(|met| RuleMetView { list: list(met), ..rule_met(met) }),
-        protocol: event.transport.name().to_owned(),
-        port: event.transport.port(),
+        protocol: event.protocol.to_owned(),
+        source_port: event.ports.map(|(source, _)| source),
+        port: event.ports.map(|(_, destination)| destination),
         interface: event.interface.to_string(),
         dry_run: event.dry_run,
     }

@@ -5,18 +5,15 @@
 //! runs. What was carried lies in a second half, which no program knows of, and behind that how the halves are made, so
 //! that any version reads those of any other. Reasons keep their numbers for ever, and new ones come behind. What an
 //! interface has counted follows its name from slot to slot; where that has none it goes to the others.
-//!
-//! A kill loses nothing and doubles nothing: where a count goes to is marked while it is under way, in the same store
-//! that adds it, so that whoever goes on knows whether it has arrived. See [`MOVING`].
+//! A kill at it loses nothing and doubles nothing, see [`tally`].
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 use std::{fs, iter};
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{MapData, MapError};
 use gateway_common::layout::{self, COUNTERS_LEN, Counter, ORIGINS_LEN, SLOT_OTHERS};
 use gateway_common::verdict::Reason;
 use rustix::thread::{MembarrierCommand, membarrier};
@@ -25,8 +22,8 @@ use thiserror::Error;
 use super::pins::Pins;
 use super::slots::{self, Slots};
 use super::tables::{Tables, TablesError, chain};
-use super::{buckets, object};
-use crate::rules::tables::table::MOVING;
+use super::tally::{self, Counts, Targets};
+use super::{buckets, lists, object};
 
 /// Entries of the map of counters: those of the program, in the same order those that were carried, and a [`Shape`].
 pub const ENTRIES: u32 = 2 * COUNTERS_LEN + 1;
@@ -70,7 +67,7 @@ impl Shape {
             return Ok(Some(Self::BEFORE));
         }
         let Some(last) = map.len().checked_sub(1) else { return Ok(None) };
-        let Counter { packets, bytes } = sum(map.get(&last, 0)?.iter());
+        let Counter { packets, bytes } = tally::sum(map.get(&last, 0)?.iter());
         let (Ok(runs), Ok(reasons)) = (u32::try_from(packets), u32::try_from(bytes)) else {
             return Ok(None);
         };
@@ -82,8 +79,8 @@ impl Shape {
 
     /// Each counter of `into` with those that are carried to it: of the same reason, origin and kind, in the slots for
     /// which `seats` says its own.
-    fn targets(self, into: Self, seats: &[u32]) -> BTreeMap<u32, Vec<u32>> {
-        let mut targets = BTreeMap::<u32, Vec<u32>>::new();
+    fn targets(self, into: Self, seats: &[u32]) -> Targets {
+        let mut targets = Targets::new();
         for index in 0..self.counters() {
             let (run, reason) = (index / self.reasons % self.runs, index % self.reasons);
             let slot = seats.get((run / SLOT_RUNS) as usize).copied().unwrap_or(SLOT_OTHERS);
@@ -116,8 +113,8 @@ pub fn let_finish() {
 
 /// Writes into the map of counters that is pinned at `pin` how it is made.
 pub fn describe(pin: &Path) -> Result<(), CarryError> {
-    let described = open(pin).and_then(|map| match map {
-        Some(mut map) => set(&mut map, ENTRIES - 1, Shape::OURS.entry()),
+    let described = tally::open(pin).and_then(|map| match map {
+        Some(mut map) => tally::set(&mut map, ENTRIES - 1, Shape::OURS.entry()),
         None => Ok(()),
     });
     described.map_err(failed(pin))
@@ -130,6 +127,7 @@ pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
     let stays = |name: &str| is_same(&from.join(name), &pins.map(name));
     if !stays(layout::COUNTERS)
         && let Err(error) = counters(from, &pins.maps(), &mut tables.counters.slots)
+            .and_then(|()| met_by_lists(from, &pins.maps()))
     {
         tracing::error!(%error, "counters start anew");
     }
@@ -147,8 +145,8 @@ pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
 fn counters(from: &Path, into: &Path, slots: &mut Slots) -> Result<(), CarryError> {
     let [names, counts] = [layout::INTERFACES, layout::COUNTERS].map(|name| from.join(name));
     let into = into.join(layout::COUNTERS);
-    let Some(mut old) = open(&counts).map_err(failed(&counts))? else { return Ok(()) };
-    let Some(mut new) = open(&into).map_err(failed(&into))? else { return Ok(()) };
+    let Some(mut old) = tally::open(&counts).map_err(failed(&counts))? else { return Ok(()) };
+    let Some(mut new) = tally::open(&into).map_err(failed(&into))? else { return Ok(()) };
     let shape = Shape::of(&old).map_err(failed(&counts))?.ok_or_else(|| CarryError {
         map: counts.display().to_string(),
         reason: format!("{} entries of an unknown order", old.len()),
@@ -158,37 +156,21 @@ fn counters(from: &Path, into: &Path, slots: &mut Slots) -> Result<(), CarryErro
         reason: error.to_string(),
     })?;
     for (target, from) in shape.targets(Shape::OURS, &seats) {
-        shift((&mut old, &from), (&mut new, target)).map_err(failed(&into))?;
+        tally::shift((&mut old, &from), (&mut new, target)).map_err(failed(&into))?;
     }
     Ok(())
 }
 
-/// Moves what some counters hold to another one, which no program adds to.
-fn shift(
-    (old, from): (&mut Counters, &[u32]),
-    (new, target): (&mut Counters, u32),
-) -> Result<(), MapError> {
-    let mut found = Vec::new();
-    for index in from {
-        let count = sum(old.get(index, 0)?.iter());
-        if count != Counter::default() {
-            found.push((*index, count));
-        }
-    }
-    let held = new.get(&target, 0)?;
-    let has_arrived = held.iter().any(|share| share.packets & MOVING != 0);
-    if found.is_empty() && !has_arrived {
+/// The same of what lists have met.
+fn met_by_lists(from: &Path, into: &Path) -> Result<(), CarryError> {
+    let (Some(mut old), Some(mut new)) = (open_lists(from)?, open_lists(into)?) else {
         return Ok(());
+    };
+    for (target, indexes) in lists::targets(from, into) {
+        let moved = tally::shift((&mut old, &indexes), (&mut new, target));
+        moved.map_err(failed(&into.join(layout::LISTS)))?;
     }
-    let arriving = found.iter().map(|(_, count)| count).filter(|_| !has_arrived);
-    let total = sum(held.iter().chain(arriving));
-    if !has_arrived {
-        set(new, target, Counter { packets: total.packets | MOVING, ..total })?;
-    }
-    for (index, _) in found {
-        set(old, index, Counter::default())?;
-    }
-    set(new, target, total)
+    Ok(())
 }
 
 /// Ends what somebody began who moved counts to maps that are not in force now, and was killed at it: what has arrived
@@ -224,16 +206,30 @@ fn take_out(rest: &[PathBuf], into: &Path) -> Result<(), CarryError> {
     if rest.is_empty() {
         return Ok(());
     }
-    let Some(mut new) = open(&pin).map_err(failed(&pin))? else { return Ok(()) };
-    let Some(shape) = Shape::of(&new).map_err(failed(&pin))? else { return Ok(()) };
-    let mut marked = BTreeMap::new();
-    for index in shape.runs * shape.reasons..shape.counters() {
-        let held = new.get(&index, 0).map_err(failed(&pin))?;
-        if held.iter().any(|share| share.packets & MOVING != 0) {
-            marked.insert(index, sum(held.iter()));
-        }
+    take_out_counters(&rest, into)?;
+    let Some(mut new) = open_lists(into)? else { return Ok(()) };
+    let pin = into.join(layout::LISTS);
+    let arrived = tally::arrived(&new, lists::CARRIED).map_err(failed(&pin))?;
+    if arrived.is_empty() {
+        return Ok(());
     }
-    if marked.is_empty() {
+    for from in rest {
+        let Some(mut old) = open_lists(from)? else { continue };
+        tally::take_out(&mut old, &arrived, &lists::targets(from, into)).map_err(failed(&pin))?;
+    }
+    let mut all = arrived.into_iter();
+    all.try_for_each(|(index, total)| tally::set(&mut new, index, total)).map_err(failed(&pin))
+}
+
+fn take_out_counters(rest: &[&PathBuf], into: &Path) -> Result<(), CarryError> {
+    let pin = into.join(layout::COUNTERS);
+    let Some(mut new): Option<Counters> = tally::open(&pin).map_err(failed(&pin))? else {
+        return Ok(());
+    };
+    let Some(shape) = Shape::of(&new).map_err(failed(&pin))? else { return Ok(()) };
+    let carried = shape.runs * shape.reasons..shape.counters();
+    let arrived = tally::arrived(&new, carried).map_err(failed(&pin))?;
+    if arrived.is_empty() {
         return Ok(());
     }
     let theirs = slots::names_at(&into.join(layout::INTERFACES));
@@ -243,20 +239,27 @@ fn take_out(rest: &[PathBuf], into: &Path) -> Result<(), CarryError> {
     };
     for from in rest {
         let pin = from.join(layout::COUNTERS);
-        let Some(mut old) = open(&pin).map_err(failed(&pin))? else { continue };
+        let Some(mut old): Option<Counters> = tally::open(&pin).map_err(failed(&pin))? else {
+            continue;
+        };
         let Some(from_shape) = Shape::of(&old).map_err(failed(&pin))? else { continue };
         let names = slots::names_at(&from.join(layout::INTERFACES));
         let seats: Vec<u32> = iter::once(SLOT_OTHERS).chain(names.iter().map(seat_of)).collect();
         let targets = from_shape.targets(shape, &seats);
-        for index in targets.iter().filter(|(to, _)| marked.contains_key(to)).flat_map(|(_, of)| of)
-        {
-            set(&mut old, *index, Counter::default()).map_err(failed(&pin))?;
-        }
+        tally::take_out(&mut old, &arrived, &targets).map_err(failed(&pin))?;
     }
-    marked
-        .into_iter()
-        .try_for_each(|(index, total)| set(&mut new, index, total))
-        .map_err(failed(&pin))
+    let mut all = arrived.into_iter();
+    all.try_for_each(|(index, total)| tally::set(&mut new, index, total)).map_err(failed(&pin))
+}
+
+/// What lists have met, in a folder where that is laid out as ours.
+fn open_lists(folder: &Path) -> Result<Option<Counts<u64>>, CarryError> {
+    let pin = folder.join(layout::LISTS);
+    if !object::has_our(folder, &[layout::LISTS, layout::LIST_NAMES]) {
+        return Ok(None);
+    }
+    let counts = tally::open(&pin).map_err(failed(&pin))?;
+    Ok(counts.filter(|counts: &Counts<u64>| counts.len() == lists::CARRIED.end))
 }
 
 /// The tables of rules in a folder, where they have the shape of ours.
@@ -288,32 +291,7 @@ fn seats(names: &Path, slots: &mut Slots) -> Result<Vec<u32>, TablesError> {
     iter::once(Ok(SLOT_OTHERS)).chain(named).collect()
 }
 
-/// The sum over CPUs.
-pub fn sum<'a>(shares: impl Iterator<Item = &'a Counter>) -> Counter {
-    shares.fold(Counter::default(), |sum, share| Counter {
-        packets: sum.packets + (share.packets & !MOVING),
-        bytes: sum.bytes + share.bytes,
-    })
-}
-
-type Counters = PerCpuArray<MapData, Counter>;
-
-/// `None` where there is no such pin.
-fn open(path: &Path) -> Result<Option<Counters>, MapError> {
-    if !path.try_exists().map_err(MapError::IoError)? {
-        return Ok(None);
-    }
-    MapData::from_pin(path).and_then(Map::from_map_data).and_then(Counters::try_from).map(Some)
-}
-
-fn set(map: &mut Counters, index: u32, value: Counter) -> Result<(), MapError> {
-    // No program adds to these, so which CPU's share it is means nothing.
-    let mut shares = vec![Counter::default(); map.get(&index, 0)?.len()];
-    if let Some(first) = shares.first_mut() {
-        *first = value;
-    }
-    map.set(index, PerCpuValues::try_from(shares).map_err(MapError::IoError)?, 0)
-}
+type Counters = Counts<Counter>;
 
 fn failed(pin: &Path) -> impl Fn(MapError) -> CarryError {
     let map = pin.display().to_string();
@@ -328,12 +306,12 @@ mod tests {
 
     const OURS: Shape = Shape::OURS;
 
-    fn targets(shape: Shape) -> BTreeMap<u32, Vec<u32>> {
+    fn targets(shape: Shape) -> Targets {
         let same: Vec<u32> = (0..SLOTS_LEN).collect();
         targets_by(shape, &same)
     }
 
-    fn targets_by(shape: Shape, seats: &[u32]) -> BTreeMap<u32, Vec<u32>> {
+    fn targets_by(shape: Shape, seats: &[u32]) -> Targets {
         shape.targets(OURS, seats)
     }
 

@@ -5,15 +5,18 @@ use gateway_common::layout::{self, COUNTERS_LEN, Counter, SLOT_OTHERS, counter_i
 use gateway_common::rule::Origin;
 use gateway_common::verdict::Reason;
 
-use super::carry;
+use super::lists::Lists;
 use super::slots::Slots;
 use super::tables::{TablesError, failed, open_as};
+use super::tally;
 
 /// The counters.
 pub struct Counters {
     counts: PerCpuArray<MapData, Counter>,
     /// Whose they are.
     pub slots: Slots,
+    /// What the rules of each list have met.
+    pub lists: Lists,
 }
 
 /// A counter summed over the CPUs.
@@ -32,7 +35,7 @@ impl Counters {
     pub fn open(find: impl Fn(&str) -> Result<MapData, MapError>) -> Result<Self, TablesError> {
         let map = layout::COUNTERS;
         let counts = open_as(map, find(map).map_err(failed(map))?)?;
-        Ok(Self { counts, slots: Slots::open(find)? })
+        Ok(Self { counts, slots: Slots::open(&find)?, lists: Lists::open(find)? })
     }
 
     /// All counters, in the order of their reasons.
@@ -42,8 +45,8 @@ impl Counters {
         for (slot, _) in self.slots.in_use()? {
             for origin in origins() {
                 for (sum, count) in sums.iter_mut().zip(self.of(slot, origin)?) {
-                    sum.done = carry::sum([sum.done, count.done].iter());
-                    sum.would = carry::sum([sum.would, count.would].iter());
+                    sum.done = tally::sum([sum.done, count.done].iter());
+                    sum.would = tally::sum([sum.would, count.would].iter());
                 }
             }
         }
@@ -68,7 +71,7 @@ impl Counters {
     fn sum(&self, index: u32) -> Result<Counter, TablesError> {
         let read = |index| self.counts.get(&index, 0).map_err(failed(layout::COUNTERS));
         let (counted, carried) = (read(index)?, read(COUNTERS_LEN + index)?);
-        Ok(carry::sum(counted.iter().chain(carried.iter())))
+        Ok(tally::sum(counted.iter().chain(carried.iter())))
     }
 }
 

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use gateway_common::event::Event;
-use gateway_common::packet::Transport;
 use gateway_common::rule::{Action, Origin};
 use gateway_common::verdict::Reason;
 use ipnet::IpNet;
@@ -31,8 +30,10 @@ pub struct Dropped {
     pub reason: Reason,
     /// The rule that decided, where one did.
     pub rule: Option<RuleMet>,
-    /// Its transport and destination port, as far as they are known.
-    pub transport: Transport,
+    /// `tcp`, `udp` or `other`.
+    pub protocol: &'static str,
+    /// Its source and destination ports, where they are known.
+    pub ports: Option<(u16, u16)>,
     /// Where it came in: a name, or the index of an interface that has none here.
     pub interface: Arc<str>,
     /// It passed all the same, for this is a dry run.
@@ -108,7 +109,8 @@ impl Log {
             source,
             reason,
             rule,
-            transport: event.transport(),
+            protocol: event.transport().name(),
+            ports: event.ports(),
             interface: self.interface(event.interface),
             dry_run: event.dry_run != 0,
         };
@@ -178,7 +180,7 @@ impl Log {
 mod tests {
     use super::*;
     use gateway_common::event::Ruled;
-    use gateway_common::packet::Packet;
+    use gateway_common::packet::{Packet, Transport};
     use gateway_common::table::Head;
 
     const NOW: Now = Now { boot: BootTime(10_000_000_000), utc: UtcMillis(1_800_000_010_000) };
@@ -191,6 +193,7 @@ mod tests {
             interface: u32::MAX,
             rule: rule.bits(),
             reason: reason as u32,
+            source_port: 40_000,
             ..Event::of(Packet::v4(source, Transport::tcp(443, 2)))
         }
     }
@@ -206,7 +209,7 @@ mod tests {
         let prefix = "192.0.2.0/24".parse().unwrap();
         let rule = RuleMet { prefix, action: Action::Deny, origin: Origin::Feed };
         assert_eq!(event.rule, Some(rule));
-        assert_eq!((event.transport.name(), event.transport.port()), ("tcp", Some(443)));
+        assert_eq!((event.protocol, event.ports), ("tcp", Some((40_000, 443))));
         assert_eq!(&*event.interface, "4294967295");
     }
 

@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::base::time::{BootTime, Now};
 use crate::config::{self, ProtectedPorts};
 use crate::rules::classify::Entry;
+use crate::rules::seats::Seats;
 use crate::rules::tables::{Reader, RuleTables};
 
 pub mod apply;
@@ -26,6 +27,7 @@ pub mod events;
 pub mod guard;
 pub mod host;
 pub mod interfaces;
+pub mod lists;
 pub mod netlink;
 pub mod object;
 pub mod pins;
@@ -33,6 +35,7 @@ pub mod ring;
 pub mod slots;
 pub mod support;
 pub mod tables;
+pub mod tally;
 pub mod trial;
 
 use apply::Wanted;
@@ -182,6 +185,11 @@ impl Door {
         &mut self.tables.rules
     }
 
+    /// Says whose the seats of lists are, see [`lists::Lists::seat`].
+    pub fn seat_lists(&mut self, seats: &Seats) -> Result<(), TablesError> {
+        self.tables.counters.lists.seat(seats)
+    }
+
     /// Somebody who looks up what the kernel enforces.
     pub fn reader(&self) -> Reader {
         self.tables.rules.reader()
@@ -295,6 +303,7 @@ fn switch(
     }
     apply::check(&tables.rules, wanted).map_err(TablesError::from)?;
     seat(&mut tables.counters.slots, &kernel.interfaces, pins)?;
+    tables.counters.lists.seat(wanted.rules.seats())?;
     for interface in &kernel.interfaces {
         match attach::is_updatable(interface, kernel.attach, pins) {
             Ok(true) => {}

@@ -3,9 +3,9 @@
 //! ```text
 //! /sys/fs/bpf/gateway/          0700, refused when somebody else owns it
 //!     links/eth0                one link an interface, under the name that it has now; it keeps the program attached
-//!     abi-6/program             the program
-//!     abi-6/TABLE_V4 …          the maps, which a program of another ABI version must not touch
-//!     abi-6-next0/…             what is about to take its place whole, in one step, or what it has taken it from
+//!     abi-7/program             the program
+//!     abi-7/TABLE_V4 …          the maps, which a program of another ABI version must not touch
+//!     abi-7-next0/…             what is about to take its place whole, in one step, or what it has taken it from
 //! ```
 //!
 //! A map that stays is in both folders of maps, as two names of one file.

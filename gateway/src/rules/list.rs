@@ -39,6 +39,8 @@ pub struct List {
     pub before: Option<Before>,
     /// Entries that ended until then are not there any more.
     pub swept: BootTime,
+    /// Where the kernel counts it; given by the set of rules that it is in.
+    pub seat: u8,
 }
 
 /// Who keeps a list, and so who may change it.
@@ -92,7 +94,7 @@ impl List {
 
     /// Whether the entries of another version decide the same, so that only those that differ have to be changed.
     pub fn decides_like(&self, other: &Self) -> bool {
-        let of = |list: &Self| (list.action, list.origin(), list.dry_run);
+        let of = |list: &Self| (list.action, list.origin(), list.dry_run, list.seat);
         of(self) == of(other) && self.before.is_none() && other.before.is_none()
     }
 
@@ -184,7 +186,7 @@ impl List {
             prefix: entry.prefix,
             action,
             origin: self.origin(),
-            profile: 0,
+            profile: self.seat,
             profile_name: "",
             reason: if entry.reason.is_empty() { reason } else { entry.reason },
             created,

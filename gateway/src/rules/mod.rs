@@ -26,11 +26,13 @@ pub mod list;
 pub mod list_file;
 pub mod parse;
 pub mod protected;
+pub mod seats;
 pub mod sockets;
 pub mod tables;
 
 pub use change::{Change, Expired, Key, Pending};
 use list::List;
+use seats::Seats;
 use tables::tag_v4;
 
 /// One rule, as somebody made it.
@@ -43,7 +45,7 @@ pub struct Rule {
     /// Who made it.
     pub origin: Origin,
     /// Index of the profile of a `limit` rule in the kernel's table of profiles; of an `allow` rule for an address of
-    /// the host itself [`gateway_common::rule::OWN_ADDRESS`]; otherwise 0.
+    /// the host itself [`gateway_common::rule::OWN_ADDRESS`]; of a rule from a list its seat; otherwise 0.
     pub profile: u8,
     /// Name of the profile of a `limit` rule, by which it finds its place among others; otherwise empty.
     pub profile_name: String,
@@ -166,6 +168,7 @@ pub struct RuleSet {
     pending: BTreeMap<(IpNet, Origin), Pending>,
     /// By name.
     lists: BTreeMap<String, List>,
+    seats: Seats,
 }
 
 impl RuleSet {
@@ -209,7 +212,8 @@ impl RuleSet {
     }
 
     /// Puts a list in, in the place of the one of the same name, which is returned.
-    pub fn insert_list(&mut self, list: List) -> Option<List> {
+    pub fn insert_list(&mut self, mut list: List) -> Option<List> {
+        list.seat = self.seats.place(&list.name, |held| !self.lists.contains_key(held));
         self.lists.insert(list.name.clone(), list)
     }
 

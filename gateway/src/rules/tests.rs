@@ -42,6 +42,7 @@ fn list(name: &str, entries: &[(&str, Option<u64>)]) -> List {
         entries: Arc::new(builder.build()),
         before: None,
         swept: BootTime(0),
+        seat: 0,
     }
 }
 

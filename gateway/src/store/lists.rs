@@ -15,6 +15,7 @@ use crate::rules::Until;
 use crate::rules::entries::Entries;
 use crate::rules::list::{Before, List};
 use crate::rules::list_file::{self, ActionName, Header};
+use crate::rules::seats::SEAT_OTHERS;
 use gateway_common::rule::{Action, FOREVER};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,7 @@ impl Store {
                 entries: Arc::new(entries),
                 before: self.before(&path, now)?,
                 swept: BootTime(0),
+                seat: SEAT_OTHERS,
             };
             let has_ends = list.next_end().0 != FOREVER;
             list.expire(now.boot);

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::base::time::{BootTime, Now, UtcMillis};
 use crate::rules::list_file::Malformed;
+use crate::rules::seats::Seats;
 use crate::rules::{Change, Key, Pending, Rule, RuleSet, Until};
 
 pub mod bans;
@@ -164,9 +165,9 @@ impl Store {
         directory.join(FILE).exists()
     }
 
-    /// Everything that has not ended.
-    pub fn rule_set(&self, now: Now) -> Result<RuleSet, StoreError> {
-        let mut set = RuleSet::default();
+    /// Everything that has not ended. `seats`: those of the lists.
+    pub fn rule_set(&self, seats: Seats, now: Now) -> Result<RuleSet, StoreError> {
+        let mut set = RuleSet::with_seats(seats);
         for rule in self.rules(now)? {
             set.insert(rule);
         }
@@ -433,11 +434,11 @@ mod tests {
             (key(&old), Pending { made: NOW.utc, deadline, then: Some(old.clone()) }),
         ];
         store.change(&Change { put: vec![new.clone()], pend, ..Change::default() }).unwrap();
-        let set = store.rule_set(NOW).unwrap();
+        let set = store.rule_set(Seats::default(), NOW).unwrap();
         assert_eq!((set.iter().count(), set.pending().count()), (1, 2));
         let late = Now { boot: deadline.boot, utc: deadline.utc.unwrap() };
         for _ in 0..2 {
-            let set = store.rule_set(late).unwrap();
+            let set = store.rule_set(Seats::default(), late).unwrap();
             assert!(set.iter().eq([&old]), "the new one is gone, the old one is back");
             assert_eq!(set.pending().count(), 0);
         }
@@ -498,6 +499,7 @@ mod tests {
             entries: Arc::default(),
             before: None,
             swept: BootTime(0),
+            seat: 0,
         };
         let mut builder = Builder::default();
         builder.push("198.51.100.0/24".parse().unwrap(), None, "").unwrap();
@@ -519,7 +521,7 @@ mod tests {
         // Nothing kept the clock while the host was off: it is a month behind.
         store.boot = "behind".to_owned();
         let behind = at(10, NOW.utc.0 - MONTH_MS);
-        let set = store.rule_set(behind).unwrap();
+        let set = store.rule_set(Seats::default(), behind).unwrap();
         let ends = |set: &RuleSet| {
             let rule = set.iter().next().map(|rule| rule.until.boot.0 / 1_000_000_000);
             let pending = set.pending().next().map(|(_, one)| one.deadline.boot.0 / 1_000_000_000);
@@ -528,7 +530,11 @@ mod tests {
         };
         assert_eq!(ends(&set), (Some(3610), Some(70), Some(70)));
         let later = at(40, behind.utc.0 + 2 * MONTH_MS);
-        assert_eq!(ends(&store.rule_set(later).unwrap()), ends(&set), "of this boot by now");
+        assert_eq!(
+            ends(&store.rule_set(Seats::default(), later).unwrap()),
+            ends(&set),
+            "of this boot by now"
+        );
         // With a clock that is right the moment that was meant is the end.
         store.boot = "right".to_owned();
         let right = at(10, NOW.utc.0 + 59 * MINUTE_MS);

@@ -17,6 +17,7 @@ use crate::kernel::tables::TablesError;
 use crate::rules::entries::Entries;
 use crate::rules::list::{Kind, List, NAME_MAX_CHARS};
 use crate::rules::list_file::Header;
+use crate::rules::seats::SEAT_OTHERS;
 use crate::store::lists::Writing;
 
 /// Lists that there may be.
@@ -152,8 +153,15 @@ impl Policy {
             failures: 0,
             held_back: false,
             note: list.before.is_some().then(|| UNCONFIRMED.to_owned()),
+            packets: self.met_by(list),
         };
         self.rules.lists().map(view).collect()
+    }
+
+    /// Packets that met a rule of a list; `None` where the kernel does not count them.
+    pub fn met_by(&self, list: &List) -> Option<u64> {
+        let door = self.door.as_ref().filter(|_| list.seat != SEAT_OTHERS)?;
+        door.counters().lists.packets(list.seat).ok()
     }
 
     /// Puts a list in the place of the one of this name, or none: in the tables and in the store. What one of the two
@@ -207,6 +215,9 @@ impl Policy {
             Some(list) => self.rules.insert_list(list),
             None => self.rules.remove_list(name),
         };
+        if let Some(door) = &mut self.door {
+            door.seat_lists(self.rules.seats())?;
+        }
         let new = self.rules.list(name);
         let none = Entries::default();
         let [before, after] =
@@ -253,6 +264,7 @@ pub(in crate::control) fn list_of(
         entries: entries.into(),
         before: None,
         swept: BootTime(0),
+        seat: SEAT_OTHERS,
     };
     list.expire(now.boot);
     list

@@ -19,6 +19,7 @@ use crate::kernel::guard::{Guard, Refused};
 use crate::kernel::tables::TablesError;
 use crate::rules::classify::Classifier;
 use crate::rules::protected::Protected;
+use crate::rules::seats::Seats;
 use crate::rules::tables::{Memory, Reader, RuleTables};
 use crate::rules::{Change, Key, Rule, RuleRef, RuleSet};
 use crate::store::Store;
@@ -65,14 +66,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The policy of a configuration and of what the store kept.
+    /// The policy of a configuration and of what the store kept, with the seats that lists had before.
     pub fn new(
         config: &Config,
         protected: Protected,
-        store: Store,
+        (store, seats): (Store, Seats),
         now: Now,
     ) -> Result<Self, crate::store::StoreError> {
-        let mut rules = store.rule_set(now)?;
+        let mut rules = store.rule_set(seats, now)?;
         let (bans, of_bans) = Bans::load(&store, now)?;
         of_bans.into_iter().for_each(|rule| drop(rules.insert(rule)));
         let mut policy = Self {
@@ -335,6 +336,7 @@ impl Policy {
         let Self { rules, guard, serving, door, .. } = self;
         let wanted = Wanted { rules, guard, now: now.boot, complete: *serving };
         if let Some(door) = door {
+            door.seat_lists(rules.seats())?;
             apply_all(door.rules(), wanted)?;
         }
         self.lag = None;
@@ -471,7 +473,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         let config = crate::config::embedded().unwrap();
-        let mut policy = Policy::new(&config, Protected::default(), store, NOW).unwrap();
+        let mut policy =
+            Policy::new(&config, Protected::default(), (store, Seats::default()), NOW).unwrap();
         policy.publish(NOW).unwrap();
         let add = Add {
             action: ListAction::Allow,

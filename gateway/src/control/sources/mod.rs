@@ -231,6 +231,7 @@ impl Sources {
             checked_utc_ms: UtcMillis(0),
             failures: 0,
             held_back: false,
+            packets: None,
             note: None,
         };
         let files =

@@ -10,6 +10,7 @@ use crate::base::time::UtcMillis;
 use crate::config;
 use crate::feedback::decision::Story;
 use crate::rules::protected::Protected;
+use crate::rules::seats::Seats;
 
 pub(in crate::control) const NOW: Now =
     Now { boot: BootTime(1_000_000_000_000), utc: UtcMillis(1_800_000_000_000) };
@@ -24,7 +25,9 @@ pub(in crate::control) fn policy(folder: &tempfile::TempDir, now: Now) -> Policy
     let store = Store::open(folder.path()).unwrap();
     let mut protected = Protected::default();
     protected.add("10.0.0.5/32".parse().unwrap(), "a test");
-    let mut policy = Policy::new(&config::embedded().unwrap(), protected, store, now).unwrap();
+    let mut policy =
+        Policy::new(&config::embedded().unwrap(), protected, (store, Seats::default()), now)
+            .unwrap();
     policy.publish(now).unwrap();
     policy.seen();
     policy
