@@ -97,6 +97,10 @@ fn takes_over_from(abi: u32) -> Result {
     gateway.cli(&["deny", "add", DENIED])?.ok()?;
     gateway.stop()?;
     pretend(&gateway, abi)?;
+    // The maps that only one of them has.
+    for map in ["NETWORKS_V4", "SHORT_V4", "LISTS", "LIST_NAMES"] {
+        fs::remove_file(folder(&gateway, abi).join(map))?;
+    }
     if let Some(interfaces) = config.pointer_mut("/kernel/interfaces") {
         *interfaces = json!(["to_attacker", "to_client"]);
     }

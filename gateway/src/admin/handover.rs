@@ -25,7 +25,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -267,6 +267,7 @@ impl Predecessor {
 /// Agrees to hand over to whoever sent `request`, and has `control` do it.
 pub(super) fn accept(mut request: Request<Incoming>, asker: &Asker) -> Response<Full<Bytes>> {
     let asker = asker.clone();
+    let protocol = spoken_with(request.headers());
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::task::spawn_local(async move {
         // A successor that has gone meanwhile needs nothing.
@@ -279,8 +280,18 @@ pub(super) fn accept(mut request: Request<Incoming>, asker: &Asker) -> Response<
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+    response.headers_mut().insert(UPGRADE, protocol);
     response
+}
+
+/// What an older version can do, where that is what asks: it looks for its own name.
+fn spoken_with(asker: &HeaderMap) -> HeaderValue {
+    let older = |asked: &&HeaderValue| {
+        let (name, ours) = PROTOCOL.split_at(PROTOCOL.len() - 1);
+        let theirs = asked.to_str().ok().and_then(|asked| asked.strip_prefix(name));
+        theirs.is_some_and(|theirs| theirs.len() == 1 && theirs < ours)
+    };
+    asker.get(UPGRADE).filter(older).cloned().unwrap_or(HeaderValue::from_static(PROTOCOL))
 }
 
 /// A gateway that is to take this one's place.
@@ -365,6 +376,22 @@ mod tests {
         let stream = other.into_std().unwrap();
         stream.set_nonblocking(false).unwrap();
         (Successor::new(one), Predecessor { stream, path: "here".to_owned(), version })
+    }
+
+    #[test]
+    fn an_older_version_reads_its_own_name() {
+        for (asked, spoken) in [
+            (Some("gateway-handover/1"), "gateway-handover/1"),
+            (Some("gateway-handover/2"), "gateway-handover/2"),
+            (Some(PROTOCOL), PROTOCOL),
+            (Some("gateway-handover/4"), PROTOCOL),
+            (Some("gateway-handover/10"), PROTOCOL),
+            (Some("websocket"), PROTOCOL),
+            (None, PROTOCOL),
+        ] {
+            let asked = asked.map(|asked| (UPGRADE, HeaderValue::from_static(asked)));
+            assert_eq!(spoken_with(&asked.into_iter().collect()), spoken);
+        }
     }
 
     #[tokio::test]

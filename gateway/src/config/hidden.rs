@@ -15,6 +15,9 @@ const MASK: &str = "***";
 const KEYS: [&str; 6] =
     ["secret", "client_secret", "password", "sentinel_password", "bearer", "accepted_keys"];
 
+/// Key of a secret in some sections, and of the path of one in others.
+const SECTION_KEY: &str = "key";
+
 /// What is not shown of one file.
 #[derive(Debug, Default)]
 pub(super) struct Hidden {
@@ -38,19 +41,20 @@ impl Hidden {
         }
     }
 
-    /// The same of a line that is no YAML: everything behind the key of a secret, which may be in the line before.
+    /// The same of a line that is no YAML: everything behind the key of a secret, which may be in the line before, or
+    /// further above, where it is indented less.
     fn of_line(number: usize, text: &str) -> Self {
         let mut hidden = Self::default();
-        let mut lines = text.lines().skip(number.saturating_sub(2));
-        let before = if number > 1 { lines.next() } else { None };
-        let line = lines.next().unwrap_or_default();
+        let lines: Vec<&str> = text.lines().take(number).collect();
+        let Some((line, above)) = lines.split_last() else { return hidden };
+        let before = above.last().copied().and_then(behind_key);
         let mut begin = 0;
         let user = line.split_inclusive(char::is_whitespace).find_map(|word| {
             let user = user_in(word).map(|user| begin + user.start);
             begin += word.len();
             user
         });
-        let above = before.and_then(behind_key).map(|_| 0);
+        let above = before.or_else(|| parents(line, above).find_map(behind_key)).map(|_| 0);
         if let Some(end) = behind_key(line).into_iter().chain(user).chain(above).min() {
             let column = line.get(..end).unwrap_or_default().chars().count() + 1;
             hidden.columns.insert(number, column);
@@ -91,9 +95,10 @@ impl Hidden {
             Value::List(items) => items.iter().for_each(|item| self.look(item, is_secret)),
             Value::Map(entries) => {
                 for Entry { key, key_span, value } in entries {
-                    let is_section = matches!(value.value, Value::Map(_));
+                    let is_path = matches!(&value.value, Value::Scalar { text, .. }
+                        if text.starts_with('/') || text.contains('.'));
                     if !is_secret {
-                        let names = names_secret(key) || key == "key" && is_section;
+                        let names = names_secret(key) || key == SECTION_KEY && !is_path;
                         if names && !has_places(value) {
                             // Whatever else stands there, as the name of an anchor.
                             let column = key_span.column + key_span.width + 1;
@@ -120,7 +125,26 @@ fn behind_key(line: &str) -> Option<usize> {
         let name = key.trim_end_matches(['"', '\'']).rsplit(|c: char| !is_name(c)).next()?;
         let rest = rest.trim_start_matches([':', ' ', '{', '[']);
         let is_place = rest.starts_with("file:") || rest.starts_with("env:");
-        (names_secret(name) && !is_place).then_some(colon + 1)
+        let names = names_secret(name) || name == SECTION_KEY;
+        (names && !is_place).then_some(colon + 1)
+    })
+}
+
+/// The lines that a line belongs to by how far they are indented, from below.
+fn parents<'t>(line: &str, above: &[&'t str]) -> impl Iterator<Item = &'t str> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let is_item = |line: &str| line.trim_start().starts_with("- ");
+    let mut of = (indent(line), is_item(line));
+    above.iter().rev().copied().filter(move |line| {
+        if line.trim_start().is_empty() || line.trim_start().starts_with('#') {
+            return false;
+        }
+        // Items may stand where the key of their list does.
+        let is_parent = indent(line) < of.0 || indent(line) == of.0 && of.1 && !is_item(line);
+        if is_parent {
+            of = (indent(line), is_item(line));
+        }
+        is_parent
     })
 }
 
@@ -215,6 +239,12 @@ mod tests {
             "kernel: {feeds: [{name: f, url: 'ftp://ann:hunter2@feeds.example.com/', every: 1h}]}"
                 .to_owned(),
             "upstreams: {s: {endpoints: ['http://ann:hunter2@10.0.0.1:80']}}".to_owned(),
+            "feedback: {spread: {key: !hunter2}}".to_owned(),
+            "feedback: {crowdsec: {key: *hunter2}}".to_owned(),
+            "feedback: {foo: {key: hunter2}}".to_owned(),
+            "feedback:\n  spread:\n    accepted_keys:\n    - file: a\n    - value: hunter2: x"
+                .to_owned(),
+            "state:\n  redis:\n    password:\n      # a\n\n      value: hunter2: x".to_owned(),
         ];
         for text in &texts {
             let said = parse("x.yaml", &format!("listen: [{{address: 127.0.0.1:1}}]\n{text}\n"));

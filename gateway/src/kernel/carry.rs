@@ -21,9 +21,10 @@ use thiserror::Error;
 
 use super::pins::Pins;
 use super::slots::{self, Slots};
-use super::tables::{Tables, TablesError, chain};
+use super::tables::{Tables, TablesError, chain, failed as failed_at, mapping};
 use super::tally::{self, Counts, Targets};
 use super::{buckets, lists, object};
+use crate::rules::tables::{Memory, RuleTables};
 
 /// Entries of the map of counters: those of the program, in the same order those that were carried, and a [`Shape`].
 pub const ENTRIES: u32 = 2 * COUNTERS_LEN + 1;
@@ -125,15 +126,17 @@ pub fn describe(pin: &Path) -> Result<(), CarryError> {
 /// cannot be read is told and starts anew: it keeps no gateway from starting.
 pub fn all(from: &Path, pins: &Pins, tables: &mut Tables) {
     let stays = |name: &str| is_same(&from.join(name), &pins.map(name));
-    if !stays(layout::COUNTERS)
-        && let Err(error) = counters(from, &pins.maps(), &mut tables.counters.slots)
-            .and_then(|()| met_by_lists(from, &pins.maps()))
-    {
-        tracing::error!(%error, "counters start anew");
+    if !stays(layout::COUNTERS) {
+        let counters = counters(from, &pins.maps(), &mut tables.counters.slots);
+        for error in
+            [counters, met_by_lists(from, &pins.maps())].into_iter().filter_map(Result::err)
+        {
+            tracing::error!(%error, "counters start anew");
+        }
     }
     if !stays(layout::TABLE_V4) {
-        match rules_in(from, pins) {
-            Ok(before) => before.iter().for_each(|before| tables.rules.inherit(&before.rules)),
+        match rules_in(from) {
+            Ok(before) => before.iter().for_each(|before| tables.rules.inherit(before)),
             Err(error) => tracing::error!(%error, "what rules have met starts anew"),
         }
     }
@@ -189,9 +192,9 @@ pub fn end_what_was_begun(others: &[PathBuf], pins: &Pins) -> Result<(), TablesE
         if rest.is_empty() || stays(layout::TABLE_V4) {
             continue;
         }
-        if let Some(held) = rules_in(into, pins)?.filter(|held| held.rules.is_inheriting()) {
+        if let Some(held) = rules_in(into)?.filter(RuleTables::is_inheriting) {
             for from in &rest {
-                rules_in(from, pins)?.iter().for_each(|from| held.rules.end_inherit(&from.rules));
+                rules_in(from)?.iter().for_each(|from| held.end_inherit(from));
             }
         }
     }
@@ -262,17 +265,20 @@ fn open_lists(folder: &Path) -> Result<Option<Counts<u64>>, CarryError> {
     Ok(counts.filter(|counts: &Counts<u64>| counts.len() == lists::CARRIED.end))
 }
 
-/// The tables of rules in a folder, where they have the shape of ours.
-fn rules_in(folder: &Path, pins: &Pins) -> Result<Option<Tables>, TablesError> {
-    if !object::has_our(folder, &layout::RULE_MAPS) || !pins.maps().exists() {
+/// The tables of rules in a folder, where they have the shape of ours. Their filters may have another one.
+fn rules_in(folder: &Path) -> Result<Option<RuleTables>, TablesError> {
+    let [seed, v4, v6] = [layout::SEED, layout::TABLE_V4, layout::TABLE_V6];
+    let Some(found) = object::seed_in(folder).filter(|_| object::has_our(folder, &[seed, v4, v6]))
+    else {
         return Ok(None);
-    }
-    // The others are only there to be opened.
-    let find = |name: &str| match layout::RULE_MAPS.contains(&name) {
-        true => MapData::from_pin(folder.join(name)),
-        false => MapData::from_pin(pins.map(name)),
     };
-    Tables::open(find, u32::MAX).map(Some)
+    let mapped = |map: &'static str| {
+        let data = MapData::from_pin(folder.join(map)).map_err(failed_at(map))?;
+        mapping(map, &data)
+    };
+    let own = Memory::own(1).map_err(|source| TablesError::Memory { map: v4, source })?;
+    let memory = Memory { tables: [mapped(v4)?, mapped(v6)?], seed: found, ..own };
+    Ok(Some(RuleTables::open(memory, u32::MAX)))
 }
 
 /// Whether two pins are two names of one map.

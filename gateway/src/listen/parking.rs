@@ -79,8 +79,8 @@ impl Parking {
         Readable::new(self.epoll.try_clone()?)
     }
 
-    /// Parks a connection until its client comes back, or until a second after `until`. Fails where the kernel has no
-    /// memory to watch it; it is closed then, as a connection between two requests may be at any time.
+    /// Parks a connection until its client comes back, or until two seconds after `until` at most. Fails where the
+    /// kernel has no memory to watch it; it is closed then, as a connection between two requests may be at any time.
     pub(super) fn park(&self, parked: Parked, until: Instant) -> io::Result<()> {
         let key = self.key(until);
         let data = epoll::EventData::new_u64(key);
@@ -137,7 +137,7 @@ impl Parking {
     /// No two are the same: nobody parks four billion times within a second.
     fn key(&self, until: Instant) -> u64 {
         let number = self.parked_ever.replace(self.parked_ever.get() + 1);
-        (self.second(until) + 1) << SEQUENCE_BITS | number & u64::from(u32::MAX)
+        self.second(until) << SEQUENCE_BITS | number & u64::from(u32::MAX)
     }
 
     fn second(&self, at: Instant) -> u64 {

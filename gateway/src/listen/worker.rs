@@ -15,7 +15,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::{JoinHandle, spawn_local, yield_now};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::address::{ClientAddr, PeerAddr};
@@ -201,10 +201,16 @@ impl Worker {
                     let mut awake = awake?;
                     if self.take_awake()? {
                         awake.clear_ready();
+                    } else {
+                        yield_now().await;
                     }
                 }
                 _ = sweep.tick() => {
                     self.requests.sweep();
+                    // Whoever has asked for something meanwhile is not closed.
+                    while !self.take_awake()? {
+                        yield_now().await;
+                    }
                     self.parking.sweep();
                 }
                 _ = flush.tick(), if self.requests.is_logging() => self.requests.flush_log(),
@@ -310,12 +316,14 @@ impl Worker {
         })
     }
 
+    fn denies(&self, whom: &Whom) -> bool {
+        let believed = |client| self.requests.denies_believed(client);
+        self.requests.denies(whom.peer) || whom.client.is_some_and(believed)
+    }
+
     /// Closes the connections of those whom a rule denies by now, among those that `may` tells.
     fn recheck(&self, may: impl Fn(&Whom) -> bool) {
-        let believed = |client| self.requests.denies_believed(client);
-        let denied = |whom: &Whom| {
-            may(whom) && (self.requests.denies(whom.peer) || whom.client.is_some_and(believed))
-        };
+        let denied = |whom: &Whom| may(whom) && self.denies(whom);
         for told in self.open.borrow().connections.values().filter(|told| denied(&told.whom)) {
             told.denied.set(true);
             told.waker.wake_by_ref();
@@ -401,11 +409,11 @@ impl Slot {
         admitted
     }
 
-    /// Has `waker` woken when the worker begins to drain, and when the peer is denied.
+    /// Has `waker` woken when the worker begins to drain, and when the peer is denied, which it may be by now.
     pub(super) fn register(&self, waker: &Waker) {
-        let denied = Rc::clone(self.denied.get_or_init(Rc::default));
-        let waker = waker.clone();
-        let told = Told { whom: self.whom(), denied, waker };
+        let (denied, whom) = (Rc::clone(self.denied.get_or_init(Rc::default)), self.whom());
+        denied.set(self.worker.denies(&whom));
+        let told = Told { whom, denied, waker: waker.clone() };
         self.worker.open.borrow_mut().connections.insert(self.number, told);
     }
 

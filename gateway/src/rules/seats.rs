@@ -39,6 +39,11 @@ impl Seats {
         seat
     }
 
+    /// Whether a list has one, be it that it is gone.
+    pub fn has(&self, list: &str) -> bool {
+        self.names.iter().any(|held| held == list)
+    }
+
     /// The seats that are somebody's, and whose.
     pub fn iter(&self) -> impl Iterator<Item = (u8, &str)> {
         let named = self.names.iter().enumerate().filter(|(_, name)| !name.is_empty());

@@ -174,9 +174,10 @@ impl Store {
         let (pending, of_other_boots) = self.pending(now)?;
         self.change(&Change { pend: of_other_boots, ..Change::default() })?;
         set.change(&Change { pend: pending, ..Change::default() });
-        for list in self.lists(now)? {
-            set.insert_list(list);
-        }
+        let mut lists = self.lists(now)?;
+        // Those that have a seat first: as long as they are not there, they seem to be gone.
+        lists.sort_by_key(|list| !set.seats().has(&list.name));
+        lists.into_iter().for_each(|list| drop(set.insert_list(list)));
         // What nobody confirmed while no gateway ran has gone back in the kernel already.
         self.change(&set.expire(now.boot).change())?;
         Ok(set)
@@ -487,20 +488,7 @@ mod tests {
         let limited = rule("192.0.2.1/32", Some(3600));
         let deadline = Until::after(NOW, Some(Duration::from_secs(60)));
         let pend = Pending { made: NOW.utc, deadline, then: None };
-        let mut list = List {
-            name: "drop".to_owned(),
-            action: Action::Deny,
-            kind: Kind::Import,
-            source: String::new(),
-            dry_run: false,
-            reason: String::new(),
-            created: NOW.utc,
-            clocks: NOW,
-            entries: Arc::default(),
-            before: None,
-            swept: BootTime(0),
-            seat: 0,
-        };
+        let mut list = list("drop".to_owned());
         let mut builder = Builder::default();
         builder.push("198.51.100.0/24".parse().unwrap(), None, "").unwrap();
         list.before = Some(Before {
@@ -539,6 +527,40 @@ mod tests {
         store.boot = "right".to_owned();
         let right = at(10, NOW.utc.0 + 59 * MINUTE_MS);
         assert_eq!(store.rules(right).unwrap()[0].until.boot, BootTime(70_000_000_000));
+    }
+
+    fn list(name: String) -> List {
+        List {
+            name,
+            action: Action::Deny,
+            kind: Kind::Import,
+            source: String::new(),
+            dry_run: false,
+            reason: String::new(),
+            created: NOW.utc,
+            clocks: NOW,
+            entries: Arc::default(),
+            before: None,
+            swept: BootTime(0),
+            seat: 0,
+        }
+    }
+
+    #[test]
+    fn no_list_loses_its_seat_to_one_that_is_read_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let seated: Vec<String> = (0..254).map(|number| format!("m-{number}")).collect();
+        for name in ["a", "m-0", "m-253", "z"] {
+            let mut builder = Builder::default();
+            builder.push("198.51.100.0/24".parse().unwrap(), None, "").unwrap();
+            let entries = Arc::new(builder.build());
+            store.put_list(&List { entries, ..list(name.to_owned()) }).unwrap();
+        }
+        let set = store.rule_set(Seats::of(seated.clone()), NOW).unwrap();
+        let seat = |name: &str| set.list(name).unwrap().seat;
+        assert_eq!(["m-0", "m-253"].map(seat), [2, 255]);
+        assert_eq!(["a", "z"].map(seat), [3, 4], "of those that are gone");
     }
 
     #[test]

@@ -80,8 +80,11 @@ fn fields(given: &[String]) -> Result<Vec<String>, String> {
 
 fn text_of(input: impl Read) -> io::Result<String> {
     let mut text = String::new();
-    input.take(FIELDS_MAX_BYTES).read_to_string(&mut text)?;
-    Ok(text)
+    let length = input.take(FIELDS_MAX_BYTES + 1).read_to_string(&mut text)?;
+    match length as u64 <= FIELDS_MAX_BYTES {
+        true => Ok(text),
+        false => Err(io::Error::other(format!("it has more than {FIELDS_MAX_BYTES} bytes"))),
+    }
 }
 
 fn unread(file: &str, error: &io::Error) -> String {

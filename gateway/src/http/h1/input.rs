@@ -54,7 +54,12 @@ impl Input {
 
     /// Drops the first `length` bytes, or as many as there are.
     pub(super) fn skip(&mut self, length: usize) {
-        self.bytes.advance(length.min(self.bytes.len()));
+        if length < self.bytes.len() {
+            self.bytes.advance(length);
+        } else {
+            // Of what is only advanced past, the memory stays.
+            self.bytes = Bytes::new();
+        }
     }
 
     /// Reads more, of which `left` bytes belong to the present message if that is known; how many came, 0 at the end.
@@ -102,5 +107,22 @@ impl Input {
         let mut bytes = bytes.try_into_mut().unwrap_or_else(|bytes| BytesMut::from(&*bytes));
         bytes.extend_from_slice(read);
         self.bytes = bytes.freeze();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_up_gives_its_memory_back() {
+        let read = Bytes::from(vec![b'a'; 1000]);
+        for length in [1000, 1001] {
+            let mut input = Input::new(read.clone());
+            input.skip(999);
+            assert_eq!((input.bytes(), read.is_unique()), (&b"a"[..], false));
+            input.skip(length);
+            assert_eq!((input.is_empty(), read.is_unique()), (true, true));
+        }
     }
 }
