@@ -15,8 +15,10 @@ const MASK: &str = "***";
 const KEYS: [&str; 6] =
     ["secret", "client_secret", "password", "sentinel_password", "bearer", "accepted_keys"];
 
-/// Key of a secret in some sections, and of the path of one in others.
-const SECTION_KEY: &str = "key";
+/// Key of a secret below some sections, and of something else below others.
+const KEY: &str = "key";
+/// Those sections: `feedback.spread`, `feedback.crowdsec` and `identity.token`, also where the second is mistyped.
+const SECTIONS_OF_KEY: [&str; 2] = ["feedback", "token"];
 
 /// What is not shown of one file.
 #[derive(Debug, Default)]
@@ -34,7 +36,7 @@ impl Hidden {
         match tree::read(text, &[], &mut Vec::new()) {
             Ok(tree) => {
                 let mut hidden = Self::default();
-                hidden.look(&tree, false);
+                hidden.look(&tree, false, false);
                 hidden
             }
             Err(problem) => Self::of_line(problem.span.line, text),
@@ -85,30 +87,31 @@ impl Hidden {
         texts.fold(message, |message, text| message.replace(&text, &format!("`{MASK}`")))
     }
 
-    fn look(&mut self, node: &Node, is_secret: bool) {
+    /// `has_key`: whether it lies below a section where [`KEY`] is that of a secret.
+    fn look(&mut self, node: &Node, is_secret: bool, has_key: bool) {
         match &node.value {
             Value::Scalar { text, .. } if is_secret && !node.is_null() => {
                 self.texts.push(text.clone());
                 self.hide(node.span);
             }
             Value::Scalar { text, .. } if user_in(text).is_some() => self.hide(node.span),
-            Value::List(items) => items.iter().for_each(|item| self.look(item, is_secret)),
+            Value::List(items) => {
+                items.iter().for_each(|item| self.look(item, is_secret, has_key));
+            }
             Value::Map(entries) => {
                 for Entry { key, key_span, value } in entries {
-                    let is_path = matches!(&value.value, Value::Scalar { text, .. }
-                        if text.starts_with('/') || text.contains('.'));
                     if !is_secret {
-                        let names = names_secret(key) || key == SECTION_KEY && !is_path;
+                        let names = names_secret(key) || key == KEY && has_key;
                         if names && !has_places(value) {
                             // Whatever else stands there, as the name of an anchor.
                             let column = key_span.column + key_span.width + 1;
                             self.hide(Span { column, ..*key_span });
                         }
-                        self.look(value, names);
+                        self.look(value, names, has_key || SECTIONS_OF_KEY.contains(&key.as_str()));
                     } else if !is_place(key, value) {
                         self.texts.push(key.clone());
                         self.hide(*key_span);
-                        self.look(value, true);
+                        self.look(value, true, has_key);
                     }
                 }
             }
@@ -125,7 +128,7 @@ fn behind_key(line: &str) -> Option<usize> {
         let name = key.trim_end_matches(['"', '\'']).rsplit(|c: char| !is_name(c)).next()?;
         let rest = rest.trim_start_matches([':', ' ', '{', '[']);
         let is_place = rest.starts_with("file:") || rest.starts_with("env:");
-        let names = names_secret(name) || name == SECTION_KEY;
+        let names = names_secret(name) || name == KEY;
         (names && !is_place).then_some(colon + 1)
     })
 }
@@ -239,6 +242,8 @@ mod tests {
             "kernel: {feeds: [{name: f, url: 'ftp://ann:hunter2@feeds.example.com/', every: 1h}]}"
                 .to_owned(),
             "upstreams: {s: {endpoints: ['http://ann:hunter2@10.0.0.1:80']}}".to_owned(),
+            "identity: {token: {key: hunter2}}".to_owned(),
+            "identity: {token: {key: {value: hunter2}}}".to_owned(),
             "feedback: {spread: {key: !hunter2}}".to_owned(),
             "feedback: {crowdsec: {key: *hunter2}}".to_owned(),
             "feedback: {foo: {key: hunter2}}".to_owned(),
@@ -263,6 +268,9 @@ mod tests {
                 "{env: GATEWAY_A}, leeway: x",
             ),
             ("auth: {a: {basic: {htpasswd: a, header: x}}}", "header: x"),
+            ("auth: {a: {api_key: {key: {hedaer: X-Key}}}}", "unknown key `hedaer`"),
+            ("identity: {key: X Key}", "`X Key` is no name of a header field"),
+            ("listen: [{tls: {certificates: [{cert: a, key: b, x: 1}]}}]", "key: b, x: 1"),
         ] {
             let said = parse("x.yaml", text).expect_err(text).to_string();
             assert!(said.contains(shown), "{said}");
